@@ -1,0 +1,45 @@
+"""Classification losses, one value per example; reductions and masks are the task's."""
+
+import jax
+import jax.numpy as jnp
+
+
+def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Cross entropy against a distribution over the classes.
+
+  Args:
+    logits: `[batch, classes]`.
+    targets: `[batch, classes]`, rows that sum to one.
+
+  Returns:
+    `[batch]`, in at least float32.
+  """
+  log_probabilities = jax.nn.log_softmax(
+    logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
+  )
+  return -jnp.sum(targets * log_probabilities, axis=-1)
+
+
+def label_smoothing_cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float
+) -> jax.Array:
+  """`(1 - smoothing)` of the log loss plus `smoothing` of the mean loss over all classes.
+
+  Args:
+    logits: `[batch, classes]`.
+    labels: integer classes `[batch]`.
+    smoothing: in [0, 1).
+
+  Returns:
+    `[batch]`, in at least float32.
+  """
+  log_probabilities = jax.nn.log_softmax(
+    logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
+  )
+  picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+  return -(1.0 - smoothing) * picked - smoothing * jnp.mean(log_probabilities, axis=-1)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Log loss of the true class; see `label_smoothing_cross_entropy`."""
+  return label_smoothing_cross_entropy(logits, labels, 0.0)
