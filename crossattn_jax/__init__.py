@@ -1,8 +1,8 @@
 """Cross-attention vision systems in JAX and Flax.
 
-  model = crossattn_jax.create_model('crossvit_tiny_240')
-  variables = model.init(jax.random.key(0), images)
-  logits, features = model.apply(variables, images)
+model = crossattn_jax.create_model('crossvit_tiny_240')
+variables = model.init(jax.random.key(0), images)
+logits, features = model.apply(variables, images)
 """
 
 import importlib

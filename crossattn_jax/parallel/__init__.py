@@ -1,0 +1,27 @@
+"""Device meshes, parameter sharding rules, activation constraints and multi-host start-up."""
+
+from crossattn_jax.parallel.activations import constrain
+from crossattn_jax.parallel.mesh import (
+  AXES,
+  BATCH_AXES,
+  batch_sharding,
+  create_mesh,
+  global_batch,
+  replicated,
+)
+from crossattn_jax.parallel.multihost import initialize
+from crossattn_jax.parallel.parameters import DEFAULT_RULES, shardings_like, tree_shardings
+
+__all__ = [
+  'AXES',
+  'BATCH_AXES',
+  'DEFAULT_RULES',
+  'batch_sharding',
+  'constrain',
+  'create_mesh',
+  'global_batch',
+  'initialize',
+  'replicated',
+  'shardings_like',
+  'tree_shardings',
+]
