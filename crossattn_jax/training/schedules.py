@@ -1,0 +1,165 @@
+"""Learning-rate schedules: cosine, polynomial, step and constant, each with linear warm-up.
+
+A schedule is an `optax.Schedule`: it maps the 0-based index of a training step to the learning rate
+of that step. Time is counted in integers up to the last division, so that step 400000 of a run with
+1251 steps per epoch is in exactly the right epoch in float32 too.
+"""
+
+from collections.abc import Callable
+import difflib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_dict
+import optax
+
+SCHEDULES = ('cosine', 'polynomial', 'step', 'constant')
+WARMUPS = ('to_base', 'of_schedule')
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns every key of `config.schedule` with its default.
+
+  Keys:
+    name: 'cosine', 'polynomial', 'step' or 'constant'.
+    learning_rate: the base learning rate, for a global batch of `reference_batch_size`.
+    reference_batch_size: batch size that `learning_rate` is stated for; the rate in use is
+      proportional to the global batch. None: `learning_rate` holds for any batch.
+    minimum: learning rate that cosine and polynomial end at. Not scaled with the batch.
+    power: exponent of the polynomial.
+    boundary_epochs: when the step schedule multiplies by `factor`; fractions are rounded to steps.
+    factor: of the step schedule.
+    warmup_epochs, warmup_steps: length of the linear warm-up; at most one of the two is set.
+    warmup_start: learning rate of the first step. Not scaled with the batch.
+    warmup: 'to_base' rises from `warmup_start` to the base rate, then the decay takes over (timm);
+      'of_schedule' multiplies the decaying rate by a factor that rises from
+      `warmup_start / base` to 1 (mmcv).
+    decay_after_warmup: whether the decay's clock starts at the end of the warm-up; if not, it runs
+      from step 0 and the rate drops a little where the warm-up ends (timm, mmcv).
+    per_epoch: whether the rate is constant within an epoch, at the value of its first step.
+    epochs_late, steps_late: how late the schedule runs: step n gets the rate of step
+      `max(n - steps_late - epochs_late * steps_per_epoch, 0)`. Training scripts that step their
+      scheduler with the finished epoch's index are one epoch late: epochs 0 and 1 both train
+      at `warmup_start` (CrossViT, SwiftFormer, BiFormer).
+  """
+  config = ml_collections.ConfigDict()
+  config.name = 'cosine'
+  config.learning_rate = 1e-3
+  config.reference_batch_size = config_dict.placeholder(int)
+  config.minimum = 0.0
+  config.power = 1.0
+  config.boundary_epochs = ()
+  config.factor = 0.1
+  config.warmup_epochs = 0.0
+  config.warmup_steps = 0
+  config.warmup_start = 0.0
+  config.warmup = 'to_base'
+  config.decay_after_warmup = True
+  config.per_epoch = False
+  config.epochs_late = 0
+  config.steps_late = 0
+  return config
+
+
+def scaled_learning_rate(config: ml_collections.ConfigDict, batch_size: int) -> float:
+  """Returns the base learning rate for a global batch: proportional to it, where so configured."""
+  if config.reference_batch_size is None:
+    return config.learning_rate
+  return config.learning_rate * batch_size / config.reference_batch_size
+
+
+def create_schedule(
+  config: ml_collections.ConfigDict, *, base_lr: float, total_steps: int, steps_per_epoch: int
+) -> optax.Schedule:
+  """Builds the schedule of a run.
+
+  Args:
+    config: as `default_config` documents.
+    base_lr: the learning rate at the top, see `scaled_learning_rate`.
+    total_steps: of the whole run, warm-up included.
+    steps_per_epoch: what converts `*_epochs` to steps.
+
+  Returns:
+    A function from the step (an int or an integer array) to the learning rate in the default float
+    dtype: float32, or float64 under `jax.enable_x64`.
+
+  Raises:
+    ValueError: for an unknown name or a contradictory or impossible value, naming it.
+  """
+  _check_choice('schedule', config.name, SCHEDULES)
+  _check_choice('warm-up', config.warmup, WARMUPS)
+  if total_steps < 1 or steps_per_epoch < 1:
+    raise ValueError(
+      f'total_steps={total_steps} and steps_per_epoch={steps_per_epoch} must be positive'
+    )
+  if config.warmup_epochs and config.warmup_steps:
+    raise ValueError(
+      f'schedule.warmup_epochs={config.warmup_epochs} and '
+      f'schedule.warmup_steps={config.warmup_steps} are both set; leave one of them 0'
+    )
+  warmup_steps = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'the warm-up takes {warmup_steps} steps but the run has {total_steps}; '
+      'shorten schedule.warmup_epochs or schedule.warmup_steps'
+    )
+  if min(config.epochs_late, config.steps_late) < 0:
+    raise ValueError('schedule.epochs_late and schedule.steps_late must not be negative')
+  steps_late = config.steps_late + config.epochs_late * steps_per_epoch
+  decay_start = warmup_steps if config.decay_after_warmup else 0
+  decay = _create_decay(config, base_lr, total_steps - decay_start, steps_per_epoch)
+
+  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.maximum(jnp.asarray(count) - steps_late, 0)
+    if config.per_epoch:
+      step = step // steps_per_epoch * steps_per_epoch
+    rate = decay(jnp.maximum(step - decay_start, 0))
+    if not warmup_steps:
+      return rate
+    progress = jnp.minimum(step, warmup_steps) / warmup_steps
+    if config.warmup == 'of_schedule':
+      start = config.warmup_start / base_lr
+      return rate * (start + (1 - start) * progress)
+    warming = config.warmup_start + (base_lr - config.warmup_start) * progress
+    return jnp.where(step < warmup_steps, warming, rate)
+
+  return schedule
+
+
+def _create_decay(
+  config: ml_collections.ConfigDict, base_lr: float, decay_steps: int, steps_per_epoch: int
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns the rate as a function of the steps since the decay's clock started."""
+  if config.name == 'step':
+    boundaries = [round(epoch * steps_per_epoch) for epoch in config.boundary_epochs]
+    if any(later <= earlier for earlier, later in itertools.pairwise([0, *boundaries])):
+      raise ValueError(
+        f'schedule.boundary_epochs={tuple(config.boundary_epochs)} must be positive and increase '
+        'by at least one step'
+      )
+    return optax.piecewise_constant_schedule(base_lr, dict.fromkeys(boundaries, config.factor))
+  if config.name == 'constant':
+    return lambda step: jnp.full(step.shape, base_lr, jnp.result_type(float))
+
+  # Written in the steps that remain, an exact integer: 1 - step / decay_steps and 1 + cos(...), as
+  # Optax has them, cancel in float32 where the rate is smallest.
+  def decay(step: jax.Array) -> jax.Array:
+    remaining = jnp.maximum(decay_steps - step, 0) / decay_steps
+    if config.name == 'cosine':
+      shape = jnp.sin(jnp.pi / 2 * remaining) ** 2  # = (1 + cos(pi * step / decay_steps)) / 2
+    else:
+      shape = remaining**config.power
+    return config.minimum + (base_lr - config.minimum) * shape
+
+  return decay
+
+
+def _check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
+  """Raises ValueError for an unknown name, saying the nearest known one."""
+  if name not in known:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    raise ValueError(
+      f'unknown {what} {name!r}; did you mean {nearest!r}? known: {", ".join(known)}'
+    )
