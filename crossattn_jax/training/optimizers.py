@@ -1,0 +1,286 @@
+"""Optimizers from the config: AdamW, Adam, SGD and LAMB with per-parameter weight decay and rates.
+
+Parameters are named by their Flax path joined by '/', such as
+'encoder_0/branch_1/block_0/mlp/fc1/kernel'; a pattern is a regular expression that matches the
+whole path (`re.fullmatch`).
+
+The order of the operations is PyTorch's: gradients are averaged over accumulated steps, clipped,
+L2-regularised where the decay is coupled, turned into a direction, decayed where it is decoupled,
+then multiplied by the parameter's multiplier and by minus the learning rate. Everything is
+computed, and every moment kept, in at least float32, whatever the parameters' dtype.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_dict
+import optax
+
+from crossattn_jax.parallel import parameters
+
+OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb')
+
+# Kernels of projections into heads have several output dimensions, all but the first.
+_HEADS_KERNEL = r'(.*/)?(qkv|query|key|value)/kernel'
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSettings:
+  """How one parameter is trained.
+
+  Attributes:
+    decayed: whether weight decay applies to it.
+    multiplier: of its learning rate; 0 freezes it.
+  """
+
+  decayed: bool
+  multiplier: float
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns every key of `config.optimizer` with its default.
+
+  Keys:
+    name: 'adamw', 'adam', 'sgd' or 'lamb'.
+    beta1, beta2, epsilon: of adamw, adam and lamb.
+    momentum, nesterov: of sgd.
+    weight_decay: adamw decays the weights themselves, by learning rate * weight_decay * weight a
+      step; lamb does so inside its trust ratio; adam and sgd add weight_decay * weight to the
+      gradient (L2), as PyTorch's optimizers of these names do.
+    decoupled_weight_decay: of sgd: decays as adamw does instead.
+    decay_vectors: whether parameters of at most one dimension and biases of any rank (the last name
+      of the path is 'bias') are decayed.
+    decay_exclude: patterns of further parameters that are not decayed, such as
+      ('pos_embed_.*', 'cls_token_.*').
+    decay_include: patterns of parameters that are decayed whatever the other two say.
+    multipliers: ordered (pattern, factor) pairs; the first match multiplies the learning rate, and
+      with it the decay. Factor 0 freezes: no state, no part in the norm for clipping.
+    clip_norm, clip_value, clip_adaptive: clips gradients to a global norm, to [-value, value], or
+      unit by unit to a fraction of the weights' norm (see `adaptive_clip`); at most one.
+    clip_adaptive_elements: patterns of parameters that `clip_adaptive` treats element by element,
+      such as layer scales.
+    accumulation_steps: training steps whose gradients are averaged into one update.
+  """
+  config = ml_collections.ConfigDict()
+  config.name = 'adamw'
+  config.beta1 = 0.9
+  config.beta2 = 0.999
+  config.epsilon = 1e-8
+  config.momentum = 0.9
+  config.nesterov = False
+  config.weight_decay = 0.0
+  config.decoupled_weight_decay = False
+  config.decay_vectors = False
+  config.decay_exclude = ()
+  config.decay_include = ()
+  config.multipliers = ()
+  config.clip_norm = config_dict.placeholder(float)
+  config.clip_value = config_dict.placeholder(float)
+  config.clip_adaptive = config_dict.placeholder(float)
+  config.clip_adaptive_elements = ()
+  config.accumulation_steps = 1
+  return config
+
+
+def parameter_settings(
+  config: ml_collections.ConfigDict, params: optax.Params
+) -> dict[str, ParameterSettings]:
+  """Returns how each parameter is trained, by path, in the order of the tree.
+
+  Args:
+    config: as `default_config` documents.
+    params: arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    ValueError: a pattern matches no parameter; the message names it and the nearest path.
+  """
+  leaves = {
+    parameters.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  _check_patterns('decay_exclude', config.decay_exclude, leaves)
+  _check_patterns('decay_include', config.decay_include, leaves)
+  _check_patterns('multipliers', [pattern for pattern, _ in config.multipliers], leaves)
+
+  settings = {}
+  for path, leaf in leaves.items():
+    is_vector = leaf.ndim <= 1 or path.rpartition('/')[2] == 'bias'
+    excluded = (is_vector and not config.decay_vectors) or _matches(config.decay_exclude, path)
+    matching = (factor for pattern, factor in config.multipliers if re.fullmatch(pattern, path))
+    settings[path] = ParameterSettings(
+      decayed=not excluded or _matches(config.decay_include, path),
+      multiplier=float(next(matching, 1.0)),
+    )
+  return settings
+
+
+def create_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule, params: optax.Params
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a run.
+
+  Args:
+    config: as `default_config` documents.
+    schedule: from the index of the training step to the learning rate; with accumulation an update
+      uses the rate of the first of its steps.
+    params: arrays or `jax.ShapeDtypeStruct`s; only their paths and shapes are used.
+
+  Returns:
+    A transformation whose `update` needs `params`. Trees in its state that mirror the parameters
+    hold `optax.MaskedNode` in place of frozen ones: give `optax.tree_map_params`
+    `is_leaf=lambda x: isinstance(x, optax.MaskedNode)` if there are any.
+
+  Raises:
+    ValueError: for an unknown name, contradictory values, or a pattern that matches no parameter.
+  """
+  if config.name not in OPTIMIZERS:
+    nearest = difflib.get_close_matches(config.name, OPTIMIZERS, n=1, cutoff=0.0)[0]
+    raise ValueError(
+      f'unknown optimizer {config.name!r}; did you mean {nearest!r}? known: {", ".join(OPTIMIZERS)}'
+    )
+  if config.decoupled_weight_decay and config.name == 'adam':
+    raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
+  if config.accumulation_steps < 1:
+    raise ValueError(f'optimizer.accumulation_steps={config.accumulation_steps} must be positive')
+  settings = parameter_settings(config, params)
+  steps = config.accumulation_steps
+
+  # By path, not by a tree of the parameters' structure: the trees may lack the frozen ones.
+  def per_parameter(name: str, tree: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: getattr(settings[parameters.path_string(path)], name), tree
+    )
+
+  def multiply(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    del params
+    return jax.tree.map(lambda u, factor: u * factor, updates, per_parameter('multiplier', updates))
+
+  decay = optax.add_decayed_weights(
+    config.weight_decay, mask=lambda tree: per_parameter('decayed', tree)
+  )
+  coupled = config.name in ('adam', 'sgd') and not config.decoupled_weight_decay
+  parts = _clipping(config, params)
+  parts += [decay, _direction(config)] if coupled else [_direction(config), decay]
+  if config.name == 'lamb':
+    parts.append(optax.scale_by_trust_ratio())
+  parts.append(optax.stateless(multiply))
+  parts.append(optax.scale_by_learning_rate(lambda update: schedule(update * steps)))
+  optimizer = optax.chain(*parts)
+  if steps > 1:
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    optimizer = optax.MultiSteps(
+      optimizer, steps, accumulator_dtype=jnp.result_type(jnp.float32, *dtypes)
+    ).gradient_transformation()
+  optimizer = _in_float32(optimizer)
+  if all(setting.multiplier for setting in settings.values()):
+    return optimizer
+  labels = jax.tree.map(lambda factor: bool(factor), per_parameter('multiplier', params))
+  return optax.partition({True: optimizer, False: optax.set_to_zero()}, labels)
+
+
+def adaptive_clip(
+  fraction: float, elements: Iterable[str] = (), epsilon: float = 1e-3
+) -> optax.GradientTransformation:
+  """Clips each unit's gradient to a fraction of its weights' norm.
+
+  Brock et al. 2021 (arXiv 2102.06171), section 4. A unit is what it is in timm, an index of the
+  first dimension of the tensor in PyTorch's layout: an output feature of a kernel, a whole vector
+  or bias.
+
+  Args:
+    fraction: of max(norm of the weights, `epsilon`) that the gradient's norm may reach.
+    elements: patterns of parameters in which every element is a unit.
+    epsilon: lets weights that are zero leave it.
+
+  Returns:
+    A stateless transformation whose `update` needs `params`.
+  """
+
+  def clip(path: tuple[Any, ...], gradient: jax.Array, param: jax.Array) -> jax.Array:
+    axes = _unit_axes(parameters.path_string(path), gradient.ndim, elements)
+    norm = jnp.sqrt(jnp.sum(jnp.square(gradient), axis=axes, keepdims=True))
+    limit = jnp.sqrt(jnp.sum(jnp.square(param), axis=axes, keepdims=True))
+    limit = fraction * jnp.maximum(limit, epsilon)
+    return jnp.where(norm < limit, gradient, gradient * (limit / jnp.maximum(norm, 1e-6)))
+
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates, params)
+  )
+
+
+def _unit_axes(path: str, ndim: int, elements: Iterable[str]) -> tuple[int, ...]:
+  """Returns the axes of one unit of adaptive clipping; the others count the units."""
+  name = path.rpartition('/')[2]
+  if _matches(elements, path):
+    return ()
+  if ndim <= 1 or name == 'bias':
+    return tuple(range(ndim))
+  if re.fullmatch(_HEADS_KERNEL, path):
+    return (0,)
+  if name == 'kernel':
+    return tuple(range(ndim - 1))
+  return tuple(range(1, ndim))
+
+
+def _clipping(
+  config: ml_collections.ConfigDict, params: optax.Params
+) -> list[optax.GradientTransformation]:
+  """Returns the configured gradient clipping, nothing or one transformation."""
+  kinds = {
+    'clip_norm': optax.clip_by_global_norm,
+    'clip_value': optax.clip,
+    'clip_adaptive': lambda value: adaptive_clip(value, config.clip_adaptive_elements),
+  }
+  given = {name: config[name] for name in kinds if config[name] is not None}
+  if len(given) > 1:
+    raise ValueError(f'optimizer: {" and ".join(given)} are both set; keep one of them')
+  paths = [parameters.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+  _check_patterns('clip_adaptive_elements', config.clip_adaptive_elements, paths)
+  return [kinds[name](value) for name, value in given.items()]
+
+
+def _direction(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """Returns what turns gradients into the direction of the step."""
+  if config.name != 'sgd':
+    return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+  if config.momentum:
+    return optax.trace(config.momentum, config.nesterov)
+  return optax.identity()
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Gives `inner` gradients and parameters of at least float32."""
+
+  def widen(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+  def init(params: optax.Params) -> optax.OptState:
+    return inner.init(widen(params))
+
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
+    return inner.update(widen(updates), state, widen(params))
+
+  return optax.GradientTransformation(init, update)
+
+
+def _matches(patterns: Iterable[str], path: str) -> bool:
+  return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def _check_patterns(key: str, patterns: Iterable[str], paths: Iterable[str]) -> None:
+  """Raises ValueError for the first pattern that matches no path."""
+  paths = list(paths)
+  for pattern in patterns:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      nearest = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+      raise ValueError(
+        f'optimizer.{key}: the pattern {pattern!r} matches none of the {len(paths)} parameters '
+        f'(it must match a whole path); the nearest is {nearest[0]!r}'
+      )
