@@ -1,0 +1,350 @@
+"""What `parity/<system>.py` tells the parity tools about a system.
+
+Two registrations:
+
+`@register_adapter(system, module)` on `make_adapter(manifest) -> Adapter`, one per module kind of
+the recorded cases: how to build the Flax module from the original's constructor arguments and how
+to run it on the original's inputs, in the original's layouts.
+
+`@register_models(system, pattern)` on `describe(module) -> ModelParity`, one per system: the rules
+and the taps of the registered models (`create_model`), which convert, compare and load_pretrained
+use. An adapter of whole-model cases is usually built from the same description.
+
+Modules are built with `dtype=None`: they then compute in the dtype of the weights they are handed,
+float64 when exactness is proven.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping as AnyMapping
+import dataclasses
+import fnmatch
+import importlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.parity import mapping as mapping_lib
+
+Arrays = dict[str, jax.Array]
+
+
+class AdapterNotFound(LookupError):
+  """No adapter for a system or a module kind; the message says what exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+  """How to run one recorded case.
+
+  Attributes:
+    run: (variables, inputs) -> (outputs, taps), all by the manifest's names and in the ORIGINAL's
+      layouts; transpositions are inside, in jax.numpy, so that gradients come back in the
+      original's layout. Outputs must be exactly the recorded ones; of the taps at least the
+      recorded ones. Integer and boolean outputs must equal the record; they are not differentiated.
+    template: the variables as `jax.eval_shape` of the module's init; {} for a pure function.
+    mapping: state dict <-> variables; None for a pure function.
+    without_gradient: outputs that the notes exclude from the scalar that is differentiated.
+    tolerances: absolute tolerances that the case's notes state, by array name ('out/image').
+    jit: whether to compile `run` as a whole; host-side functions on numpy arrays must not be.
+  """
+
+  run: Callable[[Any, Arrays], tuple[Arrays, Arrays]]
+  template: AnyMapping[str, Any] = dataclasses.field(default_factory=dict)
+  mapping: mapping_lib.Mapping | None = None
+  without_gradient: frozenset[str] = frozenset()
+  tolerances: AnyMapping[str, float] = dataclasses.field(default_factory=dict)
+  jit: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+  """Where the Flax module computes what a submodule of the original returns.
+
+  Attributes:
+    path: of the Flax submodule, joined by '/'; '' is the module itself.
+    to_original: to the original's layout; identity by default. A tuple result is passed whole.
+    method: of the submodule.
+    call: which of its calls, 0 the first.
+  """
+
+  path: str
+  to_original: Callable[[Any], jax.Array] = lambda x: x
+  method: str = '__call__'
+  call: int = 0
+
+
+# A Tap, or just its path, or (path, to_original).
+TapLike = Tap | str | tuple[str, Callable[[Any], jax.Array]]
+
+
+def _tap(tap: TapLike) -> Tap:
+  if isinstance(tap, Tap):
+    return tap
+  return Tap(tap) if isinstance(tap, str) else Tap(*tap)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelParity:
+  """How a model corresponds to its PyTorch original.
+
+  Attributes:
+    rules: between the original's state-dict keys and the Flax paths; see `mapping.Rule`.
+    taps: by the name of the original's submodule, in execution order.
+    call: (bound module, inputs by the original's names) -> outputs by the original's names. Runs
+      inside `module.apply`, layouts are converted here.
+    inputs: shape and dtype of the original's inputs, batch of one.
+  """
+
+  rules: Sequence[mapping_lib.Rule]
+  taps: AnyMapping[str, TapLike]
+  call: Callable[[nn.Module, Arrays], Arrays]
+  inputs: AnyMapping[str, jax.ShapeDtypeStruct]
+
+
+_adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
+_models: dict[str, tuple[str, Callable[[nn.Module], ModelParity]]] = {}
+# Systems whose models `describe_model` looks through.
+SYSTEMS = ('crossvit',)
+
+
+def register_adapter(system: str, module: str):
+  """Decorates `make_adapter(manifest) -> Adapter` for the cases of one module kind."""
+
+  def decorate(make_adapter):
+    if (system, module) in _adapters:
+      raise ValueError(f'two adapters for module {module!r} of system {system!r}')
+    _adapters[system, module] = make_adapter
+    return make_adapter
+
+  return decorate
+
+
+def register_models(system: str, pattern: str):
+  """Decorates `describe(module) -> ModelParity` for the registered models named like `pattern`."""
+
+  def decorate(describe):
+    _models[system] = (pattern, describe)
+    return describe
+
+  return decorate
+
+
+def _import_system(system: str) -> None:
+  name = f'crossattn_jax.parity.{system}'
+  try:
+    importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name != name:
+      raise
+
+
+def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
+  """Builds the adapter of a case.
+
+  Raises:
+    AdapterNotFound: `parity/<system>.py` has none for the manifest's module kind.
+  """
+  system, module = manifest['system'], manifest['module']
+  _import_system(system)
+  if (system, module) not in _adapters:
+    known = sorted(kind for name, kind in _adapters if name == system)
+    raise AdapterNotFound(
+      f'no adapter for module {module!r} of system {system!r}: add it with '
+      f'@register_adapter({system!r}, {module!r}) in crossattn_jax/parity/{system}.py; '
+      + (f'it has {", ".join(known)}' if known else 'it has none yet')
+    )
+  return _adapters[system, module](manifest)
+
+
+def describe_model(name: str, module: nn.Module) -> ModelParity:
+  """Says how the registered model `name`, built as `module`, corresponds to its original.
+
+  Raises:
+    AdapterNotFound: no system describes models of this name.
+  """
+  for system in SYSTEMS:
+    _import_system(system)
+  for pattern, describe in _models.values():
+    if fnmatch.fnmatch(name, pattern):
+      return describe(module)
+  patterns = ', '.join(pattern for pattern, _ in _models.values()) or 'none'
+  raise AdapterNotFound(
+    f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
+  )
+
+
+def input_structs(manifest: AnyMapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a case's inputs (generated ones are float32)."""
+  return {
+    name: jax.ShapeDtypeStruct(tuple(entry['shape']), jnp.dtype(entry.get('dtype', 'float32')))
+    for name, entry in manifest['inputs'].items()
+  }
+
+
+def model_template(
+  module: nn.Module,
+  call: Callable[[nn.Module, Arrays], Any],
+  inputs: AnyMapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, Any]:
+  """The shapes of a module's variables, nothing computed; 'intermediates' left out."""
+  variables = jax.eval_shape(
+    lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
+  )
+  return {name: tree for name, tree in variables.items() if name != 'intermediates'}
+
+
+def run_with_taps(
+  module: nn.Module,
+  variables: Any,
+  inputs: Arrays,
+  *,
+  call: Callable[[nn.Module, Arrays], Any],
+  taps: AnyMapping[str, TapLike],
+  mutable: Iterable[str] = (),
+) -> tuple[Any, Arrays]:
+  """Runs `call(bound module, inputs)` and picks what submodules returned on the way.
+
+  Args:
+    module: unbound.
+    variables: of the module.
+    inputs: by the original's names.
+    call: see `ModelParity.call`.
+    taps: by the original's names.
+    mutable: further collections that the run may write, such as 'batch_stats'.
+
+  Returns:
+    What `call` returned, and the taps in the original's layout.
+
+  Raises:
+    KeyError: the module ran no submodule at a tap's path; the message lists the paths that ran.
+  """
+  taps = {name: _tap(tap) for name, tap in taps.items()}
+  wanted = {(tap.path, tap.method) for tap in taps.values()}
+  result, state = module.apply(
+    variables,
+    inputs,
+    method=call,
+    mutable=['intermediates', *mutable],
+    capture_intermediates=lambda submodule, method: ('/'.join(submodule.path), method) in wanted,
+  )
+  intermediates = state.get('intermediates', {})
+  found = {}
+  for name, tap in taps.items():
+    node = intermediates
+    for part in (*filter(None, tap.path.split('/')), tap.method):
+      node = node.get(part) if isinstance(node, AnyMapping) else None
+    if node is None:
+      ran = _submodules(module, variables, inputs, call, mutable)
+      raise KeyError(
+        f'tap {name!r}: no submodule {tap.path!r} ran {tap.method}; these ran: {", ".join(ran)}'
+      )
+    found[name] = tap.to_original(node[tap.call])
+  return result, found
+
+
+def _submodules(module, variables, inputs, call, mutable) -> list[str]:
+  ran: dict[str, None] = {}
+
+  def note(submodule, method):
+    del method
+    ran['/'.join(submodule.path)] = None
+    return False
+
+  jax.eval_shape(
+    lambda variables, inputs: module.apply(
+      variables,
+      inputs,
+      method=call,
+      mutable=['intermediates', *mutable],
+      capture_intermediates=note,
+    )[0],
+    variables,
+    inputs,
+  )
+  return list(ran)
+
+
+def module_adapter(
+  manifest: AnyMapping[str, Any],
+  module: nn.Module,
+  *,
+  rules: Sequence[mapping_lib.Rule],
+  call: Callable[[nn.Module, Arrays], Arrays],
+  taps: AnyMapping[str, TapLike] | None = None,
+  mutable: Iterable[str] = (),
+  without_gradient: Iterable[str] = (),
+  tolerances: AnyMapping[str, float] | None = None,
+  jit: bool = False,
+) -> Adapter:
+  """The adapter of a case whose module is one Flax module.
+
+  Example:
+    @adapters.register_adapter('crossvit', 'cross_attention')
+    def cross_attention_adapter(manifest):
+      c = manifest['constructor']
+      return adapters.module_adapter(
+        manifest,
+        CrossAttention(num_heads=c['num_heads'], qkv_bias=c['qkv_bias']),
+        rules=CROSS_ATTENTION_RULES,
+        call=lambda module, inputs: {'y': module(inputs['x'])},
+        taps={'wq': ('query', merge_heads), 'wk': ('key', merge_heads)},
+      )
+
+  Args:
+    manifest: of the case.
+    module: built with `dtype=None`.
+    rules: between its parameters and the original's; keys that the manifest calls 'buffer' are
+      left out.
+    call: (bound module, inputs by name) -> outputs by name, both in the original's layout. It may
+      read updated statistics from `module.variables['batch_stats']` after the call.
+    taps: by the original's names; those that this case did not record are skipped.
+    mutable: further collections that the run may write, such as 'batch_stats'.
+    without_gradient: see `Adapter`.
+    tolerances: see `Adapter`.
+    jit: see `Adapter`.
+
+  Raises:
+    mapping.MappingError: the module's parameters are not the manifest's.
+  """
+  recorded = {name.removeprefix('tap/') for name in manifest['shapes'] if name.startswith('tap/')}
+  taps = {name: tap for name, tap in (taps or {}).items() if name in recorded}
+  template = model_template(module, call, input_structs(manifest))
+  shapes = {
+    entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
+  }
+
+  def run(variables, inputs):
+    return run_with_taps(module, variables, inputs, call=call, taps=taps, mutable=mutable)
+
+  return Adapter(
+    run=run,
+    template=template,
+    mapping=mapping_lib.build_mapping(rules, template, shapes),
+    without_gradient=frozenset(without_gradient),
+    tolerances=dict(tolerances or {}),
+    jit=jit,
+  )
+
+
+def function_adapter(
+  function: Callable[..., Arrays],
+  *,
+  without_gradient: Iterable[str] = (),
+  tolerances: AnyMapping[str, float] | None = None,
+  jit: bool = False,
+) -> Adapter:
+  """The adapter of a pure function `f(**inputs) -> outputs by name`, without weights or taps."""
+  return Adapter(
+    run=lambda variables, inputs: (function(**inputs), {}),
+    without_gradient=frozenset(without_gradient),
+    tolerances=dict(tolerances or {}),
+    jit=jit,
+  )
+
+
+def parameter_count(template: AnyMapping[str, Any]) -> int:
+  """The number of elements of the 'params' collection."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(template.get('params', {})))

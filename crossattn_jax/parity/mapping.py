@@ -1,0 +1,384 @@
+"""State dicts and Flax variables: the same numbers under two sets of names and two layouts.
+
+A system writes its correspondence once, as ordered rules:
+
+    Rule('blocks.{k}.blocks.{d}.{i}.attn.qkv.weight',
+         'encoder_{k}/branch_{d}/block_{i}/attention/qkv/kernel', 'qkv')
+
+`{k}` stands for a whole number and `{which:norm1|norm2}` for what its regular expression matches;
+both sides must use the same placeholders, so that a rule reads in both directions. The first rule
+that matches wins. Where several rules lead to one Flax array, the first one gives the key that is
+written and the others are spellings that are also read.
+
+`build_mapping(rules, template)` applies the rules to the variables of one model and gives a
+`Mapping` that converts either way without losing a bit: layouts only permute and reshape.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping as AnyMapping
+import dataclasses
+import functools
+import re
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+
+Shape = tuple[int, ...]
+Array = Any  # numpy or jax
+
+
+class MappingError(ValueError):
+  """Rules, state dict and model do not fit together; the message names the keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A pair of inverse array maps between a torch tensor and a Flax array.
+
+  Both maps work on numpy and on jax arrays, and only permute and reshape.
+
+  Attributes:
+    name: what reports call it.
+    torch_shape: Flax shape -> torch shape.
+    to_flax: (torch tensor, Flax shape) -> Flax array.
+    to_torch: (Flax array, torch shape) -> torch tensor.
+  """
+
+  name: str
+  torch_shape: Callable[[Shape], Shape]
+  to_flax: Callable[[Array, Shape], Array]
+  to_torch: Callable[[Array, Shape], Array]
+
+
+def _product(shape: Iterable[int]) -> int:
+  return int(np.prod(tuple(shape), dtype=np.int64))
+
+
+def _reshaping(name: str, torch_shape: Callable[[Shape], Shape]) -> Layout:
+  return Layout(
+    name, torch_shape, lambda x, shape: x.reshape(shape), lambda x, shape: x.reshape(shape)
+  )
+
+
+def _transposing(name: str, torch_shape: Callable[[Shape], Shape]) -> Layout:
+  # The transpose of a matrix, its axes then split as Flax has them; biases are only split.
+  return Layout(
+    name,
+    torch_shape,
+    lambda x, shape: x.T.reshape(shape),
+    lambda x, shape: x.reshape(shape[::-1]).T,
+  )
+
+
+def _conv_to_flax(x: Array, shape: Shape) -> Array:
+  return (x if x.ndim == 1 else x.transpose(*range(2, x.ndim), 1, 0)).reshape(shape)
+
+
+def _conv_to_torch(x: Array, shape: Shape) -> Array:
+  return (x if x.ndim == 1 else x.transpose(-1, -2, *range(x.ndim - 2))).reshape(shape)
+
+
+def _split_heads(kernel_rank: int) -> Callable[[Shape], Shape]:
+  """The torch shape of a projection whose output axis Flax splits in heads, and of its bias."""
+  return lambda shape: (
+    (_product(shape[1:]), shape[0]) if len(shape) == kernel_rank else (_product(shape),)
+  )
+
+
+LAYOUTS: dict[str, Layout] = {
+  layout.name: layout
+  for layout in (
+    # The same array.
+    _reshaping('identity', lambda shape: shape),
+    # (1, ...) -> [...]: a position embedding without its batch axis; (1,) -> [], a scalar.
+    _reshaping('unbatched', lambda shape: (1, *shape)),
+    # (out, in) -> [in, out]; a bias (out,) stays.
+    _transposing('linear', lambda shape: shape[::-1]),
+    # (heads*head_dim, in) -> [in, heads, head_dim]; its bias -> [heads, head_dim].
+    _transposing('linear_heads_out', _split_heads(3)),
+    # (3*heads*head_dim, in) -> [in, 3, heads, head_dim]; its bias -> [3, heads, head_dim].
+    _transposing('qkv', _split_heads(4)),
+    # (out, heads*head_dim) -> [heads, head_dim, out]; a bias (out,) stays.
+    _transposing(
+      'linear_heads_in',
+      lambda shape: shape if len(shape) == 1 else (shape[-1], _product(shape[:-1])),
+    ),
+    # (out, in, height, width) -> [height, width, in, out], 1-D and 3-D alike; a bias stays.
+    Layout(
+      'conv',
+      lambda shape: shape if len(shape) == 1 else (shape[-1], shape[-2], *shape[:-2]),
+      _conv_to_flax,
+      _conv_to_torch,
+    ),
+    # (out, in, 1, 1) -> [in, out]: a pointwise convolution kept as a dense layer.
+    Layout(
+      'pointwise_conv',
+      lambda shape: (shape[1], shape[0], 1, 1),
+      lambda x, shape: x.reshape(shape[::-1]).T,
+      lambda x, shape: x.T.reshape(shape),
+    ),
+  )
+}
+
+
+_PLACEHOLDER = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
+
+
+@functools.cache
+def _parser(template: str, patterns: tuple[tuple[str, str], ...]) -> re.Pattern:
+  """Compiles a template to a regular expression with a named group per placeholder."""
+  patterns = dict(patterns)
+  parts, end, seen = [], 0, set()
+  for match in _PLACEHOLDER.finditer(template):
+    parts.append(re.escape(template[end : match.start()]))
+    name = match[1]
+    parts.append(f'(?P={name})' if name in seen else f'(?P<{name}>{patterns[name]})')
+    seen.add(name)
+    end = match.end()
+  parts.append(re.escape(template[end:]))
+  return re.compile(''.join(parts))
+
+
+def _fill(template: str, values: AnyMapping[str, str]) -> str:
+  return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """One line of a system's correspondence between torch keys and Flax paths.
+
+  Attributes:
+    torch: template of the state-dict key, such as 'norm.{d}.weight'.
+    flax: template of the path in the collection, joined by '/', such as 'norm_{d}/scale'. None
+      drops the key: a buffer that the Flax model computes itself.
+    layout: a name in `LAYOUTS`, or a `Layout` of the system's own.
+    collection: 'params', or 'batch_stats' for running statistics.
+  """
+
+  torch: str
+  flax: str | None
+  layout: str | Layout = 'identity'
+  collection: str = 'params'
+
+  def __post_init__(self):
+    if isinstance(self.layout, str):
+      if self.layout not in LAYOUTS:
+        raise MappingError(
+          f'rule {self.torch!r}: unknown layout {self.layout!r}; known: {", ".join(LAYOUTS)}'
+        )
+      object.__setattr__(self, 'layout', LAYOUTS[self.layout])
+    names = {match[1] for match in _PLACEHOLDER.finditer(self.torch)}
+    if self.flax is not None and names != {m[1] for m in _PLACEHOLDER.finditer(self.flax)}:
+      raise MappingError(
+        f'rule {self.torch!r} -> {self.flax!r}: both sides must have the same placeholders'
+      )
+
+  @functools.cached_property
+  def _patterns(self) -> tuple[tuple[str, str], ...]:
+    patterns: dict[str, str] = {}
+    for template in (self.torch, self.flax or ''):
+      for match in _PLACEHOLDER.finditer(template):
+        patterns[match[1]] = match[2] or patterns.get(match[1], r'\d+')
+    return tuple(patterns.items())
+
+  def path_of(self, torch_key: str) -> str | None:
+    """The Flax path of a torch key, or None where the rule does not match (or drops it)."""
+    match = _parser(self.torch, self._patterns).fullmatch(torch_key)
+    return None if match is None or self.flax is None else _fill(self.flax, match.groupdict())
+
+  def key_of(self, flax_path: str) -> str | None:
+    """The torch key of a Flax path, or None where the rule does not match."""
+    if self.flax is None:
+      return None
+    match = _parser(self.flax, self._patterns).fullmatch(flax_path)
+    return None if match is None else _fill(self.torch, match.groupdict())
+
+  def drops(self, torch_key: str) -> bool:
+    """Whether the rule says that the Flax model computes this buffer itself."""
+    return self.flax is None and bool(_parser(self.torch, self._patterns).fullmatch(torch_key))
+
+
+def prefixed(rules: Iterable[Rule], torch: str = '', flax: str = '') -> list[Rule]:
+  """The rules of a submodule that sits at key prefix `torch` ('model.') and path `flax` ('a/')."""
+  return [
+    dataclasses.replace(
+      rule, torch=torch + rule.torch, flax=None if rule.flax is None else flax + rule.flax
+    )
+    for rule in rules
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One tensor: where it is in the state dict, where in the variables, and how it is laid out."""
+
+  torch_key: str
+  torch_shape: Shape
+  collection: str
+  path: tuple[str, ...]
+  flax_shape: Shape
+  layout: Layout
+
+  def __str__(self) -> str:
+    return (
+      f'{self.torch_key} {self.torch_shape} <-> '
+      f'{self.collection}/{"/".join(self.path)} {list(self.flax_shape)} ({self.layout.name})'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+  """The correspondence for one model; see `build_mapping`.
+
+  Attributes:
+    entries: one per tensor, in the original's order where that is known.
+    rules: what it was built from; they also know other spellings of the keys.
+  """
+
+  entries: tuple[Entry, ...]
+  rules: tuple[Rule, ...]
+
+  @functools.cached_property
+  def _by_key(self) -> dict[str, Entry]:
+    return {entry.torch_key: entry for entry in self.entries}
+
+  @functools.cached_property
+  def _by_path(self) -> dict[tuple[str, str], Entry]:
+    return {(entry.collection, '/'.join(entry.path)): entry for entry in self.entries}
+
+  def find(self, torch_key: str) -> Entry | None:
+    """The entry of a torch key in any spelling that the rules know, or None."""
+    if torch_key in self._by_key:
+      return self._by_key[torch_key]
+    for rule in self.rules:
+      path = rule.path_of(torch_key)
+      if path is not None:
+        return self._by_path.get((rule.collection, path))
+    return None
+
+  def drops(self, torch_key: str) -> bool:
+    """Whether the rules say that the Flax model computes this buffer itself."""
+    return any(rule.drops(torch_key) for rule in self.rules)
+
+  def only(self, collection: str) -> Mapping:
+    """The part of the mapping that concerns one collection."""
+    entries = tuple(entry for entry in self.entries if entry.collection == collection)
+    return dataclasses.replace(self, entries=entries)
+
+  def check(self, shapes: AnyMapping[str, Shape]) -> None:
+    """Checks the shapes of a state dict.
+
+    Raises:
+      MappingError: naming every missing, unexpected, misshapen and repeated key.
+    """
+    found = collections.defaultdict(list)
+    problems = []
+    for key, shape in shapes.items():
+      entry = self.find(key)
+      if entry is None:
+        if not self.drops(key):
+          problems.append(f'unexpected: {key} {tuple(shape)}')
+        continue
+      found[entry].append(key)
+      if tuple(shape) != entry.torch_shape:
+        problems.append(f'misshapen: {key} is {tuple(shape)}, expected {entry}')
+    for entry in self.entries:
+      if entry not in found:
+        problems.append(f'missing: {entry}')
+      elif len(found[entry]) > 1:
+        problems.append(f'repeated: {" and ".join(found[entry])} are both {entry}')
+    if problems:
+      raise MappingError(
+        f'the state dict does not fit this model ({len(problems)} problems of '
+        f'{len(self.entries)} tensors):\n  ' + '\n  '.join(problems)
+      )
+
+  def to_flax(self, state: AnyMapping[str, Array]) -> dict[str, Any]:
+    """Converts a torch state dict (of numpy or jax arrays) to Flax variables, dtypes kept.
+
+    Raises:
+      MappingError: naming every missing, unexpected, misshapen and repeated key.
+    """
+    self.check({key: tuple(value.shape) for key, value in state.items()})
+    flat = {}
+    for key, value in state.items():
+      entry = self.find(key)
+      if entry is not None:
+        path = (entry.collection, *entry.path)
+        flat[path] = entry.layout.to_flax(value, entry.flax_shape)
+    return traverse_util.unflatten_dict(flat)
+
+  def to_torch(self, variables: AnyMapping[str, Any]) -> dict[str, Array]:
+    """Converts Flax variables, or gradients in their shape, to a torch state dict, dtypes kept.
+
+    Raises:
+      MappingError: naming every missing, unexpected and misshapen array.
+    """
+    flat = {
+      (path[0], '/'.join(path[1:])): value
+      for path, value in traverse_util.flatten_dict(dict(variables)).items()
+    }
+    problems = [f'unexpected: {"/".join(path)}' for path in flat if path not in self._by_path]
+    for path, entry in self._by_path.items():
+      if path not in flat:
+        problems.append(f'missing: {entry}')
+      elif tuple(flat[path].shape) != entry.flax_shape:
+        problems.append(f'misshapen: {"/".join(path)} is {flat[path].shape}, expected {entry}')
+    if problems:
+      raise MappingError('the variables do not fit this model:\n  ' + '\n  '.join(problems))
+    return {
+      entry.torch_key: entry.layout.to_torch(
+        flat[entry.collection, '/'.join(entry.path)], entry.torch_shape
+      )
+      for entry in self.entries
+    }
+
+
+def build_mapping(
+  rules: Sequence[Rule],
+  template: AnyMapping[str, Any],
+  torch_shapes: AnyMapping[str, Shape] | None = None,
+) -> Mapping:
+  """Applies a system's rules to one model.
+
+  Args:
+    rules: ordered, the first that matches wins.
+    template: the model's variables as anything with shapes, such as `jax.eval_shape` of its init.
+    torch_shapes: the original's state dict as key -> shape, without the buffers that it makes
+      itself. Gives the order and the spelling of the keys, and is checked. None: the first rule's
+      spelling, in the order of the template.
+
+  Returns:
+    The mapping, covering every array of the template.
+
+  Raises:
+    MappingError: an array of the template has no rule, or `torch_shapes` does not fit.
+  """
+  entries, without_rule = [], []
+  for path, leaf in traverse_util.flatten_dict(dict(template)).items():
+    collection, name = path[0], '/'.join(path[1:])
+    shape = tuple(leaf.shape)
+    for rule in rules:
+      key = rule.key_of(name) if rule.collection == collection else None
+      if key is not None:
+        torch_shape = tuple(rule.layout.torch_shape(shape))
+        entries.append(Entry(key, torch_shape, collection, path[1:], shape, rule.layout))
+        break
+    else:
+      without_rule.append(f'{"/".join(path)} {list(shape)}')
+  if without_rule:
+    raise MappingError('no rule gives the torch key of:\n  ' + '\n  '.join(without_rule))
+  mapping = Mapping(tuple(entries), tuple(rules))
+  if torch_shapes is not None:
+    mapping.check(torch_shapes)
+    in_order = [
+      dataclasses.replace(mapping.find(key), torch_key=key)
+      for key in torch_shapes
+      if not mapping.drops(key)
+    ]
+    mapping = dataclasses.replace(mapping, entries=tuple(in_order))
+  return mapping

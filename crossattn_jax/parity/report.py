@@ -1,0 +1,117 @@
+"""Prints and saves what the parity tools found."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import rich.console
+import rich.table
+import rich.text
+
+from crossattn_jax.parity import replay
+
+
+def number(x: float | None) -> str:
+  """A figure for a table; '-' where there is none."""
+  return '-' if x is None else f'{x:.2e}'
+
+
+class Printer:
+  """Tables with rich on a terminal, plain aligned columns elsewhere (logs, pipes).
+
+  Attributes:
+    console: where everything is printed.
+  """
+
+  def __init__(self, console: rich.console.Console | None = None):
+    self.console = console or rich.console.Console(highlight=False)
+
+  def line(self, text: str, style: str | None = None) -> None:
+    """Prints a line as it is."""
+    self.console.print(rich.text.Text(text, style=style or ''), soft_wrap=True)
+
+  def table(
+    self,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    failed: Sequence[bool] = (),
+  ) -> None:
+    """Prints rows of text; those that `failed` marks stand out."""
+    rows = list(rows)
+    if self.console.is_terminal:
+      table = rich.table.Table(box=None, pad_edge=False, header_style='bold')
+      for i, name in enumerate(header):
+        table.add_column(name, overflow='fold' if i == 0 else 'ellipsis')
+      for i, row in enumerate(rows):
+        table.add_row(*map(rich.text.Text, row), style='red' if failed and failed[i] else None)
+      self.console.print(table)
+      return
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+      self.line(
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+      )
+
+
+def print_result(printer: Printer, result: replay.Result) -> None:
+  """Prints a replayed case: a heading and a row per array."""
+  verdict = 'passed' if result.passed else 'FAILED'
+  printer.line(
+    f'{result.case} {result.precision}: {verdict} in {result.seconds:.1f} s',
+    style='bold' if result.passed else 'bold red',
+  )
+  if result.error:
+    printer.line(f'  {result.error}')
+  if result.rows:
+    printer.table(
+      ('  array', 'error', "PyTorch's", 'bound', 'verdict', ''),
+      [
+        (
+          f'  {row.array}',
+          number(row.error),
+          number(row.torch_error),
+          number(row.bound),
+          'pass' if row.passed else 'FAIL',
+          row.note,
+        )
+        for row in result.rows
+      ],
+      failed=[not row.passed for row in result.rows],
+    )
+
+
+def count_cases(results: Iterable[replay.Result]) -> tuple[int, int]:
+  """(passed, failed) cases; a case passes where it passes in every precision it ran in."""
+  verdicts: dict[str, bool] = {}
+  for result in results:
+    verdicts[result.path] = verdicts.get(result.path, True) and result.passed
+  passed = sum(verdicts.values())
+  return passed, len(verdicts) - passed
+
+
+def _plain(x: Any) -> Any:
+  # JSON has no infinities.
+  if isinstance(x, dict):
+    return {key: _plain(value) for key, value in x.items()}
+  if isinstance(x, (list, tuple)):
+    return [_plain(value) for value in x]
+  return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def write_json(path: str | pathlib.Path, content: Any) -> None:
+  """Writes plain values as JSON; figures that are not finite become strings."""
+  text = json.dumps(_plain(content), indent=1, allow_nan=False)
+  pathlib.Path(path).write_text(text + '\n', encoding='utf-8')
+
+
+def results_to_json(results: Sequence[replay.Result]) -> dict[str, Any]:
+  """The results of a replay as plain values."""
+  passed, failed = count_cases(results)
+  return {
+    'passed': passed,
+    'failed': failed,
+    'results': [{**dataclasses.asdict(result), 'passed': result.passed} for result in results],
+  }
