@@ -48,7 +48,8 @@ class Adapter:
     mapping: state dict <-> variables; None for a pure function.
     without_gradient: outputs that the notes exclude from the scalar that is differentiated.
     tolerances: absolute tolerances that the case's notes state, by array name ('out/image').
-    jit: whether to compile `run` as a whole; host-side functions on numpy arrays must not be.
+    jit: whether to compile `run` as a whole, which is faster from the smallest module on. Functions
+      that leave jax.numpy must not be compiled.
   """
 
   run: Callable[[Any, Arrays], tuple[Arrays, Arrays]]
@@ -56,7 +57,7 @@ class Adapter:
   mapping: mapping_lib.Mapping | None = None
   without_gradient: frozenset[str] = frozenset()
   tolerances: AnyMapping[str, float] = dataclasses.field(default_factory=dict)
-  jit: bool = False
+  jit: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +278,7 @@ def module_adapter(
   mutable: Iterable[str] = (),
   without_gradient: Iterable[str] = (),
   tolerances: AnyMapping[str, float] | None = None,
-  jit: bool = False,
+  jit: bool = True,
 ) -> Adapter:
   """The adapter of a case whose module is one Flax module.
 
@@ -336,7 +337,15 @@ def function_adapter(
   tolerances: AnyMapping[str, float] | None = None,
   jit: bool = False,
 ) -> Adapter:
-  """The adapter of a pure function `f(**inputs) -> outputs by name`, without weights or taps."""
+  """The adapter of a pure function `f(**inputs) -> outputs by name`, without weights or taps.
+
+  Args:
+    function: on arrays in the original's layout; it may leave jax.numpy where nothing was
+      differentiated and `jit` is off.
+    without_gradient: see `Adapter`.
+    tolerances: see `Adapter`.
+    jit: see `Adapter`.
+  """
   return Adapter(
     run=lambda variables, inputs: (function(**inputs), {}),
     without_gradient=frozenset(without_gradient),
