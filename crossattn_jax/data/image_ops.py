@@ -1,0 +1,114 @@
+"""Images: decoding, resizing and cropping as Pillow does, normalisation."""
+
+from collections.abc import Sequence
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+INTERPOLATIONS = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+  'lanczos': Image.Resampling.LANCZOS,
+}
+
+# Whatever Pillow's readers raise on damaged files.
+_DECODING_ERRORS = (
+  OSError,  # Unknown format, truncated file, broken stream.
+  SyntaxError,  # Damaged PNG and TIFF headers.
+  ValueError,
+  IndexError,
+  KeyError,
+  TypeError,
+  OverflowError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
+)
+
+
+class UnreadableImageError(ValueError):
+  """Bytes that are not an image that Pillow can read."""
+
+
+def decode(data: bytes, channels: int) -> Image.Image:
+  """Decodes an image to 8 bits per channel.
+
+  Palettes are looked up, CMYK is converted, transparency is dropped; of 16 bits per channel the
+  upper 8 are kept. The orientation in EXIF data is ignored, as torchvision's loader does.
+
+  Args:
+    data: an encoded image in any format that Pillow reads.
+    channels: 3 for RGB, 1 for grey.
+
+  Raises:
+    UnreadableImageError: the bytes are damaged or no image.
+  """
+  try:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    if image.mode.startswith('I'):
+      # Pillow would clip 16-bit grey levels at 255.
+      levels = np.asarray(image).astype(np.int64)
+      image = Image.fromarray((np.clip(levels, 0, 65535) >> 8).astype(np.uint8))
+    return image.convert('RGB' if channels == 3 else 'L')
+  except _DECODING_ERRORS as error:
+    raise UnreadableImageError(f'{type(error).__name__}: {error}') from error
+
+
+def evaluation_crop(
+  image: Image.Image,
+  size: tuple[int, int],
+  crop_fraction: float,
+  interpolation: str = 'bicubic',
+) -> Image.Image:
+  """Resizes an image and cuts out its centre, as timm and torchvision do.
+
+  The image is resized, keeping its proportions, to the smallest size that covers
+  `int(height / crop_fraction)` x `int(width / crop_fraction)`: for a square, its short side becomes
+  `int(size / crop_fraction)`, e.g. 274 for 240 and a fraction of 224 / 256.
+
+  Args:
+    image: any size.
+    size: (height, width) of the result.
+    crop_fraction: side of the crop as a share of the resized side, in (0, 1].
+    interpolation: a key of `INTERPOLATIONS`; Pillow's filters widen when they shrink an image.
+  """
+  height, width = size
+  cover_height, cover_width = int(height / crop_fraction), int(width / crop_fraction)
+  if cover_height * image.width >= cover_width * image.height:
+    resized = (int(cover_height * image.width / image.height), cover_height)
+  else:
+    resized = (cover_width, int(cover_width * image.height / image.width))
+  image = resize(image, (resized[1], resized[0]), interpolation)
+  left = round((image.width - width) / 2)
+  top = round((image.height - height) / 2)
+  return image.crop((left, top, left + width, top + height))
+
+
+def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+  """Resizes to (height, width) whatever the proportions."""
+  if image.size == (size[1], size[0]):
+    return image
+  return image.resize((size[1], size[0]), INTERPOLATIONS[interpolation])
+
+
+def normalize(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+  """Returns `(pixels / 255 - mean) / std` as float32 `[height, width, channels]`.
+
+  The three steps are those of torchvision, in its order, so that not even the last bit differs.
+  """
+  pixels = np.asarray(image)
+  pixels = pixels.reshape(image.height, image.width, -1)
+  result = np.divide(pixels, 255, dtype=np.float32)
+  result -= np.asarray(mean, np.float32)
+  result /= np.asarray(std, np.float32)
+  return result
+
+
+def denormalize(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+  """Undoes `normalize`: uint8 `[..., height, width, channels]` of normalised values, rounded."""
+  pixels = (image * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
+  return np.clip(np.round(pixels), 0, 255).astype(np.uint8)

@@ -1,0 +1,255 @@
+"""Sources of classification examples: random access to encoded images by index.
+
+A source hands out bytes, not pixels: decoding belongs to the pipeline, which knows the channels it
+wants and what to do with an image that cannot be read.
+"""
+
+from collections.abc import Sequence
+import difflib
+import os
+import pathlib
+from typing import Protocol, TypedDict
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from crossattn_jax.data import digits
+
+IMAGE_FOLDER = 'image_folder'
+IMAGE_EXTENSIONS = (
+  '.jpg',
+  '.jpeg',
+  '.png',
+  '.bmp',
+  '.gif',
+  '.pgm',
+  '.ppm',
+  '.tif',
+  '.tiff',
+  '.webp',
+)
+
+# Text features by which the datasets of TFDS name an example.
+_KEY_FEATURES = ('file_name', 'filename', 'image/filename', 'id', 'image_id')
+
+
+class Example(TypedDict):
+  """One example: an encoded image (PNG, JPEG, ...), its class, and a name for messages."""
+
+  image: bytes
+  label: int
+  key: str
+
+
+class Source(Protocol):
+  """Random access to the examples of one split; safe to read from threads, picklable."""
+
+  class_names: tuple[str, ...]
+
+  @property
+  def num_classes(self) -> int: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+def create_source(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
+  """Opens one split of a dataset.
+
+  Args:
+    name: `'digits'` (written on first use), `'image_folder'` (a folder per class), or any image
+      classification dataset of TFDS that has been prepared, with its configuration and version if
+      wanted: `'imagenet2012'`, `'imagenet_resized/64x64'`, `'cifar10:3.0.2'`.
+    split: a split of it; for TFDS any split expression (`'train[:90%]'`), for an image folder the
+      name of a folder in `data_dir`.
+    data_dir: folder of TFDS datasets (TFDS's own default if None), or the image folder.
+    class_names: the classes that an image folder's labels count through, usually those of the
+      training split; by default its own, in alphabetical order. TFDS datasets know theirs.
+
+  Raises:
+    ValueError: the dataset, its split or a class does not exist or is empty, or it is not prepared
+      in a format with random access. The message says what exists or which command to run.
+  """
+  if name == IMAGE_FOLDER:
+    if data_dir is None:
+      raise ValueError(f'{IMAGE_FOLDER!r} needs data_dir: the folder that holds {split!r}')
+    return ImageFolder(data_dir, split, class_names)
+  if name == 'digits':
+    digits.prepare(data_dir)
+  return TfdsSource(name, split, data_dir)
+
+
+class TfdsSource:
+  """A split of a TFDS dataset prepared as ArrayRecord, images left encoded.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
+    builder = _open_prepared(name, data_dir)
+    self._name = name
+    self._split = split
+    features = builder.info.features
+    self._image = _single_feature(name, features, tfds.features.Image)
+    self._label = _single_feature(name, features, tfds.features.ClassLabel)
+    self._key = next((key for key in _KEY_FEATURES if key in features), None)
+    self.class_names = tuple(features[self._label].names)
+    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    try:
+      self._examples = builder.as_data_source(
+        split, decoders={key: tfds.decode.SkipDecoding() for key in images}
+      )
+    except NotImplementedError as error:
+      raise ValueError(
+        f'dataset {name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, '
+        'which has no random access; write it again, in another data_dir or after removing that '
+        f'folder: {_build_command(name, data_dir)}'
+      ) from error
+    except ValueError as error:
+      raise ValueError(
+        f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
+        "slices of them such as 'train[:90%]'"
+      ) from error
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._examples[index]
+    key = f'{self._name}/{self._split}[{index}]'
+    if self._key is not None:
+      key += f' ({example[self._key].decode()})'
+    return {'image': example[self._image], 'label': int(example[self._label]), 'key': key}
+
+
+class ImageFolder:
+  """`data_dir/split/class/**/image.jpg`, the layout of torchvision's `ImageFolder`.
+
+  Labels number the classes in the order of their names; the images of a class are ordered by path.
+  Only local folders: a bucket is better served by a TFDS dataset in a few large files.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  def __init__(
+    self,
+    data_dir: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None = None,
+  ):
+    folder = pathlib.Path(data_dir) / split
+    if not folder.is_dir():
+      raise ValueError(
+        f'no folder {split!r} in {os.fspath(data_dir)!r}; '
+        f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
+      )
+    found = _subfolders(folder)
+    if not found:
+      raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
+    self.class_names = tuple(found if class_names is None else class_names)
+    unknown = [name for name in found if name not in set(self.class_names)]
+    if unknown:
+      raise ValueError(
+        f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
+        f'expected classes ({len(unknown)} such classes)'
+      )
+    self._folder = str(folder)
+    # One string and an array of labels, not a list of a million pairs: it is pickled for workers.
+    self._paths: list[str] = []
+    self._labels: list[int] = []
+    for label, name in enumerate(self.class_names):
+      if name not in found:
+        continue
+      paths = _images_below(folder / name)
+      if not paths:
+        raise ValueError(
+          f'class folder {str(folder / name)!r} holds no image ({", ".join(IMAGE_EXTENSIONS)}); '
+          'add images or remove the folder'
+        )
+      self._paths += paths
+      self._labels += [label] * len(paths)
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._paths[index]
+    with open(path, 'rb') as file:
+      return {'image': file.read(), 'label': self._labels[index], 'key': path}
+
+
+def _subfolders(folder: pathlib.Path) -> list[str]:
+  if not folder.is_dir():
+    return []
+  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _images_below(folder: pathlib.Path) -> list[str]:
+  paths = []
+  for parent, _, files in sorted(os.walk(folder, followlinks=True)):
+    paths += [
+      os.path.join(parent, file)
+      for file in sorted(files)
+      if file.lower().endswith(IMAGE_EXTENSIONS)
+    ]
+  return paths
+
+
+def _open_prepared(name: str, data_dir: str | os.PathLike[str] | None):
+  """Opens a dataset from its files alone: the code of a builder may need TensorFlow."""
+  kwargs = {} if data_dir is None else {'data_dir': os.fspath(data_dir)}
+  try:
+    return read_only_builder.builder_from_files(name, **kwargs)
+  except tfds.core.DatasetNotFoundError as error:
+    known = tfds.list_builders(with_community_datasets=False)
+    bare_name = name.split('/')[0].split(':')[0]
+    if bare_name not in known:
+      names = ['digits', IMAGE_FOLDER, *known]
+      near = difflib.get_close_matches(bare_name, names, n=3)
+      hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+      raise ValueError(
+        f"unknown dataset {name!r}{hint} Expected 'digits', {IMAGE_FOLDER!r} or a dataset of "
+        'TFDS (tfds.list_builders() shows all)'
+      ) from error
+    raise ValueError(
+      f'dataset {name!r} is not prepared in {os.fspath(data_dir or tfds.core.constants.DATA_DIR)}; '
+      f'prepare it with: {_build_command(name, data_dir)}'
+    ) from error
+
+
+def _build_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+  where = '' if data_dir is None else f' --data_dir={os.fspath(data_dir)}'
+  return f'tfds build {name}{where} --file_format=array_record'
+
+
+def _single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:
+  """Name of the one top-level feature of a kind; of several the one that bears the usual name."""
+  found = [key for key in features if isinstance(features[key], kind)]
+  usual = {tfds.features.Image: 'image', tfds.features.ClassLabel: 'label'}[kind]
+  if len(found) > 1 and usual in found:
+    return usual
+  if len(found) != 1:
+    raise ValueError(
+      f'dataset {name!r} is not for image classification: expected one {kind.__name__} feature, '
+      f'found {found or "none"} among {list(features)}'
+    )
+  return found[0]
