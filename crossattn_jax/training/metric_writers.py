@@ -1,0 +1,220 @@
+"""What a run tells: metrics as JSON lines and TensorBoard events, one progress line, a final table.
+
+`metrics.jsonl` holds one JSON object per line. Numbers are written with every digit, so that equal
+lines mean bit-identical metrics. JSON has no non-finite numbers: they are written as the strings
+'nan', 'inf' and '-inf', which Python's `float` reads.
+"""
+
+import collections
+from collections.abc import Mapping
+import json
+import math
+import os
+import time
+from typing import Any, TextIO
+
+from etils import epath
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+METRICS_FILE = 'metrics.jsonl'
+_NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+
+
+class MetricWriter:
+  """Writes the metrics of a run into its workdir; only process 0 does, the others do nothing.
+
+  A JSON line has left the process when `write` returns: a killed run loses none.
+  """
+
+  def __init__(self, workdir: epath.PathLike):
+    """Creates `workdir` if need be; lines that are there already are kept."""
+    self._path = epath.Path(workdir) / METRICS_FILE
+    self._active = jax.process_index() == 0
+    if self._active:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._events = tensorboardX.SummaryWriter(os.fspath(self._path.parent), flush_secs=10)
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes scalars.
+
+    Args:
+      step: of the run.
+      metrics: by name, such as 'train/loss'; Python numbers or arrays of one element.
+
+    Raises:
+      ValueError: a metric is called 'step' or 'time', which every line has.
+    """
+    if not self._active:
+      return
+    if taken := {'step', 'time'} & metrics.keys():
+      raise ValueError(f'a metric may not be called {min(taken)!r}: every line has one')
+    scalars = {name: np.asarray(value).item() for name, value in metrics.items()}
+    line = {'step': int(step), **scalars, 'time': time.time()}
+    text = json.dumps({name: _encode(value) for name, value in line.items()}, allow_nan=False)
+    with self._path.open('a') as file:
+      file.write(text + '\n')
+    for name, value in scalars.items():
+      self._events.add_scalar(name, value, int(step))
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Writes pictures to TensorBoard.
+
+    Args:
+      step: of the run.
+      images: by name; `[height, width, 3]`, uint8 or floats in [0, 1].
+    """
+    if self._active:
+      for name, image in images.items():
+        self._events.add_image(name, np.asarray(image), int(step), dataformats='HWC')
+
+  def truncate(self, step: int) -> None:
+    """Drops the JSON lines of steps after `step`, which a resumed run writes again.
+
+    A last line that a crash cut short goes too. The file is replaced in one operation. TensorBoard
+    keeps the old events and draws the new ones over them.
+
+    Args:
+      step: that the run resumes from.
+    """
+    if not self._active or not self._path.exists():
+      return
+    kept = [line for line in _complete_lines(self._path) if json.loads(line)['step'] <= step]
+    replacement = self._path.with_name(METRICS_FILE + '.tmp')
+    replacement.write_text(''.join(kept))
+    replacement.replace(self._path)
+
+  def close(self) -> None:
+    """Flushes and closes the TensorBoard events."""
+    if self._active:
+      self._events.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """Returns the lines of a workdir's `metrics.jsonl`, with non-finite numbers as floats."""
+  lines = _complete_lines(epath.Path(workdir) / METRICS_FILE)
+  return [
+    {name: _NON_FINITE.get(value, value) for name, value in json.loads(line).items()}
+    for line in lines
+  ]
+
+
+class ProgressLine:
+  """One line that says how far a run is: step, metrics, images/s, time left.
+
+  On a terminal the line is refreshed in place; elsewhere a new one is printed every `interval`
+  seconds. Only process 0 prints. A context manager: leaving it ends the line.
+  """
+
+  def __init__(
+    self,
+    total_steps: int,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    interval: float = 10.0,
+    stream: TextIO | None = None,
+  ):
+    """Prepares the line; the first `update` starts the clock, so that compiling is not counted.
+
+    Args:
+      total_steps: of the run.
+      batch_size: images per step, over all processes.
+      start_step: that the run starts or resumes from.
+      interval: seconds between lines where the output is not a terminal.
+      stream: where to print; standard error if None.
+    """
+    console = rich.console.Console(file=stream, stderr=stream is None, soft_wrap=True)
+    self._total = total_steps
+    self._batch_size = batch_size
+    self._interval = interval
+    self._metrics: dict[str, float] = {}
+    # The speed is that of the last updates: evaluations and checkpoints in between count.
+    self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=256)
+    self._last_print = -math.inf
+    self._console = console if jax.process_index() == 0 else None
+    self._bar = None
+    if self._console and console.is_terminal:
+      self._bar = rich.progress.Progress(
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.TextColumn('{task.description}', markup=False),
+        console=console,
+        auto_refresh=False,
+      )
+      self._task = self._bar.add_task('compiling', total=total_steps, completed=start_step)
+      self._bar.start()
+
+  def __enter__(self) -> 'ProgressLine':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+    """Shows that `step` steps are done.
+
+    Args:
+      step: steps done since the start of the run.
+      metrics: to show, by name, until newer ones come. Give them when they are on the host anyway:
+        a device array is waited for.
+    """
+    if not self._console:
+      return
+    now = time.monotonic()
+    self._times.append((now, step))
+    if metrics is not None:
+      self._metrics = {name: float(value) for name, value in metrics.items()}
+    refresh = 0.1 if self._bar else self._interval
+    if now - self._last_print < refresh and step < self._total:
+      return
+    self._last_print = now
+    if self._bar:
+      self._bar.update(self._task, completed=step, description=self._text(step))
+      self._bar.refresh()
+    else:
+      self._console.print(self._text(step), markup=False, highlight=False)
+
+  def close(self) -> None:
+    """Ends the line; printing goes on below it."""
+    if self._bar:
+      self._bar.stop()
+
+  def _text(self, step: int) -> str:
+    parts = [f'step {step}/{self._total}']
+    parts += [f'{name} {value:.4g}' for name, value in self._metrics.items()]
+    (first_time, first_step), (last_time, last_step) = self._times[0], self._times[-1]
+    if last_step > first_step:
+      speed = (last_step - first_step) / (last_time - first_time)
+      parts.append(f'{speed * self._batch_size:.4g} images/s')
+      parts.append(f'{_duration((self._total - step) / speed)} left')
+    return '  '.join(parts)
+
+
+def summary_table(metrics: Mapping[str, Any], title: str | None = None) -> rich.table.Table:
+  """Returns a table of metrics by name, for `rich.print`."""
+  table = rich.table.Table('metric', rich.table.Column('value', justify='right'), title=title)
+  for name, value in metrics.items():
+    number = np.asarray(value).item()
+    table.add_row(name, f'{number:.6g}' if isinstance(number, float) else str(number))
+  return table
+
+
+def _encode(value: float) -> float | str:
+  """Returns a number as JSON can hold it."""
+  return value if math.isfinite(value) else str(value)
+
+
+def _complete_lines(path: epath.Path) -> list[str]:
+  """Returns the lines that end in a newline, which only a crash's last one does not."""
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
+
+
+def _duration(seconds: float) -> str:
+  """Formats as h:mm:ss or m:ss."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
