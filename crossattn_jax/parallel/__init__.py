@@ -7,6 +7,7 @@ from crossattn_jax.parallel.mesh import (
   batch_sharding,
   create_mesh,
   global_batch,
+  process_block,
   replicated,
 )
 from crossattn_jax.parallel.multihost import initialize
@@ -21,6 +22,7 @@ __all__ = [
   'create_mesh',
   'global_batch',
   'initialize',
+  'process_block',
   'replicated',
   'shardings_like',
   'tree_shardings',

@@ -68,11 +68,41 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def process_block(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """Which block of each global batch a process loads.
+
+  Processes that share their rows (a `tensor` or `sequence` axis across hosts) load the same block.
+
+  Args:
+    mesh: of the run.
+    process: this one by default.
+
+  Returns:
+    The block's index and the number of blocks.
+
+  Raises:
+    ValueError: the mesh gives this process rows that are neither its own nor shared as a whole.
+  """
+  process = jax.process_index() if process is None else process
+  batch_devices = mesh.devices.reshape(-1, mesh.shape['tensor'] * mesh.shape['sequence'])
+  rows: dict[int, set[int]] = {}
+  for row, devices in enumerate(batch_devices):
+    for device in devices:
+      rows.setdefault(device.process_index, set()).add(row)
+  blocks = sorted({tuple(sorted(owned)) for owned in rows.values()})
+  if len({len(block) for block in blocks}) > 1 or sum(map(len, blocks)) != len(batch_devices):
+    raise ValueError(
+      f'mesh {dict(mesh.shape)} splits the batch across processes unevenly: choose data * fsdp so '
+      'that every host holds whole, equally many rows'
+    )
+  return blocks.index(tuple(sorted(rows[process]))), len(blocks)
+
+
 def global_batch(batch: Any, mesh: Mesh) -> Any:
   """Assembles the global batch from the rows that this process loaded.
 
   Args:
-    batch: pytree of numpy arrays `[batch / processes, ...]`; process p holds the p-th block of rows.
+    batch: pytree of numpy arrays `[batch / count, ...]`, the block of rows that `process_block` names.
     mesh: of the run.
 
   Returns:

@@ -27,8 +27,8 @@ def initialize(
   missing = [flag for flag, value in given.items() if value is None]
   if missing and len(missing) != len(given):
     raise ValueError(
-      f'{" and ".join(missing)} missing: give all three of {", ".join(given)}, or none of them where '
-      'the cluster is detected (TPU pod, Slurm, Open MPI, Kubernetes)'
+      f'{" and ".join(missing)} missing: give all three of {", ".join(given)}, or none of them '
+      'where jax detects the cluster (TPU pod, Slurm, Open MPI, Kubernetes)'
     )
   if jax.config.jax_platforms == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')

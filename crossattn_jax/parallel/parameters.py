@@ -1,6 +1,7 @@
 """Parameter shardings: ordered (path pattern -> mesh axes) rules with an automatic FSDP fallback.
 
-A path is the parameter's Flax path joined by '/', such as 'encoder_0/branch_1/block_0/mlp/fc1/kernel'.
+A path is the parameter's Flax path joined by '/', such as
+'encoder_0/branch_1/block_0/mlp/fc1/kernel'.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,25 @@
+"""Classification metrics."""
+
+import jax
+import jax.numpy as jnp
+
+
+def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+  """Whether the true class is among the `k` classes with the largest logits.
+
+  Ties are broken by the class index, so that exactly `k` classes count. With fewer than `k` classes
+  every example counts.
+
+  Args:
+    logits: `[batch, classes]`.
+    labels: integer classes `[batch]`.
+    k: how many classes count.
+
+  Returns:
+    Booleans `[batch]`.
+  """
+  true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  before = jnp.arange(logits.shape[-1]) < labels[:, None]
+  ahead = (logits > true) | ((logits == true) & before)
+  # A NaN compares false with everything; it must not count as the best.
+  return (jnp.sum(ahead, axis=-1) < k) & jnp.isfinite(true[:, 0])

@@ -1,0 +1,128 @@
+"""The interface between the training loop and what is learnt."""
+
+import abc
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+import grain
+import jax
+import ml_collections
+
+Batch = Mapping[str, jax.Array]
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What one evaluation batch contributes.
+
+  Attributes:
+    sums: pytree of sums over the unmasked examples; the loop adds those of all batches exactly
+      (integers as Python integers, floats in double precision).
+    examples: pytree of per-example arrays `[batch, ...]`, which the loop gathers on the host and
+      concatenates without the masked rows, for metrics that are no sums (average precision, recall@k).
+  """
+
+  sums: Any
+  examples: Any = None
+
+
+jax.tree_util.register_dataclass(Evaluation, ['sums', 'examples'], [])
+
+
+class Task(abc.ABC):
+  """A model, its data, its loss, its metrics and its pictures.
+
+  The loop knows only this class. Everything that is called inside jit is a pure function of its
+  arguments.
+
+  Attributes:
+    config: the whole experiment.
+    model: the Flax module.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self.config = config
+    self.model: nn.Module = self.create_model()
+
+  # What is learnt.
+
+  @abc.abstractmethod
+  def create_model(self) -> nn.Module:
+    """Builds the model that `config.model` names."""
+
+  @abc.abstractmethod
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a training batch of `batch_size` examples."""
+
+  @abc.abstractmethod
+  def init(self, rng: jax.Array) -> Variables:
+    """Initial variables of the model: 'params' and further collections."""
+
+  @abc.abstractmethod
+  def loss(
+    self, variables: Variables, batch: Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Variables]]:
+    """The loss of a batch.
+
+    Args:
+      variables: of the model.
+      batch: as `batch_spec`.
+      rng: key of this step.
+      train: whether dropout, mixing and batch statistics are on.
+
+    Returns:
+      The scalar loss, and a pair of scalar metrics and the updated collections other than 'params'.
+    """
+
+  # Its data.
+
+  @abc.abstractmethod
+  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """Endless batches; rows `block` of `num_blocks` of every global batch of `batch_size`."""
+
+  @abc.abstractmethod
+  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """One pass over the evaluation split; 'mask' `[batch]` is False for padding."""
+
+  @abc.abstractmethod
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Training batches in an epoch."""
+
+  # How well it is learnt.
+
+  @abc.abstractmethod
+  def evaluate(self, variables: Variables, batch: Batch) -> Evaluation:
+    """Contribution of one batch of `eval_data`."""
+
+  @abc.abstractmethod
+  def metrics(self, evaluation: Evaluation) -> dict[str, float]:
+    """Final metrics from the total contribution of all batches."""
+
+  # What it looks like.
+
+  @abc.abstractmethod
+  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Per-example predictions of a batch that needs no labels."""
+
+  @abc.abstractmethod
+  def write_predictions(
+    self, variables: Variables, inputs: Sequence[epath.Path], output: epath.Path
+  ) -> list[dict[str, Any]]:
+    """Predicts for files and writes results and pictures into a folder.
+
+    Args:
+      variables: of the model.
+      inputs: files.
+      output: an existing folder.
+
+    Returns:
+      One JSON-able record per file, which are also in `output/predictions.json`.
+    """
+
+  @abc.abstractmethod
+  def write_samples(self, variables: Variables, path: epath.Path) -> None:
+    """Writes a picture with predictions for some evaluation examples."""

@@ -1,0 +1,237 @@
+"""Image classification: cross entropy with label smoothing, mixup and CutMix; top-1 and top-5."""
+
+from collections.abc import Sequence
+import functools
+import json
+from typing import Any
+
+from etils import epath
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from crossattn_jax import models
+from crossattn_jax.data import classification as data
+from crossattn_jax.data import mixing
+from crossattn_jax.metrics import classification as metrics
+from crossattn_jax.tasks import base, losses, pictures
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The `task` and `dataset` sections of a classification experiment."""
+  config = ml_collections.ConfigDict()
+  config.task = ml_collections.ConfigDict(
+    {
+      'name': 'classification',
+      'label_smoothing': 0.0,
+      # Parameters of the Beta distributions; 0 switches each off.
+      'mixup_alpha': 0.0,
+      'cutmix_alpha': 0.0,
+      'mix_probability': 1.0,
+      # Of CutMix where both are on.
+      'switch_probability': 0.5,
+    }
+  )
+  config.dataset = data.default_config()
+  return config
+
+
+def create_task(config: ml_collections.ConfigDict) -> 'Classification':
+  """Builds the task; see `tasks.create_task`."""
+  return Classification(config)
+
+
+class Classification(base.Task):
+  """Assigns one of a fixed set of classes to an image."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    super().__init__(config)
+    self._image_shape = (*data.image_size(config.dataset), len(config.dataset.mean))
+
+  def create_model(self):
+    """Builds the model that `config.model` names."""
+    return models.create_model(**self.config.model)
+
+  @functools.cached_property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes, from the data set."""
+    return data.class_names(self.config.dataset)
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Normalised images `[batch, height, width, channels]` and integer labels `[batch]`."""
+    return {
+      'image': jax.ShapeDtypeStruct((batch_size, *self._image_shape), jnp.float32),
+      'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
+
+  def init(self, rng: jax.Array) -> base.Variables:
+    """Initial variables of the model."""
+    return self.model.init({'params': rng}, jnp.zeros((1, *self._image_shape)))
+
+  def loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """Mean cross entropy of a batch against (mixed, smoothed) labels."""
+    config = self.config.task
+    images, labels = batch['image'], batch['label']
+    num_classes = self.model.num_classes
+    mix = train and (config.mixup_alpha > 0 or config.cutmix_alpha > 0)
+    rng_mix, rng_dropout, rng_drop_path = jax.random.split(rng, 3)
+    if mix:
+      images, targets = mixing.mix_batch(
+        images,
+        labels,
+        rng_mix,
+        num_classes=num_classes,
+        smoothing=config.label_smoothing,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        probability=config.mix_probability,
+        switch_probability=config.switch_probability,
+      )
+    state = [name for name in variables if name != 'params']
+    (logits, _), updated = self.model.apply(
+      variables,
+      images,
+      train=train,
+      rngs={'dropout': rng_dropout, 'drop_path': rng_drop_path},
+      mutable=state if train else [],
+    )
+    if mix:
+      per_example = losses.soft_target_cross_entropy(logits, targets)
+      labels = jnp.argmax(targets, axis=-1)
+    else:
+      smoothing = config.label_smoothing if train else 0.0
+      per_example = losses.label_smoothing_cross_entropy(logits, labels, smoothing)
+    accuracy = jnp.mean(metrics.in_top_k(logits, labels, 1), dtype=jnp.float32)
+    return jnp.mean(per_example), ({'accuracy': accuracy}, updated)
+
+  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """Endless augmented batches."""
+    return data.train_dataset(
+      self.config.dataset,
+      batch_size=batch_size,
+      seed=self.config.seed,
+      process_index=block,
+      process_count=num_blocks,
+    )
+
+  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """One pass over the evaluation split with 'mask'."""
+    return data.eval_dataset(
+      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
+    )
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Training batches in an epoch."""
+    return data.steps_per_epoch(self.config.dataset, batch_size)
+
+  def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
+    """Counts of examples and hits and the summed loss of a batch."""
+    logits, _ = self.model.apply(variables, batch['image'])
+    labels, mask = batch['label'], batch['mask']
+    loss = losses.cross_entropy(logits, labels)
+    return base.Evaluation(
+      sums={
+        'count': jnp.sum(mask, dtype=jnp.int32),
+        'top_1': jnp.sum(metrics.in_top_k(logits, labels, 1) & mask, dtype=jnp.int32),
+        'top_5': jnp.sum(metrics.in_top_k(logits, labels, 5) & mask, dtype=jnp.int32),
+        'loss': jnp.sum(jnp.where(mask, loss, 0.0)),
+      }
+    )
+
+  def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
+    """Accuracy (top-1), top-5 accuracy, mean loss and the number of examples."""
+    sums = evaluation.sums
+    count = int(sums['count'])
+    return {
+      'accuracy': sums['top_1'] / count,
+      'accuracy_top_5': sums['top_5'] / count,
+      'loss': sums['loss'] / count,
+      'examples': count,
+    }
+
+  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
+    """Class probabilities `[batch, classes]` and the model's attention maps `[batch, rows, columns]`.
+
+    A model takes part in the pictures by a method `attention_maps(features)` that returns named
+    maps.
+    """
+    logits, features = self.model.apply(variables, batch['image'])
+    outputs = {
+      'probabilities': jax.nn.softmax(
+        logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
+      )
+    }
+    if hasattr(self.model, 'attention_maps'):
+      for name, attention in self.model.attention_maps(features).items():
+        outputs[f'attention/{name}'] = attention
+    return outputs
+
+  def write_predictions(
+    self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
+  ) -> list[dict[str, Any]]:
+    """Writes `predictions.json` and a picture per image with its best classes and attention."""
+    predict = jax.jit(self.predict)
+    records = []
+    for path in inputs:
+      image, picture = data.read_image(path, self.config.dataset)
+      outputs = jax.device_get(predict(variables, {'image': image[None]}))
+      best = np.argsort(-outputs['probabilities'][0], kind='stable')[:5]
+      record = {
+        'input': str(path),
+        'classes': [
+          {
+            'index': int(index),
+            'name': self._class_name(int(index)),
+            'probability': float(outputs['probabilities'][0, index]),
+          }
+          for index in best
+        ],
+      }
+      shown = output / f'{path.stem}.png'
+      number = 1
+      while str(shown) in [earlier['picture'] for earlier in records]:
+        number += 1
+        shown = output / f'{path.stem}_{number}.png'
+      record['picture'] = str(shown)
+      pictures.classified_image(
+        shown,
+        picture,
+        [(entry['name'], entry['probability']) for entry in record['classes']],
+        _attention(outputs, 0),
+      )
+      records.append(record)
+    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
+    return records
+
+  def write_samples(self, variables: base.Variables, path: epath.Path) -> None:
+    """Writes a sheet of evaluation images with predicted and true classes and attention."""
+    batch = next(iter(self.eval_data(16, 0, 1)))
+    outputs = jax.device_get(jax.jit(self.predict)(variables, {'image': batch['image']}))
+    shown = data.denormalise(batch['image'], self.config.dataset)
+    samples = [
+      pictures.Sample(
+        image=shown[row],
+        predicted=self._class_name(int(np.argmax(outputs['probabilities'][row]))),
+        true=self._class_name(int(batch['label'][row])),
+        probability=float(np.max(outputs['probabilities'][row])),
+        attention=_attention(outputs, row),
+      )
+      for row in range(len(shown))
+      if batch['mask'][row]
+    ]
+    pictures.classification_sheet(path, samples)
+
+  def _class_name(self, index: int) -> str:
+    return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+def _attention(outputs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+  return {
+    name.removeprefix('attention/'): maps[row]
+    for name, maps in outputs.items()
+    if name.startswith('attention/')
+  }

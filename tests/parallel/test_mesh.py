@@ -1,0 +1,52 @@
+"""Meshes take the sizes asked for, and batches land on them row by row."""
+
+import jax
+import numpy as np
+import pytest
+
+from crossattn_jax import parallel
+
+
+def test_free_axis_takes_the_rest():
+  mesh = parallel.create_mesh(-1, 2, 2)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
+
+
+@pytest.mark.parametrize('sizes', [(3, 1), (-1, 3), (-1, -1), (0, 1), (4, 1)])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+  with pytest.raises(ValueError, match=rf'mesh data={sizes[0]}, fsdp={sizes[1]}.*-1'):
+    parallel.create_mesh(*sizes)
+
+
+def test_global_batch_splits_rows_over_data_and_fsdp():
+  mesh = parallel.create_mesh(2, 2, 2)
+  rows = np.arange(16).reshape(8, 2)
+  batch = parallel.global_batch({'x': rows}, mesh)['x']
+  np.testing.assert_array_equal(batch, rows)
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2)}
+
+
+def test_one_process_loads_every_row():
+  assert parallel.process_block(parallel.create_mesh(2, 2, 2)) == (0, 1)
+
+
+def test_constrain_splits_an_activation_and_leaves_odd_sizes_whole():
+  mesh = parallel.create_mesh(4, 1, 2)
+  x = np.zeros((8, 7, 4, 3), np.float32)
+  f = jax.jit(lambda x: parallel.constrain(x, 'batch', 'tokens', 'heads', 'channels'))
+  with jax.set_mesh(mesh):
+    y = f(x)
+    odd = f(x[:, :, :3])
+  assert {shard.data.shape for shard in y.addressable_shards} == {(2, 7, 2, 3)}
+  assert {shard.data.shape for shard in odd.addressable_shards} == {(2, 7, 3, 3)}
+
+
+def test_constrain_does_nothing_without_a_mesh():
+  x = np.ones((3, 2), np.float32)
+  np.testing.assert_array_equal(parallel.constrain(jax.numpy.asarray(x), 'batch', 'channels'), x)
+
+
+@pytest.mark.parametrize(('names', 'message'), [(('batch',), '1 logical'), (('batch', 'w'), "'w'")])
+def test_constrain_refuses_wrong_names(names, message):
+  with pytest.raises(ValueError, match=message):
+    parallel.constrain(jax.numpy.zeros((2, 2)), *names)
