@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 
-from absl import logging
+from absl import flags, logging
 import grain
 import ml_collections
 import numpy as np
@@ -57,6 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_workers = 0
   # Threads per (worker) process, each building one batch.
   config.num_threads = 2
+  # Keeps decoded training images in the memory of each (worker) process: for small datasets.
+  config.cache = False
   # Batches that each (worker) process holds ready.
   config.prefetch = 2
 
@@ -234,9 +236,15 @@ class _TrainExample:
     }
     self._color_jitter = options.color_jitter
     self._random_erasing = dict(options.random_erasing)
+    self._cache: dict[int, tuple[Image.Image, int, int]] | None = {} if config.cache else None
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image, label, skipped = self._read(index)
+    if self._cache is None:
+      image, label, skipped = self._read(index)
+    else:
+      if index not in self._cache:
+        self._cache[index] = self._read(index)
+      image, label, skipped = self._cache[index]
     image = self._cropped(image, rng)
     if self._flip:
       image = augmentation.random_flip(image, rng, self._flip)
@@ -340,6 +348,9 @@ def _iterate(
     )
   )
   if config.num_workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain's workers read absl flags, which nobody parses in a notebook.
+      flags.FLAGS.mark_as_parsed()
     iterator = iterator.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=config.num_workers, per_worker_buffer_size=max(1, config.prefetch)

@@ -1,6 +1,6 @@
-"""Scikit-learn's handwritten digits as a TFDS dataset: 1797 grey images of 8 x 8 pixels, no network.
+"""Scikit-learn's handwritten digits as a TFDS dataset: 1797 grey images of 8 x 8 pixels.
 
-The data is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI
+Nothing is downloaded. The data is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI
 Machine Learning Repository, 1998), which scikit-learn ships inside its package.
 """
 

@@ -42,12 +42,15 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-  """Random access to the examples of one split; safe to read from threads, picklable."""
+  """Random access to the examples of one split; safe to read from threads, picklable.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+    num_classes: their number.
+  """
 
   class_names: tuple[str, ...]
-
-  @property
-  def num_classes(self) -> int: ...
+  num_classes: int
 
   def __len__(self) -> int: ...
 
@@ -91,6 +94,7 @@ class TfdsSource:
 
   Attributes:
     class_names: names of the classes in the order of the labels.
+    num_classes: their number.
   """
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
@@ -102,6 +106,7 @@ class TfdsSource:
     self._label = _single_feature(name, features, tfds.features.ClassLabel)
     self._key = next((key for key in _KEY_FEATURES if key in features), None)
     self.class_names = tuple(features[self._label].names)
+    self.num_classes = len(self.class_names)
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     try:
       self._examples = builder.as_data_source(
@@ -118,11 +123,6 @@ class TfdsSource:
         f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
         "slices of them such as 'train[:90%]'"
       ) from error
-
-  @property
-  def num_classes(self) -> int:
-    """Number of classes."""
-    return len(self.class_names)
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -143,6 +143,7 @@ class ImageFolder:
 
   Attributes:
     class_names: names of the classes in the order of the labels.
+    num_classes: their number.
   """
 
   def __init__(
@@ -161,14 +162,13 @@ class ImageFolder:
     if not found:
       raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
     self.class_names = tuple(found if class_names is None else class_names)
+    self.num_classes = len(self.class_names)
     unknown = [name for name in found if name not in set(self.class_names)]
     if unknown:
       raise ValueError(
         f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
         f'expected classes ({len(unknown)} such classes)'
       )
-    self._folder = str(folder)
-    # One string and an array of labels, not a list of a million pairs: it is pickled for workers.
     self._paths: list[str] = []
     self._labels: list[int] = []
     for label, name in enumerate(self.class_names):
@@ -182,11 +182,6 @@ class ImageFolder:
         )
       self._paths += paths
       self._labels += [label] * len(paths)
-
-  @property
-  def num_classes(self) -> int:
-    """Number of classes."""
-    return len(self.class_names)
 
   def __len__(self) -> int:
     return len(self._paths)
