@@ -93,16 +93,25 @@ class ModelParity:
 
   Attributes:
     rules: between the original's state-dict keys and the Flax paths; see `mapping.Rule`.
-    taps: by the name of the original's submodule, in execution order.
     call: (bound module, inputs by the original's names) -> outputs by the original's names. Runs
       inside `module.apply`, layouts are converted here.
-    inputs: shape and dtype of the original's inputs, batch of one.
+    inputs: shape and dtype of the original's inputs, batch of one, such as
+      {'image': jax.ShapeDtypeStruct((1, 3, 240, 240), jnp.float32)}.
+    taps: by the name of the original's submodule. `compare` finds by itself the Flax counterpart of
+      every submodule that owns exactly the same parameters; taps given here come first. None says
+      that a submodule has no counterpart.
+    heads: paths of the classifiers, such as ('head_0', 'head_1'): what replacing the head
+      initialises anew.
+    position_embeddings: path -> index into `module.grids()` of its patch grid, such as
+      {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
   """
 
   rules: Sequence[mapping_lib.Rule]
-  taps: AnyMapping[str, TapLike]
   call: Callable[[nn.Module, Arrays], Arrays]
   inputs: AnyMapping[str, jax.ShapeDtypeStruct]
+  taps: AnyMapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
+  heads: Sequence[str] = ()
+  position_embeddings: AnyMapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}

@@ -8,7 +8,10 @@ A system writes its correspondence once, as ordered rules:
 `{k}` stands for a whole number and `{which:norm1|norm2}` for what its regular expression matches;
 both sides must use the same placeholders, so that a rule reads in both directions. The first rule
 that matches wins. Where several rules lead to one Flax array, the first one gives the key that is
-written and the others are spellings that are also read.
+written and the others are spellings that are also read:
+
+    Rule('pos_embed.{d}', 'embedding_{d}/position_embedding'),
+    Rule('pos_embed_{d}', 'embedding_{d}/position_embedding', spelling='timm'),
 
 `build_mapping(rules, template)` applies the rules to the variables of one model and gives a
 `Mapping` that converts either way without losing a bit: layouts only permute and reshape.
@@ -157,12 +160,15 @@ class Rule:
       drops the key: a buffer that the Flax model computes itself.
     layout: a name in `LAYOUTS`, or a `Layout` of the system's own.
     collection: 'params', or 'batch_stats' for running statistics.
+    spelling: of whom the key is, such as 'timm', where others write it differently; '' is the
+      original's.
   """
 
   torch: str
   flax: str | None
   layout: str | Layout = 'identity'
   collection: str = 'params'
+  spelling: str = ''
 
   def __post_init__(self):
     if isinstance(self.layout, str):
@@ -342,6 +348,7 @@ def build_mapping(
   rules: Sequence[Rule],
   template: AnyMapping[str, Any],
   torch_shapes: AnyMapping[str, Shape] | None = None,
+  spelling: str = '',
 ) -> Mapping:
   """Applies a system's rules to one model.
 
@@ -351,6 +358,7 @@ def build_mapping(
     torch_shapes: the original's state dict as key -> shape, without the buffers that it makes
       itself. Gives the order and the spelling of the keys, and is checked. None: the first rule's
       spelling, in the order of the template.
+    spelling: whose keys are written where rules of several spellings lead to one array.
 
   Returns:
     The mapping, covering every array of the template.
@@ -358,6 +366,7 @@ def build_mapping(
   Raises:
     MappingError: an array of the template has no rule, or `torch_shapes` does not fit.
   """
+  rules = sorted(rules, key=lambda rule: rule.spelling != spelling)
   entries, without_rule = [], []
   for path, leaf in traverse_util.flatten_dict(dict(template)).items():
     collection, name = path[0], '/'.join(path[1:])
