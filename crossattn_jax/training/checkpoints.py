@@ -1,0 +1,573 @@
+"""Checkpoints of a run: asynchronous, verified when they are read, and never silently dropped.
+
+A checkpoint is a folder `<step>` with two Orbax items: `state`, the arrays (OCDBT), and `metadata`,
+a JSON record of what the arrays are (path, shape, dtype, fingerprint), the config, the metrics and
+the position of every process' input pipeline. A fingerprint is a checksum of an array's bits that
+does not depend on how it is split over devices. It is what finds damage that storage reads over:
+TensorStore fills chunks that are missing with zeros.
+
+Three things may be wrong with a checkpoint, and are told apart:
+  - it is unreadable (half-written, truncated, damaged): the one before it is used, with a warning;
+  - it is of another model or optimizer: `CheckpointMismatch`;
+  - it is the last one and unreadable: `UnreadableCheckpoints`. A run never starts over silently.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+import math
+from typing import Any, NamedTuple
+import zlib
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from crossattn_jax.parallel import parameters
+
+_STATE = 'state'
+_METADATA = 'metadata'
+_TEMPORARY = '.orbax-checkpoint-tmp'
+_UNREADABLE = '.unreadable'
+_SHOWN_DIFFERENCES = 5
+
+
+class CheckpointMismatch(ValueError):
+  """A checkpoint holds another model, optimizer or precision than the run expects."""
+
+
+class UnreadableCheckpoints(OSError):
+  """There are checkpoints, but none that was asked for can be read."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint gives back.
+
+  Attributes:
+    state: arrays in the structure, dtypes and shardings that were asked for.
+    iterator_state: of this process' input pipeline. None if the checkpoint was written by another
+      number of processes whose positions differ: advance a new pipeline by `step` batches.
+    step: of the checkpoint.
+  """
+
+  state: Any
+  iterator_state: Any
+  step: int
+
+
+class Checkpointer:
+  """Saves and restores the checkpoints in one folder.
+
+  With several processes every one of them makes the same calls.
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    *,
+    keep_last: int = 2,
+    keep_best: int = 0,
+    best_metric: str | None = None,
+    best_mode: str = 'max',
+  ):
+    """Looks at nothing yet: the folder is made by the first `save`.
+
+    Args:
+      directory: of all checkpoints of a run.
+      keep_last: how many of the newest checkpoints are kept.
+      keep_best: how many of the best by `best_metric` are kept besides.
+      best_metric: among the metrics given to `save`; those without it, or where it is not finite,
+        are not candidates.
+      best_mode: 'max' or 'min'.
+
+    Raises:
+      ValueError: an argument is out of range, or `keep_best` lacks a metric.
+    """
+    if keep_last < 1 or keep_best < 0:
+      raise ValueError(
+        f'keep_last={keep_last} must be positive and keep_best={keep_best} not negative'
+      )
+    if best_mode not in ('max', 'min'):
+      raise ValueError(f"best_mode={best_mode!r} must be 'max' or 'min'")
+    if keep_best and best_metric is None:
+      raise ValueError(f'keep_best={keep_best} needs best_metric, the name of a metric')
+    self._directory = epath.Path(directory).absolute()
+    self._keep_last = keep_last
+    self._keep_best = keep_best
+    self._best_metric = best_metric
+    self._best_mode = best_mode
+    self._metrics: dict[int, dict[str, float]] = {}
+    self._manager: ocp.CheckpointManager | None = None
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    iterator_state: Any = None,
+    metrics: Mapping[str, float] | None = None,
+    config: ml_collections.ConfigDict | None = None,
+  ) -> bool:
+    """Starts saving; returns when the arrays may be donated, before they are on disk.
+
+    A checkpoint appears under its name only when it is complete, and older ones are removed only
+    then. Waits for the save before it.
+
+    Args:
+      step: that the state has completed.
+      state: pytree of `jax.Array`s; typed PRNG keys are fine.
+      iterator_state: of this process' input pipeline, anything that JSON holds.
+      metrics: of this state's evaluation.
+      config: of the run, to recognise it by.
+
+    Returns:
+      False if there is a checkpoint of this step already, which is kept as it is.
+
+    Raises:
+      ValueError: `metrics` lacks the metric that decides which checkpoint is best.
+    """
+    if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
+      raise ValueError(
+        f'checkpoint.best_metric={self._best_metric!r} is not among the metrics: '
+        f'{", ".join(sorted(metrics))}'
+      )
+    if self._manager is None:
+      self._manager = self._create_manager()
+    if step in self._manager.all_steps():
+      return False
+    leaves = _leaves(state)
+    metadata = {
+      'step': step,
+      'arrays': _describe(leaves),
+      'fingerprints': _fingerprints(leaves),
+      'key_implementations': {
+        path: str(jax.random.key_impl(leaf)) for path, leaf in leaves.items() if _is_key(leaf)
+      },
+      'iterator_states': _gather(iterator_state),
+      'metrics': {name: float(value) for name, value in (metrics or {}).items()},
+      'config': _plain(config),
+    }
+    self._metrics[step] = metadata['metrics']
+    arrays = {path: _raw(leaf) for path, leaf in leaves.items()}
+    return self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          _STATE: ocp.args.PyTreeSave(_nest(arrays)),
+          _METADATA: ocp.args.JsonSave({'checksum': _checksum(metadata), **metadata}),
+        }
+      ),
+      force=True,
+    )
+
+  def restore(
+    self, abstract_state: Any, config: ml_collections.ConfigDict | None = None
+  ) -> Restored | None:
+    """Restores the newest readable checkpoint, to continue the run.
+
+    Unreadable newer ones are renamed to `<step>.unreadable`, so that the run can save these steps
+    again; nothing is deleted.
+
+    Args:
+      abstract_state: pytree of `jax.ShapeDtypeStruct`s with shardings, or arrays like them. Must
+        have exactly the checkpoint's arrays. The shardings need not be those it was saved from.
+      config: of the run: its `model.name` must be the checkpoint's, other differences are logged.
+
+    Returns:
+      None if the folder has no complete checkpoint.
+
+    Raises:
+      CheckpointMismatch: the newest readable checkpoint is of another model or optimizer.
+      UnreadableCheckpoints: there are checkpoints, but none is readable.
+    """
+    steps = self.all_steps()
+    self._warn_of_unfinished()
+    restored = self._restore_first(steps[::-1], abstract_state, config, partial=False)
+    if restored is not None:
+      self._set_aside([step for step in steps if step > restored.step])
+    return restored
+
+  def restore_partial(
+    self,
+    abstract_state: Any,
+    which: str | int = 'latest',
+    config: ml_collections.ConfigDict | None = None,
+  ) -> Restored:
+    """Restores some arrays, such as the parameters alone, to evaluate; changes nothing on disk.
+
+    Args:
+      abstract_state: as in `restore`, but the checkpoint may hold more: leave out what is not
+        wanted, with `state.replace(opt_state=None)` or `{'params': ...}`.
+      which: 'latest', 'best' or a step. Of the first two an unreadable one is skipped with a
+        warning for the next; a given step is not.
+      config: as in `restore`.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      CheckpointMismatch: as in `restore`.
+      UnreadableCheckpoints: as in `restore`.
+    """
+    steps = self.all_steps()
+    if not steps:
+      raise FileNotFoundError(f'no checkpoint in {self._directory}; train first')
+    if which == 'latest':
+      candidates = steps[::-1]
+    elif which == 'best':
+      candidates = self._by_quality(steps)[::-1]
+      if not candidates:
+        raise FileNotFoundError(
+          f'no checkpoint in {self._directory} has the metric {self._best_metric!r}; use '
+          f"'latest' or one of the steps {steps}"
+        )
+    elif which in steps:
+      candidates = [int(which)]
+    else:
+      raise FileNotFoundError(
+        f"no checkpoint {which!r} in {self._directory}; there are 'latest', 'best' and {steps}"
+      )
+    return self._restore_first(candidates, abstract_state, config, partial=True)
+
+  def all_steps(self) -> list[int]:
+    """Returns the steps of the complete checkpoints, readable or not, in increasing order."""
+    self.wait()
+    names = [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
+    # On a network file system the processes may see different lists.
+    return _gather(sorted(int(name) for name in names if name.isdigit()))[0]
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest complete checkpoint."""
+    return max(self.all_steps(), default=None)
+
+  def best_step(self) -> int | None:
+    """Returns the step of the best checkpoint by the metric, if any has it."""
+    return next(reversed(self._by_quality(self.all_steps())), None)
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk; raises if that failed."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases threads; the object can be used again."""
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def _create_manager(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_Preservation(self._preserved),
+        # What a killed run left half-written; `restore` has warned of it.
+        cleanup_tmp_directories=True,
+        lightweight_initialize=True,
+        save_root_metadata=False,
+      ),
+    )
+
+  def _preserved(self, steps: Sequence[int]) -> set[int]:
+    best = self._by_quality(steps)[-self._keep_best :] if self._keep_best else []
+    return {*steps[-self._keep_last :], *best}
+
+  def _by_quality(self, steps: Iterable[int]) -> list[int]:
+    """Returns those steps that have the metric, the best last; of equals the newest is better."""
+    sign = 1 if self._best_mode == 'max' else -1
+    values = {step: self._step_metrics(step).get(self._best_metric, math.nan) for step in steps}
+    candidates = [step for step, value in values.items() if math.isfinite(value)]
+    return sorted(candidates, key=lambda step: (sign * values[step], step))
+
+  def _step_metrics(self, step: int) -> dict[str, float]:
+    if step not in self._metrics:
+      try:
+        self._metrics[step] = _read_metadata(self._directory / str(step))['metrics']
+      except Exception:  # Whoever restores it says what is wrong with it.
+        self._metrics[step] = {}
+    return self._metrics[step]
+
+  def _restore_first(
+    self,
+    steps: Sequence[int],
+    abstract_state: Any,
+    config: ml_collections.ConfigDict | None,
+    partial: bool,
+  ) -> Restored | None:
+    """Restores the first readable one of `steps`; None if there are none at all."""
+    reasons = []
+    for step in steps:
+      path = self._directory / str(step)
+      metadata, reason = _attempt(lambda path=path: _read_metadata(path))
+      if reason is None:
+        _check_match(path, metadata, abstract_state, config, partial)
+        state, reason = _attempt(
+          lambda path=path, metadata=metadata: _read_state(path, metadata, abstract_state)
+        )
+      if reason is None:
+        reason = _damage(metadata, state)
+      if reason is None:
+        _warn_of_config(path, metadata, config)
+        logging.info('restored checkpoint %s', path)
+        return Restored(state, _own_iterator_state(metadata), step)
+      reasons.append(f'{path}: {reason}')
+      logging.warning('skipping unreadable checkpoint %s', reasons[-1])
+    if reasons:
+      raise UnreadableCheckpoints(
+        'none of these checkpoints can be read:\n  '
+        + '\n  '.join(reasons)
+        + '\nRestore them from a copy, or move them away to start from scratch.'
+      )
+    return None
+
+  def _warn_of_unfinished(self) -> None:
+    if not self._directory.exists():
+      return
+    for path in self._directory.iterdir():
+      if _TEMPORARY in path.name:
+        logging.warning('skipping checkpoint %s: the run ended while it was being written', path)
+
+  def _set_aside(self, steps: Iterable[int]) -> None:
+    if jax.process_index() == 0:
+      for step in steps:
+        target, copies = self._directory / f'{step}{_UNREADABLE}', 1
+        while target.exists():
+          copies += 1
+          target = self._directory / f'{step}{_UNREADABLE}-{copies}'
+        (self._directory / str(step)).rename(target)
+        logging.warning('renamed the unreadable checkpoint %d to %s', step, target)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('crossattn_jax.training.checkpoints')
+    if self._manager is not None:
+      self._manager.reload()
+
+
+class _Preservation:
+  """Adapts a function from all steps to those that are kept to Orbax's policy."""
+
+  def __init__(self, preserved: Callable[[Sequence[int]], set[int]]):
+    self._preserved = preserved
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[ocp.checkpoint_managers.PolicyCheckpointInfo],
+    *,
+    context: ocp.checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
+    del context
+    kept = self._preserved([checkpoint.step for checkpoint in checkpoints])
+    return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves by path, such as 'params/encoder_0/kernel'."""
+  return {parameters.path_string(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the leaves as nested dicts: a layout that knows no class of this library or Optax."""
+  nested: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split('/')
+    node = nested
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return nested
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: jax.Array) -> jax.Array:
+  """Returns the array, of a PRNG key its data."""
+  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
+  """Returns [dtype, shape] by path, as JSON holds it."""
+  return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
+
+
+@jax.jit
+def _fingerprint(x: jax.Array) -> jax.Array:
+  """Returns a uint32 checksum of an array's bits: a sum modulo 2**32, weighted by position.
+
+  The weights are odd, so that any change of a single element is seen.
+  """
+  if x.dtype == bool:
+    x = x.astype(jnp.uint8)
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  weight = jnp.zeros(bits.shape, jnp.uint32)
+  for dimension in range(bits.ndim):
+    stride = np.uint32(pow(0x9E3779B1, dimension + 1, 2**32))
+    weight += stride * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
+  return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
+
+
+def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
+  sums = jax.device_get({path: _fingerprint(_raw(leaf)) for path, leaf in leaves.items()})
+  return {path: int(value) for path, value in sums.items()}
+
+
+def _checksum(metadata: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
+def _plain(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+  """Returns a config as JSON gives it back: tuples are lists."""
+  if config is None:
+    return None
+  return json.loads(ml_collections.ConfigDict(config).to_json_best_effort())
+
+
+def _gather(iterator_state: Any) -> list[Any]:
+  """Returns every process' iterator state, in the order of the processes."""
+  if jax.process_count() == 1:
+    return [iterator_state]
+  text = np.frombuffer(json.dumps(iterator_state).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.asarray(text.size))
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[: text.size] = text
+  texts = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+
+
+def _own_iterator_state(metadata: Mapping[str, Any]) -> Any:
+  states = metadata['iterator_states']
+  if len(states) == jax.process_count():
+    return states[jax.process_index()]
+  if all(state == states[0] for state in states):
+    return states[0]
+  logging.warning(
+    'the checkpoint of step %d was written by %d processes and is read by %d: the position of the '
+    'input pipeline is not restored',
+    metadata['step'],
+    len(states),
+    jax.process_count(),
+  )
+  return None
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
+  """Calls `read`; returns its result, or why some process could not."""
+  result, reason = None, None
+  try:
+    result = read()
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise  # The checkpoint is not to blame.
+  except Exception as error:  # Orbax and TensorStore do not say which they raise.
+    reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
+  if jax.process_count() > 1:
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(reason is not None)))
+    if failed.size and reason is None:
+      reason = f'process {failed[0]} could not read it'
+  return result, reason
+
+
+def _read_metadata(path: epath.Path) -> dict[str, Any]:
+  metadata = ocp.JsonCheckpointHandler().restore(path / _METADATA)
+  checksum = metadata.pop('checksum')
+  if checksum != _checksum(metadata):
+    raise ValueError(f'{_METADATA} was changed after it was written')
+  return metadata
+
+
+def _read_state(path: epath.Path, metadata: Mapping[str, Any], abstract_state: Any) -> Any:
+  leaves = _leaves(abstract_state)
+  restore_args = {
+    key: ocp.ArrayRestoreArgs(
+      sharding=leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    )
+    for key, leaf in leaves.items()
+  }
+  arrays = _leaves(
+    ocp.PyTreeCheckpointHandler().restore(
+      path / _STATE,
+      args=ocp.args.PyTreeRestore(
+        item=_nest(dict.fromkeys(leaves, 0)),
+        restore_args=_nest(restore_args),
+        partial_restore=True,
+      ),
+    )
+  )
+  for key, implementation in metadata['key_implementations'].items():
+    if key in arrays:
+      arrays[key] = jax.random.wrap_key_data(arrays[key], impl=implementation)
+  return jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[key] for key in leaves])
+
+
+def _damage(metadata: Mapping[str, Any], state: Any) -> str | None:
+  """Returns which arrays are not what was saved; None if all are."""
+  damaged = [
+    path
+    for path, fingerprint in _fingerprints(_leaves(state)).items()
+    if fingerprint != metadata['fingerprints'][path]
+  ]
+  if not damaged:
+    return None
+  return f'{len(damaged)} arrays differ from what was saved, the first is {damaged[0]}'
+
+
+def _check_match(
+  path: epath.Path,
+  metadata: Mapping[str, Any],
+  abstract_state: Any,
+  config: ml_collections.ConfigDict | None,
+  partial: bool,
+) -> None:
+  """Raises CheckpointMismatch unless the checkpoint has the arrays that are asked for."""
+  differences = []
+  names = [_flat(c).get('model.name') for c in (metadata['config'], _plain(config))]
+  if None not in names and names[0] != names[1]:
+    differences.append(f'model.name: {names[0]!r} in the checkpoint, {names[1]!r} here')
+  saved, wanted = metadata['arrays'], _describe(_leaves(abstract_state))
+  for key in wanted if partial else {**wanted, **saved}:
+    if saved.get(key) != wanted.get(key):
+      there, here = (_format(arrays.get(key)) for arrays in (saved, wanted))
+      differences.append(f'{key}: {there} in the checkpoint, {here} here')
+  if not differences:
+    return
+  hidden = len(differences) - _SHOWN_DIFFERENCES
+  shown = differences[:_SHOWN_DIFFERENCES] + ([f'and {hidden} more'] if hidden > 0 else [])
+  raise CheckpointMismatch(
+    f'checkpoint {path} is of another model, optimizer or precision:\n  '
+    + '\n  '.join(shown)
+    + '\nUse the config that wrote it, or another workdir.'
+  )
+
+
+def _format(description: Sequence[Any] | None) -> str:
+  if description is None:
+    return 'absent'
+  dtype, shape = description
+  return f'{dtype}[{",".join(map(str, shape))}]'
+
+
+def _warn_of_config(
+  path: epath.Path, metadata: Mapping[str, Any], config: ml_collections.ConfigDict | None
+) -> None:
+  """Logs the keys in which the checkpoint's config and this one differ."""
+  if metadata['config'] is None or config is None:
+    return
+  there, here = _flat(metadata['config']), _flat(_plain(config))
+  changed = [
+    f'{key}: {there.get(key)!r} in the checkpoint, {here.get(key)!r} here'
+    for key in {**here, **there}
+    if there.get(key) != here.get(key)
+  ]
+  if changed:
+    logging.warning('config differs from that of checkpoint %s:\n  %s', path, '\n  '.join(changed))
+
+
+def _flat(config: Mapping[str, Any] | None, prefix: str = '') -> dict[str, Any]:
+  """Returns the values of nested sections by dotted key."""
+  flat = {}
+  for key, value in (config or {}).items():
+    if isinstance(value, Mapping):
+      flat.update(_flat(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat
