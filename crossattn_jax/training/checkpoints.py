@@ -31,6 +31,7 @@ from crossattn_jax.parallel import parameters
 
 _STATE = 'state'
 _METADATA = 'metadata'
+_STEP_NAMES = ocp.path.step.standard_name_format()
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _UNREADABLE = '.unreadable'
 _SHOWN_DIFFERENCES = 5
@@ -184,7 +185,7 @@ class Checkpointer:
       UnreadableCheckpoints: there are checkpoints, but none is readable.
     """
     steps = self.all_steps()
-    self._warn_of_unfinished()
+    self._warn_of_unfinished(steps)
     restored = self._restore_first(steps[::-1], abstract_state, config, partial=False)
     if restored is not None:
       self._set_aside([step for step in steps if step > restored.step])
@@ -233,9 +234,9 @@ class Checkpointer:
   def all_steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, readable or not, in increasing order."""
     self.wait()
-    names = [path.name for path in self._directory.iterdir()] if self._directory.exists() else []
+    found = _STEP_NAMES.find_all(self._directory) if self._directory.exists() else ()
     # On a network file system the processes may see different lists.
-    return _gather(sorted(int(name) for name in names if name.isdigit()))[0]
+    return _gather(sorted(checkpoint.step for checkpoint in found))[0]
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint."""
@@ -320,11 +321,10 @@ class Checkpointer:
       )
     return None
 
-  def _warn_of_unfinished(self) -> None:
-    if not self._directory.exists():
-      return
-    for path in self._directory.iterdir():
-      if _TEMPORARY in path.name:
+  def _warn_of_unfinished(self, steps: Sequence[int]) -> None:
+    for path in self._directory.iterdir() if self._directory.exists() else ():
+      # A step's own name without its commit marker is how object stores hold unfinished ones.
+      if _TEMPORARY in path.name or (path.name.isdigit() and int(path.name) not in steps):
         logging.warning('skipping checkpoint %s: the run ended while it was being written', path)
 
   def _set_aside(self, steps: Iterable[int]) -> None:
