@@ -1,0 +1,1 @@
+"""Attention mechanisms: a pure function on arrays, then the Linen module with the parameters."""

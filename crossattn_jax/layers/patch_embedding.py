@@ -1,0 +1,98 @@
+"""Patch embeddings: an image becomes a sequence of tokens, row by row."""
+
+from einops import rearrange
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.layers import initializers
+
+# patch size -> (kernel, stride, padding) of the three convolutions
+_CONVOLUTIONS = {
+  12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
+  16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
+}
+
+
+def _convolution(
+  x: jax.Array, channels: int, kernel: int, stride: int, padding: int, **kwargs
+) -> nn.Conv:
+  """Returns a square convolution with symmetric padding and torch's default initialisation."""
+  init = initializers.torch_convolution(x.shape[-1] * kernel**2)
+  return nn.Conv(
+    channels,
+    kernel_size=(kernel, kernel),
+    strides=(stride, stride),
+    padding=((padding, padding),) * 2,
+    kernel_init=init,
+    bias_init=init,
+    **kwargs,
+  )
+
+
+class LinearPatchEmbedding(nn.Module):
+  """One linear map per non-overlapping patch (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+  Attributes:
+    patch_size: side of a patch in pixels; pixels beyond the last whole patch are not seen.
+    channels: width of a token.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  patch_size: int
+  channels: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, bands]` to `[batch, patches, channels]`."""
+    del train
+    convolution = _convolution(
+      image,
+      self.channels,
+      self.patch_size,
+      self.patch_size,
+      0,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='conv',
+    )
+    return rearrange(convolution(image), 'b h w c -> b (h w) c')
+
+
+class ConvPatchEmbedding(nn.Module):
+  """Three convolutions with ReLU between them, the "dagger" of CrossViT (arXiv 2103.14899, 4.1).
+
+  Attributes:
+    patch_size: 12 or 16; the original defines no other.
+    channels: width of a token; the first two convolutions have a quarter and a half of it.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  patch_size: int
+  channels: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, bands]` to `[batch, patches, channels]`."""
+    del train
+    if self.patch_size not in _CONVOLUTIONS:
+      raise ValueError(
+        f'the three-convolution embedding is defined for patch sizes {sorted(_CONVOLUTIONS)}, not '
+        f"{self.patch_size}; choose one of them or patch_embedding='linear'"
+      )
+    x = image
+    widths = (self.channels // 4, self.channels // 2, self.channels)
+    for i, (channels, geometry) in enumerate(
+      zip(widths, _CONVOLUTIONS[self.patch_size], strict=True)
+    ):
+      if i > 0:
+        x = nn.relu(x)
+      types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+      x = _convolution(x, channels, *geometry, name=f'conv_{i}', **types)(x)
+    return rearrange(x, 'b h w c -> b (h w) c')

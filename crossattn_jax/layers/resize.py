@@ -1,0 +1,118 @@
+"""Image and position-embedding resizing with the exact weights of torch's `interpolate`.
+
+`jax.image.resize` differs: its cubic has another coefficient (-0.5), it smooths when it shrinks and
+it renormalises the weights at the border. A resize along one axis is a constant matrix, built here
+in float64 while tracing and multiplied at highest precision.
+"""
+
+from collections.abc import Sequence
+import math
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_CUBIC = -0.75  # torch's cubic coefficient; Keys' own choice is -0.5
+
+
+def _linear_kernel(distance: np.ndarray) -> np.ndarray:
+  return np.maximum(1 - distance, 0)
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+  a, z = _CUBIC, distance
+  near = (a + 2) * z**3 - (a + 3) * z**2 + 1
+  far = a * z**3 - 5 * a * z**2 + 8 * a * z - 4 * a
+  return np.where(z <= 1, near, np.where(z < 2, far, 0))
+
+
+_KERNELS = {'bilinear': (_linear_kernel, 1), 'bicubic': (_cubic_kernel, 2)}
+
+
+def resize_matrix(size_in: int, size_out: int, method: str = 'bicubic') -> np.ndarray:
+  """Returns the float64 matrix `[size_out, size_in]` that resizes one axis.
+
+  Half-pixel centres, no anti-aliasing, border samples replicated.
+
+  Raises:
+    ValueError: if `method` is neither 'bilinear' nor 'bicubic'.
+  """
+  if method not in _KERNELS:
+    raise ValueError(f'unknown resize method {method!r}; known are {sorted(_KERNELS)}')
+  kernel, radius = _KERNELS[method]
+  position = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+  base = np.floor(position).astype(int)
+  matrix = np.zeros((size_out, size_in))
+  for offset in range(1 - radius, 1 + radius):
+    sample = base + offset
+    column = np.clip(sample, 0, size_in - 1)
+    np.add.at(matrix, (np.arange(size_out), column), kernel(np.abs(position - sample)))
+  return matrix
+
+
+def resize(image: jax.Array, size: Sequence[int], method: str = 'bicubic') -> jax.Array:
+  """Resizes height and width as `torch.nn.functional.interpolate(align_corners=False)` does.
+
+  Args:
+    image: `[..., height, width, channels]`.
+    size: (height, width) of the result.
+    method: 'bicubic' or 'bilinear'.
+
+  Returns:
+    `[..., *size, channels]` in `image`'s dtype, computed in at least float32.
+  """
+  dtype = jnp.promote_types(image.dtype, jnp.float32)
+  result = image.astype(dtype)
+  height, width = image.shape[-3:-1]
+  if height != size[0]:
+    rows = jnp.asarray(resize_matrix(height, size[0], method), dtype)
+    result = jnp.einsum('yh,...hwc->...ywc', rows, result, precision='highest')
+  if width != size[1]:
+    columns = jnp.asarray(resize_matrix(width, size[1], method), dtype)
+    result = jnp.einsum('xw,...ywc->...yxc', columns, result, precision='highest')
+  return result.astype(image.dtype)
+
+
+def center_crop(image: jax.Array, size: Sequence[int]) -> jax.Array:
+  """Cuts the middle `size` = (height, width) out of `[..., height, width, channels]`.
+
+  An odd margin is halved as Python rounds (half to even), which is what timm does.
+
+  Raises:
+    ValueError: if the image is smaller than `size` along an axis.
+  """
+  height, width = image.shape[-3:-1]
+  if height < size[0] or width < size[1]:
+    raise ValueError(f'cannot crop {tuple(size)} out of an image of {height} x {width}')
+  top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+  return image[..., top : top + size[0], left : left + size[1], :]
+
+
+def resize_position_embedding(
+  embedding: jax.Array, grid: Sequence[int], new_grid: Sequence[int]
+) -> jax.Array:
+  """Resizes learnt position embeddings bicubically to another patch grid; the class token stays.
+
+  Args:
+    embedding: `[..., 1 + grid_height * grid_width, channels]`, the class token first, then the
+      patches row by row.
+    grid: (height, width) of the patch grid that `embedding` was learnt on.
+    new_grid: (height, width) wanted.
+
+  Returns:
+    `[..., 1 + new_height * new_width, channels]`.
+
+  Raises:
+    ValueError: if `embedding` does not have one vector per token of `grid`.
+  """
+  tokens = embedding.shape[-2]
+  if tokens != 1 + math.prod(grid):
+    raise ValueError(
+      f'{tokens} position embeddings do not cover a class token and a grid of {tuple(grid)} = '
+      f'{math.prod(grid)} patches; pass the grid that they were learnt on'
+    )
+  class_token, patches = embedding[..., :1, :], embedding[..., 1:, :]
+  patches = rearrange(patches, '... (h w) c -> ... h w c', h=grid[0])
+  patches = rearrange(resize(patches, new_grid), '... h w c -> ... (h w) c')
+  return jnp.concatenate([class_token, patches], axis=-2)

@@ -1,0 +1,158 @@
+"""Tokens-to-token patch embedding: overlapping windows become tokens, three times over.
+
+Source: T2T-ViT, Yuan et al. 2021 (arXiv 2101.11986), section 3.1, with the geometry of CrossViT's
+hybrid backbone.
+"""
+
+import math
+
+from einops import rearrange
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.attention import random_features, self_attention
+from crossattn_jax.layers import initializers, mlp
+
+_NORM_EPSILON = 1e-5
+_PERFORMER_DROP_RATE = 0.1
+
+# patch size -> (window, stride, padding) of the three soft splits
+_SPLITS = {
+  12: ((7, 4, 2), (3, 3, 1), (3, 1, 1)),
+  16: ((7, 4, 2), (3, 2, 1), (3, 2, 1)),
+}
+
+
+def soft_split(image: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+  """Cuts an image into overlapping windows, in the order of `torch.nn.Unfold`.
+
+  Args:
+    image: `[batch, height, width, channels]`.
+    window: side of the square windows.
+    stride: between windows.
+    padding: zeros added on every side.
+
+  Returns:
+    `[batch, rows, columns, channels * window * window]`: within a window the channel varies
+    slowest, then the window's row, then its column.
+  """
+  margins = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+  padded = jnp.pad(image, margins)
+  rows, columns = ((size - window) // stride + 1 for size in padded.shape[1:3])
+  shifted = [
+    padded[:, top : top + rows * stride : stride, left : left + columns * stride : stride]
+    for top in range(window)
+    for left in range(window)
+  ]
+  return rearrange(jnp.stack(shifted, axis=-1), 'b h w c k -> b h w (c k)')
+
+
+class TokenTransformer(nn.Module):
+  """Single-head transformer block that changes the width; its skip connection is the value.
+
+  Attributes:
+    channels: width of the result.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    linear = {'kernel_init': initializers.linear, **types}
+    norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
+    u = nn.LayerNorm(name='norm1', **norm)(x)
+    qkv = nn.DenseGeneral((3, 1, self.channels), use_bias=False, name='qkv', **linear)(u)
+    query, key, value = jnp.moveaxis(qkv, 2, 0)
+    # The original scales by the width of the input, not of the head.
+    context = self_attention.dot_product_attention(query, key, value, scale=x.shape[-1] ** -0.5)
+    x = value[:, :, 0] + nn.DenseGeneral(self.channels, axis=(-2, -1), name='out', **linear)(
+      context
+    )
+    u = nn.LayerNorm(name='norm2', **norm)(x)
+    return x + mlp.Mlp(self.channels, name='mlp', **types)(u, train)
+
+
+class TokenPerformer(nn.Module):
+  """Token block with linear attention through random features; its skip connection is the value.
+
+  The random directions are drawn once, never trained, and live in the collection 'constants'.
+
+  Attributes:
+    channels: width of the result; there are half as many random features.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    linear = {'kernel_init': initializers.linear, **types}
+    norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
+    drop = nn.Dropout(_PERFORMER_DROP_RATE, deterministic=not train)
+    features = self.channels // 2
+    directions = self.variable(
+      'constants',
+      'directions',
+      lambda: nn.initializers.orthogonal(math.sqrt(features))(
+        self.make_rng('params'), (features, self.channels), self.param_dtype
+      ),
+    ).value
+    u = nn.LayerNorm(name='norm1', **norm)(x)
+    kqv = nn.DenseGeneral((3, self.channels), name='kqv', **linear)(u)
+    key, query, value = jnp.moveaxis(kqv, 2, 0)
+    context = random_features.random_feature_attention(query, key, value, directions)
+    x = value + drop(nn.Dense(self.channels, name='out', **linear)(context))
+    u = nn.LayerNorm(name='norm2', **norm)(x)
+    return x + drop(mlp.Mlp(self.channels, name='mlp', **types)(u, train))
+
+
+class TokensToToken(nn.Module):
+  """Soft split, token block, soft split, token block, soft split, linear.
+
+  Attributes:
+    patch_size: 12 or 16, the pixels between two tokens of the result.
+    channels: width of a token of the result.
+    performer: whether the token blocks are `TokenPerformer` instead of `TokenTransformer`.
+    token_channels: width of the tokens inside.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  patch_size: int
+  channels: int
+  performer: bool = False
+  token_channels: int = 64
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """Maps a square image `[batch, side, side, bands]` to `[batch, patches, channels]`."""
+    if self.patch_size not in _SPLITS:
+      raise ValueError(
+        f'tokens-to-token is defined for patch sizes {sorted(_SPLITS)}, not {self.patch_size}; '
+        "choose one of them or patch_embedding='linear'"
+      )
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    token_block = TokenPerformer if self.performer else TokenTransformer
+    first, second, third = _SPLITS[self.patch_size]
+    x = image
+    for i, split in enumerate((first, second), start=1):
+      windows = soft_split(x, *split)
+      tokens = rearrange(windows, 'b h w c -> b (h w) c')
+      tokens = token_block(self.token_channels, name=f'token_block_{i}', **types)(tokens, train)
+      x = rearrange(tokens, 'b (h w) c -> b h w c', h=windows.shape[1])
+    tokens = rearrange(soft_split(x, *third), 'b h w c -> b (h w) c')
+    return nn.Dense(self.channels, kernel_init=initializers.linear, name='project', **types)(tokens)
