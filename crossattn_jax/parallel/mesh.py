@@ -102,7 +102,7 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
   """Assembles the global batch from the rows that this process loaded.
 
   Args:
-    batch: pytree of numpy arrays `[batch / count, ...]`, the block of rows that `process_block` names.
+    batch: pytree of numpy arrays `[batch / count, ...]`, the block that `process_block` names.
     mesh: of the run.
 
   Returns:

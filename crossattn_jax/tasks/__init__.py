@@ -5,11 +5,11 @@ import difflib
 import ml_collections
 
 from crossattn_jax.tasks import classification
-from crossattn_jax.tasks.base import Evaluation, Task
+from crossattn_jax.tasks.base import Batch, Evaluation, Task, Variables
 
 _TASKS = {'classification': classification}
 
-__all__ = ['Evaluation', 'Task', 'create_task', 'default_config']
+__all__ = ['Batch', 'Evaluation', 'Task', 'Variables', 'create_task', 'default_config']
 
 
 def _module(name: str):

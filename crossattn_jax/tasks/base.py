@@ -23,7 +23,7 @@ class Evaluation:
     sums: pytree of sums over the unmasked examples; the loop adds those of all batches exactly
       (integers as Python integers, floats in double precision).
     examples: pytree of per-example arrays `[batch, ...]`, which the loop gathers on the host and
-      concatenates without the masked rows, for metrics that are no sums (average precision, recall@k).
+      concatenates without the masked rows, for metrics that are no sums, such as average precision.
   """
 
   sums: Any

@@ -5,6 +5,7 @@ import functools
 import json
 from typing import Any
 
+from absl import logging
 from etils import epath
 import grain
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from crossattn_jax import models
 from crossattn_jax.data import classification as data
-from crossattn_jax.data import mixing
+from crossattn_jax.data import mixing, sources
 from crossattn_jax.metrics import classification as metrics
 from crossattn_jax.tasks import base, losses, pictures
 
@@ -48,7 +49,7 @@ class Classification(base.Task):
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    self._image_shape = (*data.image_size(config.dataset), len(config.dataset.mean))
+    self._image_shape = (*config.dataset.image_size, len(config.dataset.mean))
 
   def create_model(self):
     """Builds the model that `config.model` names."""
@@ -56,8 +57,21 @@ class Classification(base.Task):
 
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
-    """Names of the classes, from the data set."""
-    return data.class_names(self.config.dataset)
+    """Names of the classes; their numbers where the data set is not at hand."""
+    dataset = self.config.dataset
+    try:
+      return sources.create_source(dataset.name, dataset.train_split, dataset.data_dir).class_names
+    except (ValueError, FileNotFoundError) as error:
+      logging.warning('classes are shown by number: %s', error)
+      return tuple(str(index) for index in range(self.model.num_classes))
+
+  def _check_classes(self) -> None:
+    if len(self.class_names) != self.model.num_classes:
+      raise ValueError(
+        f'config.model.num_classes is {self.model.num_classes}, but dataset '
+        f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '
+        f'config.model.num_classes={len(self.class_names)}'
+      )
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Normalised images `[batch, height, width, channels]` and integer labels `[batch]`."""
@@ -110,6 +124,7 @@ class Classification(base.Task):
 
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless augmented batches."""
+    self._check_classes()
     return data.train_dataset(
       self.config.dataset,
       batch_size=batch_size,
@@ -120,6 +135,7 @@ class Classification(base.Task):
 
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """One pass over the evaluation split with 'mask'."""
+    self._check_classes()
     return data.eval_dataset(
       self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
     )
@@ -154,9 +170,9 @@ class Classification(base.Task):
     }
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
-    """Class probabilities `[batch, classes]` and the model's attention maps `[batch, rows, columns]`.
+    """Class probabilities `[batch, classes]` and attention maps `[batch, rows, columns]`.
 
-    A model takes part in the pictures by a method `attention_maps(features)` that returns named
+    A model takes part in the pictures by a method `attention_maps(features)`, which returns named
     maps.
     """
     logits, features = self.model.apply(variables, batch['image'])
@@ -211,7 +227,7 @@ class Classification(base.Task):
     """Writes a sheet of evaluation images with predicted and true classes and attention."""
     batch = next(iter(self.eval_data(16, 0, 1)))
     outputs = jax.device_get(jax.jit(self.predict)(variables, {'image': batch['image']}))
-    shown = data.denormalise(batch['image'], self.config.dataset)
+    shown = data.denormalize(batch['image'], self.config.dataset)
     samples = [
       pictures.Sample(
         image=shown[row],

@@ -1,0 +1,1 @@
+"""The single training loop, its state, optimizers, schedules, checkpoints and writers."""

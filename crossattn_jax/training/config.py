@@ -1,0 +1,187 @@
+"""The config of an experiment: every key, its default, and what refuses the others."""
+
+from collections.abc import Iterable
+import difflib
+import json
+from typing import Any
+
+from etils import epath
+import ml_collections
+from ml_collections import config_dict
+
+from crossattn_jax import models, tasks
+from crossattn_jax.training import optimizers, schedules
+
+
+class ConfigError(ValueError):
+  """A config that cannot be run; the message says which key and what to do."""
+
+
+def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
+  """Every key of an experiment with its default.
+
+  Args:
+    task: name of the task, which brings the sections `task` and `dataset`.
+
+  Returns:
+    A locked config: assigning to an unknown key raises `AttributeError`.
+  """
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  # Global batch size. `accumulation_steps` splits it into that many micro-batches inside a step,
+  # which saves memory and changes nothing else but batch statistics.
+  config.batch_size = 128
+  config.accumulation_steps = 1
+  # The length of the run: one of the two.
+  config.num_epochs = config_dict.placeholder(float)
+  config.num_steps = config_dict.placeholder(int)
+  # Weights to start from or to evaluate: a workdir, or a file that
+  # `python -m crossattn_jax.parity convert` wrote.
+  config.weights = config_dict.placeholder(str)
+  config.model = ml_collections.ConfigDict({'name': config_dict.placeholder(str)})
+  config.update(tasks.default_config(task))
+  config.optimizer = optimizers.default_config()
+  config.schedule = schedules.default_config()
+  # Exponential moving average of parameters and norm statistics, used for evaluation; decay 0 is
+  # off. With `warmup` the decay at step t is at most (1 + t) / (10 + t).
+  config.ema = ml_collections.ConfigDict({'decay': 0.0, 'warmup': True})
+  config.evaluation = ml_collections.ConfigDict(
+    {
+      # None: that of training.
+      'batch_size': config_dict.placeholder(int),
+      # One of the two; neither: only at the end.
+      'every_steps': config_dict.placeholder(int),
+      'every_epochs': config_dict.placeholder(float),
+    }
+  )
+  config.checkpoint = ml_collections.ConfigDict(
+    {
+      # One of the two, besides the end and every evaluation.
+      'every_steps': config_dict.placeholder(int),
+      'every_epochs': config_dict.placeholder(float),
+      'keep_last': 2,
+      'keep_best': 1,
+      # An evaluation metric, and whether 'max' or 'min' is best.
+      'best_metric': 'accuracy',
+      'best_mode': 'max',
+      # Which checkpoint `eval` and `predict` use: 'latest', 'best', or a step.
+      'use': 'latest',
+    }
+  )
+  config.logging = ml_collections.ConfigDict({'every_steps': 10})
+  # Consecutive steps with a non-finite loss or gradient after which the run stops. Such steps
+  # never change the parameters.
+  config.max_bad_steps = 10
+  # Devices along each axis; one may be -1: all that are left.
+  config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
+  config.sharding = ml_collections.ConfigDict(
+    {
+      # Tried before the library's own: ((path pattern, (axis or None per dimension)), ...).
+      'rules': (),
+      # Parameters with fewer elements are not split over `fsdp`.
+      'fsdp_min_size': 2**14,
+    }
+  )
+  # 'default', 'high' or 'highest'; see jax.default_matmul_precision.
+  config.matmul_precision = 'default'
+  # First and last step of a profile that TensorBoard opens, such as (10, 20).
+  config.profile = ml_collections.ConfigDict({'steps': ()})
+  return config.lock()
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that cannot be run.
+
+  Raises:
+    ConfigError: a key is unknown, missing, or contradicts another; the message names it.
+  """
+  task = config.get('task', {}).get('name', 'classification')
+  _compare_keys(config, default_config(task), '')
+  if config.model.name is None:
+    raise ConfigError('config.model.name is not set; list_models() shows all models')
+  _compare_keys(config.model, models.model_config(config.model.name), 'model.')
+  if (config.num_epochs is None) == (config.num_steps is None):
+    raise ConfigError('set exactly one of config.num_epochs and config.num_steps')
+  for section in ('evaluation', 'checkpoint'):
+    if config[section].every_steps is not None and config[section].every_epochs is not None:
+      raise ConfigError(f'set at most one of config.{section}.every_steps and .every_epochs')
+  for key in ('batch_size', 'accumulation_steps', 'max_bad_steps'):
+    if config[key] < 1:
+      raise ConfigError(f'config.{key}={config[key]} must be positive')
+  if config.batch_size % config.accumulation_steps:
+    raise ConfigError(
+      f'config.batch_size={config.batch_size} is not a multiple of '
+      f'config.accumulation_steps={config.accumulation_steps}'
+    )
+  if config.profile.steps and len(config.profile.steps) != 2:
+    raise ConfigError(
+      f'config.profile.steps={config.profile.steps} must be the first and the last step, such as '
+      '10,20'
+    )
+
+
+def _compare_keys(
+  config: ml_collections.ConfigDict, known: ml_collections.ConfigDict, prefix: str
+) -> None:
+  for key in config:
+    if key not in known:
+      raise ConfigError(unknown_key_message(prefix + key, (prefix + name for name in known)))
+    if prefix + key == 'model':
+      continue
+    nested = isinstance(known[key], ml_collections.ConfigDict)
+    if nested != isinstance(config[key], ml_collections.ConfigDict):
+      raise ConfigError(f'config.{prefix}{key} must {"" if nested else "not "}be a section of keys')
+    if nested:
+      _compare_keys(config[key], known[key], f'{prefix}{key}.')
+  missing = [key for key in known if key not in config]
+  if missing and prefix != 'model.':
+    raise ConfigError(f'config.{prefix}{missing[0]} is missing; start from default_config()')
+
+
+def unknown_key_message(key: str, known: Iterable[str]) -> str:
+  """Says that a key is unknown and which known one is nearest."""
+  known = list(known)
+  nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+  hint = f'; did you mean config.{nearest[0]}?' if nearest else ''
+  return f'unknown config key config.{key}{hint}'
+
+
+def flat_keys(config: ml_collections.ConfigDict, prefix: str = '') -> list[str]:
+  """All keys of a config joined by dots, sections included."""
+  keys = []
+  for key, value in config.items():
+    keys.append(prefix + key)
+    if isinstance(value, ml_collections.ConfigDict):
+      keys.extend(flat_keys(value, f'{prefix}{key}.'))
+  return keys
+
+
+def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:
+  """Writes a config as JSON."""
+  path.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+
+
+def load(path: epath.Path) -> ml_collections.ConfigDict:
+  """Reads a config that `save` wrote.
+
+  Raises:
+    ConfigError: the file is missing, or is not JSON.
+  """
+  try:
+    saved = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ConfigError(
+      f'{path} does not exist: is its folder the workdir of a run? Give --config otherwise'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ConfigError(f'{path} is not JSON ({error}); give --config instead') from error
+  return ml_collections.ConfigDict(_tuples(saved)).lock()
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has no tuples: makes every list one."""
+  if isinstance(value, dict):
+    return {key: _tuples(entry) for key, entry in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(entry) for entry in value)
+  return value

@@ -1,0 +1,153 @@
+"""From a config to everything that a run needs, before any array exists."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import ml_collections
+import optax
+
+from crossattn_jax import parallel, tasks
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import optimizers, schedules, state, steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The parts of a run.
+
+  Attributes:
+    config: of the experiment.
+    task: what is learnt.
+    mesh: of the devices.
+    steps_per_epoch: training steps in an epoch.
+    total_steps: training steps in the run.
+    schedule: step -> learning rate.
+    optimizer: updates parameters.
+    abstract_state: shapes, dtypes and shardings of the state.
+  """
+
+  config: ml_collections.ConfigDict
+  task: tasks.Task
+  mesh: Mesh
+  steps_per_epoch: int
+  total_steps: int
+  schedule: optax.Schedule
+  optimizer: optax.GradientTransformation
+  abstract_state: state.TrainState
+
+  @property
+  def state_shardings(self) -> state.TrainState:
+    """Shardings of the state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+  @functools.cached_property
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global training batch."""
+    sharding = parallel.batch_sharding(self.mesh)
+    return jax.tree.map(
+      lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding),
+      self.task.batch_spec(self.config.batch_size),
+    )
+
+  def init_state(self) -> state.TrainState:
+    """The initial state, built on its devices."""
+    build = jax.jit(
+      functools.partial(
+        state.init_state, task=self.task, optimizer=self.optimizer, config=self.config
+      ),
+      out_shardings=self.state_shardings,
+    )
+    with jax.set_mesh(self.mesh):
+      return build(jax.random.key(self.config.seed))
+
+  @functools.cached_property
+  def train_step(self) -> steps.TrainStep:
+    """The jitted step `(state, batch) -> (state, metrics)`; the state given is consumed."""
+    return jax.jit(
+      steps.make_train_step(self.task, self.optimizer, self.schedule, self.config),
+      in_shardings=(self.state_shardings, parallel.batch_sharding(self.mesh)),
+      out_shardings=(self.state_shardings, parallel.replicated(self.mesh)),
+      donate_argnums=0,
+    )
+
+  @functools.cached_property
+  def eval_step(self) -> Callable[[Any, tasks.Batch], tuple[tasks.Evaluation, jax.Array]]:
+    """The jitted step `(variables, batch) -> (Evaluation, mask)`, which every device then holds."""
+    return jax.jit(
+      lambda variables, batch: (self.task.evaluate(variables, batch), batch['mask']),
+      out_shardings=parallel.replicated(self.mesh),
+    )
+
+
+def setup(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh | None = None,
+  steps_per_epoch: int | None = None,
+) -> Experiment:
+  """Builds an experiment from its config.
+
+  Args:
+    config: of the experiment; validated here.
+    mesh: over all devices as the config says by default.
+    steps_per_epoch: counted in the data set by default.
+
+  Returns:
+    The experiment. No array has been made.
+
+  Raises:
+    ConfigError: the config cannot be run.
+  """
+  config_lib.validate(config)
+  jax.config.update('jax_default_matmul_precision', config.matmul_precision)
+  mesh = parallel.create_mesh(**config.mesh) if mesh is None else mesh
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  for key, size in (
+    ('batch_size', config.batch_size // config.accumulation_steps),
+    ('evaluation.batch_size', eval_batch_size(config)),
+  ):
+    if size % shards:
+      raise config_lib.ConfigError(
+        f'config.{key}: {size} examples at a time do not split over data * fsdp = {shards} devices'
+      )
+  task = tasks.create_task(config)
+  if steps_per_epoch is None:
+    steps_per_epoch = task.steps_per_epoch(config.batch_size)
+  total_steps = config.num_steps
+  if total_steps is None:
+    total_steps = round(config.num_epochs * steps_per_epoch)
+  schedule = schedules.create_schedule(
+    config.schedule,
+    base_lr=schedules.scaled_learning_rate(config.schedule, config.batch_size),
+    total_steps=total_steps,
+    steps_per_epoch=steps_per_epoch,
+  )
+  with jax.set_mesh(mesh):
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    optimizer = optimizers.create_optimizer(config.optimizer, schedule, variables['params'])
+    abstract = jax.eval_shape(
+      lambda rng: state.init_state(rng, task, optimizer, config), jax.random.key(0)
+    )
+  shardings = state.state_shardings(abstract, mesh, config)
+  return Experiment(
+    config=config,
+    task=task,
+    mesh=mesh,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    schedule=schedule,
+    optimizer=optimizer,
+    abstract_state=jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      abstract,
+      shardings,
+    ),
+  )
+
+
+def eval_batch_size(config: ml_collections.ConfigDict) -> int:
+  """Global batch size of the evaluation."""
+  return config.evaluation.batch_size or config.batch_size

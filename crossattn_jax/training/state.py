@@ -1,0 +1,83 @@
+"""What a run carries from step to step."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+import optax
+
+from crossattn_jax import parallel, tasks
+
+
+@struct.dataclass
+class TrainState:
+  """The whole state of a run: restoring it continues the run bit for bit.
+
+  Attributes:
+    step: completed steps.
+    params: parameters.
+    model_state: further collections of the model, such as 'batch_stats'.
+    opt_state: of the optimizer.
+    ema: averaged `{'params': ..., **model_state}`, or None.
+    rng: key of the run; step n uses `fold_in(rng, n)`.
+    bad_steps: consecutive steps with a non-finite loss or gradient, up to now.
+  """
+
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  ema: Any
+  rng: jax.Array
+  bad_steps: jax.Array
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """Parameters and other collections, as the model takes them."""
+    return {'params': self.params, **self.model_state}
+
+  @property
+  def eval_variables(self) -> dict[str, Any]:
+    """What to evaluate: the average where there is one."""
+    return self.variables if self.ema is None else self.ema
+
+
+def init_state(
+  rng: jax.Array,
+  task: tasks.Task,
+  optimizer: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
+) -> TrainState:
+  """Builds the initial state; jit it with `state_shardings` to build it in place."""
+  rng_init, rng_run = jax.random.split(rng)
+  variables = dict(task.init(rng_init))
+  params = variables.pop('params')
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    model_state=variables,
+    opt_state=optimizer.init(params),
+    ema={'params': params, **variables} if config.ema.decay > 0 else None,
+    rng=rng_run,
+    bad_steps=jnp.zeros((), jnp.int32),
+  )
+
+
+def state_shardings(state: TrainState, mesh: Mesh, config: ml_collections.ConfigDict) -> TrainState:
+  """Shardings of a state: optimizer state and average are split like the parameters.
+
+  Args:
+    state: arrays or `jax.ShapeDtypeStruct`s.
+    mesh: of the run.
+    config: of the experiment.
+
+  Returns:
+    The same structure of `NamedSharding`.
+  """
+  rules = (*config.sharding.rules, *parallel.DEFAULT_RULES)
+  params = parallel.tree_shardings(state.params, mesh, rules, config.sharding.fsdp_min_size)
+  shardings = parallel.shardings_like(state, state.params, params, mesh)
+  return shardings.replace(params=params)

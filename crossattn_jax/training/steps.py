@@ -1,0 +1,104 @@
+"""The training step: a pure function that the loop jits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from crossattn_jax import tasks
+from crossattn_jax.training import state as state_lib
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[state_lib.TrainState, tasks.Batch], tuple[state_lib.TrainState, Metrics]]
+
+
+def make_train_step(
+  task: tasks.Task,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  config: ml_collections.ConfigDict,
+) -> TrainStep:
+  """Builds the step `(state, batch) -> (state, metrics)`.
+
+  A step whose loss or gradient is not finite changes nothing but the counters. Metrics are the
+  task's and `loss`, `gradient_norm`, `learning_rate`, `bad_steps`.
+  """
+
+  def gradients(params: Any, model_state: Any, batch: tasks.Batch, rng: jax.Array):
+    def loss(params):
+      return task.loss({'params': params, **model_state}, batch, rng, train=True)
+
+    (value, (metrics, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, {'loss': value, **metrics}, model_state
+
+  def accumulated_gradients(params: Any, model_state: Any, batch: tasks.Batch, rng: jax.Array):
+    """The same over micro-batches; row r goes to micro-batch r mod n, so no row changes device."""
+    count = config.accumulation_steps
+    split = jax.tree.map(
+      lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
+    )
+
+    def micro_step(carry, inputs):
+      total, model_state = carry
+      micro_batch, index = inputs
+      grads, metrics, model_state = gradients(
+        params, model_state, micro_batch, jax.random.fold_in(rng, index)
+      )
+      return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (total, model_state), metrics = jax.lax.scan(
+      micro_step, (zeros, model_state), (split, jnp.arange(count))
+    )
+    return (
+      jax.tree.map(lambda x: x / count, total),
+      jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics),
+      model_state,
+    )
+
+  def train_step(
+    state: state_lib.TrainState, batch: tasks.Batch
+  ) -> tuple[state_lib.TrainState, Metrics]:
+    compute = gradients if config.accumulation_steps == 1 else accumulated_gradients
+    rng = jax.random.fold_in(state.rng, state.step)
+    grads, metrics, model_state = compute(state.params, state.model_state, batch, rng)
+    gradient_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(gradient_norm)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = _average(ema, {'params': params, **model_state}, state.step, config.ema)
+    params, model_state, opt_state, ema = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, model_state, opt_state, ema),
+      (state.params, state.model_state, state.opt_state, state.ema),
+    )
+    bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+    metrics |= {
+      'gradient_norm': gradient_norm,
+      'learning_rate': schedule(state.step),
+      'bad_steps': bad_steps,
+    }
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+      ema=ema,
+      bad_steps=bad_steps,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def _average(ema: Any, variables: Any, step: jax.Array, config: ml_collections.ConfigDict) -> Any:
+  decay = config.decay
+  if config.warmup:
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(variables, ema, 1.0 - decay)
