@@ -1,7 +1,8 @@
 """Scikit-learn's handwritten digits as a TFDS dataset: 1797 grey images of 8 x 8 pixels.
 
-Nothing is downloaded. The data is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI
-Machine Learning Repository, 1998), which scikit-learn ships inside its package.
+Nothing is downloaded: scikit-learn ships the data inside its package. It is the test part of
+"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI Machine Learning Repository,
+1998).
 """
 
 from collections.abc import Iterator
@@ -72,14 +73,14 @@ def prepare(data_dir: str | os.PathLike[str] | None = None) -> None:
     data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
   """
   builder = Digits(data_dir=data_dir, file_format='array_record')
-  if builder.is_prepared():
+  if builder.data_path.exists():
     return
   try:
     with _quiet():
       builder.download_and_prepare()
   except OSError:
     # Renaming onto a folder that is not empty: another process has finished in the meantime.
-    if not Digits(data_dir=data_dir, file_format='array_record').is_prepared():
+    if not builder.data_path.exists():
       raise
   else:
     logging.info('wrote the digits dataset to %s', builder.data_dir)

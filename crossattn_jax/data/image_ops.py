@@ -49,10 +49,9 @@ def decode(data: bytes, channels: int) -> Image.Image:
   try:
     image = Image.open(io.BytesIO(data))
     image.load()
-    if image.mode.startswith('I'):
+    if image.mode.startswith('I;16'):
       # Pillow would clip 16-bit grey levels at 255.
-      levels = np.asarray(image).astype(np.int64)
-      image = Image.fromarray((np.clip(levels, 0, 65535) >> 8).astype(np.uint8))
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert('RGB' if channels == 3 else 'L')
   except _DECODING_ERRORS as error:
     raise UnreadableImageError(f'{type(error).__name__}: {error}') from error

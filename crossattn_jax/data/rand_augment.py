@@ -64,6 +64,10 @@ def _color(fill: tuple[int, ...]) -> int | tuple[int, ...]:
   return fill[0] if len(fill) == 1 else fill
 
 
+def _look_up(image, table):
+  return image.point(table * len(image.getbands()))
+
+
 def _auto_contrast(image, strength, fill, resample):
   del strength, fill, resample
   return ImageOps.autocontrast(image)
@@ -85,8 +89,9 @@ def _rotate(image, strength, fill, resample):
 
 def _posterize(image, strength, fill, resample):
   del fill, resample
-  bits = 4 - int(strength * 4)
-  return ImageOps.posterize(image, bits)
+  # Not `ImageOps.posterize`, which refuses to keep 0 bits: a black image, at full strength.
+  kept = 256 - 2 ** (4 + int(strength * 4))
+  return _look_up(image, [x & kept for x in range(256)])
 
 
 def _solarize(image, strength, fill, resample):
@@ -97,8 +102,7 @@ def _solarize(image, strength, fill, resample):
 def _solarize_add(image, strength, fill, resample):
   del fill, resample
   added = int(strength * MAX_SOLARIZE_ADD)
-  table = [min(255, level + added) if level < 128 else level for level in range(256)]
-  return image.point(table * len(image.getbands()))
+  return _look_up(image, [min(255, x + added) if x < 128 else x for x in range(256)])
 
 
 def _enhance(kind: type) -> Operation:
