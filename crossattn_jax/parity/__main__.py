@@ -2,27 +2,114 @@
 
 import argparse
 from collections.abc import Sequence
+import json
 import sys
+from typing import Any
 
-from crossattn_jax.parity import bounds, cases, replay, report
+from crossattn_jax.models import variables_io
+from crossattn_jax.parity import bounds, convert, replay, report
 
 
 def _replay(args: argparse.Namespace) -> int:
   precisions = bounds.PRECISIONS if args.precision == 'both' else (args.precision,)
   printer = report.Printer()
   results = []
-  try:
-    for result in replay.replay(args.paths, precisions):
-      results.append(result)
-      report.print_result(printer, result)
-  except cases.CaseError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  for result in replay.replay(args.paths, precisions):
+    results.append(result)
+    report.print_result(printer, result)
   if args.json:
     report.write_json(args.json, report.results_to_json(results))
   passed, failed = report.count_cases(results)
   printer.line(f'{passed} passed, {failed} failed')
   return 1 if failed else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+  overrides = dict(args.override or [])
+  printer = report.Printer()
+  if variables_io.is_variables_file(args.input):
+    if args.new_head is not None or args.new_image_size is not None:
+      raise ValueError('--new-head and --new-image-size apply to conversions from PyTorch')
+    saved = variables_io.load_variables(args.input)
+    if saved.name != args.model:
+      raise ValueError(f'{args.input}: holds variables of {saved.name!r}, not of {args.model!r}')
+    state = convert.to_torch(
+      saved.name,
+      saved.variables,
+      {**saved.overrides, **overrides},
+      '' if args.spelling == 'original' else args.spelling,
+    )
+    convert.write_torch(args.output, state)
+    printer.table(('PyTorch', 'shape'), [(key, str(x.shape)) for key, x in state.items()])
+    printer.line(f'{args.output}: {len(state)} tensors of {saved.name}')
+    return 0
+  conversion = convert.to_flax(args.model, convert.read_checkpoint(args.input), overrides)
+  if args.new_head is not None or args.new_image_size is not None:
+    conversion = convert.adapt(
+      conversion, num_classes=args.new_head, image_size=args.new_image_size
+    )
+  conversion.save(args.output)
+  printer.table(
+    ('PyTorch', 'shape', 'Flax', 'shape', 'how'),
+    [
+      (
+        line.torch_key or '-',
+        str(line.torch_shape),
+        line.flax_path or '-',
+        str(line.flax_shape),
+        line.action,
+      )
+      for line in conversion.report
+    ],
+  )
+  count = sum(bool(line.flax_path) for line in conversion.report)
+  printer.line(f'{args.output}: {count} arrays of {conversion.name}')
+  return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+  # PyTorch is only needed here.
+  from crossattn_jax.parity import compare
+
+  torch_module = compare.build_torch_module(args.against)
+  comparison = compare.compare(
+    args.model,
+    torch_module,
+    against=args.against,
+    weights=args.weights,
+    precision=args.precision,
+    overrides=dict(args.override or []),
+  )
+  report.print_comparison(report.Printer(), comparison)
+  if args.json:
+    report.write_json(args.json, report.comparison_to_json(comparison))
+  if args.png:
+    compare.plot(comparison, args.png)
+  return 0 if comparison.first_outside is None else 1
+
+
+def _field_value(text: str) -> tuple[str, Any]:
+  field, equals, value = text.partition('=')
+  if not equals:
+    raise argparse.ArgumentTypeError(f'{text!r} is not FIELD=VALUE')
+  try:
+    return field, json.loads(value)
+  except ValueError:
+    return field, value
+
+
+def _image_size(text: str) -> tuple[int, int]:
+  try:
+    height, width = map(int, text.split('x'))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 384x384') from error
+  return height, width
+
+
+def _add_override(command: argparse.ArgumentParser, help_text: str) -> None:
+  command.add_argument(
+    '--override', type=_field_value, action='append', metavar='FIELD=VALUE', help=help_text
+  )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,13 +134,71 @@ def _parser() -> argparse.ArgumentParser:
   )
   command.add_argument('--json', metavar='FILE', help='also write the results to FILE')
   command.set_defaults(run=_replay)
+
+  command = commands.add_parser(
+    'convert',
+    help='take weights from PyTorch to this library, or back',
+    description='Converts a PyTorch checkpoint to a variables file, or a variables file to a '
+    'PyTorch state dict, and prints a line per tensor. What does not fit is refused by name.',
+  )
+  command.add_argument('model', metavar='MODEL', help='registered name, such as crossvit_tiny_240')
+  command.add_argument(
+    'input', metavar='INPUT', help='.pth or .safetensors checkpoint, or a variables file'
+  )
+  command.add_argument(
+    'output', metavar='OUTPUT', help='.safetensors; .pth too where the result is for PyTorch'
+  )
+  _add_override(command, 'field of the model that the checkpoint differs in: num_classes=10')
+  command.add_argument(
+    '--new-head', type=int, metavar='CLASSES', help='replace the classifiers by fresh ones'
+  )
+  command.add_argument(
+    '--new-image-size', type=_image_size, metavar='HxW', help='resize the position embeddings'
+  )
+  command.add_argument(
+    '--spelling',
+    choices=['original', 'timm'],
+    default='original',
+    help='of the keys written for PyTorch',
+  )
+  command.set_defaults(run=_convert)
+
+  command = commands.add_parser(
+    'compare',
+    help='run a PyTorch module and a model side by side',
+    description='Compares layer by layer on the same weights and input; exits 1 if a layer leaves '
+    'the bound, and names the first one.',
+  )
+  command.add_argument('model', metavar='MODEL', help='registered name, such as crossvit_tiny_240')
+  command.add_argument(
+    '--against',
+    required=True,
+    metavar='timm:NAME|MODULE:FACTORY',
+    help='a timm model, or a callable without arguments that returns a torch.nn.Module',
+  )
+  command.add_argument('--weights', metavar='FILE', help='checkpoint for both sides')
+  command.add_argument(
+    '--precision',
+    choices=['default', 'highest', 'bfloat16'],
+    default='highest',
+    help='of this library: float32 with default or highest matrix products, or bfloat16',
+  )
+  _add_override(command, 'field of the model to change: num_classes=10')
+  command.add_argument('--json', metavar='FILE', help='also write the result to FILE')
+  command.add_argument('--png', metavar='FILE', help='also plot the errors to FILE')
+  command.set_defaults(run=_compare)
   return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit status."""
   args = _parser().parse_args(argv)
-  return args.run(args)
+  try:
+    return args.run(args)
+  except (ImportError, LookupError, OSError, ValueError) as error:
+    # What the user can mend: these messages say how.
+    print(f'error: {error}', file=sys.stderr)
+    return 2
 
 
 if __name__ == '__main__':

@@ -81,7 +81,8 @@ class Tap:
 TapLike = Tap | str | tuple[str, Callable[[Any], jax.Array]]
 
 
-def _tap(tap: TapLike) -> Tap:
+def as_tap(tap: TapLike) -> Tap:
+  """Spells a tap out."""
   if isinstance(tap, Tap):
     return tap
   return Tap(tap) if isinstance(tap, str) else Tap(*tap)
@@ -231,7 +232,7 @@ def run_with_taps(
   Raises:
     KeyError: the module ran no submodule at a tap's path; the message lists the paths that ran.
   """
-  taps = {name: _tap(tap) for name, tap in taps.items()}
+  taps = {name: as_tap(tap) for name, tap in taps.items()}
   wanted = {(tap.path, tap.method) for tap in taps.values()}
   result, state = module.apply(
     variables,

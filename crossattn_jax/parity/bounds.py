@@ -13,7 +13,7 @@ PRECISIONS = ('float64', 'float32')
 
 _EXACT = 1e-8
 _STABLE_FACTOR = 4.0
-_STABLE_FLOOR = 2e-6
+_STABLE_FLOOR = {'float32': 2e-6, 'bfloat16': 1e-2}
 _STABLE_GRADIENT_FLOOR = 1e-4
 # Recorded errors above this belong to gradients that are zero in exact arithmetic.
 _MEANINGLESS_GRADIENT_ERROR = 0.1
@@ -40,10 +40,15 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def output_bound(precision: str, torch_error: float) -> float:
-  """The bound of an output or tap, given PyTorch's own float32 error for it."""
+  """The bound of an output or tap, given PyTorch's own error for it.
+
+  Args:
+    precision: 'float64', 'float32', or 'bfloat16', which only comparisons use.
+    torch_error: of PyTorch in float32, or in bfloat16.
+  """
   if precision == 'float64':
     return _EXACT
-  return max(_STABLE_FACTOR * torch_error, _STABLE_FLOOR)
+  return max(_STABLE_FACTOR * torch_error, _STABLE_FLOOR[precision])
 
 
 def gradient_bound(precision: str, torch_errors: Mapping[str, float]) -> float:

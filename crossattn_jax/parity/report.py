@@ -115,3 +115,50 @@ def results_to_json(results: Sequence[replay.Result]) -> dict[str, Any]:
     'failed': failed,
     'results': [{**dataclasses.asdict(result), 'passed': result.passed} for result in results],
   }
+
+
+def print_comparison(printer: Printer, comparison: Any) -> None:
+  """Prints a `compare.Comparison`: a row per layer in execution order, then the verdict."""
+  printer.table(
+    ('layer', 'error', "PyTorch's", 'bound', 'verdict', 'Flax module'),
+    [
+      (
+        layer.name,
+        number(layer.error),
+        number(layer.torch_error),
+        number(layer.bound),
+        'pass' if layer.passed else 'FAIL',
+        layer.path or '-',
+      )
+      for layer in comparison.layers
+    ],
+    failed=[not layer.passed for layer in comparison.layers],
+  )
+  if comparison.without_counterpart:
+    printer.line(f'without counterpart: {", ".join(comparison.without_counterpart)}')
+  printer.line(
+    f'{comparison.name} against {comparison.against}, {comparison.precision}: '
+    f'{len(comparison.layers)} layers, worst {number(comparison.worst.error)} at '
+    f'{comparison.worst.name}'
+  )
+  first = comparison.first_outside
+  if first is None:
+    printer.line('every layer is within the bound')
+  else:
+    printer.line(
+      f'first layer outside the bound: {first.name} ({first.path or "output"}): '
+      f'{number(first.error)}, bound {number(first.bound)}',
+      style='bold red',
+    )
+
+
+def comparison_to_json(comparison: Any) -> dict[str, Any]:
+  """A `compare.Comparison` as plain values."""
+  first = comparison.first_outside
+  return {
+    **dataclasses.asdict(comparison),
+    'layers': [
+      {**dataclasses.asdict(layer), 'passed': layer.passed} for layer in comparison.layers
+    ],
+    'first_outside': first.name if first else None,
+  }
