@@ -65,7 +65,7 @@ def default_config() -> ml_collections.ConfigDict:
       unit by unit to a fraction of the weights' norm (see `adaptive_clip`); at most one.
     clip_adaptive_elements: patterns of parameters that `clip_adaptive` treats element by element,
       such as layer scales.
-    accumulation_steps: training steps whose gradients are averaged into one update.
+    update_every: training steps whose gradients are averaged into one update.
   """
   config = ml_collections.ConfigDict()
   config.name = 'adamw'
@@ -84,7 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.clip_value = config_dict.placeholder(float)
   config.clip_adaptive = config_dict.placeholder(float)
   config.clip_adaptive_elements = ()
-  config.accumulation_steps = 1
+  config.update_every = 1
   return config
 
 
@@ -145,10 +145,10 @@ def create_optimizer(
     )
   if config.decoupled_weight_decay and config.name == 'adam':
     raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
-  if config.accumulation_steps < 1:
-    raise ValueError(f'optimizer.accumulation_steps={config.accumulation_steps} must be positive')
+  if config.update_every < 1:
+    raise ValueError(f'optimizer.update_every={config.update_every} must be positive')
   settings = parameter_settings(config, params)
-  steps = config.accumulation_steps
+  steps = config.update_every
 
   # By path, not by a tree of the parameters' structure: the trees may lack the frozen ones.
   def per_parameter(name: str, tree: optax.Params) -> Any:
@@ -179,8 +179,10 @@ def create_optimizer(
   optimizer = _in_float32(optimizer)
   if all(setting.multiplier for setting in settings.values()):
     return optimizer
-  labels = jax.tree.map(lambda factor: bool(factor), per_parameter('multiplier', params))
-  return optax.partition({True: optimizer, False: optax.set_to_zero()}, labels)
+  labels = jax.tree.map(
+    lambda factor: 'trained' if factor else 'frozen', per_parameter('multiplier', params)
+  )
+  return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
 
 
 def adaptive_clip(
