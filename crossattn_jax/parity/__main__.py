@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from crossattn_jax.models import variables_io
-from crossattn_jax.parity import bounds, convert, replay, report
+from crossattn_jax.parity import adapters, bounds, convert, replay, report
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     return args.run(args)
-  except (ImportError, LookupError, OSError, ValueError) as error:
+  except (ImportError, OSError, ValueError, adapters.AdapterNotFound) as error:
     # What the user can mend: these messages say how.
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -282,7 +282,7 @@ def _result_shapes(
     dict(parity.inputs),
   )
   flat = traverse_util.flatten_dict(
-    state['intermediates'], is_leaf=lambda path, _: path[-1] == '__call__'
+    state['intermediates'], is_leaf=lambda path, _: path[-1:] == ('__call__',)
   )
   return {'/'.join(path[:-1]): jax.tree.leaves(calls)[0].shape for path, calls in flat.items()}
 
