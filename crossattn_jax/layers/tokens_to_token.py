@@ -48,6 +48,24 @@ def soft_split(image: jax.Array, window: int, stride: int, padding: int) -> jax.
   return rearrange(jnp.stack(shifted, axis=-1), 'b h w c k -> b h w (c k)')
 
 
+class SoftSplit(nn.Module):
+  """`soft_split` as a module without parameters, so that its result can be looked at.
+
+  Attributes:
+    window: side of the square windows.
+    stride: between windows.
+    padding: zeros added on every side.
+  """
+
+  window: int
+  stride: int
+  padding: int
+
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to `[batch, rows, columns, window contents]`."""
+    return soft_split(image, self.window, self.stride, self.padding)
+
+
 class TokenTransformer(nn.Module):
   """Single-head transformer block that changes the width; its skip connection is the value.
 
@@ -147,12 +165,15 @@ class TokensToToken(nn.Module):
       )
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     token_block = TokenPerformer if self.performer else TokenTransformer
-    first, second, third = _SPLITS[self.patch_size]
+    splits = [
+      SoftSplit(*geometry, name=f'soft_split_{i}')
+      for i, geometry in enumerate(_SPLITS[self.patch_size])
+    ]
     x = image
-    for i, split in enumerate((first, second), start=1):
-      windows = soft_split(x, *split)
+    for i, split in enumerate(splits[:2], start=1):
+      windows = split(x)
       tokens = rearrange(windows, 'b h w c -> b (h w) c')
       tokens = token_block(self.token_channels, name=f'token_block_{i}', **types)(tokens, train)
       x = rearrange(tokens, 'b (h w) c -> b h w c', h=windows.shape[1])
-    tokens = rearrange(soft_split(x, *third), 'b h w c -> b (h w) c')
+    tokens = rearrange(splits[2](x), 'b h w c -> b (h w) c')
     return nn.Dense(self.channels, kernel_init=initializers.linear, name='project', **types)(tokens)

@@ -240,7 +240,8 @@ class CrossAttentionFusion(nn.Module):
   directions start from the same tokens.
 
   Attributes:
-    depth: cross-attention blocks in sequence per direction.
+    depth: cross-attention blocks in sequence per direction; 0 means one, un-nested as in the
+      published models: `cross_attention_{d}` and not `cross_attention_{d}_{j}`.
     num_heads: per branch; a direction uses those of the branch that it visits.
     drop_path_rate: of every block.
     reuse_patches: whether the second and later blocks see the patches again, as the paper's text
@@ -270,14 +271,15 @@ class CrossAttentionFusion(nn.Module):
       visited = (d + 1) % len(tokens)
       patches = tokens[visited][:, 1:]
       class_token = Projection(patches.shape[-1], self.options, name=f'projection_{d}')(own[:, :1])
-      for j in range(self.depth):
-        sees_patches = j == 0 or self.reuse_patches
+      names = [f'cross_attention_{d}_{j}' for j in range(self.depth)] or [f'cross_attention_{d}']
+      for name in names:
+        sees_patches = name == names[0] or self.reuse_patches
         sequence = [class_token, patches] if sees_patches else [class_token]
         block = CrossAttentionBlock(
           self.num_heads[visited],
           self.drop_path_rate,
           self.options,
-          name=f'cross_attention_{d}_{j}',
+          name=name,
         )
         class_token, block_weights = block(jnp.concatenate(sequence, axis=1), train)
         if sees_patches:
@@ -432,7 +434,7 @@ class MultiScaleEncoder(nn.Module):
     match self.fusion:
       case 'cross_attention':
         fusion = CrossAttentionFusion(
-          max(1, fusion_depth),
+          fusion_depth,
           self.num_heads,
           last_rate,
           self.reuse_patches,
