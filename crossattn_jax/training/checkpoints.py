@@ -392,24 +392,27 @@ def _describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 @jax.jit
 def _fingerprint(x: jax.Array) -> jax.Array:
-  """Returns a uint32 checksum of an array's bits: a sum modulo 2**32, weighted by position.
+  """Returns a uint32 checksum of an array's bits: a sum of hashes of (position, element).
 
-  The weights are odd, so that any change of a single element is seen.
+  Addition modulo 2**32 is exact, so the order in which shards are added does not matter. Elements
+  are hashed (MurmurHash3's finalizer) because plain weighted sums do not see a change of many
+  exponents at once.
   """
   if x.dtype == bool:
     x = x.astype(jnp.uint8)
   unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  weight = jnp.zeros(bits.shape, jnp.uint32)
-  for dimension in range(bits.ndim):
+  hashed = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  for dimension in range(hashed.ndim):
     stride = np.uint32(pow(0x9E3779B1, dimension + 1, 2**32))
-    weight += stride * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
-  return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
+    hashed += stride * jax.lax.broadcasted_iota(jnp.uint32, hashed.shape, dimension)
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    hashed = (hashed ^ (hashed >> shift)) * np.uint32(factor)
+  return jnp.sum(hashed ^ (hashed >> 16), dtype=jnp.uint32)
 
 
 def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
   sums = jax.device_get({path: _fingerprint(_raw(leaf)) for path, leaf in leaves.items()})
-  return {path: int(value) for path, value in sums.items()}
+  return {path: int(sums[path]) for path in leaves}
 
 
 def _checksum(metadata: Mapping[str, Any]) -> int:

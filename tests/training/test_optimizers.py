@@ -117,9 +117,9 @@ def test_lamb_is_optax_lamb():
     result = run(make_config(name='lamb', weight_decay=0.05, decay_vectors=True, epsilon=1e-6))
     params = make_tree(0)
     reference = optax.lamb(LEARNING_RATE, weight_decay=0.05)
-    state = reference.init(params)
+    state, update = reference.init(params), jax.jit(reference.update)
     for step in range(4):
-      updates, state = reference.update(make_tree(step + 1), state, params)
+      updates, state = update(make_tree(step + 1), state, params)
       params = optax.apply_updates(params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), result, params)
 
@@ -161,11 +161,11 @@ def test_frozen_parameters_stay_have_no_state_and_no_part_in_the_norm():
   optimizer = optimizers.create_optimizer(
     make_config(weight_decay=0.05, clip_norm=0.1), lambda step: LEARNING_RATE, rest
   )
-  state = optimizer.init(rest)
+  state, update = optimizer.init(rest), jax.jit(optimizer.update)
   for step in range(4):
     gradients = make_tree(step + 1)
     gradients = {name: gradients[name] for name in rest}
-    updates, state = optimizer.update(gradients, state, rest)
+    updates, state = update(gradients, state, rest)
     rest = optax.apply_updates(rest, updates)
   np.testing.assert_allclose(result['pos_embed_0'], rest['pos_embed_0'], rtol=1e-6, atol=1e-6)
 
@@ -227,7 +227,8 @@ def test_moments_of_bfloat16_parameters_are_float32(update_every):
   optimizer = optimizers.create_optimizer(
     make_config(update_every=update_every), lambda step: LEARNING_RATE, params
   )
-  updates, state = optimizer.update(params, optimizer.init(params), params)
+  state = jax.jit(optimizer.init)(params)
+  updates, state = jax.jit(optimizer.update)(params, state, params)
   assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(state))
   assert {leaf.dtype for leaf in jax.tree.leaves(optax.apply_updates(params, updates))} == {
     jnp.dtype(jnp.bfloat16)
