@@ -108,8 +108,19 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
-  _check(config)
   rows = _rows_per_process(batch_size, process_index, process_count)
+  return _iterate(train_examples(config, seed), config, rows, process_index, process_count)
+
+
+def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
+  """Returns the endless stream of augmented examples that `train_dataset` batches.
+
+  Element i is computed when it is asked for, alone: `train_examples(config, seed)[i]`.
+
+  Raises:
+    ValueError: a wrong value in the config, or a dataset that cannot be opened.
+  """
+  _check(config)
   source = sources.create_source(config.name, config.train_split, config.data_dir)
   order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
   examples = grain.MapDataset.range(len(source))
@@ -119,8 +130,7 @@ def train_dataset(
     examples = _RepeatedAugmentation(
       examples, config.repeated_augmentation, _epoch_length(config, len(source))
     )
-  examples = examples.repeat().random_map(_TrainExample(source, config), seed=augmentation_seed)
-  return _iterate(examples, config, rows, process_index, process_count)
+  return examples.repeat().random_map(_TrainExample(source, config), seed=augmentation_seed)
 
 
 def eval_dataset(

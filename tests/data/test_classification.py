@@ -44,6 +44,10 @@ def numbers(batch) -> list[int]:
   return (colors[:, 0] + 256 * colors[:, 1]).tolist()
 
 
+def stream(batches) -> list[int]:
+  return [number for batch in batches for number in numbers(batch)]
+
+
 def test_train_batches_have_the_documented_form(digits_config):
   (batch,) = take(classification.train_dataset(digits_config, batch_size=6, seed=0), 1)
   assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
@@ -98,7 +102,7 @@ def test_processes_hold_contiguous_rows_of_the_same_global_batches(digits_config
 def test_epochs_are_permutations_that_differ(image_folder):
   config = folder_config(image_folder('train', {'a': 7, 'b': 5}))
   batches = take(classification.train_dataset(config, batch_size=4, seed=0), 9)
-  epochs = [sum(map(numbers, batches[start : start + 3]), []) for start in (0, 3, 6)]
+  epochs = [stream(batches[start : start + 3]) for start in (0, 3, 6)]
   assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
   assert epochs[0] != epochs[1] != epochs[2]
 
@@ -151,8 +155,7 @@ def test_repeated_augmentation_follows_the_sampler_of_the_recipe(image_folder):
   # An epoch of 540 images is floor(540 / 256) * 256 = 512 samples: 171 images, the last one twice.
   assert classification.steps_per_epoch(config, 128) == 4
   batches = take(classification.train_dataset(config, batch_size=128, seed=0), 5)
-  stream = sum(map(numbers, batches), [])
-  assert stream == [p // 3 for p in range(512)] + [p // 3 for p in range(128)]
+  assert stream(batches) == [p // 3 for p in range(512)] + [p // 3 for p in range(128)]
 
 
 def test_repeated_augmentation_augments_every_copy_differently(digits_config):
@@ -166,7 +169,9 @@ def test_repeated_augmentation_augments_every_copy_differently(digits_config):
 def test_repeated_augmentation_reshuffles_over_all_images(image_folder):
   config = folder_config(image_folder('train', {'a': 256}))
   config.repeated_augmentation = 3
-  epochs = [numbers(b) for b in take(classification.train_dataset(config, batch_size=256, seed=0), 2)]
+  epochs = [
+    numbers(b) for b in take(classification.train_dataset(config, batch_size=256, seed=0), 2)
+  ]
   assert [len(set(epoch)) for epoch in epochs] == [86, 86]
   assert set(epochs[0]) != set(epochs[1])
 
@@ -174,7 +179,9 @@ def test_repeated_augmentation_reshuffles_over_all_images(image_folder):
 def test_repeated_augmentation_of_too_few_images_is_refused(image_folder):
   config = folder_config(image_folder('train', {'a': 255}))
   config.repeated_augmentation = 3
-  with pytest.raises(ValueError, match=r'dataset\.repeated_augmentation needs at least 256 examples'):
+  with pytest.raises(
+    ValueError, match=r'dataset\.repeated_augmentation needs at least 256 examples'
+  ):
     classification.train_dataset(config, batch_size=8, seed=0)
 
 

@@ -13,7 +13,9 @@ from crossattn_jax.data import digits, sources
 
 
 def test_splits_are_stratified_and_disjoint_and_hold_every_digit(digits_dir):
-  splits = {split: sources.create_source('digits', split, digits_dir) for split in ('train', 'test')}
+  splits = {
+    split: sources.create_source('digits', split, digits_dir) for split in ('train', 'test')
+  }
   assert {split: len(source) for split, source in splits.items()} == {'train': 1442, 'test': 355}
   original = datasets.load_digits()
   seen = {}
