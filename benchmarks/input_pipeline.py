@@ -133,7 +133,7 @@ def stage_times(paths: list[pathlib.Path], rounds: int) -> dict[str, float]:
       'normalise', lambda image: image_ops.normalize(image, config.mean, config.std), images
     )
     timed('random erasing', lambda array: augmentation.random_erasing(array, rng), arrays)
-    timed('batch', lambda _: np.stack(arrays), [None])
+    timed('batch', np.stack, [arrays])
   times['batch'] /= len(paths)
   return times
 

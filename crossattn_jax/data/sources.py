@@ -215,15 +215,14 @@ def _open_prepared(name: str, data_dir: str | os.PathLike[str] | None):
   try:
     return read_only_builder.builder_from_files(name, **kwargs)
   except tfds.core.DatasetNotFoundError as error:
-    known = tfds.list_builders(with_community_datasets=False)
+    names = {'digits', IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)}
     bare_name = name.split('/')[0].split(':')[0]
-    if bare_name not in known:
-      names = ['digits', IMAGE_FOLDER, *known]
-      near = difflib.get_close_matches(bare_name, names, n=3)
-      hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+    if bare_name not in names:
+      near = difflib.get_close_matches(bare_name, sorted(names), n=3)
+      hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
       raise ValueError(
-        f"unknown dataset {name!r}{hint} Expected 'digits', {IMAGE_FOLDER!r} or a dataset of "
-        'TFDS (tfds.list_builders() shows all)'
+        f"unknown dataset {name!r}; {hint}expected 'digits', {IMAGE_FOLDER!r} or a dataset of "
+        'TFDS (tfds.list_builders(with_community_datasets=False) shows all)'
       ) from error
     raise ValueError(
       f'dataset {name!r} is not prepared in {os.fspath(data_dir or tfds.core.constants.DATA_DIR)}; '
