@@ -370,10 +370,10 @@ def _iterate(
 
 
 def _eval_source(config: ml_collections.ConfigDict) -> sources.Source:
-  if config.name != sources.IMAGE_FOLDER:
-    return sources.create_source(config.name, config.eval_split, config.data_dir)
-  # Folders are numbered by name: without the training classes a missing one would shift labels.
-  class_names = sources.create_source(config.name, config.train_split, config.data_dir).class_names
+  class_names = None
+  if config.name == sources.IMAGE_FOLDER and config.data_dir is not None:
+    # Folders are numbered by name: without the training classes a missing one would shift labels.
+    class_names = sources.class_folders(config.data_dir, config.train_split)
   return sources.create_source(
     config.name, config.eval_split, config.data_dir, class_names=class_names
   )

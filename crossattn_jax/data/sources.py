@@ -153,17 +153,10 @@ class ImageFolder:
     class_names: Sequence[str] | None = None,
   ):
     folder = pathlib.Path(data_dir) / split
-    if not folder.is_dir():
-      raise ValueError(
-        f'no folder {split!r} in {os.fspath(data_dir)!r}; '
-        f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
-      )
-    found = _subfolders(folder)
-    if not found:
-      raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
+    found = class_folders(data_dir, split)
     self.class_names = tuple(found if class_names is None else class_names)
     self.num_classes = len(self.class_names)
-    unknown = [name for name in found if name not in set(self.class_names)]
+    unknown = sorted(set(found).difference(self.class_names))
     if unknown:
       raise ValueError(
         f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
@@ -190,6 +183,24 @@ class ImageFolder:
     path = self._paths[index]
     with open(path, 'rb') as file:
       return {'image': file.read(), 'label': self._labels[index], 'key': path}
+
+
+def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ...]:
+  """Names of the class folders of a split of an image folder, in the order of their labels.
+
+  Raises:
+    ValueError: there is no such split, or no class folder in it.
+  """
+  folder = pathlib.Path(data_dir) / split
+  if not folder.is_dir():
+    raise ValueError(
+      f'no folder {split!r} in {os.fspath(data_dir)!r}; '
+      f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
+    )
+  names = _subfolders(folder)
+  if not names:
+    raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
+  return tuple(names)
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
