@@ -104,6 +104,11 @@ class Checkpointer:
     self._metrics: dict[int, dict[str, float]] = {}
     self._manager: ocp.CheckpointManager | None = None
 
+  @property
+  def directory(self) -> epath.Path:
+    """The folder of all checkpoints."""
+    return self._directory
+
   def save(
     self,
     step: int,
@@ -140,7 +145,7 @@ class Checkpointer:
     if step in self._manager.all_steps():
       return False
     leaves = _leaves(state)
-    metadata = {
+    metadata: dict[str, Any] = {
       'step': step,
       'arrays': _describe(leaves),
       'fingerprints': _fingerprints(leaves),
@@ -151,6 +156,7 @@ class Checkpointer:
       'metrics': {name: float(value) for name, value in (metrics or {}).items()},
       'config': _plain(config),
     }
+    metadata = json.loads(json.dumps(metadata))  # The checksum is of what will be read back.
     self._metrics[step] = metadata['metrics']
     arrays = {path: _raw(leaf) for path, leaf in leaves.items()}
     return self._manager.save(
@@ -173,8 +179,9 @@ class Checkpointer:
     again; nothing is deleted.
 
     Args:
-      abstract_state: pytree of `jax.ShapeDtypeStruct`s with shardings, or arrays like them. Must
-        have exactly the checkpoint's arrays. The shardings need not be those it was saved from.
+      abstract_state: pytree of `jax.ShapeDtypeStruct`s with shardings, or arrays like them; one
+        without a sharding goes to the first device. Must have exactly the checkpoint's arrays. The
+        shardings need not be those it was saved from.
       config: of the run: its `model.name` must be the checkpoint's, other differences are logged.
 
     Returns:
@@ -271,7 +278,7 @@ class Checkpointer:
 
   def _preserved(self, steps: Sequence[int]) -> set[int]:
     best = self._by_quality(steps)[-self._keep_best :] if self._keep_best else []
-    return {*steps[-self._keep_last :], *best}
+    return {*sorted(steps)[-self._keep_last :], *best}
 
   def _by_quality(self, steps: Iterable[int]) -> list[int]:
     """Returns those steps that have the metric, the best last; of equals the newest is better."""

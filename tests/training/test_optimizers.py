@@ -14,7 +14,7 @@ LEARNING_RATE = 0.1
 SHAPES = {
   'block': {
     'qkv': {'kernel': (8, 3, 2, 4), 'bias': (3, 2, 4)},
-    'fc1': {'kernel': (8, 16), 'bias': (16,)},
+    'fc1': {'kernel': (8, 16)},
     'norm': {'scale': (8,)},
   },
   'pos_embed_0': (1, 5, 8),
