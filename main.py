@@ -99,7 +99,7 @@ def run() -> None:
 
 def _parse_flags(args: Sequence[str]) -> list[str]:
   try:
-    return app.parse_flags_with_usage(args)
+    remaining = app.parse_flags_with_usage(args)
   except (AttributeError, KeyError):
     known = config_lib.flat_keys(_CONFIG.value)
     for argument in args:
@@ -108,9 +108,11 @@ def _parse_flags(args: Sequence[str]) -> list[str]:
         message = config_lib.unknown_key_message(key.removeprefix('config.'), known)
         sys.exit(f'error: {message}')
     raise
+  if flags.FLAGS['verbosity'].using_default_value:
+    # Orbax and TFDS tell every detail at level 'info', which absl would choose.
+    flags.FLAGS.verbosity = logging.WARNING
+  return remaining
 
 
 if __name__ == '__main__':
-  # Orbax and TFDS tell every detail at level 'info'; --verbosity=0 shows it.
-  flags.FLAGS.set_default('verbosity', logging.WARNING)
   app.run(main, flags_parser=_parse_flags)

@@ -41,9 +41,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.dataset.augmentation.random_erasing.probability = 0.0
   config.batch_size = 64
   config.num_epochs = 60.0
-  config.schedule.learning_rate = 2e-3
+  config.schedule.learning_rate = 1e-3
   config.schedule.warmup_epochs = 3.0
   config.optimizer.weight_decay = 0.05
+  config.optimizer.clip_norm = 1.0
   config.task.label_smoothing = 0.1
   config.evaluation.batch_size = 128
   config.evaluation.every_epochs = 10.0

@@ -1,4 +1,4 @@
-"""Every test runs on eight simulated CPU devices."""
+"""Every test runs on eight simulated CPU devices; fixtures that several rooms share."""
 
 import os
 
@@ -10,3 +10,45 @@ os.environ['XLA_FLAGS'] = (
 # libtpu must not look for a TPU on the network.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+
+import pathlib
+
+import ml_collections
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def datasets_dir(tmp_path_factory) -> str:
+  """Where the tests' TFDS datasets are, instead of the home directory."""
+  return str(tmp_path_factory.mktemp('datasets'))
+
+
+@pytest.fixture
+def tiny_config(datasets_dir) -> ml_collections.ConfigDict:
+  """The digits experiment with a model that compiles in seconds, 12 steps long."""
+  from configs import crossvit_digits
+
+  config = crossvit_digits.get_config()
+  config.dataset.data_dir = datasets_dir
+  config.model.widths = (16, 32)
+  config.model.depths = ((1, 1, 0),)
+  config.num_epochs = None
+  config.num_steps = 12
+  config.schedule.warmup_epochs = 0.0
+  config.schedule.warmup_steps = 2
+  config.evaluation.every_epochs = None
+  config.logging.every_steps = 1
+  return config
+
+
+@pytest.fixture(scope='session')
+def main_environment(tmp_path_factory) -> dict[str, str]:
+  """Environment of `main.py` subprocesses: one device, and programs are compiled once."""
+  return os.environ | {
+    'XLA_FLAGS': '',
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compilation_cache')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }

@@ -29,7 +29,9 @@ class Interrupted(SystemExit):
   """The run was asked to stop; its state is saved. Exits with status 0."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
+def train(
+  config: ml_collections.ConfigDict, workdir: epath.Path, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, float]:
   """Trains until the end, from the last checkpoint in the workdir if there is one.
 
   Writes into the workdir: `config.json`, `metrics.jsonl`, TensorBoard event files, `checkpoints/`,
@@ -38,6 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, f
   Args:
     config: of the experiment; see `config.default_config`.
     workdir: folder of this run; made if it does not exist.
+    mesh: over all devices as the config says by default.
 
   Returns:
     The metrics of the final evaluation.
@@ -49,7 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, f
     Interrupted: on SIGTERM, after the state is saved.
   """
   started = time.monotonic()
-  experiment = experiment_lib.setup(config)
+  experiment = experiment_lib.setup(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(experiment.mesh))
@@ -132,14 +135,15 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
   """
   block, num_blocks = parallel.process_block(experiment.mesh)
   batch_size = experiment_lib.eval_batch_size(experiment.config)
-  data = experiment.task.eval_data(batch_size, block, num_blocks)
+  iterator = iter(experiment.task.eval_data(batch_size, block, num_blocks))
   total, examples = None, []
-  for loaded in inputs.device_batches(iter(data), experiment.mesh):
-    evaluation, mask = jax.device_get(experiment.eval_step(variables, loaded.arrays))
-    sums = jax.tree.map(_exact, evaluation.sums)
-    total = sums if total is None else jax.tree.map(np.add, total, sums)
-    if evaluation.examples is not None:
-      examples.append(jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples))
+  with contextlib.closing(iterator):
+    for loaded in inputs.device_batches(iterator, experiment.mesh):
+      evaluation, mask = jax.device_get(experiment.eval_step(variables, loaded.arrays))
+      sums = jax.tree.map(_exact, evaluation.sums)
+      total = sums if total is None else jax.tree.map(np.add, total, sums)
+      if evaluation.examples is not None:
+        examples.append(jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples))
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   return experiment.task.metrics(tasks.Evaluation(total, joined))
 
@@ -224,9 +228,10 @@ def _train(
   profiler = _Profiler(config.profile.steps, workdir)
   metrics: dict[str, float] = {}
 
-  with metric_writers.ProgressLine(
-    total, batch_size=config.batch_size, start_step=start
-  ) as progress:
+  with (
+    contextlib.closing(iterator),
+    metric_writers.ProgressLine(total, batch_size=config.batch_size, start_step=start) as progress,
+  ):
     watch = _Watch(config, writer, progress, checkpointer)
     batches = inputs.device_batches(iterator, experiment.mesh)
     for step in range(start + 1, total + 1):

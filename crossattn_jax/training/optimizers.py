@@ -4,7 +4,7 @@ Parameters are named by their Flax path joined by '/', such as
 'encoder_0/branch_1/block_0/mlp/fc1/kernel'; a pattern is a regular expression that matches the
 whole path (`re.fullmatch`).
 
-The order of the operations is PyTorch's: gradients are averaged over accumulated steps, clipped,
+The order of the operations is PyTorch's: gradients are clipped,
 L2-regularised where the decay is coupled, turned into a direction, decayed where it is decoupled,
 then multiplied by the parameter's multiplier and by minus the learning rate. Everything is
 computed, and every moment kept, in at least float32, whatever the parameters' dtype.
@@ -65,7 +65,6 @@ def default_config() -> ml_collections.ConfigDict:
       unit by unit to a fraction of the weights' norm (see `adaptive_clip`); at most one.
     clip_adaptive_elements: patterns of parameters that `clip_adaptive` treats element by element,
       such as layer scales.
-    update_every: training steps whose gradients are averaged into one update.
   """
   config = ml_collections.ConfigDict()
   config.name = 'adamw'
@@ -84,7 +83,6 @@ def default_config() -> ml_collections.ConfigDict:
   config.clip_value = config_dict.placeholder(float)
   config.clip_adaptive = config_dict.placeholder(float)
   config.clip_adaptive_elements = ()
-  config.update_every = 1
   return config
 
 
@@ -126,8 +124,7 @@ def create_optimizer(
 
   Args:
     config: as `default_config` documents.
-    schedule: from the index of the training step to the learning rate; with accumulation an update
-      uses the rate of the first of its steps.
+    schedule: from the index of the update to the learning rate.
     params: arrays or `jax.ShapeDtypeStruct`s; only their paths and shapes are used.
 
   Returns:
@@ -145,10 +142,7 @@ def create_optimizer(
     )
   if config.decoupled_weight_decay and config.name == 'adam':
     raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
-  if config.update_every < 1:
-    raise ValueError(f'optimizer.update_every={config.update_every} must be positive')
   settings = parameter_settings(config, params)
-  steps = config.update_every
 
   # By path, not by a tree of the parameters' structure: the trees may lack the frozen ones.
   def per_parameter(name: str, tree: optax.Params) -> Any:
@@ -169,13 +163,8 @@ def create_optimizer(
   if config.name == 'lamb':
     parts.append(optax.scale_by_trust_ratio())
   parts.append(optax.stateless(multiply))
-  parts.append(optax.scale_by_learning_rate(lambda update: schedule(update * steps)))
+  parts.append(optax.scale_by_learning_rate(schedule))
   optimizer = optax.chain(*parts)
-  if steps > 1:
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
-    optimizer = optax.MultiSteps(
-      optimizer, steps, accumulator_dtype=jnp.result_type(jnp.float32, *dtypes)
-    ).gradient_transformation()
   optimizer = _in_float32(optimizer)
   if all(setting.multiplier for setting in settings.values()):
     return optimizer

@@ -50,3 +50,24 @@ def test_constrain_does_nothing_without_a_mesh():
 def test_constrain_refuses_wrong_names(names, message):
   with pytest.raises(ValueError, match=message):
     parallel.constrain(jax.numpy.zeros((2, 2)), *names)
+
+
+def test_processes_that_share_rows_load_the_same_block():
+  class Device:
+    def __init__(self, process_index):
+      self.process_index = process_index
+
+  class Mesh:
+    def __init__(self, processes, shape):
+      self.devices = np.vectorize(Device, otypes=[object])(np.array(processes)).reshape(
+        *shape.values()
+      )
+      self.shape = shape
+
+  apart = Mesh([0, 0, 1, 1], {'data': 4, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
+  assert [parallel.process_block(apart, p) for p in (0, 1)] == [(0, 2), (1, 2)]
+  shared = Mesh([0, 1, 0, 1], {'data': 2, 'fsdp': 1, 'tensor': 2, 'sequence': 1})
+  assert [parallel.process_block(shared, p) for p in (0, 1)] == [(0, 1), (0, 1)]
+  uneven = Mesh([0, 0, 0, 1], {'data': 4, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
+  with pytest.raises(ValueError, match='unevenly'):
+    parallel.process_block(uneven, 0)

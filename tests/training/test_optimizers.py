@@ -209,24 +209,9 @@ def test_adaptive_clipping_has_the_units_of_torch_layouts():
     np.testing.assert_allclose(r, p - LEARNING_RATE * clipped, rtol=1e-10, err_msg=path)
 
 
-def test_accumulated_updates_use_the_mean_gradient_and_the_rate_of_their_first_step():
-  with jax.enable_x64(True):
-    rates = jnp.array([0.1, 9.0, 0.3, 9.0])
-    config = make_config(name='sgd', momentum=0.0, update_every=2)
-    result = flat(run(config, schedule=lambda step: rates[step]))
-    start, gradients = flat(make_tree(0)), [flat(make_tree(step)) for step in range(1, 5)]
-    for path, value in result.items():
-      g = [gradient[path] for gradient in gradients]
-      expected = start[path] - 0.1 * (g[0] + g[1]) / 2 - 0.3 * (g[2] + g[3]) / 2
-      np.testing.assert_allclose(value, expected, rtol=1e-10)
-
-
-@pytest.mark.parametrize('update_every', [1, 2])
-def test_moments_of_bfloat16_parameters_are_float32(update_every):
+def test_moments_of_bfloat16_parameters_are_float32():
   params = make_tree(0, jnp.bfloat16)
-  optimizer = optimizers.create_optimizer(
-    make_config(update_every=update_every), lambda step: LEARNING_RATE, params
-  )
+  optimizer = optimizers.create_optimizer(make_config(), lambda step: LEARNING_RATE, params)
   state = jax.jit(optimizer.init)(params)
   updates, state = jax.jit(optimizer.update)(params, state, params)
   assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(state))
@@ -236,10 +221,9 @@ def test_moments_of_bfloat16_parameters_are_float32(update_every):
 
 
 @pytest.mark.parametrize(
-  ('name', 'update_every', 'frozen'),
-  [('adamw', 1, False), ('sgd', 1, True), ('lamb', 2, False), ('adam', 2, True)],
+  ('name', 'frozen'), [('adamw', False), ('sgd', True), ('lamb', False), ('adam', True)]
 )
-def test_state_takes_the_shardings_of_the_parameters(name, update_every, frozen):
+def test_state_takes_the_shardings_of_the_parameters(name, frozen):
   mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
   params = make_tree(0)
   shardings = jax.tree.map(
@@ -248,7 +232,6 @@ def test_state_takes_the_shardings_of_the_parameters(name, update_every, frozen)
   config = make_config(
     name=name,
     weight_decay=0.05,
-    update_every=update_every,
     multipliers=(('pos_embed_0', 0),) if frozen else (),
   )
   optimizer = optimizers.create_optimizer(config, lambda step: LEARNING_RATE, params)
@@ -267,7 +250,7 @@ def test_state_takes_the_shardings_of_the_parameters(name, update_every, frozen)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     if 'fc1/kernel' in parallel.parameters.path_string(path)
   ]
-  assert len(kernels) == (1 if name == 'sgd' else 2) + (update_every > 1)
+  assert len(kernels) == (1 if name == 'sgd' else 2)
   assert all(leaf.addressable_shards[0].data.shape == (1, 16) for leaf in kernels)
   sharded = jax.device_put(params, shardings)
   update = jax.jit(optimizer.update, out_shardings=(shardings, state_shardings))
@@ -283,7 +266,6 @@ def test_state_takes_the_shardings_of_the_parameters(name, update_every, frozen)
   [
     ({'name': 'adamv'}, "unknown optimizer 'adamv'; did you mean 'adam'"),
     ({'name': 'adam', 'decoupled_weight_decay': True}, "name='adamw'"),
-    ({'update_every': 0}, 'update_every=0'),
     ({'clip_norm': 1.0, 'clip_value': 1.0}, 'clip_norm and clip_value'),
     ({'decay_exclude': ('pos_embed',)}, "'pos_embed' matches none.*'pos_embed_0'"),
     ({'decay_include': ('gates',)}, "decay_include.*'gates' matches none.*'gate'"),

@@ -1,0 +1,58 @@
+"""Every experiment is complete and valid, and states the facts of its recipe."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import crossvit_digits, crossvit_imagenet
+from crossattn_jax import models
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import schedules
+
+FILES = sorted(
+  path.stem
+  for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
+  if path.stem not in ('__init__', 'recipes')
+)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_experiment_is_valid_and_says_its_command(name):
+  module = importlib.import_module(f'configs.{name}')
+  config_lib.validate(module.get_config())
+  assert f'python main.py --config=configs/{name}.py' in module.__doc__
+
+
+@pytest.mark.parametrize('model', models.list_models('crossvit_*_*'))
+def test_every_variant_has_an_imagenet_experiment(model):
+  config = crossvit_imagenet.get_config(model)
+  config_lib.validate(config)
+  built = models.create_model(**config.model)
+  assert tuple(config.dataset.image_size) == built.image_size
+  assert built.drop_path_rate == 0.1
+
+
+def test_imagenet_schedule_is_the_recorded_one():
+  config = crossvit_imagenet.get_config()
+  with np.load(
+    pathlib.Path(__file__).parents[1] / 'reference' / 'crossvit' / 'lr_schedule.npz'
+  ) as recorded:
+    expected = recorded['out/paper']
+  with jax.enable_x64(True):
+    schedule = schedules.create_schedule(
+      config.schedule,
+      base_lr=schedules.scaled_learning_rate(config.schedule, 4096),
+      total_steps=300 * 312,
+      steps_per_epoch=312,
+    )
+    epochs = np.array([float(schedule(epoch * 312 + 17)) for epoch in range(300)])
+  np.testing.assert_allclose(epochs, expected, rtol=1e-9)
+
+
+def test_digits_needs_no_network_and_little_time():
+  config = crossvit_digits.get_config()
+  assert config.dataset.name == 'digits'
+  assert config.num_epochs * 1442 / config.batch_size < 2000

@@ -1,0 +1,273 @@
+"""The command line, as a person uses it: in processes of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A model that compiles in seconds.
+TINY = (
+  '--config.model.widths=(16,32)',
+  '--config.model.depths=((1,1,0),)',
+  '--config.num_epochs=None',
+  '--config.schedule.warmup_epochs=0',
+  '--config.evaluation.every_epochs=None',
+  '--config.logging.every_steps=1',
+)
+
+
+@pytest.fixture(scope='module')
+def command(main_environment, datasets_dir):
+  """Builds the command line of a run on digits."""
+
+  def build(*arguments, config=True):
+    experiment = (
+      '--config=configs/crossvit_digits.py',
+      f'--config.dataset.data_dir={datasets_dir}',
+      *TINY,
+    )
+    return [sys.executable, 'main.py', *(experiment if config else ()), *map(str, arguments)]
+
+  return build
+
+
+@pytest.fixture(scope='module')
+def run(main_environment, command):
+  def call(*arguments, config=True):
+    return subprocess.run(
+      command(*arguments, config=config),
+      cwd=ROOT,
+      env=main_environment,
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+    )
+
+  return call
+
+
+def history(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [{name: x for name, x in json.loads(line).items() if name != 'time'} for line in lines]
+
+
+@pytest.fixture(scope='module')
+def trained(run, tmp_path_factory):
+  """The workdir of a finished run of 12 steps, and what it printed."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  result = run(f'--workdir={workdir}', '--config.num_steps=12')
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def test_train_shows_progress_and_a_summary(trained):
+  workdir, result = trained
+  assert 'step 12/12' in result.stderr
+  assert 'images/s' in result.stderr
+  assert 'finished 12 steps in' in result.stderr.splitlines()[-1]
+  assert str(workdir) in result.stderr.splitlines()[-1]
+
+
+def test_eval_prints_a_table_and_json_from_the_workdir_alone(run, trained):
+  workdir, _ = trained
+  result = run('--mode=eval', f'--workdir={workdir}', config=False)
+  assert result.returncode == 0, result.stderr
+  metrics = json.loads(result.stdout.splitlines()[-1])
+  last = history(workdir)[-1]
+  assert {f'eval/{name}': value for name, value in metrics.items()} == {
+    name: value for name, value in last.items() if name != 'step'
+  }
+  assert 'accuracy' in result.stdout.splitlines()[3]
+
+
+def test_predict_writes_results_and_pictures(run, trained, tmp_path):
+  from PIL import Image
+
+  workdir, _ = trained
+  Image.new('L', (8, 8), 200).save(tmp_path / 'grey.png')
+  result = run(
+    '--mode=predict',
+    f'--workdir={workdir}',
+    f'--input={tmp_path / "grey.png"}',
+    f'--output={tmp_path / "out"}',
+    config=False,
+  )
+  assert result.returncode == 0, result.stderr
+  record = json.loads(result.stdout.splitlines()[-1])
+  assert len(record['classes']) == 5
+  assert pathlib.Path(record['picture']).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
+    ('--config.optimiser.name=sgd', 'config.optimizer'),
+    ('--config.model.num_head=(2,2)', 'config.model.num_heads'),
+    ('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'"),
+    ('--config.dataset.name=digit', "'digits'"),
+    ('--config.mesh.data=3', 'mesh data=3'),
+    ('--config.profile.steps=3', 'first and the last step'),
+  ],
+)
+def test_a_wrong_value_is_refused_by_name_without_a_traceback(run, tmp_path, argument, message):
+  result = run(f'--workdir={tmp_path}/run', '--config.num_steps=2', argument)
+  assert result.returncode == 1
+  assert 'error: ' in result.stderr
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
+  file = tmp_path / 'experiment.py'
+  file.write_text(
+    'from configs import crossvit_digits\n'
+    'def get_config():\n'
+    '  config = crossvit_digits.get_config().unlock()\n'
+    '  config.optimizer.weight_decy = 0.1\n'
+    '  return config\n'
+  )
+  result = run(f'--config={file}', f'--workdir={tmp_path}/run', config=False)
+  assert result.returncode == 1
+  assert (
+    'config.optimizer.weight_decy; did you mean config.optimizer.weight_decay?' in result.stderr
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('--mode=train',), '--config'),
+    (('--mode=eval', '--workdir=/nonexistent'), '/nonexistent/config.json'),
+    (('--mode=predict', '--workdir=/nonexistent'), '/nonexistent/config.json'),
+  ],
+)
+def test_a_missing_flag_is_named(run, arguments, message):
+  result = run(*arguments, config=False)
+  assert result.returncode == 1
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_help_explains_each_mode_with_an_example(run):
+  result = run('--help', config=False)
+  for mode in ('train', 'eval', 'predict'):
+    assert f'--mode={mode}' in result.stdout
+  assert result.stdout.count('python main.py') >= 4
+
+
+def wait_for_step(process, workdir, step):
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline and process.poll() is None:
+    if (workdir / 'metrics.jsonl').exists() and len(history(workdir)) >= step:
+      return
+    time.sleep(0.01)  # Polls another process.
+  raise AssertionError(f'no step {step}: {process.communicate()}')
+
+
+def start(command, environment, *arguments):
+  return subprocess.Popen(
+    command(*arguments), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
+
+
+def test_sigterm_saves_and_exits_with_status_0(command, run, main_environment, tmp_path):
+  workdir = tmp_path / 'run'
+  arguments = (f'--workdir={workdir}', '--config.num_steps=100000')
+  process = start(command, main_environment, *arguments)
+  wait_for_step(process, workdir, 3)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 0, errors
+  assert 'the same command continues' in errors
+  stopped = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  assert stopped == history(workdir)[-1]['step']
+
+
+def kill_and_resume(command, run, environment, workdir, reference, steps, kill_at):
+  """Kills a run once per entry of `kill_at`, then lets it finish and compares it."""
+  arguments = (
+    f'--workdir={workdir}',
+    f'--config.num_steps={steps}',
+    '--config.checkpoint.every_steps=7',
+  )
+  for step in kill_at:
+    process = start(command, environment, *arguments)
+    wait_for_step(process, workdir, step)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+  result = run(*arguments)
+  assert result.returncode == 0, result.stderr
+  assert history(workdir) == reference
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(run, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
+  result = run(
+    f'--workdir={workdir}', '--config.num_steps=200', '--config.checkpoint.every_steps=7'
+  )
+  assert result.returncode == 0, result.stderr
+  return history(workdir)
+
+
+def test_a_killed_run_continues_bit_for_bit(
+  command, run, main_environment, uninterrupted, tmp_path
+):
+  kill_and_resume(
+    command, run, main_environment, tmp_path / 'run', uninterrupted, 200, (3, 60, 131)
+  )
+
+
+@pytest.mark.slow
+def test_twenty_kills_continue_bit_for_bit(command, run, main_environment, uninterrupted, tmp_path):
+  kills = range(5, 195, 9)[:20]
+  assert len(kills) == 20
+  kill_and_resume(command, run, main_environment, tmp_path / 'run', uninterrupted, 200, kills)
+
+
+def test_two_processes_train_to_the_metrics_of_one(
+  command, run, main_environment, trained, tmp_path
+):
+  import socket
+
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  workdir = tmp_path / 'run'
+  processes = [
+    start(
+      command,
+      main_environment,
+      f'--workdir={workdir}',
+      '--config.num_steps=12',
+      f'--coordinator_address=localhost:{port}',
+      '--num_processes=2',
+      f'--process_id={process_id}',
+    )
+    for process_id in range(2)
+  ]
+  errors = [process.communicate(timeout=600)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], errors
+  expected = history(trained[0])
+  actual = history(workdir)
+  assert [line.keys() for line in actual] == [line.keys() for line in expected]
+  for line, other in zip(actual, expected, strict=True):
+    for name, value in other.items():
+      assert line[name] == pytest.approx(value, rel=2e-4, abs=1e-9), (line['step'], name)
+  assert (workdir / 'predictions.png').exists()
+
+
+def test_profile_writes_a_trace(run, tmp_path):
+  result = run(f'--workdir={tmp_path}/run', '--config.num_steps=6', '--config.profile.steps=3,5')
+  assert result.returncode == 0, result.stderr
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))

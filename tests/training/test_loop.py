@@ -1,0 +1,155 @@
+"""The loop writes what it promises, resumes bit for bit, and stops in good order."""
+
+import json
+import shutil
+
+from etils import epath
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from crossattn_jax import parallel
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import errors, loop, metric_writers
+
+
+def _history(workdir):
+  """Every line of the metrics without the clock, ready to compare bit for bit."""
+  lines = metric_writers.read_metrics(workdir)
+  return [{name: value for name, value in line.items() if name != 'time'} for line in lines]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  return epath.Path(tmp_path / 'run')
+
+
+def test_a_run_leaves_metrics_events_config_checkpoints_and_a_picture(tiny_config, workdir):
+  tiny_config.evaluation.every_steps = 6
+  metrics = loop.train(tiny_config, workdir)
+  history = _history(workdir)
+  assert [line['step'] for line in history if 'train/loss' in line] == list(range(1, 13))
+  assert [line['step'] for line in history if 'eval/accuracy' in line] == [6, 12]
+  assert history[-1] == {'step': 12} | {f'eval/{name}': metrics[name] for name in metrics}
+  assert metrics['examples'] == 355
+  assert list(workdir.glob('events.out.tfevents.*'))
+  assert config_lib.load(workdir / 'config.json').to_dict() == tiny_config.to_dict()
+  assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'6', '12'}
+  with Image.open(workdir / 'predictions.png') as picture:
+    assert np.asarray(picture).std() > 10
+
+
+def test_evaluation_reproduces_the_metrics_of_the_run(tiny_config, workdir):
+  metrics = loop.train(tiny_config, workdir)
+  saved = config_lib.load(workdir / 'config.json')
+  assert loop.evaluate(saved, workdir) == metrics
+  # Another batch size pads differently and counts the same.
+  saved.evaluation.batch_size = 64
+  again = loop.evaluate(saved, workdir)
+  assert again['accuracy'] == metrics['accuracy']
+  assert again['examples'] == 355
+
+
+def test_an_interrupted_run_continues_bit_for_bit(tiny_config, workdir, tmp_path):
+  loop.train(tiny_config, workdir)
+  other = epath.Path(tmp_path / 'other')
+  tiny_config.checkpoint.every_steps = 5
+  tiny_config.checkpoint.keep_last = 3
+  loop.train(tiny_config, other)
+  # As if the run had been killed after step 5.
+  for step in ('10', '12'):
+    shutil.rmtree(other / 'checkpoints' / step)
+  loop.train(tiny_config, other)
+  assert _history(other) == _history(workdir)
+
+
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tiny_config, workdir, caplog):
+  tiny_config.checkpoint.every_steps = 4
+  loop.train(tiny_config, workdir)
+  expected = _history(workdir)
+  for file in (workdir / 'checkpoints' / '12').rglob('*'):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().length // 2])
+  loop.train(tiny_config, workdir)
+  assert 'skipping unreadable checkpoint' in caplog.text
+  assert _history(workdir) == expected
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tiny_config, workdir):
+  loop.train(tiny_config, workdir)
+  tiny_config.model.widths = (32, 32)
+  with pytest.raises(ValueError, match=r'params/.*\(?.*16.*32'):
+    loop.train(tiny_config, workdir)
+
+
+@pytest.mark.parametrize(
+  ('first', 'second'), [((2, 2, 2), None), (None, (1, 8, 1))], ids=['8 to 1', '1 to 8']
+)
+def test_a_checkpoint_moves_between_meshes(tiny_config, workdir, first, second):
+  def mesh(sizes):
+    if sizes is None:
+      return parallel.create_mesh(devices=jax.devices()[:1])
+    return parallel.create_mesh(*sizes)
+
+  tiny_config.sharding.fsdp_min_size = 64
+  tiny_config.schedule.name = 'constant'
+  tiny_config.num_steps = 4
+  loop.train(tiny_config, workdir, mesh(first))
+  tiny_config.num_steps = 8
+  metrics = loop.train(tiny_config, workdir, mesh(second))
+  moved = [line['train/loss'] for line in _history(workdir) if 'train/loss' in line]
+  straight = workdir.parent / 'straight'
+  expected_metrics = loop.train(tiny_config, straight, mesh(first))
+  expected = [line['train/loss'] for line in _history(straight) if 'train/loss' in line]
+  assert moved[:4] == expected[:4]
+  np.testing.assert_allclose(moved, expected, rtol=1e-4)
+  assert metrics['examples'] == expected_metrics['examples']
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+  tiny_config, workdir
+):
+  tiny_config.optimizer.name = 'sgd'
+  tiny_config.schedule.name = 'constant'
+  tiny_config.schedule.warmup_steps = 0
+  # The second step overflows.
+  tiny_config.schedule.learning_rate = 1e30
+  tiny_config.checkpoint.every_steps = 1
+  tiny_config.max_bad_steps = 3
+  with pytest.raises(errors.NonFiniteError, match=r'at step 4: 3 bad steps in a row, since step 2'):
+    loop.train(tiny_config, workdir)
+  history = _history(workdir)
+  assert [bool(np.isfinite(line['train/gradient_norm'])) for line in history[:2]] == [True, False]
+  # The run can be looked into: the last checkpoint holds the parameters of step 1.
+  latest = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  assert latest < 4
+
+
+def test_predictions_name_classes_and_draw_attention(tiny_config, workdir, tmp_path):
+  loop.train(tiny_config, workdir)
+  images = tmp_path / 'images'
+  images.mkdir()
+  rng = np.random.default_rng(0)
+  for name in ('a.png', 'b.png'):
+    Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(images / name)
+  output = epath.Path(tmp_path / 'output')
+  records = loop.predict(tiny_config, workdir, epath.Path(images), output)
+  assert json.loads((output / 'predictions.json').read_text()) == records
+  assert [epath.Path(record['input']).name for record in records] == ['a.png', 'b.png']
+  for record in records:
+    assert sum(entry['probability'] for entry in record['classes']) <= 1 + 1e-6
+    assert {entry['name'] for entry in record['classes']} <= set('0123456789')
+    with Image.open(record['picture']) as picture:
+      # The image, one attention map per direction, and the bar chart.
+      assert picture.width > 3 * picture.height
+
+
+def test_a_missing_input_is_named(tiny_config, workdir, tmp_path):
+  with pytest.raises(FileNotFoundError, match='nowhere'):
+    loop.predict(tiny_config, workdir, epath.Path(tmp_path / 'nowhere'), epath.Path(tmp_path))
+
+
+def test_evaluation_without_a_checkpoint_says_where_it_looked(tiny_config, workdir):
+  with pytest.raises(FileNotFoundError, match=r'no checkpoint in .*run/checkpoints'):
+    loop.evaluate(tiny_config, workdir)
