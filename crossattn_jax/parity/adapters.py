@@ -19,12 +19,12 @@ from collections.abc import Mapping as AnyMapping
 import dataclasses
 import fnmatch
 import importlib
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax.parity import mapping as mapping_lib
 
@@ -364,6 +364,11 @@ def function_adapter(
   )
 
 
-def parameter_count(template: AnyMapping[str, Any]) -> int:
-  """The number of elements of the 'params' collection."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(template.get('params', {})))
+def parameter_count(adapter: Adapter, manifest: AnyMapping[str, Any]) -> int:
+  """The number of parameters, those that the original froze and Flax has elsewhere included."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(adapter.template.get('params', {})))
+  parameters = {entry['key'] for entry in manifest['state'] if entry['kind'] == 'param'}
+  for entry in adapter.mapping.entries if adapter.mapping else ():
+    if entry.collection != 'params' and entry.torch_key in parameters:
+      count += math.prod(entry.flax_shape)
+  return count

@@ -235,6 +235,8 @@ def read_case(path: str | pathlib.Path) -> Case:
 def find_manifests(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
   """Lists the manifests among `paths`, searching folders recursively, in order, each once.
 
+  The arrays' file stands for its manifest, so that a shell pattern may match both.
+
   Raises:
     CaseError: a path does not exist or a folder holds no case.
   """
@@ -249,7 +251,7 @@ def find_manifests(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
       if not manifests:
         raise CaseError(f'{path}: no recorded case (NAME.json beside NAME.npz) in this folder')
     elif path.exists():
-      manifests = [path]
+      manifests = [path.with_suffix('.json') if path.suffix == '.npz' else path]
     else:
       raise CaseError(f'{path}: no such file or folder')
     found.update(dict.fromkeys(manifests))

@@ -310,7 +310,9 @@ def plot(comparison: Comparison, path: str | pathlib.Path) -> None:
   import matplotlib.figure
 
   layers = comparison.layers
-  figure = matplotlib.figure.Figure(figsize=(max(8, 0.11 * len(layers)), 5), layout='constrained')
+  figure = matplotlib.figure.Figure(
+    figsize=(min(16, max(8, 0.11 * len(layers))), 5), layout='constrained'
+  )
   axes = figure.add_subplot()
   x = np.arange(len(layers))
   floor = 1e-17

@@ -1,6 +1,6 @@
 """Replays recorded cases: runs the Flax side and judges every array against the record."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -80,13 +80,16 @@ def precision_context(precision: str):
 
 
 def to_precision(tree: Any, precision: str) -> Any:
-  """Makes jax arrays of a tree of numpy arrays, floating ones in `precision`."""
+  """Casts the floating arrays of a tree of numpy arrays to `precision`."""
+  return jax.tree.map(
+    lambda x: x.astype(precision) if np.issubdtype(x.dtype, np.floating) else x, tree
+  )
 
-  def convert(x):
-    x = np.asarray(x)
-    return jnp.asarray(x, precision if np.issubdtype(x.dtype, np.floating) else None)
 
-  return jax.tree.map(convert, tree)
+def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Compiles a function that runs once: on CPUs, optimising would take longer than it saves."""
+  options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+  return jax.jit(function, compiler_options=options)
 
 
 def _is_float(x: Any) -> bool:
@@ -111,8 +114,8 @@ def run_case(case: cases.Case, adapter: adapters.Adapter, precision: str) -> dic
   with precision_context(precision):
     variables = adapter.mapping.to_flax(case.weights) if adapter.mapping else {}
     variables = to_precision(variables, precision)
-    inputs = to_precision(dict(case.inputs), precision)
-    cotangents = {name: jnp.asarray(case.cotangent(name), precision) for name in case.names('out')}
+    inputs = jax.tree.map(jnp.asarray, to_precision(dict(case.inputs), precision))
+    cotangents = to_precision({name: case.cotangent(name) for name in case.names('out')}, precision)
 
     def scalar(params, differentiated, others):
       merged = {**others['variables'], 'params': params} if params else others['variables']
@@ -137,15 +140,24 @@ def run_case(case: cases.Case, adapter: adapters.Adapter, precision: str) -> dic
       'variables': {name: tree for name, tree in variables.items() if name != 'params'},
       'inputs': {name: x for name, x in inputs.items() if name not in differentiated},
     }
-    maybe_jit = jax.jit if adapter.jit else lambda f: f
+    maybe_jit = quick_jit if adapter.jit else lambda f: f
     arrays = {}
     if grad_inputs or has_grad_param:
       gradient = maybe_jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))
       (grad_params, grads), (outputs, taps) = gradient(params, differentiated, others)
       arrays.update({f'grad_input/{name}': grad for name, grad in grads.items()})
       if has_grad_param:
+        grad_params = jax.tree.map(np.asarray, grad_params)
         gradients = adapter.mapping.only('params').to_torch({'params': grad_params})
-        arrays.update({f'grad_param/{key}': grad for key, grad in gradients.items()})
+        # Parameters that the original froze are in other collections and get no gradient.
+        arrays.update(
+          {
+            f'grad_param/{entry.torch_key}': gradients[entry.torch_key]
+            if entry.collection == 'params'
+            else np.zeros(entry.torch_shape)
+            for entry in adapter.mapping.entries
+          }
+        )
     else:
       _, (outputs, taps) = maybe_jit(scalar)(params, differentiated, others)
     arrays.update({f'out/{name}': output for name, output in outputs.items()})
@@ -216,7 +228,10 @@ def judge(
     _judge_gradient(case, precision, key, arrays.get(f'grad_param/{key}'))
     for key in case.manifest['grad_param']
   ]
-  count, expected = adapters.parameter_count(adapter.template), case.manifest['parameter_count']
+  count, expected = (
+    adapters.parameter_count(adapter, case.manifest),
+    case.manifest['parameter_count'],
+  )
   note = 'equal' if count == expected else f'{count} parameters, recorded {expected}'
   rows.append(
     Row('parameter_count', float(abs(count - expected)), None, 0.0, count == expected, note)
