@@ -39,7 +39,8 @@ def dot_product_attention(
 
   CPUs take batched matrix products with the heads first and divide the result, not the weights, by
   the softmax's total: half the time of the einsums of `jax.nn.dot_product_attention`, which the
-  other platforms take. Dropout of the weights has only the first form.
+  other platforms take. Dropout of the weights and float64, which `jax.nn` rounds to float32 in the
+  softmax, have only the first form.
 
   Args:
     query: `[batch, queries, heads, head_dim]`.
@@ -53,7 +54,7 @@ def dot_product_attention(
     float32.
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  if dropout is not None:
+  if dropout is not None or query.dtype == jnp.float64:
     return _heads_first_attention(query, key, value, scale, dropout)
   return jax.lax.platform_dependent(
     query,

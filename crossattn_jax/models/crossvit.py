@@ -627,6 +627,8 @@ class CrossViT(nn.Module):
   def _check(self) -> None:
     """Raises a ValueError that names the first field that does not fit the others."""
     branches = len(self.widths)
+    if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
+      raise ValueError(f'image_size={self.image_size} must be (height, width)')
     for field in ('patch_sizes', 'num_heads', 'mlp_ratios'):
       _check_length(field, getattr(self, field), branches)
     if self.branch_image_sizes is None:

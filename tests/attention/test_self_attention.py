@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax.attention import self_attention
+
+SHAPES = [(2, 9, 3, 8), (1, 1, 1, 4), (2, 197, 3, 64)]
+
+
+def _qkv(shape, dtype):
+  return jnp.asarray(np.random.RandomState(0).standard_normal((3, *shape)), dtype)
+
+
+def _closed_form(query, key, value, scale):
+  """Softmax attention in float64 numpy."""
+  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+  scores = np.einsum('bqhd,bkhd->bhqk', query, key) * scale
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  return np.einsum('bhqk,bkhd->bqhd', weights, value)
+
+
+@pytest.mark.parametrize('scale', [None, 0.3])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_is_softmax_attention(shape, scale):
+  with jax.enable_x64(True):
+    qkv = _qkv(shape, jnp.float64)
+    out = self_attention.dot_product_attention(*qkv, scale=scale)
+  expected = _closed_form(*qkv, scale or shape[-1] ** -0.5)
+  np.testing.assert_allclose(out, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_gradient_is_the_softmax_s(shape):
+  """With P the weights and dO the cotangent: dV = P^T dO, dS = P * (dO V^T - sum(dO O))."""
+  with jax.enable_x64(True):
+    qkv = _qkv(shape, jnp.float64)
+    out, vjp = jax.vjp(lambda qkv: self_attention.dot_product_attention(*qkv), qkv)
+    cotangent = jnp.sin(jnp.arange(out.size, dtype=jnp.float64)).reshape(out.shape)
+    (actual,) = vjp(cotangent)
+  query, key, value = np.asarray(qkv)
+  scale = shape[-1] ** -0.5
+  weights = np.exp(np.einsum('bqhd,bkhd->bhqk', query, key) * scale)
+  weights /= weights.sum(-1, keepdims=True)
+  delta = np.einsum('bqhd,bqhd->bhq', cotangent, out)
+  d_weights = np.einsum('bqhd,bkhd->bhqk', cotangent, value)
+  d_scores = weights * (d_weights - delta[..., None]) * scale
+  expected = [
+    np.einsum('bhqk,bkhd->bqhd', d_scores, key),
+    np.einsum('bhqk,bqhd->bkhd', d_scores, query),
+    np.einsum('bhqk,bqhd->bkhd', weights, cotangent),
+  ]
+  np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+def test_large_scores_do_not_overflow():
+  query, key, value = _qkv((1, 5, 2, 4), jnp.float32)
+  out = self_attention.dot_product_attention(1e4 * query, key, value)
+  assert np.all(np.isfinite(out))
+
+
+def test_bfloat16_stays_close_to_float32():
+  qkv = _qkv((2, 33, 2, 16), jnp.float32)
+  out = self_attention.dot_product_attention(*qkv.astype(jnp.bfloat16))
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out.astype(jnp.float32), _closed_form(*qkv, 0.25), atol=0.05)
+
+
+def test_dropout_acts_on_the_weights():
+  qkv = _qkv((1, 6, 1, 4), jnp.float32)
+  doubled = self_attention.dot_product_attention(*qkv, dropout=lambda weights: 2 * weights)
+  plain = self_attention.dot_product_attention(*qkv)
+  np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
+
+
+def test_module_drops_only_in_training():
+  x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 7, 12)), jnp.float32)
+  module = self_attention.SelfAttention(3, attention_drop_rate=0.5, drop_rate=0.5)
+  variables = module.init(jax.random.key(0), x)
+  first, second = (
+    module.apply(variables, x, True, rngs={'dropout': jax.random.key(seed)}) for seed in (1, 2)
+  )
+  evaluated = module.apply(variables, x)
+  assert np.abs(first - second).max() > 0
+  np.testing.assert_array_equal(evaluated, module.apply(variables, x))
+  assert np.mean(np.asarray(first) == 0) > 0.2  # what drop_rate dropped
+
+
+def test_kernels_have_the_layout_of_the_sharding_rules():
+  module = self_attention.SelfAttention(3, qkv_bias=False)
+  variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 7, 12)))
+  shapes = jax.tree.map(jnp.shape, variables['params'])
+  assert shapes == {
+    'qkv': {'kernel': (12, 3, 3, 4)},
+    'out': {'kernel': (3, 4, 12), 'bias': (12,)},
+  }
+
+
+def test_wrong_heads_are_refused():
+  with pytest.raises(ValueError, match='num_heads=5 does not divide the width 12'):
+    self_attention.SelfAttention(5).init(jax.random.key(0), jnp.zeros((1, 7, 12)))

@@ -1,0 +1,86 @@
+import dataclasses
+
+from flax import linen as nn
+import jax.numpy as jnp
+from ml_collections import config_dict
+import pytest
+
+from crossattn_jax import models
+from crossattn_jax.models import registry
+
+
+def test_a_misspelt_model_is_refused_with_the_nearest_name():
+  with pytest.raises(ValueError, match=r'crosvit_tiny_240') as error:
+    models.create_model('crosvit_tiny_240')
+  assert str(error.value) == (
+    "unknown model 'crosvit_tiny_240'; did you mean 'crossvit_tiny_240'? "
+    "list_models('crossvit*') shows all"
+  )
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_one():
+  for make in (models.create_model, models.model_config):
+    with pytest.raises(
+      ValueError, match="has no field 'drop_paths_rate'; did you mean 'drop_path_"
+    ):
+      make('crossvit_tiny_240', drop_paths_rate=0.1)
+
+
+def test_an_unknown_dtype_is_refused():
+  with pytest.raises(ValueError, match="dtype='bfloat17' is not a dtype; 'float32'"):
+    models.create_model('crossvit_tiny_240', dtype='bfloat17')
+
+
+def test_names_match_shell_patterns_in_order():
+  assert models.list_models('crossvit_15*') == [
+    'crossvit_15_224',
+    'crossvit_15_240',
+    'crossvit_15_dagger_224',
+    'crossvit_15_dagger_240',
+    'crossvit_15_dagger_384',
+    'crossvit_15_dagger_408',
+  ]
+  assert models.list_models('swift*') == []
+
+
+def test_a_config_holds_every_field_and_builds_the_variant():
+  config = models.model_config('crossvit_9_240', num_classes=10, dtype='bfloat16')
+  assert config.name == 'crossvit_9_240'
+  assert config.num_classes == 10
+  assert config.drop_path_rate is None
+  model = models.create_model(**config)
+  expected = models.create_model('crossvit_9_240', num_classes=10, dtype=jnp.bfloat16)
+  assert model == expected
+  fields = {field.name for field in dataclasses.fields(expected)} - {'parent', 'name'}
+  assert set(config) == fields | {'name'}
+
+
+def test_a_config_checks_the_types_of_what_is_set():
+  config = models.model_config('crossvit_tiny_240')
+  config.drop_path_rate = 0.1
+  config.widths = (32, 64)
+  config.dtype = 'bfloat16'
+  with pytest.raises(TypeError):
+    config.num_classes = 'ten'
+  with pytest.raises(AttributeError):
+    config.num_clases = 10
+  with pytest.raises((TypeError, ValueError)):
+    config.remat = 'sometimes'
+
+
+def test_lists_from_json_become_hashable_fields():
+  config = config_dict.ConfigDict({'name': 'crossvit_tiny_240', 'depths': [[1, 2, 0], [1, 2, 0]]})
+  model = models.create_model(**config)
+  assert model.depths == ((1, 2, 0), (1, 2, 0))
+  hash(model)
+
+
+def test_a_name_is_registered_once_and_only_with_fields_of_its_module():
+  class Model(nn.Module):
+    width: int = 3
+
+  with pytest.raises(ValueError, match="'crossvit_tiny_240' is already registered"):
+    registry.register('crossvit_tiny_240', Model)
+  with pytest.raises(ValueError, match="has no field 'height'; did you mean 'width'"):
+    registry.register('some_model', Model, height=3)
+  assert 'some_model' not in models.list_models()
