@@ -5,7 +5,9 @@ import os
 # Read when jax is first imported, which happens after this file is.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '')
+  # Tests compile more than they compute.
+  + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 )
 # libtpu must not look for a TPU on the network.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')

@@ -604,6 +604,26 @@ class CrossViT(nn.Module):
     )
 
   @nn.nowrap
+  def attention_maps(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns where the last encoder's class tokens look, one map per direction, to be drawn.
+
+    Args:
+      features: as `__call__` returns them.
+
+    Returns:
+      Mean over the heads of the weights on the visited branch's patches, `[batch, rows, columns]`.
+    """
+    grids, last = self.grids(), len(self.depths) - 1
+    maps = {}
+    for d in range(len(grids)):
+      visited = (d + 1) % len(grids)
+      weights = features.get(f'cross_attention/{last}/{d}')
+      if weights is not None:
+        patches = weights.mean(axis=1)[:, 1:]
+        maps[f'branch {d} to {visited}'] = patches.reshape(-1, *grids[visited])
+    return maps
+
+  @nn.nowrap
   def _branch_image(self, image: jax.Array, size: tuple[int, int]) -> jax.Array:
     fits = image.shape[1] >= size[0] and image.shape[2] >= size[1]
     if self.resize == 'center_crop' and fits:

@@ -34,14 +34,19 @@ def _batch(config, seed=0):
   }
 
 
-def _step(config, mesh, batches, dtype=np.float32):
-  """States and metrics after some steps from the same beginning."""
+def _step(config, mesh, batches, initial=None):
+  """States and metrics after some steps, from the initial state of another mesh if given."""
   experiment = experiment_lib.setup(config, mesh, steps_per_epoch=10)
-  state = experiment.init_state()
+  if initial is None:
+    state = experiment.init_state()
+  else:
+    state = jax.device_put(jax.tree.map(jnp.copy, initial), experiment.state_shardings)
   history = []
   with jax.set_mesh(mesh):
     for batch in batches:
-      batch = {name: x.astype(dtype) if x.dtype == np.float32 else x for name, x in batch.items()}
+      # In float64 where the parameters are.
+      image = batch['image'].astype(jax.tree.leaves(state.params)[0].dtype)
+      batch = {**batch, 'image': image}
       state, metrics = experiment.train_step(state, parallel.global_batch(batch, mesh))
       history.append(jax.device_get(metrics))
   return state, history
@@ -79,12 +84,28 @@ def wide_config(tiny_config):
   return config
 
 
+@pytest.fixture(scope='module')
+def one_device_step():
+  """Computes the wide config's initial state and its first step on one device, once."""
+  results = []
+
+  def compute(config):
+    if not results:
+      initial = experiment_lib.setup(config, _one_device(), steps_per_epoch=10).init_state()
+      results.append((initial, *_step(config, _one_device(), [_batch(config)], initial)))
+    return results[0]
+
+  return compute
+
+
 @pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2)], ids=str)
-def test_loss_and_gradients_on_eight_devices_equal_those_of_one(wide_config, sizes):
+def test_loss_and_gradients_on_eight_devices_equal_those_of_one(
+  wide_config, one_device_step, sizes
+):
   with jax.enable_x64(True):
-    batches = [_batch(wide_config)]
-    expected, one = _step(wide_config, _one_device(), batches, np.float64)
-    state, eight = _step(wide_config, parallel.create_mesh(*sizes), batches, np.float64)
+    initial, expected, one = one_device_step(wide_config)
+    mesh = parallel.create_mesh(*sizes)
+    state, eight = _step(wide_config, mesh, [_batch(wide_config)], initial)
     assert eight[0]['loss'] == pytest.approx(one[0]['loss'], rel=1e-12)
     assert eight[0]['gradient_norm'] == pytest.approx(one[0]['gradient_norm'], rel=1e-10)
     _assert_trees_close(state.params, expected.params, 1e-10)
@@ -119,22 +140,20 @@ def test_batch_statistics_are_those_of_the_global_batch(tiny_config):
   assert np.abs(expected.model_state['batch_stats']['norm']['mean']).max() > 1e-3
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(wide_config):
+def test_accumulation_gives_the_gradient_of_the_whole_batch(wide_config, one_device_step):
   with jax.enable_x64(True):
-    mesh, batches = parallel.create_mesh(4, 1, 2), [_batch(wide_config)]
-    expected, whole = _step(wide_config, mesh, batches, np.float64)
+    initial, expected, whole = one_device_step(wide_config)
     wide_config.accumulation_steps = 4
-    state, split = _step(wide_config, mesh, batches, np.float64)
+    state, split = _step(wide_config, parallel.create_mesh(4, 1, 2), [_batch(wide_config)], initial)
     assert split[0]['loss'] == pytest.approx(whole[0]['loss'], rel=1e-12)
     _assert_trees_close(state.params, expected.params, 1e-10)
 
 
-def test_rematerialisation_changes_no_gradient(wide_config):
+def test_rematerialisation_changes_no_gradient(wide_config, one_device_step):
   with jax.enable_x64(True):
-    batches = [_batch(wide_config)]
-    expected, _ = _step(wide_config, _one_device(), batches, np.float64)
+    initial, expected, _ = one_device_step(wide_config)
     wide_config.model.remat = True
-    state, _ = _step(wide_config, _one_device(), batches, np.float64)
+    state, _ = _step(wide_config, _one_device(), [_batch(wide_config)], initial)
     _assert_trees_close(state.params, expected.params, 1e-12)
 
 
