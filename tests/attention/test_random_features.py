@@ -24,7 +24,7 @@ def test_attention_equals_the_explicit_matrix_of_feature_products():
 
 def test_feature_products_estimate_the_exponential():
   rng = np.random.RandomState(0)
-  x, y = 0.5 * rng.standard_normal((2, 8))
+  x, y = 0.25 * rng.standard_normal((2, 8))
   directions = rng.standard_normal((400000, 8))
   with jax.enable_x64(True):
     phi_x, phi_y = (
