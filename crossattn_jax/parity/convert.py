@@ -249,12 +249,13 @@ def adapt(
   Raises:
     mapping.MappingError: the new model differs in more than what was asked for.
   """
+  name = conversion.name
   changes = {'num_classes': num_classes, 'image_size': image_size}
   changes = {field: value for field, value in changes.items() if value is not None}
   overrides = {**conversion.overrides, **changes}
-  source = registry.create_model(conversion.name, **conversion.overrides)
-  target = registry.create_model(conversion.name, **overrides)
-  parity = adapters.describe_model(conversion.name, target)
+  source = registry.create_model(name, **conversion.overrides)
+  target = registry.create_model(name, **overrides)
+  parity = adapters.describe_model(name, target)
   template = adapters.model_template(target, parity.call, parity.inputs)
   flat = traverse_util.flatten_dict(dict(conversion.variables), sep='/')
   new_heads = _fresh_heads(target, parity, seed) if num_classes else {}
@@ -279,7 +280,7 @@ def adapt(
       problems.append(f'{path}: {leaf.shape} is wanted, the checkpoint has {had}')
   for path in flat:
     if path not in adapted:
-      if num_classes == 0 and _is_head(path, parity.heads):
+      if num_classes == 0 and _is_head(path, adapters.describe_model(name, source).heads):
         lines[path] = dataclasses.replace(
           lines[path], flax_path='', flax_shape=(), action='dropped: no classifier wanted'
         )
@@ -287,11 +288,11 @@ def adapt(
         problems.append(f'{path}: the checkpoint has it, the new model has not')
   if problems:
     raise mapping_lib.MappingError(
-      f'{conversion.name} with {changes} differs from the checkpoint in more than its heads and '
+      f'{name} with {changes} differs from the checkpoint in more than its heads and '
       'position embeddings:\n  ' + '\n  '.join(problems)
     )
   variables = traverse_util.unflatten_dict(adapted, sep='/')
-  return Conversion(conversion.name, overrides, variables, tuple(lines.values()))
+  return Conversion(name, overrides, variables, tuple(lines.values()))
 
 
 def _is_head(path: str, heads: Any) -> bool:
