@@ -169,9 +169,7 @@ def to_flax(
   try:
     variables = mapping.to_flax(state)
   except mapping_lib.MappingError as error:
-    guess = _guess_model(name, state)
-    hint = f'\nit fits {guess!r}' if guess else ''
-    raise mapping_lib.MappingError(f'{name}: {error}{hint}') from error
+    raise mapping_lib.MappingError(f'{name}: {error}') from error
   lines = []
   for key, value in state.items():
     entry = mapping.find(key)
@@ -181,21 +179,6 @@ def to_flax(
       path = '/'.join((entry.collection, *entry.path))
       lines.append(Line(key, value.shape, path, entry.flax_shape, entry.layout.name))
   return Conversion(name, overrides, variables, tuple(lines))
-
-
-def _guess_model(name: str, state: Mapping[str, np.ndarray]) -> str | None:
-  """Another registered model of the same system whose variables the state dict fits."""
-  shapes = {key: tuple(value.shape) for key, value in state.items()}
-  for other in registry.list_models(f'{name.split("_")[0]}*'):
-    if other == name:
-      continue
-    mapping, _ = model_mapping(other, registry.create_model(other))
-    try:
-      mapping.check(shapes)
-    except mapping_lib.MappingError:
-      continue
-    return other
-  return None
 
 
 def to_torch(

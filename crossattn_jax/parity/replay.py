@@ -14,7 +14,7 @@ import numpy as np
 from crossattn_jax.parity import adapters, bounds, cases
 
 # Gradients of larger modules are worth optimised code.
-_HEAVY_PARAMETERS = 1_000_000
+_HEAVY_PARAMETERS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
