@@ -15,6 +15,12 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
   --mode=predict  writes predictions.json and a picture for an image, or for each one in a folder.
       python main.py --mode=predict --workdir=/tmp/digits --input=photo.png --output=/tmp/pictures
 
+  --mode=compile  compiles the training step of --config for a TPU slice that is not here (needs
+                  libtpu, extra `tpu`) and prints memory, FLOPs, collectives and estimated speed as
+                  a table and as one line of JSON. See docs/scaling.md.
+      python main.py --mode=compile --topology=v5e:16x16 \
+        --config=configs/crossvit_imagenet.py:crossvit_small_240 --config.mesh.fsdp=16
+
 Several processes (TPU pods, GPU nodes): give each --multihost, and where jax does not detect the
 cluster also --coordinator_address, --num_processes and --process_id.
 """
@@ -28,20 +34,26 @@ from etils import epath
 import jax
 import ml_collections
 from ml_collections import config_flags
+import rich
 
 from crossattn_jax import parallel
+from crossattn_jax.training import aot, errors, loop, metric_writers
 from crossattn_jax.training import config as config_lib
-from crossattn_jax.training import errors, loop, metric_writers
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment: FILE.py or FILE.py:ARGUMENT. Set its keys by --config.KEY=VALUE.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'predict'], 'What to do; see above.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'eval', 'predict', 'compile'], 'What to do; see above.'
+)
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image or a folder of images.')
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: folder for results and pictures.')
 _USE = flags.DEFINE_string(
   'use', None, "eval, predict: which checkpoint of the workdir: 'latest', 'best' or a step."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'compile: kind of chip and shape of the slice, such as v5e:16x16.'
 )
 _MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one process of several.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
@@ -61,10 +73,10 @@ def _read_config(workdir: epath.Path | None) -> ml_collections.ConfigDict:
   return config
 
 
-def _require(flag: flags.FlagHolder) -> epath.Path:
+def _require(flag: flags.FlagHolder) -> str:
   if flag.value is None:
     raise config_lib.ConfigError(f'--mode={_MODE.value} needs --{flag.name}')
-  return epath.Path(flag.value)
+  return flag.value
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,14 +98,19 @@ def run() -> None:
   workdir = None if _WORKDIR.value is None else epath.Path(_WORKDIR.value)
   config = _read_config(workdir)
   if _MODE.value == 'train':
-    loop.train(config, _require(_WORKDIR))
+    loop.train(config, epath.Path(_require(_WORKDIR)))
   elif _MODE.value == 'eval':
     metrics = loop.evaluate(config, workdir)
     if jax.process_index() == 0:
       metric_writers.print_summary(metrics)
       print(json.dumps(metrics))
+  elif _MODE.value == 'compile':
+    report = aot.compile_report(config, _require(_TOPOLOGY))
+    rich.print(report.table())
+    print(json.dumps(report.to_dict()))
   else:
-    for record in loop.predict(config, workdir, _require(_INPUT), _require(_OUTPUT)):
+    paths = epath.Path(_require(_INPUT)), epath.Path(_require(_OUTPUT))
+    for record in loop.predict(config, workdir, *paths):
       print(json.dumps(record))
 
 

@@ -126,11 +126,10 @@ def setup(
     steps_per_epoch=steps_per_epoch,
   )
   with jax.set_mesh(mesh):
-    variables = jax.eval_shape(task.init, jax.random.key(0))
+    # Keys are made while tracing: the devices of the mesh need not be here.
+    variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     optimizer = optimizers.create_optimizer(config.optimizer, schedule, variables['params'])
-    abstract = jax.eval_shape(
-      lambda rng: state.init_state(rng, task, optimizer, config), jax.random.key(0)
-    )
+    abstract = jax.eval_shape(lambda: state.init_state(jax.random.key(0), task, optimizer, config))
   shardings = state.state_shardings(abstract, mesh, config)
   return Experiment(
     config=config,

@@ -1,0 +1,222 @@
+"""Reads the text of a program that XLA compiled for TPUs: its collectives, its estimated cycles.
+
+The text is a list of computations, each a list of instructions. Loops, branches and fusions are
+instructions that name the computations that they run.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import re
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+)
+
+_COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
+_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)')
+_ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+_OPERAND = re.compile(r'%([\w.\-]+)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
+_CALLED = re.compile(
+  r'(calls|body|condition|to_apply|branch_computations|\w+_computation)=([^,{]+|\{[^}]*\})'
+)
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """Collectives of one kind in one execution of a program.
+
+  Attributes:
+    count: how many run.
+    bytes: of the whole arrays, summed: what an all-gather makes, what an all-reduce reduces, what a
+      reduce-scatter is given, and what one device holds in the other kinds.
+  """
+
+  count: int = 0
+  bytes: int = 0
+
+  def __add__(self, other: 'Collective') -> 'Collective':
+    return Collective(self.count + other.count, self.bytes + other.bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What one execution of a computation costs on one device.
+
+  Attributes:
+    collectives: by kind.
+    cycles: sum of the compiler's estimates. It has none for collectives, whose time is not in it.
+    unbounded_loops: loops whose number of iterations the compiler does not know, counted as one.
+  """
+
+  collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+  cycles: int = 0
+  unbounded_loops: int = 0
+
+  def __add__(self, other: 'Costs') -> 'Costs':
+    kinds = self.collectives | other.collectives
+    return Costs(
+      {
+        kind: self.collectives.get(kind, Collective()) + other.collectives.get(kind, Collective())
+        for kind in kinds
+      },
+      self.cycles + other.cycles,
+      self.unbounded_loops + other.unbounded_loops,
+    )
+
+  def repeated(self, times: int) -> 'Costs':
+    """The costs of `times` executions; a loop stays one loop."""
+    return Costs(
+      {
+        kind: Collective(each.count * times, each.bytes * times)
+        for kind, each in self.collectives.items()
+      },
+      self.cycles * times,
+      self.unbounded_loops,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  name: str
+  type: str
+  opcode: str
+  rest: str
+
+  @property
+  def kind(self) -> str | None:
+    """The kind of collective that starts here."""
+    kind = self.opcode.removesuffix('-start')
+    return kind if kind in KINDS else None
+
+  def called(self, *attributes: str) -> list[str]:
+    """Names of the computations in some attributes."""
+    return [
+      name.strip(' %')
+      for attribute, names in _CALLED.findall(self.rest)
+      if attribute in attributes
+      for name in names.strip('{}').split(',')
+    ]
+
+
+def program_costs(text: str) -> Costs:
+  """Adds up a compiled program.
+
+  Bodies of loops count as often as they run, if the compiler knows how often; of the branches of a
+  conditional the one with the most cycles counts. A collective that the compiler spreads over
+  several fusions, to overlap it with their work, counts once.
+
+  Args:
+    text: `compiled.as_text()`.
+
+  Returns:
+    Costs of one execution on one device.
+
+  Raises:
+    ValueError: the text has no entry computation.
+  """
+  computations, entry = _parse(text)
+  if entry is None:
+    raise ValueError('the program has no ENTRY computation; give the text of a compiled program')
+
+  @functools.cache
+  def costs(name: str) -> Costs:
+    total, carried = Costs(), set()
+    types = {instruction.name: instruction.type for instruction in computations[name]}
+    for instruction in computations[name]:
+      cycles = _CYCLES.search(instruction.rest)
+      total += Costs(cycles=int(cycles.group(1)) if cycles else 0)
+      if instruction.kind:
+        moved = Collective(1, _moved_bytes(instruction, types))
+        total += Costs({instruction.kind: moved})
+      elif instruction.opcode == 'while':
+        trips = _TRIP_COUNT.search(instruction.rest)
+        called = instruction.called('body', 'condition')
+        once = sum(map(costs, called), Costs(unbounded_loops=0 if trips else 1))
+        total += once.repeated(int(trips.group(1)) if trips else 1)
+      elif instruction.opcode == 'conditional':
+        branches = instruction.called(
+          'branch_computations', 'true_computation', 'false_computation'
+        )
+        total += max(map(costs, branches), key=lambda branch: branch.cycles)
+      elif instruction.opcode in ('call', 'async-start'):
+        total += sum(map(costs, instruction.called('calls', 'to_apply')), Costs())
+      elif instruction.opcode == 'fusion':
+        for kind, moved, channel in fused(instruction.called('calls')[0]):
+          if channel is None or (kind, channel) not in carried:
+            total += Costs({kind: moved})
+          carried.add((kind, channel))
+    return total
+
+  def fused(name: str) -> Iterator[tuple[str, Collective, str | None]]:
+    """Yields the collectives inside a fusion: kind, size, and the channel if it is only a part."""
+    types = {instruction.name: instruction.type for instruction in computations[name]}
+    for instruction in computations[name]:
+      if instruction.kind:
+        moved = Collective(1, _moved_bytes(instruction, types))
+        if name.startswith('all-reduce-scatter'):
+          yield 'reduce-scatter', moved, None
+        else:
+          channel = _CHANNEL.search(instruction.rest)
+          yield instruction.kind, moved, channel and channel.group(1)
+      elif instruction.opcode == 'fusion':
+        yield from fused(instruction.called('calls')[0])
+
+  return costs(entry)
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
+  computations, entry, current = {}, None, []
+  for line in text.splitlines():
+    if header := _COMPUTATION.match(line):
+      current = computations.setdefault(header.group(2), [])
+      entry = header.group(2) if header.group(1) else entry
+    elif instruction := _INSTRUCTION.match(line):
+      current.append(_Instruction(*instruction.groups()))
+  return computations, entry
+
+
+def _moved_bytes(instruction: _Instruction, types: dict[str, str]) -> int:
+  """Bytes of the whole arrays of a collective; see `Collective`."""
+  if instruction.kind == 'reduce-scatter':
+    operands = _OPERAND.findall(instruction.rest.split(')')[0])
+    return sum(_bytes(types.get(operand, '')) for operand in operands)
+  sizes = list(map(_bytes, _elements(instruction.type)))
+  if instruction.opcode in ('all-gather-start', 'collective-permute-start') and len(sizes) > 1:
+    return sizes[1]  # (operands, results, ...)
+  return sum(sizes)
+
+
+def _elements(type_text: str) -> list[str]:
+  """Splits a tuple's type into those of its elements; any other type is its own element."""
+  if not type_text.startswith('('):
+    return [type_text]
+  elements, depth, start = [], 0, 1
+  for position, character in enumerate(type_text):
+    depth += (character in '([{') - (character in ')]}')
+    if (character == ',' and depth == 1) or depth == 0:
+      elements.append(type_text[start:position])
+      start = position + 1
+      if depth == 0:
+        break
+  return elements
+
+
+def _bytes(type_text: str) -> int:
+  """Bytes of all arrays in a type, without the padding of their layouts."""
+  total = 0
+  for name, bits, shape in _ARRAY.findall(type_text):
+    size = 1
+    for dimension in filter(None, shape.split(',')):
+      size *= int(dimension)
+    total += size * (8 if name == 'pred' else int(bits)) // 8
+  return total
