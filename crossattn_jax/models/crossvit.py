@@ -116,7 +116,8 @@ class TokenEmbedding(nn.Module):
       class_token.astype(patches.dtype), (patches.shape[0], 1, self.channels)
     )
     tokens = jnp.concatenate([class_tokens, patches], axis=1) + positions.astype(patches.dtype)
-    return nn.Dropout(self.options.drop_rate, deterministic=not train)(tokens)
+    tokens = nn.Dropout(self.options.drop_rate, deterministic=not train)(tokens)
+    return parallel.constrain(tokens, 'batch', 'tokens', 'channels')
 
 
 class TransformerBlock(nn.Module):
@@ -191,7 +192,7 @@ class Projection(nn.Module):
     linear = nn.Dense(
       self.channels, kernel_init=initializers.linear, name='linear', **self.options.types
     )
-    return linear(x)
+    return parallel.constrain(linear(x), 'batch', 'tokens', 'channels')
 
 
 class CrossAttentionBlock(nn.Module):
@@ -222,7 +223,10 @@ class CrossAttentionBlock(nn.Module):
     attention = cross_attention.ClassTokenAttention(
       self.num_heads, name='attention', **options.attention
     )
+    # Else the shards of the class token's projections would spread to all tokens of all examples.
+    x = parallel.constrain(x, 'batch', 'tokens', 'channels')
     attended, weights = attention(options.layer_norm('norm1')(x), train)
+    attended = parallel.constrain(attended, 'batch', None, 'channels')
     class_token = x[:, :1] + drop(attended, train)
     if self.mlp_ratio is not None:
       hidden = int(self.mlp_ratio * x.shape[-1])
@@ -447,7 +451,9 @@ class MultiScaleEncoder(nn.Module):
         fusion = SumFusion(self.fusion == 'pairwise', self.options, name='fusion')
       case 'none':
         return tokens, ()
-    return fusion(tokens, grids, train)
+    tokens, weights = fusion(tokens, grids, train)
+    tokens = tuple(parallel.constrain(x, 'batch', 'tokens', 'channels') for x in tokens)
+    return tokens, weights
 
 
 class CrossViT(nn.Module):
@@ -569,7 +575,7 @@ class CrossViT(nn.Module):
 
     vectors = []
     for d, x in enumerate(tokens):
-      x = options.layer_norm(f'norm_{d}')(x)
+      x = parallel.constrain(options.layer_norm(f'norm_{d}')(x), 'batch', 'tokens', 'channels')
       features[f'tokens/{d}'] = x
       x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
       vectors.append(x[:, 0] if self.global_pool == 'token' else x[:, 1:].mean(axis=1))
@@ -581,7 +587,7 @@ class CrossViT(nn.Module):
       head = nn.Dense(
         self.num_classes, kernel_init=initializers.linear, name=f'head_{d}', **options.types
       )
-      logits = head(vector)
+      logits = parallel.constrain(head(vector), 'batch', None)
       branch_logits.append(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
       features[f'logits/{d}'] = branch_logits[-1]
     return sum(branch_logits) / len(branch_logits), features
