@@ -1,6 +1,7 @@
 """Every test runs on eight simulated CPU devices; fixtures that several rooms share."""
 
 import os
+import tempfile
 
 # Read when jax is first imported, which happens after this file is.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -9,6 +10,9 @@ os.environ['XLA_FLAGS'] = (
   # Tests compile more than they compute.
   + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 )
+# What several tests run is compiled once, by all workers of pytest-xdist together.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='crossattn_jax_tests_'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 # libtpu must not look for a TPU on the network.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
@@ -46,11 +50,10 @@ def tiny_config(datasets_dir) -> ml_collections.ConfigDict:
 
 
 @pytest.fixture(scope='session')
-def main_environment(tmp_path_factory) -> dict[str, str]:
-  """Environment of `main.py` subprocesses: one device, and programs are compiled once."""
+def main_environment() -> dict[str, str]:
+  """Environment of `main.py` subprocesses: one device."""
   return os.environ | {
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
     'PYTHONPATH': str(ROOT),
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compilation_cache')),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }

@@ -397,7 +397,6 @@ def _describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
   return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
 
 
-@jax.jit
 def _fingerprint(x: jax.Array) -> jax.Array:
   """Returns a uint32 checksum of an array's bits: a sum of hashes of (position, element).
 
@@ -418,8 +417,14 @@ def _fingerprint(x: jax.Array) -> jax.Array:
 
 
 def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
-  sums = jax.device_get({path: _fingerprint(_raw(leaf)) for path, leaf in leaves.items()})
-  return {path: int(sums[path]) for path in leaves}
+  sums = jax.device_get(_all_fingerprints([_raw(leaf) for leaf in leaves.values()]))
+  return {path: int(value) for path, value in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _all_fingerprints(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+  """One program, since many small ones with collectives in flight can starve simulated devices."""
+  return [_fingerprint(array) for array in arrays]
 
 
 def _checksum(metadata: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """The loop writes what it promises, resumes bit for bit, and stops in good order."""
 
 import json
+import pathlib
 import shutil
 
 from etils import epath
@@ -68,9 +69,9 @@ def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tiny_config, workd
   tiny_config.checkpoint.every_steps = 4
   loop.train(tiny_config, workdir)
   expected = _history(workdir)
-  for file in (workdir / 'checkpoints' / '12').rglob('*'):
+  for file in pathlib.Path(workdir / 'checkpoints' / '12').rglob('*'):
     if file.is_file():
-      file.write_bytes(file.read_bytes()[: file.stat().length // 2])
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   loop.train(tiny_config, workdir)
   assert 'skipping unreadable checkpoint' in caplog.text
   assert _history(workdir) == expected
