@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib
+import math
 import pathlib
 from typing import Any
 
@@ -290,14 +291,28 @@ def _result_shapes(
 def _result_layout(
   flax_shape: Sequence[int], torch_shape: Sequence[int]
 ) -> Callable[[Any], jax.Array] | None:
-  """How a Flax result becomes the PyTorch one; None where no layout fits."""
-  channels_first = (flax_shape[0], flax_shape[-1], *flax_shape[1:-1])
-  if tuple(flax_shape) == tuple(torch_shape):
+  """How a Flax result becomes the PyTorch one; None where no layout fits.
+
+  Layouts are: the same; channels last here and first there, where the map may be flattened to
+  tokens here; channels split in heads here and together there.
+  """
+  flax_shape, torch_shape = tuple(flax_shape), tuple(torch_shape)
+  if flax_shape == torch_shape:
     return _first_array
-  if len(flax_shape) > 2 and channels_first == tuple(torch_shape):
-    return lambda result: jnp.moveaxis(_first_array(result), -1, 1)
-  if np.prod(flax_shape) == np.prod(torch_shape) and flax_shape[0] == torch_shape[0]:
-    return lambda result: _first_array(result).reshape(torch_shape)
+  if flax_shape[0] != torch_shape[0] or len(torch_shape) < 2:
+    return None
+  if (
+    len(torch_shape) > 2
+    and flax_shape[-1] == torch_shape[1]
+    and math.prod(flax_shape[1:-1]) == math.prod(torch_shape[2:])
+  ):
+    return lambda result: jnp.moveaxis(_first_array(result), -1, 1).reshape(torch_shape)
+  for i in range(1, len(flax_shape)):
+    # A single query token may have lost its axis.
+    kept = [side for side in flax_shape[1:i] if side > 1]
+    expected = [side for side in torch_shape[1:-1] if side > 1]
+    if kept == expected and math.prod(flax_shape[i:]) == torch_shape[-1]:
+      return lambda result: _first_array(result).reshape(torch_shape)
   return None
 
 

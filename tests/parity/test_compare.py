@@ -137,3 +137,28 @@ def test_what_is_no_module_is_refused(against, message, capsys):
 def test_generated_weights_hide_no_term(torch_module):
   for key, tensor in torch_module.state_dict().items():
     assert np.ptp(tensor.numpy()) > 0, key
+
+
+@pytest.mark.parametrize(
+  ('flax_shape', 'torch_shape', 'index', 'torch_index'),
+  [
+    ((2, 5, 4), (2, 5, 4), (1, 2, 3), (1, 2, 3)),
+    ((2, 3, 5, 4), (2, 4, 3, 5), (1, 2, 4, 3), (1, 3, 2, 4)),
+    ((2, 15, 4), (2, 4, 3, 5), (1, 7, 3), (1, 3, 1, 2)),
+    ((2, 5, 3, 2, 4), (2, 5, 24), (1, 4, 2, 1, 3), (1, 4, 23)),
+    ((2, 3, 4), (2, 1, 12), (1, 2, 3), (1, 0, 11)),
+    ((2, 12, 5), (2, 3, 20), None, None),
+    ((2, 5), (3, 5), None, None),
+  ],
+)
+def test_results_are_laid_out_like_pytorchs_or_not_compared(
+  flax_shape, torch_shape, index, torch_index
+):
+  from crossattn_jax.parity import compare
+
+  layout = compare._result_layout(flax_shape, torch_shape)
+  if index is None:
+    assert layout is None
+    return
+  array = np.arange(np.prod(flax_shape)).reshape(flax_shape)
+  assert layout((array, None))[torch_index] == array[index]
