@@ -239,7 +239,14 @@ def compile_report(config: ml_collections.ConfigDict, topology: str) -> CompileR
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      raise _out_of_memory(error, chip) or error from error
+      first, *_ = str(error).splitlines()
+      if not first.startswith('RESOURCE_EXHAUSTED'):
+        raise
+      raise CompileError(
+        f'the step does not fit into the HBM of a {chip.name}; lower config.batch_size, raise '
+        'config.accumulation_steps or config.mesh.fsdp, or set config.model.remat=True. The '
+        f'compiler says: {first.removeprefix("RESOURCE_EXHAUSTED: ")}'
+      ) from error
   seconds = time.monotonic() - start
   memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
   costs = hlo.program_costs(compiled.as_text())
@@ -357,19 +364,6 @@ def _inner_jaxprs(equation: jax.extend.core.JaxprEqn) -> Iterator[jax.extend.cor
         yield each.jaxpr
       elif isinstance(each, jax.extend.core.Jaxpr):
         yield each
-
-
-def _out_of_memory(error: jax.errors.JaxRuntimeError, chip: Chip) -> CompileError | None:
-  """What to say if the compiler ran out of a chip's memory; None if something else went wrong."""
-  found = re.search(r'Used (\S+) of (\S+) hbm', str(error))
-  if found is None:
-    return None
-  used, capacity = found.groups()
-  return CompileError(
-    f'the step does not fit: it needs {used} bytes per device, and the compiler may use {capacity} '
-    f'of the HBM of a {chip.name}. Lower config.batch_size, raise config.accumulation_steps or '
-    'config.mesh.fsdp, or set config.model.remat=True'
-  )
 
 
 def _size(size: float) -> str:
