@@ -96,9 +96,7 @@ def _jit_once(function: Callable[..., Any], heavy: bool) -> Callable[..., Any]:
   back: those of CrossViT-Ti take 24 s of processor time with it and 121 s without.
   """
   quick = jax.default_backend() == 'cpu' and not heavy
-  return jax.jit(
-    function, compiler_options={'xla_backend_optimization_level': 0} if quick else None
-  )
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0 if quick else 3})
 
 
 def _is_float(x: Any) -> bool:
