@@ -107,10 +107,11 @@ class CompileReport:
     parameters: of the model.
     memory: of one device.
     flops: floating-point operations per device, as XLA counts them: everything that is computed,
-      rematerialisation included. Loops of unknown length count once.
+      rematerialisation included. Loops that are not annotated with their length count once: with
+      `fsdp` those are the products that overlap with the transfer of their operands.
     model_flops: floating-point operations that the model needs, in all: three times the matrix
       products and convolutions of the forward pass.
-    hbm_bytes: read and written per device, as XLA counts them.
+    hbm_bytes: read and written per device, as XLA counts them; for loops see `flops`.
     collectives: by kind, per device.
     estimated_cycles: per device, the sum of the compiler's estimates; collectives have none.
     unbounded_loops: loops of unknown length, counted as one iteration.

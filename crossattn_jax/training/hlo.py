@@ -55,7 +55,7 @@ class Costs:
   Attributes:
     collectives: by kind.
     cycles: sum of the compiler's estimates. It has none for collectives, whose time is not in it.
-    unbounded_loops: loops whose number of iterations the compiler does not know, counted as one.
+    unbounded_loops: loops whose number of iterations is not known, counted as one.
   """
 
   collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
@@ -111,7 +111,7 @@ class _Instruction:
 def program_costs(text: str) -> Costs:
   """Adds up a compiled program.
 
-  Bodies of loops count as often as they run, if the compiler knows how often; of the branches of a
+  Bodies of loops count as often as they run, if the text says how often; of the branches of a
   conditional the one with the most cycles counts. A collective that the compiler spreads over
   several fusions, to overlap it with their work, counts once.
 
@@ -139,10 +139,10 @@ def program_costs(text: str) -> Costs:
         moved = Collective(1, _moved_bytes(instruction, types))
         total += Costs({instruction.kind: moved})
       elif instruction.opcode == 'while':
-        trips = _TRIP_COUNT.search(instruction.rest)
+        trips = _trip_count(instruction, name, computations)
         called = instruction.called('body', 'condition')
-        once = sum(map(costs, called), Costs(unbounded_loops=0 if trips else 1))
-        total += once.repeated(int(trips.group(1)) if trips else 1)
+        once = sum(map(costs, called), Costs(unbounded_loops=int(trips is None)))
+        total += once.repeated(1 if trips is None else trips)
       elif instruction.opcode == 'conditional':
         branches = instruction.called(
           'branch_computations', 'true_computation', 'false_computation'
@@ -183,6 +183,55 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
     elif instruction := _INSTRUCTION.match(line):
       current.append(_Instruction(*instruction.groups()))
   return computations, entry
+
+
+def _trip_count(
+  loop: _Instruction, caller: str, computations: dict[str, list[_Instruction]]
+) -> int | None:
+  """How often a loop runs: as annotated, or as its counter says; None if neither is known.
+
+  XLA does not annotate loops that it makes itself, such as products that are overlapped with the
+  transfer of their operands. Their counters go from a constant to a constant in constant steps.
+  """
+  if annotated := _TRIP_COUNT.search(loop.rest):
+    return int(annotated.group(1))
+  (condition,), (body,) = loop.called('condition'), loop.called('body')
+  scopes = {
+    name: {instruction.name: instruction for instruction in computations[name]}
+    for name in (caller, condition, body)
+  }
+
+  def operand(scope: str, instruction: _Instruction, position: int) -> _Instruction | None:
+    names = _OPERAND.findall(instruction.rest.split(')')[0])
+    found = scopes[scope].get(names[position]) if position < len(names) else None
+    while found and found.opcode in ('copy', 'bitcast'):
+      found = scopes[scope].get(_OPERAND.findall(found.rest)[0])
+    return found
+
+  def constant(instruction: _Instruction | None) -> int | None:
+    literal = (
+      instruction and instruction.opcode == 'constant' and re.match(r'(-?\d+)\)', instruction.rest)
+    )
+    return int(literal.group(1)) if literal else None
+
+  def element(instruction: _Instruction | None) -> int | None:
+    index = instruction and re.search(r'\), index=(\d+)', instruction.rest)
+    return int(index.group(1)) if index else None
+
+  test, new_state = computations[condition][-1], computations[body][-1]
+  state = operand(caller, loop, 0)
+  counter = element(operand(condition, test, 0)) if test.opcode == 'compare' else None
+  if counter is None or 'direction=LT' not in test.rest or state is None:
+    return None
+  increment = operand(body, new_state, counter)
+  if state.opcode != 'tuple' or increment is None or increment.opcode != 'add':
+    return None
+  start = constant(operand(caller, state, counter))
+  end = constant(operand(condition, test, 1))
+  step = constant(operand(body, increment, 1))
+  if element(operand(body, increment, 0)) != counter or None in (start, end) or not step:
+    return None
+  return max(0, -(-(end - start) // step))
 
 
 def _moved_bytes(instruction: _Instruction, types: dict[str, str]) -> int:

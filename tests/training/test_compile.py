@@ -111,6 +111,46 @@ def test_cycles_are_those_of_loops_and_of_the_dearest_branch(costs):
   assert costs.cycles == 100 + (3 + 1) * (5 + 1) + 1000
 
 
+COUNTED = """\
+%body (s: (u32[], f32[4])) -> (u32[], f32[4]) {
+  %s = (u32[]{:T(128)}, f32[4]{0}) parameter(0)
+  %step = u32[]{:T(128)} constant(2)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  %x = f32[4]{0} get-tuple-element(%s), index=1
+  %y = f32[4]{0} copy(%x), backend_config={"estimated_cycles":"7"}
+  %next = u32[]{:T(128)} add(%i, %step)
+  ROOT %t = (u32[]{:T(128)}, f32[4]{0}) tuple(%next, %y)
+}
+
+%condition (s: (u32[], f32[4])) -> pred[] {
+  %end = u32[]{:T(128)} constant(9)
+  %s = (u32[]{:T(128)}, f32[4]{0}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %end), direction=LT
+}
+
+ENTRY %main (x: f32[4]) -> (u32[], f32[4]) {
+  %x = f32[4]{0} parameter(0)
+  %zero = u32[]{:T(128)} constant(0)
+  %start = u32[]{:T(128)} copy(%zero)
+  %state = (u32[]{:T(128)}, f32[4]{0}) tuple(%start, %x)
+  ROOT %loop = (u32[]{:T(128)}, f32[4]{0}) while(%state), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_that_is_not_annotated_runs_as_its_counter_says():
+  costs = hlo.program_costs(COUNTED)
+  assert costs.cycles == 5 * 7
+  assert costs.unbounded_loops == 0
+
+
+def test_a_counter_that_does_not_start_at_a_constant_leaves_the_length_unknown():
+  costs = hlo.program_costs(COUNTED.replace('copy(%zero)', 'convert(%x)'))
+  assert costs.cycles == 7
+  assert costs.unbounded_loops == 1
+
+
 def test_a_text_without_a_program_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
     hlo.program_costs('HloModule empty')
