@@ -102,7 +102,7 @@ def run() -> None:
   elif _MODE.value == 'eval':
     metrics = loop.evaluate(config, workdir)
     if jax.process_index() == 0:
-      metric_writers.print_summary(metrics)
+      rich.print(metric_writers.summary_table(metrics))
       print(json.dumps(metrics))
   elif _MODE.value == 'compile':
     report = aot.compile_report(config, _require(_TOPOLOGY))
