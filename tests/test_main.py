@@ -16,9 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = (
   '--config.model.widths=(16,32)',
   '--config.model.depths=((1,1,0),)',
-  '--config.num_epochs=None',
   '--config.schedule.warmup_epochs=0',
-  '--config.evaluation.every_epochs=None',
+  '--config.evaluation.every_steps=1000000',
   '--config.logging.every_steps=1',
 )
 

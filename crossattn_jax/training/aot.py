@@ -313,7 +313,11 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     described = jax.experimental.topologies.get_topology_desc(
-      platform='tpu', topology_name=topology, chip_config_name=chip.config_name
+      platform='tpu',
+      topology_name=topology,
+      chip_config_name=chip.config_name,
+      # A host has 2 x 2 chips, and of a smaller slice all.
+      chips_per_host_bounds=(min(shape[0], 2), min(shape[1], 2), 1),
     )
   except jax.errors.JaxRuntimeError as error:
     raise CompileError(f'libtpu refuses topology {topology!r}: {error}') from error

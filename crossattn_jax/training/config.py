@@ -32,7 +32,7 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   # which saves memory and changes nothing else but batch statistics.
   config.batch_size = 128
   config.accumulation_steps = 1
-  # The length of the run: one of the two.
+  # The length of the run. Steps win where both are set.
   config.num_epochs = config_dict.placeholder(float)
   config.num_steps = config_dict.placeholder(int)
   # Weights to start from or to evaluate: a workdir, or a file that
@@ -49,14 +49,14 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
     {
       # None: that of training.
       'batch_size': config_dict.placeholder(int),
-      # One of the two; neither: only at the end.
+      # Steps win where both are set; neither: only at the end.
       'every_steps': config_dict.placeholder(int),
       'every_epochs': config_dict.placeholder(float),
     }
   )
   config.checkpoint = ml_collections.ConfigDict(
     {
-      # One of the two, besides the end and every evaluation.
+      # Besides the end and every evaluation. Steps win where both are set.
       'every_steps': config_dict.placeholder(int),
       'every_epochs': config_dict.placeholder(float),
       'keep_last': 2,
@@ -100,11 +100,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if config.model.name is None:
     raise ConfigError('config.model.name is not set; list_models() shows all models')
   _compare_keys(config.model, models.model_config(config.model.name), 'model.')
-  if (config.num_epochs is None) == (config.num_steps is None):
-    raise ConfigError('set exactly one of config.num_epochs and config.num_steps')
-  for section in ('evaluation', 'checkpoint'):
-    if config[section].every_steps is not None and config[section].every_epochs is not None:
-      raise ConfigError(f'set at most one of config.{section}.every_steps and .every_epochs')
+  if config.num_epochs is None and config.num_steps is None:
+    raise ConfigError('set config.num_epochs or config.num_steps')
   for key in ('batch_size', 'accumulation_steps', 'max_bad_steps'):
     if config[key] < 1:
       raise ConfigError(f'config.{key}={config[key]} must be positive')

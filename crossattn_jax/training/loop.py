@@ -264,7 +264,7 @@ def _every(
 ) -> Callable[[int], bool]:
   """When `every_steps` or `every_epochs` of a section is due."""
   interval = section.every_steps
-  if section.every_epochs is not None:
+  if interval is None and section.every_epochs is not None:
     interval = max(1, round(section.every_epochs * experiment.steps_per_epoch))
   return lambda step: bool(interval) and step % interval == 0
 

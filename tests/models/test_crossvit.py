@@ -72,7 +72,9 @@ def test_every_registered_name_is_counted():
 
 
 def test_branch_sizes_and_grids_of_the_published_sizes():
-  sides = {name: models.create_model(name).branch_sizes() for name in models.list_models()}
+  sides = {
+    name: models.create_model(name).branch_sizes() for name in models.list_models('crossvit*')
+  }
   assert sides['crossvit_tiny_240'] == ((240, 240), (224, 224))
   assert sides['crossvit_18_dagger_408'] == ((408, 408), (384, 384))
   assert sides['crossvit_18_dagger_504'] == ((504, 504), (480, 480))

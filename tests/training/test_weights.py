@@ -56,6 +56,7 @@ def test_a_file_of_another_model_is_refused_by_name(saved, tiny_config):
   tiny_config.model.widths = (16, 48)
   experiment = experiment_lib.setup(tiny_config)
   with pytest.raises(
-    config_lib.ConfigError, match=r'does not fit.*params/.*32.* in the file, .*48.* in the model'
+    config_lib.ConfigError,
+    match=r'does not fit model .*\n.*params/.*32.* in the file, .*48.* in the model',
   ):
     weights.load(experiment, epath.Path(path))
