@@ -118,8 +118,9 @@ def _parse_flags(args: Sequence[str]) -> list[str]:
   try:
     remaining = app.parse_flags_with_usage(args)
   except (AttributeError, KeyError):
-    # The file alone says which keys there are.
-    flags.FLAGS([args[0], *(arg for arg in args if arg.lstrip('-').startswith('config='))])
+    # The file alone says which keys there are; config_flags takes overrides from sys.argv.
+    sys.argv = [args[0], *(arg for arg in args if arg.lstrip('-').startswith('config='))]
+    flags.FLAGS(sys.argv)
     known = config_lib.flat_keys(_CONFIG.value)
     for argument in args:
       key, _, _ = argument.lstrip('-').partition('=')

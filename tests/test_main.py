@@ -109,7 +109,7 @@ def test_predict_writes_results_and_pictures(run, trained, tmp_path):
   ('argument', 'message'),
   [
     ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
-    ('--config.optimiser.name=sgd', 'config.optimizer'),
+    ('--config.optimiser.name=sgd', 'config.optimizer.name'),
     ('--config.model.num_head=(2,2)', 'config.model.num_heads'),
     ('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'"),
     ('--config.dataset.name=digit', "'digits'"),
