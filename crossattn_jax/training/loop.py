@@ -296,7 +296,8 @@ class _Watch:
   def show(self, metrics: dict[str, float]) -> None:
     """Shows the evaluation's deciding metric from now on."""
     name = self._config.checkpoint.best_metric
-    self._evaluated = {f'eval {name}': metrics[name]}
+    # A metric that does not exist is refused, with those that do, by the checkpoint that follows.
+    self._evaluated = {f'eval {name}': metrics[name]} if name in metrics else {}
 
   def add(self, step: int, metrics: Any, skipped: int) -> None:
     """Takes the metrics of a step that may still be under way."""

@@ -146,6 +146,13 @@ def test_predictions_name_classes_and_draw_attention(tiny_config, workdir, tmp_p
       assert picture.width > 3 * picture.height
 
 
+def test_a_best_metric_that_does_not_exist_is_refused_with_those_that_do(tiny_config, workdir):
+  tiny_config.num_steps = 3
+  tiny_config.checkpoint.best_metric = 'acuracy'
+  with pytest.raises(ValueError, match=r"best_metric='acuracy' is not among .*accuracy"):
+    loop.train(tiny_config, workdir)
+
+
 def test_a_missing_input_is_named(tiny_config, workdir, tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere'):
     loop.predict(tiny_config, workdir, epath.Path(tmp_path / 'nowhere'), epath.Path(tmp_path))
