@@ -1,1 +1,3 @@
 """Operations that XLA has no good form for, each with one public function that picks the code."""
+
+from crossattn_jax.kernels.routed.api import routed_attention as routed_attention

@@ -1,0 +1,1 @@
+"""Routed attention: every region of queries attends to the key regions that its routing names."""

@@ -1,0 +1,104 @@
+"""The public function of routed attention: checks, choice of the implementation."""
+
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.kernels import dispatch
+from crossattn_jax.kernels.routed import reference
+
+
+def routed_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  *,
+  num_heads: int,
+  scale: float | None = None,
+  key_mask: jax.Array | None = None,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """Attends from every region of queries to the key regions that its routing names.
+
+  The maps are partitioned into regions by the caller; queries and keys may have different grids.
+  All heads of a token lie side by side in the channels, head by head.
+
+  Args:
+    query: `[batch, regions, tokens, num_heads * qk_width]`, float.
+    key: `[batch, key_regions, key_tokens, num_heads * qk_width]`, `query`'s dtype.
+    value: `[batch, key_regions, key_tokens, num_heads * width]`, `query`'s dtype.
+    routing: indices of key regions, int32 in `[0, key_regions)`: `[batch, regions, top_k]` for all
+      heads, or `[batch, num_heads, regions, top_k]`. Their order does not matter; a region named
+      twice counts twice. Indices outside the range are the caller's error and are not detected.
+    num_heads: into which the channels of query, key and value are split.
+    scale: of the scores; `qk_width ** -0.5` by default. (BiFormer's own scale is
+      `(num_heads * qk_width) ** -0.5`.)
+    key_mask: bool `[batch, key_regions, key_tokens]`, True where a key is visible. A query with no
+      visible key gets zeros, and gives no gradient.
+    implementation: 'auto' takes the kernel of the platform that the program is lowered for, and
+      'xla' in float64; 'reference' is the definition, 'xla' the form in bounded memory, 'tpu' and
+      'gpu' the Pallas kernels.
+
+  Returns:
+    `[batch, regions, tokens, num_heads * width]` in `value`'s dtype.
+
+  Raises:
+    ValueError: shapes, dtypes or the implementation that do not go together, by name.
+  """
+  dispatch.check_implementation('routed_attention', implementation)
+  _check(query, key, value, routing, key_mask, num_heads)
+  dispatch.check_kernel_dtype('routed_attention', implementation, query.dtype)
+  if scale is None:
+    scale = (query.shape[-1] // num_heads) ** -0.5
+  return reference.routed_attention(
+    query, key, value, routing, key_mask, num_heads=num_heads, scale=scale
+  )
+
+
+def _check(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  key_mask: jax.Array | None,
+  num_heads: int,
+) -> None:
+  def require(holds: bool, message: str) -> None:
+    if not holds:
+      raise ValueError(f'routed_attention: {message}')
+
+  for name, x in (('query', query), ('key', key), ('value', value)):
+    require(x.ndim == 4, f'{name} must be [batch, regions, tokens, channels], got {x.shape}')
+    require(jnp.issubdtype(x.dtype, jnp.floating), f'{name} must be floating, got {x.dtype}')
+    require(x.dtype == query.dtype, f'{name} is {x.dtype} and query {query.dtype}; cast one')
+    require(
+      num_heads > 0 and x.shape[-1] % num_heads == 0,
+      f'{x.shape[-1]} channels of {name} do not divide into num_heads={num_heads}',
+    )
+    require(min(x.shape) > 0, f'{name} is empty: {x.shape}')
+  require(
+    key.shape[-1] == query.shape[-1],
+    f'query has {query.shape[-1]} channels and key {key.shape[-1]}; they must be equal',
+  )
+  require(
+    key.shape[:3] == value.shape[:3],
+    f'key {key.shape} and value {value.shape} must agree in batch, regions and tokens',
+  )
+  batch, regions = query.shape[:2]
+  require(
+    key.shape[0] == batch, f'query has batch {batch} and key {key.shape[0]}; they must be equal'
+  )
+  require(
+    routing.ndim in (3, 4)
+    and routing.shape[:-1] in ((batch, regions), (batch, num_heads, regions))
+    and routing.shape[-1] > 0,
+    f'routing must be [batch, regions, top_k] = [{batch}, {regions}, top_k] or [batch, num_heads, '
+    f'regions, top_k] = [{batch}, {num_heads}, {regions}, top_k], got {routing.shape}',
+  )
+  require(routing.dtype == jnp.int32, f'routing must be int32, got {routing.dtype}')
+  if key_mask is not None:
+    require(
+      key_mask.shape == key.shape[:3],
+      f'key_mask must be [batch, key_regions, key_tokens] = {key.shape[:3]}, got {key_mask.shape}',
+    )
+    require(key_mask.dtype == jnp.bool_, f'key_mask must be bool, got {key_mask.dtype}')
