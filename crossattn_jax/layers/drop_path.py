@@ -8,15 +8,15 @@ class DropPath(nn.Module):
   """Drops a residual branch for whole samples, scaling the kept ones by 1 / (1 - rate).
 
   Attributes:
-    rate: probability that a sample's branch is dropped, in [0, 1).
+    rate: probability that a sample's branch is dropped, in [0, 1); may be traced.
   """
 
-  rate: float
+  rate: float | jax.Array
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, ...]` to the same shape; needs the rng 'drop_path' when training."""
-    if not train or self.rate == 0:
+    if not train or (not isinstance(self.rate, jax.Array) and self.rate == 0):
       return x
     keep = 1 - self.rate
     kept = jax.random.bernoulli(self.make_rng('drop_path'), keep, x.shape[:1] + (1,) * (x.ndim - 1))

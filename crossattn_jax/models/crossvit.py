@@ -25,6 +25,7 @@ from crossattn_jax import parallel
 from crossattn_jax.attention import cross_attention, self_attention
 from crossattn_jax.layers import (
   activations,
+  block_scan,
   drop_path,
   initializers,
   mlp,
@@ -157,6 +158,7 @@ class Branch(nn.Module):
     drop_path_rates: one per block.
     remat: whether the backward pass recomputes each block.
     options: common to all blocks.
+    scan_blocks: whether the blocks are one loop.
   """
 
   num_heads: int
@@ -164,13 +166,25 @@ class Branch(nn.Module):
   drop_path_rates: tuple[float, ...]
   remat: bool
   options: BlockOptions
+  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, channels]` to the same shape."""
+    names = [f'block_{i}' for i in range(len(self.drop_path_rates))]
+    # Whoever asks for intermediates wants each block's own.
+    is_called = self.is_initializing() or self.is_mutable_collection('intermediates')
+    if self.scan_blocks and len(names) > 1 and not is_called:
+
+      def make_block(rate):
+        return TransformerBlock(self.num_heads, self.mlp_ratio, rate, self.options, parent=None)
+
+      return block_scan.scan_blocks(
+        self, make_block, names, self.drop_path_rates, x, train, remat=self.remat
+      )
     block = nn.remat(TransformerBlock, static_argnums=(2,)) if self.remat else TransformerBlock
-    for i, rate in enumerate(self.drop_path_rates):
-      x = block(self.num_heads, self.mlp_ratio, rate, self.options, name=f'block_{i}')(x, train)
+    for name, rate in zip(names, self.drop_path_rates, strict=True):
+      x = block(self.num_heads, self.mlp_ratio, rate, self.options, name=name)(x, train)
     return x
 
 
@@ -396,6 +410,7 @@ class MultiScaleEncoder(nn.Module):
     fusion: as in `CrossViT`.
     reuse_patches: as in `CrossAttentionFusion`.
     remat: whether the backward pass recomputes each transformer block.
+    scan_blocks: whether the blocks of a branch are one loop.
     options: common to all blocks.
   """
 
@@ -406,6 +421,7 @@ class MultiScaleEncoder(nn.Module):
   fusion: str = 'cross_attention'
   reuse_patches: bool = False
   remat: bool = False
+  scan_blocks: bool = False
   options: BlockOptions = BlockOptions()
 
   @nn.compact
@@ -430,6 +446,7 @@ class MultiScaleEncoder(nn.Module):
         self.drop_path_rates[:depth],
         self.remat,
         self.options,
+        self.scan_blocks,
         name=f'branch_{d}',
       )(tokens[d], train)
       for d, depth in enumerate(branch_depths)
@@ -485,6 +502,8 @@ class CrossViT(nn.Module):
     head_drop_rate: dropout before the heads (timm's `drop_rate`).
     num_channels: of the input image.
     remat: whether the backward pass recomputes each transformer block instead of storing it.
+    scan_blocks: whether the transformer blocks of a branch are one loop: programs that compile
+      several times faster and compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
@@ -512,6 +531,7 @@ class CrossViT(nn.Module):
   head_drop_rate: float = 0.0
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -567,6 +587,7 @@ class CrossViT(nn.Module):
         self.fusion,
         self.reuse_patches,
         self.remat,
+        self.scan_blocks,
         options,
         name=f'encoder_{k}',
       )(tokens, grids, train)

@@ -1,5 +1,6 @@
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +221,20 @@ def test_rematerialisation_changes_no_gradient():
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_over_blocks_changes_neither_parameters_nor_logits():
+  called = _tiny(depths=((1, 3, 0),))
+  scanned = called.clone(scan_blocks=True)
+  variables = _variables(scanned, IMAGES)
+  chex.assert_trees_all_equal_shapes(variables, _variables(called, IMAGES))
+  assert 'scan' in str(jax.make_jaxpr(scanned.apply)(variables, IMAGES))
+  np.testing.assert_allclose(
+    jax.jit(called.apply)(variables, IMAGES)[0],
+    jax.jit(scanned.apply)(variables, IMAGES)[0],
+    rtol=1e-4,
+    atol=1e-6,
+  )
 
 
 def test_drop_path_rates_of_crossvit_15():
