@@ -1,24 +1,29 @@
 """A stack of equal blocks as one loop: the compiler sees one block, however many there are."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _RNGS = ('dropout', 'drop_path')
+
+Rates = Sequence[Any] | jax.Array
 
 
 def scan_blocks(
   stack: nn.Module,
-  make_block: Callable[[jax.Array | float], nn.Module],
+  make_block: Callable[[Any], nn.Module],
   names: Sequence[str],
-  drop_path_rates: Sequence[float],
-  x: jax.Array,
-  train: bool = False,
-  *,
+  drop_path_rates: Rates,
+  x: Any,
+  *arguments: Any,
+  train: bool,
+  has_aux: bool = False,
   remat: bool = False,
-) -> jax.Array:
+) -> Any:
   """Applies submodules of equal structure one after the other, as a `jax.lax.scan`.
 
   The submodules keep their own names and parameters, so checkpoints know nothing of the loop: the
@@ -27,16 +32,18 @@ def scan_blocks(
 
   Args:
     stack: the module that has the submodules; called from its compact method.
-    make_block: a submodule with a given drop path rate, created with `parent=None`; it maps
-      `(x, train)` to an array like x and has parameters only.
+    make_block: a submodule with one entry of `drop_path_rates`, created with `parent=None`. It has
+      parameters only, and maps `(x, *arguments)` to arrays like x.
     names: of the submodules, in order.
-    drop_path_rates: one per submodule.
-    x: what the first one gets.
-    train: passed to each.
+    drop_path_rates: per submodule a rate, or a sequence of them; may be traced.
+    x: arrays that the first one gets.
+    *arguments: passed to each.
+    train: whether dropout and drop path are on.
+    has_aux: whether each returns a pair, x and something else.
     remat: whether the backward pass recomputes each submodule.
 
   Returns:
-    What the last one returns.
+    The arrays of the last one; with `has_aux`, and what else they returned, stacked.
   """
   parameters = [stack.get_variable('params', name) for name in names]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
@@ -45,15 +52,23 @@ def scan_blocks(
     for name in _RNGS
     if train and stack.has_rng(name)
   }
-  drops = train and any(drop_path_rates)
+  # Rates that are known to be zero stay so: nothing is drawn for them.
+  drops = train and (isinstance(drop_path_rates, jax.Array) or bool(np.any(drop_path_rates)))
   rates = jnp.asarray(drop_path_rates, jnp.float32) if drops else None
 
   def step(x, inputs):
     params, rngs, rate = inputs
-    block = make_block(rate if drops else 0.0)
-    return block.apply({'params': params}, x, train, rngs=rngs), None
+    block = make_block(rate if drops else jax.tree.map(lambda _: 0.0, drop_path_rates[0]))
+    result = block.apply({'params': params}, x, *arguments, rngs=rngs)
+    return result if has_aux else (result, None)
 
   if remat:
     # The loop's iterations are computed one by one in any case: no barrier is needed.
     step = jax.checkpoint(step, prevent_cse=False)
-  return jax.lax.scan(step, x, (stacked, keys, rates))[0]
+  x, aux = jax.lax.scan(step, x, (stacked, keys, rates))
+  return (x, aux) if has_aux else x
+
+
+def can_scan(stack: nn.Module) -> bool:
+  """Whether the submodules exist, and nobody asks for the intermediates of each."""
+  return not (stack.is_initializing() or stack.is_mutable_collection('intermediates'))

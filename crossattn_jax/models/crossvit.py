@@ -172,15 +172,18 @@ class Branch(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, channels]` to the same shape."""
     names = [f'block_{i}' for i in range(len(self.drop_path_rates))]
-    # Whoever asks for intermediates wants each block's own.
-    is_called = self.is_initializing() or self.is_mutable_collection('intermediates')
-    if self.scan_blocks and len(names) > 1 and not is_called:
-
-      def make_block(rate):
-        return TransformerBlock(self.num_heads, self.mlp_ratio, rate, self.options, parent=None)
-
+    if self.scan_blocks and len(names) > 1 and block_scan.can_scan(self):
       return block_scan.scan_blocks(
-        self, make_block, names, self.drop_path_rates, x, train, remat=self.remat
+        self,
+        lambda rate: TransformerBlock(
+          self.num_heads, self.mlp_ratio, rate, self.options, parent=None
+        ),
+        names,
+        self.drop_path_rates,
+        x,
+        train,
+        train=train,
+        remat=self.remat,
       )
     block = nn.remat(TransformerBlock, static_argnums=(2,)) if self.remat else TransformerBlock
     for name, rate in zip(names, self.drop_path_rates, strict=True):
@@ -502,8 +505,8 @@ class CrossViT(nn.Module):
     head_drop_rate: dropout before the heads (timm's `drop_rate`).
     num_channels: of the input image.
     remat: whether the backward pass recomputes each transformer block instead of storing it.
-    scan_blocks: whether the transformer blocks of a branch are one loop: programs that compile
-      several times faster and compute the same. Parameters keep their names.
+    scan_blocks: whether equal encoders, and the transformer blocks of a branch, are loops: programs
+      that compile several times faster and compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
@@ -564,7 +567,6 @@ class CrossViT(nn.Module):
       self.qkv_bias, self.drop_rate, self.attention_drop_rate, self.dtype, self.param_dtype
     )
     grids = self.grids()
-    features = {}
     tokens = tuple(
       TokenEmbedding(
         self.patch_embedding,
@@ -576,23 +578,37 @@ class CrossViT(nn.Module):
       )(self._branch_image(image, size), train)
       for d, size in enumerate(self.branch_sizes())
     )
-    for k, (depths, rates) in enumerate(
-      zip(self.depths, drop_path_rates(self.depths, self.drop_path_rate), strict=True)
-    ):
-      tokens, weights = MultiScaleEncoder(
-        depths,
-        self.num_heads,
-        self.mlp_ratios,
-        rates,
-        self.fusion,
-        self.reuse_patches,
-        self.remat,
-        self.scan_blocks,
-        options,
-        name=f'encoder_{k}',
-      )(tokens, grids, train)
-      for d, direction_weights in enumerate(weights):
-        features[f'cross_attention/{k}/{d}'] = direction_weights
+    make_encoder = lambda depths, rates, **where: MultiScaleEncoder(
+      depths,
+      self.num_heads,
+      self.mlp_ratios,
+      rates,
+      self.fusion,
+      self.reuse_patches,
+      self.remat,
+      self.scan_blocks,
+      options,
+      **where,
+    )
+    rates = drop_path_rates(self.depths, self.drop_path_rate)
+    names = [f'encoder_{k}' for k in range(len(self.depths))]
+    if self.scan_blocks and len(set(self.depths)) == 1 < len(names) and block_scan.can_scan(self):
+      make_equal = lambda rates: make_encoder(self.depths[0], rates, parent=None)
+      tokens, stacked = block_scan.scan_blocks(
+        self, make_equal, names, rates, tokens, grids, train, train=train, has_aux=True
+      )
+      weights = [tuple(each[k] for each in stacked) for k in range(len(names))]
+    else:
+      weights = []
+      for depths, encoder_rates, name in zip(self.depths, rates, names, strict=True):
+        encoder = make_encoder(depths, encoder_rates, name=name)
+        tokens, encoder_weights = encoder(tokens, grids, train)
+        weights.append(encoder_weights)
+    features = {
+      f'cross_attention/{k}/{d}': direction_weights
+      for k, encoder_weights in enumerate(weights)
+      for d, direction_weights in enumerate(encoder_weights)
+    }
 
     vectors = []
     for d, x in enumerate(tokens):

@@ -27,7 +27,7 @@ class _Stack(nn.Module):
     if self.scan and not self.is_initializing():
       make_block = lambda rate: _Block(rate, parent=None)
       return block_scan.scan_blocks(
-        self, make_block, names, self.rates, x, train, remat=self.remat
+        self, make_block, names, self.rates, x, train, train=train, remat=self.remat
       )
     for name, rate in zip(names, self.rates, strict=True):
       x = _Block(rate, name=name)(x, train)

@@ -1,0 +1,225 @@
+r"""The library under jit, PyTorch eager and torch.compile side by side on this machine's CPU.
+
+  python -m benchmarks.vs_torch crossvit_tiny_240 crossvit_small_240 --json=vs_torch.json
+
+For each model the forward pass and a whole training step (forward, cross-entropy, backward, AdamW)
+in float32. Each side is a process of its own with the same cores; they take turns, one sample each,
+and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each
+round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`).
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+SIDES = ('jax', 'eager', 'compiled')
+KINDS = ('forward', 'train')
+
+
+def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
+  """Returns what runs one sample of this library."""
+  import jax
+  import optax
+
+  import crossattn_jax
+
+  model = crossattn_jax.create_model(model_name)
+  image = jax.random.normal(jax.random.key(0), (batch, *model.image_size, 3))
+  labels = jax.random.randint(jax.random.key(1), (batch,), 0, model.num_classes)
+  variables = jax.jit(model.init)(jax.random.key(2), image)
+  if kind == 'forward':
+    forward = jax.jit(lambda variables, image: model.apply(variables, image)[0])
+    return lambda: jax.block_until_ready(forward(variables, image))
+  params, constants = variables.pop('params'), variables
+  optimizer = optax.adamw(1e-3, weight_decay=0.05)
+
+  def loss(params, constants):
+    (logits, _), constants = model.apply(
+      {'params': params, **constants},
+      image,
+      train=True,
+      rngs={'drop_path': jax.random.key(3), 'dropout': jax.random.key(4)},
+      mutable=list(constants),
+    )
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), constants
+
+  def step(state):
+    params, constants, moments = state
+    gradients, constants = jax.grad(loss, has_aux=True)(params, constants)
+    updates, moments = optimizer.update(gradients, moments, params)
+    return optax.apply_updates(params, updates), constants, moments
+
+  step = jax.jit(step, donate_argnums=0)
+  state = params, constants, optimizer.init(params)
+
+  def run():
+    nonlocal state
+    state = jax.block_until_ready(step(state))
+
+  return run
+
+
+def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Callable[[], None]:
+  """Returns what runs one sample of timm's model of that name."""
+  import timm
+  import torch
+
+  torch.manual_seed(0)
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  model = timm.create_model(model_name)
+  size = model.default_cfg['input_size']
+  image = torch.randn(batch, *size)
+  labels = torch.randint(0, model.num_classes, (batch,))
+  if kind == 'forward':
+    model.eval()
+    forward = torch.compile(model) if compiled else model
+
+    def run():
+      with torch.inference_mode():
+        forward(image)
+
+    return run
+  model.train()
+  forward = torch.compile(model) if compiled else model
+  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
+
+  def run():
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(forward(image), labels).backward()
+    optimizer.step()
+
+  return run
+
+
+def work(side: str, model_name: str, kind: str, batch: int) -> None:
+  """Answers each line of standard input with the seconds of one sample, after a warm-up."""
+  if side == 'jax':
+    function = jax_function(model_name, kind, batch)
+  else:
+    function = torch_function(model_name, kind, batch, compiled=side == 'compiled')
+  for _ in range(3):
+    function()
+  print('ready', flush=True)
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    function()
+    print(time.perf_counter() - start, flush=True)
+
+
+class Worker:
+  """One side as a process that sleeps until it is asked for a sample."""
+
+  def __init__(self, side: str, model_name: str, kind: str, batch: int):
+    command = [sys.executable, '-m', 'benchmarks.vs_torch', '--worker', side, kind, model_name]
+    self._process = subprocess.Popen(
+      [*command, f'--batch={batch}'],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      # A waiting thread that spins would take the other side's cores.
+      env=os.environ | {'OMP_WAIT_POLICY': 'passive', 'JAX_PLATFORMS': 'cpu'},
+    )
+
+  def ready(self) -> str | None:
+    """Waits for the warm-up; returns the last line of the error if it failed."""
+    for line in self._process.stdout:
+      if line == 'ready\n':
+        return None
+    return self._process.stderr.read().strip().splitlines()[-1]
+
+  def sample(self) -> float:
+    """Seconds of one sample."""
+    self._process.stdin.write('\n')
+    self._process.stdin.flush()
+    return float(self._process.stdout.readline())
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.kill()
+    self._process.communicate()
+
+
+def measure(model_name: str, kind: str, batch: int, rounds: int, sides: tuple[str, ...]) -> dict:
+  """Returns medians in milliseconds and ratios; a side that does not work says why."""
+  record = {'model': model_name, 'kind': kind, 'batch': batch, 'errors': {}}
+  workers, samples = {}, {}
+  try:
+    for side in sides:
+      worker = Worker(side, model_name, kind, batch)
+      workers[side] = worker
+      if error := worker.ready():
+        record['errors'][side] = error
+      else:
+        samples[side] = []
+    for _ in range(rounds):
+      for side in samples:
+        samples[side].append(workers[side].sample())
+  finally:
+    for worker in workers.values():
+      worker.close()
+  record['milliseconds'] = {side: 1e3 * statistics.median(each) for side, each in samples.items()}
+  if 'jax' in samples:
+    record['ratios'] = {
+      side: [theirs / ours for theirs, ours in zip(samples[side], samples['jax'], strict=True)]
+      for side in samples
+      if side != 'jax'
+    }
+  return record
+
+
+def row(record: dict) -> str:
+  """The record as a row of the Markdown table."""
+
+  def time_of(side):
+    return f'{record["milliseconds"][side]:.0f}' if side in record['milliseconds'] else '-'
+
+  def ratio(side):
+    values = record.get('ratios', {}).get(side)
+    if not values:
+      return '-'
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f'{middle:.2f} ({low:.2f} to {high:.2f})'
+
+  cells = [record['model'], record['kind'], *map(time_of, SIDES), *map(ratio, SIDES[1:])]
+  return '| ' + ' | '.join(cells) + ' |'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('models', nargs='+', metavar='MODEL')
+  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--rounds', type=int, default=15)
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
+  parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES)
+  parser.add_argument('--json', type=pathlib.Path, help='where the records are written')
+  parser.add_argument('--worker', nargs=2, metavar=('SIDE', 'KIND'), help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.worker:
+    side, kind = args.worker
+    work(side, args.models[0], kind, args.batch)
+    return
+  print(f'{len(os.sched_getaffinity(0))} cores, batch {args.batch}, medians of {args.rounds}')
+  print('| model | work | jit, ms | eager, ms | torch.compile, ms | vs eager | vs torch.compile |')
+  print('|' + '---|' * 7, flush=True)
+  records = []
+  for name in args.models:
+    for kind in args.kinds:
+      records.append(measure(name, kind, args.batch, args.rounds, tuple(args.sides)))
+      print(row(records[-1]), flush=True)
+      for side, error in records[-1]['errors'].items():
+        print(f'{name} {kind} {side} does not work: {error}', file=sys.stderr)
+      if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()
