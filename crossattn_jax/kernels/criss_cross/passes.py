@@ -1,0 +1,124 @@
+"""The attention of one axis of a map, and how the axes share one softmax.
+
+Every implementation offers the same two functions, which this module chooses between:
+
+`attend(query, key, value, axis, itself, previous)` attends along one axis and returns the output
+and the log-sum-exp of its scores; given those of the axes before, it returns both of them together.
+`attend_vjp(query, key, value, lse, delta, cotangent, axis, itself, previous)` returns the gradients
+of that axis, from the log-sum-exp over *all* axes and delta = sum(cotangent * output): P = exp(s -
+lse), ds = P (cotangent . v - delta). Given those of the axes before, it adds to them.
+
+No line of a map (a row, a column) needs another one, forward or backward. So nothing is scattered,
+and lines may be split over devices.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.kernels import dispatch
+from crossattn_jax.kernels.criss_cross import xla
+
+Output = tuple[jax.Array, jax.Array]
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  axis: int,
+  itself: bool,
+  previous: Output | None = None,
+  implementation: str = 'auto',
+  interpret: bool = False,
+) -> Output:
+  """Attends along one axis.
+
+  Args:
+    query: `[batch, *positions, channels]`.
+    key: the same shape as `query`.
+    value: `[batch, *positions, value channels]`.
+    axis: along which positions meet.
+    itself: whether a position meets itself.
+    previous: what this function returned for the axes before.
+    implementation: 'auto', 'xla', 'tpu' or 'gpu'.
+    interpret: runs a kernel in the interpreter, for tests.
+
+  Returns:
+    The output `[batch, *positions, value channels]` in `value`'s dtype and the log-sum-exp
+    `[batch, *positions]` of its scores in at least float32, the axes before included. Where there
+    is nothing to attend to the log-sum-exp is very negative and the output is arbitrary, finite.
+  """
+  return _choose('attend', (query, key, value, previous), axis, itself, implementation, interpret)
+
+
+def attend_vjp(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  lse: jax.Array,
+  delta: jax.Array,
+  cotangent: jax.Array,
+  *,
+  axis: int,
+  itself: bool,
+  previous: Gradients | None = None,
+  implementation: str = 'auto',
+  interpret: bool = False,
+) -> Gradients:
+  """The gradients of query, key and value through one axis.
+
+  Args:
+    query: see `attend`.
+    key: see `attend`.
+    value: see `attend`.
+    lse: `[batch, *positions]`, of the scores of all axes.
+    delta: `[batch, *positions]`, sum over channels of cotangent times output of all axes.
+    cotangent: of the output of all axes.
+    axis: see `attend`.
+    itself: see `attend`.
+    previous: gradients of the axes before, which are added.
+    implementation: see `attend`.
+    interpret: see `attend`.
+
+  Returns:
+    The gradients of query, key and value, in their dtypes.
+  """
+  arrays = (query, key, value, lse, delta, cotangent, previous)
+  return _choose('attend_vjp', arrays, axis, itself, implementation, interpret)
+
+
+def axes_of(query: jax.Array) -> list[tuple[int, bool]]:
+  """The axes of a map, the last one first, and whether a position meets itself along them."""
+  last = query.ndim - 2
+  return [(axis, axis == last) for axis in range(last, 0, -1)]
+
+
+def delta_of(out: jax.Array, cotangent: jax.Array) -> jax.Array:
+  """Sum over channels of cotangent times output, in at least float32."""
+  dtype = jnp.promote_types(out.dtype, jnp.float32)
+  return jnp.einsum('...c,...c->...', out.astype(dtype), cotangent.astype(dtype))
+
+
+def _choose(
+  function: str,
+  arrays: Sequence[Any],
+  axis: int,
+  itself: bool,
+  implementation: str,
+  interpret: bool,
+) -> Any:
+  static = {'axis': axis, 'itself': itself}
+  forms: dict[str, Callable[..., Any]] = {
+    'xla': functools.partial(getattr(xla, function), **static),
+  }
+  if implementation != 'auto':
+    return forms['xla'](*arrays)
+  if arrays[0].dtype == jnp.float64:
+    return forms['xla'](*arrays)
+  return dispatch.by_platform(*arrays, tpu=forms['xla'], gpu=forms['xla'], xla=forms['xla'])
