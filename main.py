@@ -15,6 +15,11 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
   --mode=predict  writes predictions.json and a picture for an image, or for each one in a folder.
       python main.py --mode=predict --workdir=/tmp/digits --input=photo.png --output=/tmp/pictures
 
+  --mode=export   writes the model of a workdir or of --config.weights as a folder that jax alone
+                  loads and runs: programs for cpu, tpu and cuda, weights, a description of the
+                  preprocessing, a script. See docs/export.md.
+      python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
+
   --mode=compile  compiles the training step of --config for a TPU slice that is not here (needs
                   libtpu, extra `tpu`) and prints memory, FLOPs, collectives and estimated speed as
                   a table and as one line of JSON. See docs/scaling.md.
@@ -37,7 +42,7 @@ from ml_collections import config_flags
 import rich
 
 from crossattn_jax import parallel
-from crossattn_jax.training import aot, errors, loop, metric_writers
+from crossattn_jax.training import aot, errors, export, loop, metric_writers
 from crossattn_jax.training import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,12 +50,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'predict', 'compile'], 'What to do; see above.'
+  'mode', 'train', ['train', 'eval', 'predict', 'export', 'compile'], 'What to do; see above.'
 )
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image or a folder of images.')
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: folder for results and pictures.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict: folder for results and pictures. export: WORKDIR/export by default.'
+)
 _USE = flags.DEFINE_string(
-  'use', None, "eval, predict: which checkpoint of the workdir: 'latest', 'best' or a step."
+  'use', None, "eval, predict, export: which checkpoint: 'latest', 'best' or a step."
+)
+_PLATFORMS = flags.DEFINE_list('platforms', list(export.PLATFORMS), 'export: for which to lower.')
+_FIXED_BATCH_SIZE = flags.DEFINE_integer(
+  'fixed_batch_size', None, 'export: examples per call. Any number of them by default.'
 )
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'compile: kind of chip and shape of the slice, such as v5e:16x16.'
@@ -104,6 +115,17 @@ def run() -> None:
     if jax.process_index() == 0:
       rich.print(metric_writers.summary_table(metrics))
       print(json.dumps(metrics))
+  elif _MODE.value == 'export':
+    in_workdir = _OUTPUT.value is None and workdir is not None
+    files = export.export_model(
+      config,
+      workdir,
+      workdir / 'export' if in_workdir else epath.Path(_require(_OUTPUT)),
+      platforms=_PLATFORMS.value,
+      batch_size=_FIXED_BATCH_SIZE.value,
+    )
+    for file in files:
+      print(file)
   elif _MODE.value == 'compile':
     report = aot.compile_report(config, _require(_TOPOLOGY))
     rich.print(report.table())

@@ -105,6 +105,22 @@ def test_predict_writes_results_and_pictures(run, trained, tmp_path):
   assert pathlib.Path(record['picture']).stat().st_size > 1000
 
 
+def test_export_writes_a_model_that_its_script_runs(run, main_environment, trained):
+  from PIL import Image
+
+  workdir, _ = trained
+  result = run('--mode=export', f'--workdir={workdir}', '--platforms=cpu', config=False)
+  assert result.returncode == 0, result.stderr
+  files = [pathlib.Path(line) for line in result.stdout.splitlines()]
+  assert all(file.parent == workdir / 'export' for file in files)
+  Image.new('L', (8, 8), 200).save(workdir / 'grey.png')
+  script = [sys.executable, str(workdir / 'export' / 'load_and_run.py'), str(workdir / 'grey.png')]
+  printed = subprocess.run(
+    script, env=main_environment, capture_output=True, text=True, timeout=300, check=True
+  )
+  assert printed.stdout.count('%') == 5
+
+
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
@@ -148,6 +164,7 @@ def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
     (('--mode=train',), '--config'),
     (('--mode=eval', '--workdir=/nonexistent'), '/nonexistent/config.json'),
     (('--mode=predict', '--workdir=/nonexistent'), '/nonexistent/config.json'),
+    (('--mode=export', '--workdir=/nonexistent'), '/nonexistent/config.json'),
   ],
 )
 def test_a_missing_flag_is_named(run, arguments, message):
@@ -159,7 +176,7 @@ def test_a_missing_flag_is_named(run, arguments, message):
 
 def test_help_explains_each_mode_with_an_example(run):
   result = run('--help', config=False)
-  for mode in ('train', 'eval', 'predict'):
+  for mode in ('train', 'eval', 'predict', 'export', 'compile'):
     assert f'--mode={mode}' in result.stdout
   assert result.stdout.count('python main.py') >= 4
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import math
 import os
+from typing import Any
 
 from absl import flags, logging
 import grain
@@ -192,6 +193,32 @@ def read_image(
     raise ValueError(f'cannot read image {os.fspath(path)!r}: {error}') from error
   image = _evaluation_image(image, config)
   return image_ops.normalize(image, config.mean, config.std), image
+
+
+def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What `read_image` does, as JSON can hold it, for programs without this library.
+
+  Returns:
+    The steps in their order; docs/export.md documents each key.
+  """
+  size = tuple(config.image_size)
+  small = max(size) <= SMALL_IMAGE
+  cover = size if small else image_ops.cover_size(size, config.crop_fraction)
+  return {
+    'mode': 'RGB' if len(config.mean) == 3 else 'L',
+    'resize': {
+      'size': list(cover),
+      'keep_proportions': not small,
+      'interpolation': config.interpolation,
+      'library': 'Pillow',
+    },
+    'crop': {'size': list(size), 'position': 'center'},
+    'divide_by': 255,
+    'mean': list(config.mean),
+    'std': list(config.std),
+    'layout': 'HWC',
+    'dtype': 'float32',
+  }
 
 
 def denormalize(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:

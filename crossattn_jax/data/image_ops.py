@@ -77,7 +77,7 @@ def evaluation_crop(
     interpolation: a key of `INTERPOLATIONS`; Pillow's filters widen when they shrink an image.
   """
   height, width = size
-  cover_height, cover_width = int(height / crop_fraction), int(width / crop_fraction)
+  cover_height, cover_width = cover_size(size, crop_fraction)
   if cover_height * image.width >= cover_width * image.height:
     resized = (int(cover_height * image.width / image.height), cover_height)
   else:
@@ -86,6 +86,11 @@ def evaluation_crop(
   left = round((image.width - width) / 2)
   top = round((image.height - height) / 2)
   return image.crop((left, top, left + width, top + height))
+
+
+def cover_size(size: tuple[int, int], crop_fraction: float) -> tuple[int, int]:
+  """The (height, width) that a resized image must cover for an evaluation crop of `size`."""
+  return int(size[0] / crop_fraction), int(size[1] / crop_fraction)
 
 
 def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:

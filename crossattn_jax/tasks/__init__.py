@@ -5,11 +5,19 @@ import difflib
 import ml_collections
 
 from crossattn_jax.tasks import classification
-from crossattn_jax.tasks.base import Batch, Evaluation, Task, Variables
+from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
 
 _TASKS = {'classification': classification}
 
-__all__ = ['Batch', 'Evaluation', 'Task', 'Variables', 'create_task', 'default_config']
+__all__ = [
+  'Batch',
+  'Evaluation',
+  'Serving',
+  'Task',
+  'Variables',
+  'create_task',
+  'default_config',
+]
 
 
 def _module(name: str):

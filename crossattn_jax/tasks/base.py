@@ -1,8 +1,9 @@
 """The interface between the training loop and what is learnt."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -31,6 +32,24 @@ class Evaluation:
 
 
 jax.tree_util.register_dataclass(Evaluation, ['sums', 'examples'], [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+  """The forward pass as others use it, without this library; see `training.export_model`.
+
+  Attributes:
+    run: `(variables, inputs) -> outputs`, both named arrays with the batch first. Inside jit.
+    inputs: shape and dtype of one example of each input, without the batch.
+    description: what makes the inputs of files and reads the outputs, as JSON can hold it.
+    script: Python file that does so by the description; put beside the exported model as
+      `load_and_run.py`.
+  """
+
+  run: Callable[[Variables, Batch], dict[str, jax.Array]]
+  inputs: Mapping[str, jax.ShapeDtypeStruct]
+  description: Mapping[str, Any]
+  script: pathlib.Path
 
 
 class Task(abc.ABC):
@@ -126,3 +145,9 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def write_samples(self, variables: Variables, path: epath.Path) -> None:
     """Writes a picture with predictions for some evaluation examples."""
+
+  # How others use it.
+
+  @abc.abstractmethod
+  def serving(self) -> Serving:
+    """What `training.export_model` writes."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -240,6 +241,24 @@ class Classification(base.Task):
       if batch['mask'][row]
     ]
     pictures.classification_sheet(path, samples)
+
+  def serving(self) -> base.Serving:
+    """Normalised images in, logits out."""
+    script = pathlib.Path(__file__).with_name('classification_script.py')
+
+    def run(variables: base.Variables, inputs: base.Batch) -> dict[str, jax.Array]:
+      logits, _ = self.model.apply(variables, inputs['image'])
+      return {'logits': logits}
+
+    return base.Serving(
+      run=run,
+      inputs={'image': jax.ShapeDtypeStruct(self._image_shape, jnp.float32)},
+      description={
+        'preprocessing': data.describe_preprocessing(self.config.dataset),
+        'classes': [self._class_name(index) for index in range(self.model.num_classes)],
+      },
+      script=script,
+    )
 
   def _class_name(self, index: int) -> str:
     return self.class_names[index] if index < len(self.class_names) else str(index)

@@ -5,12 +5,16 @@ import typing
 
 if typing.TYPE_CHECKING:
   from crossattn_jax.training.aot import compile_report
+  from crossattn_jax.training.export import export_model
 
-__all__ = ['compile_report']
+__all__ = ['compile_report', 'export_model']
+
+_MODULES = {'compile_report': 'aot', 'export_model': 'export'}
 
 
 def __getattr__(name: str):
   # Loaded only when asked for: the modules of this package import one another.
-  if name == 'compile_report':
-    return importlib.import_module('crossattn_jax.training.aot').compile_report
+  if name in _MODULES:
+    module = importlib.import_module(f'crossattn_jax.training.{_MODULES[name]}')
+    return getattr(module, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

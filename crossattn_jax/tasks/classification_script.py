@@ -1,0 +1,56 @@
+"""Classifies images with the exported model in this folder: python load_and_run.py IMAGE...
+
+Needs nothing but `pip install jax flatbuffers safetensors pillow`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax import export
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+
+def load(folder):
+  """Returns the description of the model, and it: {'image': [b, h, w, c]} -> {'logits': ...}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def preprocess(path, steps):
+  """Returns an image file as the model wants it, float32 [height, width, channels]."""
+  image = Image.open(path)
+  if image.mode.startswith('I;16'):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  image = image.convert(steps['mode'])
+  height, width = steps['resize']['size']
+  if steps['resize']['keep_proportions']:
+    width, height = (
+      max(width, int(height * image.width / image.height)),
+      max(height, int(width * image.height / image.width)),
+    )
+  image = image.resize((width, height), Image.Resampling[steps['resize']['interpolation'].upper()])
+  height, width = steps['crop']['size']
+  left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+  image = image.crop((left, top, left + width, top + height))
+  pixels = np.asarray(image, np.float32).reshape(height, width, -1) / np.float32(255)
+  return (pixels - np.float32(steps['mean'])) / np.float32(steps['std'])
+
+
+def main(paths):
+  """Prints the five best classes of each image."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  images = np.stack([preprocess(path, spec['preprocessing']) for path in paths])
+  for path, row in zip(paths, jax.nn.softmax(model({'image': images})['logits']), strict=True):
+    best = np.argsort(-row)[:5]
+    print(path, *(f'{spec["classes"][index]} {row[index]:.1%}' for index in best), sep='  ')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
