@@ -1,0 +1,64 @@
+"""Builds the pages of the site that are not files: the overview and the API reference."""
+
+import pathlib
+import re
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'crossattn_jax'
+
+# Not for readers: it is copied into exported models.
+_HIDDEN = {'crossattn_jax.tasks.classification_script'}
+
+
+def public_modules() -> list[str]:
+  """Returns the dotted names of all modules and packages whose names do not start with '_'."""
+  names = []
+  for path in sorted(PACKAGE.rglob('*.py')):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    if parts[-1] == '__init__':
+      parts = parts[:-1]
+    name = '.'.join(parts)
+    if not any(part.startswith('_') for part in parts) and name not in _HIDDEN:
+      names.append(name)
+  return sorted(names)
+
+
+def page_of(module: str) -> str:
+  """Returns the page of a module, relative to the site."""
+  return 'api/' + module.removeprefix('crossattn_jax').strip('.').replace('.', '/') + '.md'
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+  """Appends the API reference to the navigation, a section per package."""
+  modules = public_modules()
+  sections = []
+  for package in [name for name in modules if name.count('.') == 1]:
+    inner = [name for name in modules if name.startswith(f'{package}.')]
+    pages = [{name.removeprefix(f'{package}.'): page_of(name)} for name in inner]
+    sections.append({package.split('.')[-1]: [page_of(package), *pages]})
+  config.nav.append({'API': ['api/index.md', *sections]})
+  return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+  """Adds the overview and a page per module."""
+  files.append(File.generated(config, 'index.md', content=overview()))
+  for module in public_modules():
+    page = 'api/index.md' if module == 'crossattn_jax' else page_of(module)
+    files.append(File.generated(config, page, content=f'# `{module}`\n\n::: {module}\n'))
+  return files
+
+
+def overview() -> str:
+  """Returns the README with links as the site has them."""
+  text = (ROOT / 'README.md').read_text()
+  text = text.replace('](docs/', '](')
+  modules = {name.replace('.', '/') + '.py': name for name in public_modules()}
+
+  def link(match: re.Match) -> str:
+    return f']({page_of(modules[match.group(1)])})'
+
+  return re.sub(r'\]\((crossattn_jax/[\w/]+\.py)\)', link, text)

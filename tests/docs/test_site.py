@@ -1,0 +1,70 @@
+"""The documentation as a site: complete, without warnings, without the network."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """The folder of a strict build that could not reach the network."""
+  folder = tmp_path_factory.mktemp('site')
+  nowhere = 'http://127.0.0.1:9'
+  result = subprocess.run(
+    [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(folder)],
+    cwd=ROOT,
+    env=os.environ | {'http_proxy': nowhere, 'https_proxy': nowhere, 'NO_MKDOCS_2_WARNING': '1'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  return folder
+
+
+def test_builds_without_warnings_and_shows_the_readme_first(site):
+  page = (site / 'index.html').read_text()
+  assert 'Published cross-attention vision systems' in page
+  assert 'src="images/digits.png"' in page
+  assert (site / 'images' / 'digits.png').exists()
+
+
+def test_every_public_module_has_a_page_of_its_docstrings(site):
+  for path in (ROOT / 'crossattn_jax').rglob('*.py'):
+    parts = path.relative_to(ROOT / 'crossattn_jax').with_suffix('').parts
+    if parts[-1].startswith('_') or parts[-1] == 'classification_script':
+      continue
+    assert (site / 'api' / pathlib.Path(*parts).with_suffix('.html')).exists(), path
+  page = (site / 'api' / 'models' / 'crossvit.html').read_text()
+  assert 'crossattn_jax.models.crossvit.CrossViT.__call__' in page
+  assert 'stochastic depth, growing linearly' in page
+
+
+def test_every_document_is_in_the_navigation():
+  config = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
+
+  def pages(entry):
+    if isinstance(entry, str):
+      return [entry]
+    return [
+      page
+      for inner in (entry.values() if isinstance(entry, dict) else entry)
+      for page in pages(inner)
+    ]
+
+  named = sorted(set(pages(config['nav'])) - {'index.md'})
+  assert named == sorted(path.name for path in (ROOT / 'docs').glob('*.md'))
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+  for path in site.rglob('*.html'):
+    for tag in re.findall(r'<(?:script|link|img|iframe)\b[^>]*>', path.read_text()):
+      assert not re.search(r'(src|href)="?(https?:)?//', tag), (path, tag)
