@@ -1,10 +1,14 @@
 """The public function of routed attention: checks, choice of the implementation."""
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.routed import reference
+from crossattn_jax.kernels.routed import reference, xla
 
 
 def routed_attention(
@@ -50,9 +54,66 @@ def routed_attention(
   dispatch.check_kernel_dtype('routed_attention', implementation, query.dtype)
   if scale is None:
     scale = (query.shape[-1] // num_heads) ** -0.5
-  return reference.routed_attention(
-    query, key, value, routing, key_mask, num_heads=num_heads, scale=scale
-  )
+  if implementation == 'reference':
+    return reference.routed_attention(
+      query, key, value, routing, key_mask, num_heads=num_heads, scale=scale
+    )
+  if implementation == 'auto' and query.dtype not in (jnp.float32, jnp.bfloat16):
+    implementation = 'xla'
+  attend = functools.partial(_attend, Form(implementation), scale)
+  if routing.ndim == 3:
+    return attend(num_heads, query, key, value, routing, key_mask)
+  # Heads that are routed differently have nothing in common: they are images of one head.
+  images = [_images_of_heads(x, num_heads) for x in (query, key, value)]
+  if key_mask is not None:
+    key_mask = jnp.repeat(key_mask, num_heads, axis=0)
+  out = attend(1, *images, routing.reshape(-1, *routing.shape[2:]), key_mask)
+  return reference.merge_heads(out.reshape(-1, num_heads, *out.shape[1:]))
+
+
+def _images_of_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  x = reference.split_heads(x, num_heads)
+  return x.reshape(-1, *x.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """An implementation.
+
+  Attributes:
+    name: one of `dispatch.IMPLEMENTATIONS`, not 'reference'.
+    interpret: runs a Pallas kernel as jnp, for tests.
+  """
+
+  name: str
+  interpret: bool = False
+
+  def __call__(self, function: str, *arguments: jax.Array | None, **static: Any) -> Any:
+    """Calls 'forward' or 'backward' of the implementation."""
+    forms = {
+      'xla': functools.partial(getattr(xla, function), **static),
+    }
+    if self.name == 'auto':
+      return forms['xla'](*arguments)
+    return forms.get(self.name, forms['xla'])(*arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(form, scale, num_heads, query, key, value, routing, key_mask):
+  return _attend_forward(form, scale, num_heads, query, key, value, routing, key_mask)[0]
+
+
+def _attend_forward(form, scale, num_heads, *arguments):
+  out, log_sum = form('forward', *arguments, num_heads=num_heads, scale=scale)
+  return out, (*arguments, out, log_sum)
+
+
+def _attend_backward(form, scale, num_heads, residuals, d_out):
+  gradients = form('backward', *residuals, d_out, num_heads=num_heads, scale=scale)
+  return (*gradients, None, None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _check(
