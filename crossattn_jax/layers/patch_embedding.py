@@ -5,29 +5,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import initializers
+from crossattn_jax.layers import convolution
 
 # patch size -> (kernel, stride, padding) of the three convolutions
 _CONVOLUTIONS = {
   12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
   16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
 }
-
-
-def _convolution(
-  x: jax.Array, channels: int, kernel: int, stride: int, padding: int, **kwargs
-) -> nn.Conv:
-  """Returns a square convolution with symmetric padding and torch's default initialisation."""
-  init = initializers.torch_convolution(x.shape[-1] * kernel**2)
-  return nn.Conv(
-    channels,
-    kernel_size=(kernel, kernel),
-    strides=(stride, stride),
-    padding=((padding, padding),) * 2,
-    kernel_init=init,
-    bias_init=init,
-    **kwargs,
-  )
 
 
 class LinearPatchEmbedding(nn.Module):
@@ -49,17 +33,16 @@ class LinearPatchEmbedding(nn.Module):
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, bands]` to `[batch, patches, channels]`."""
     del train
-    convolution = _convolution(
-      image,
+    project = convolution.convolution(
+      image.shape[-1],
       self.channels,
       self.patch_size,
-      self.patch_size,
-      0,
+      stride=self.patch_size,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='conv',
     )
-    return rearrange(convolution(image), 'b h w c -> b (h w) c')
+    return rearrange(project(image), 'b h w c -> b (h w) c')
 
 
 class ConvPatchEmbedding(nn.Module):
@@ -88,11 +71,19 @@ class ConvPatchEmbedding(nn.Module):
       )
     x = image
     widths = (self.channels // 4, self.channels // 2, self.channels)
-    for i, (channels, geometry) in enumerate(
+    for i, (channels, (side, stride, padding)) in enumerate(
       zip(widths, _CONVOLUTIONS[self.patch_size], strict=True)
     ):
       if i > 0:
         x = nn.relu(x)
-      types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-      x = _convolution(x, channels, *geometry, name=f'conv_{i}', **types)(x)
+      x = convolution.convolution(
+        x.shape[-1],
+        channels,
+        side,
+        stride=stride,
+        padding=padding,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=f'conv_{i}',
+      )(x)
     return rearrange(x, 'b h w c -> b (h w) c')

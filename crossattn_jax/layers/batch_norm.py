@@ -1,0 +1,57 @@
+"""Batch normalisation with PyTorch's running statistics."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+  """Normalises each channel by the statistics of the global batch (Ioffe and Szegedy 2015).
+
+  Differs from `nn.BatchNorm` in one thing: the running variance takes the unbiased variance of the
+  batch, n / (n - 1) of the one that normalises, as PyTorch's does. Under jit over a mesh the batch
+  is the global one, which PyTorch calls SyncBatchNorm.
+
+  Attributes:
+    momentum: share of the old running statistics that stays, 1 minus PyTorch's.
+    epsilon: added to the variance.
+    dtype: of the result.
+    param_dtype: of the parameters and of the running statistics.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[..., channels]` to the same shape.
+
+    Args:
+      x: activations.
+      train: whether to normalise by the batch, and update the running statistics where the
+        collection 'batch_stats' is mutable; otherwise by the running statistics.
+    """
+    shape = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape, self.param_dtype)
+    bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, self.param_dtype)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, self.param_dtype)
+    x, scale, bias = nn.dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      mean = wide.mean(axes)
+      variance = jnp.square(wide - mean).mean(axes)
+      if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
+        count = x.size // x.shape[-1]
+        unbiased = variance * (count / max(count - 1, 1))
+        for running, new in ((running_mean, mean), (running_var, unbiased)):
+          new = new.astype(running.value.dtype)
+          running.value = self.momentum * running.value + (1 - self.momentum) * new
+    else:
+      mean = running_mean.value.astype(wide.dtype)
+      variance = running_var.value.astype(wide.dtype)
+    factor = jax.lax.rsqrt(variance + self.epsilon) * scale.astype(wide.dtype)
+    return ((wide - mean) * factor + bias.astype(wide.dtype)).astype(x.dtype)

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax.layers import batch_norm
+
+
+def _variables(channels, rng):
+  draw = lambda: jnp.asarray(rng.standard_normal(channels), jnp.float32)
+  return {
+    'params': {'scale': draw(), 'bias': draw()},
+    'batch_stats': {'mean': draw(), 'var': jnp.abs(draw())},
+  }
+
+
+def test_training_normalises_by_the_batch_and_remembers_the_unbiased_variance():
+  rng = np.random.RandomState(0)
+  x = rng.standard_normal((2, 3, 4, 5)).astype(np.float32) * 3 + 1
+  variables = _variables(5, rng)
+  out, updated = batch_norm.BatchNorm().apply(variables, x, train=True, mutable=['batch_stats'])
+  rows = x.reshape(-1, 5).astype(np.float64)
+  params, old, new = variables['params'], variables['batch_stats'], updated['batch_stats']
+  expected = (x - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) * params['scale'] + params['bias']
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(new['mean'], 0.9 * old['mean'] + 0.1 * rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(new['var'], 0.9 * old['var'] + 0.1 * rows.var(0, ddof=1), rtol=1e-5)
+
+
+def test_evaluation_normalises_by_the_running_statistics():
+  rng = np.random.RandomState(1)
+  x = rng.standard_normal((2, 4, 5)).astype(np.float32)
+  variables = _variables(5, rng)
+  params, stats = variables['params'], variables['batch_stats']
+  expected = (x - stats['mean']) / np.sqrt(stats['var'] + 1e-5) * params['scale'] + params['bias']
+  np.testing.assert_allclose(
+    batch_norm.BatchNorm().apply(variables, x), expected, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_a_large_mean_does_not_cost_the_variance_its_digits():
+  x = np.random.RandomState(2).standard_normal((4096, 1)).astype(np.float32)
+  module = batch_norm.BatchNorm()
+  variables = module.init(jax.random.key(0), x)
+  apply = lambda x: module.apply(variables, x, train=True, mutable=['batch_stats'])[0]
+  np.testing.assert_allclose(apply(x + 1000), apply(x), atol=2e-3)
+
+
+def test_bfloat16_keeps_statistics_in_float32():
+  x = jnp.asarray(np.random.RandomState(3).standard_normal((64, 3)), jnp.bfloat16)
+  module = batch_norm.BatchNorm(dtype=jnp.bfloat16)
+  variables = module.init(jax.random.key(0), x)
+  out, updated = module.apply(variables, x, train=True, mutable=['batch_stats'])
+  assert out.dtype == jnp.bfloat16
+  assert updated['batch_stats']['mean'].dtype == jnp.float32
+  expected = 0.1 * np.asarray(x, np.float64).mean(0)
+  np.testing.assert_allclose(updated['batch_stats']['mean'], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_initialising_leaves_the_statistics_at_their_start(train):
+  x = jnp.ones((4, 2)) * 7
+  stats = batch_norm.BatchNorm().init(jax.random.key(0), x, train=train)['batch_stats']
+  np.testing.assert_array_equal(stats['mean'], 0)
+  np.testing.assert_array_equal(stats['var'], 1)

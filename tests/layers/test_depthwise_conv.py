@@ -1,0 +1,92 @@
+import jax
+from jax import test_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax.layers import depthwise_conv
+
+SHAPES = [(2, 5, 7, 3, 3), (1, 6, 4, 8, 5), (2, 1, 1, 2, 5), (1, 2, 9, 1, 3)]
+
+
+def _arrays(shape, dtype=np.float64):
+  batch, height, width, channels, side = shape
+  rng = np.random.RandomState(0)
+  x, cotangent = (rng.standard_normal((batch, height, width, channels)) for _ in range(2))
+  kernel = rng.standard_normal((side, side, 1, channels))
+  return tuple(jnp.asarray(array, dtype) for array in (x, kernel, cotangent))
+
+
+def _expected(x, kernel):
+  """Correlation by the definition."""
+  side, (height, width) = kernel.shape[0], x.shape[1:3]
+  padded = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
+  out = np.zeros_like(x)
+  for y in range(height):
+    for u in range(width):
+      window = padded[:, y : y + side, u : u + side]
+      out[:, y, u] = np.einsum('bijc,ijc->bc', window, kernel[:, :, 0])
+  return out
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_each_channel_is_correlated_with_its_own_kernel(shape):
+  with jax.enable_x64(True):
+    x, kernel, _ = _arrays(shape)
+    out = depthwise_conv.depthwise_convolution(x, kernel)
+    np.testing.assert_allclose(out, _expected(np.asarray(x), np.asarray(kernel)), atol=1e-12)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_both_forms_have_the_same_value_and_gradients(shape):
+  with jax.enable_x64(True):
+    x, kernel, cotangent = _arrays(shape)
+    np.testing.assert_allclose(
+      jax.jit(depthwise_conv._shifted)(x, kernel), depthwise_conv._grouped(x, kernel), atol=1e-12
+    )
+    shifted = jax.jit(depthwise_conv._shifted_gradients)(x, kernel, cotangent)
+    grouped = depthwise_conv._grouped_gradients(x, kernel, cotangent)
+    for a, b in zip(shifted, grouped, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+def test_gradient_is_that_of_the_definition():
+  with jax.enable_x64(True):
+    x, kernel, cotangent = _arrays((1, 4, 3, 2, 3))
+    loss = lambda x, kernel: jnp.sum(depthwise_conv.depthwise_convolution(x, kernel) * cotangent)
+    test_util.check_grads(loss, (x, kernel), order=1, modes=['rev'])
+
+
+def test_bfloat16_adds_up_in_float32():
+  x, kernel, cotangent = _arrays((1, 8, 8, 4, 5), np.float32)
+  half = tuple(array.astype(jnp.bfloat16) for array in (x, kernel, cotangent))
+  wide = tuple(array.astype(jnp.float32) for array in half)
+  out = jax.jit(depthwise_conv._shifted)(*half[:2])
+  assert out.dtype == jnp.bfloat16
+  # One rounding, of the result.
+  np.testing.assert_allclose(out, jax.jit(depthwise_conv._shifted)(*wide[:2]), rtol=2**-8)
+  for a, b in zip(
+    jax.jit(depthwise_conv._shifted_gradients)(*half),
+    jax.jit(depthwise_conv._shifted_gradients)(*wide),
+    strict=True,
+  ):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a, b, rtol=2**-8)
+
+
+def test_lowering_picks_the_form_of_the_platform():
+  x, kernel, _ = _arrays((1, 8, 8, 4, 3), np.float32)
+  function = jax.jit(depthwise_conv.depthwise_convolution)
+  assert 'stablehlo.convolution' not in function.lower(x, kernel).as_text()
+  exported = jax.export.export(function, platforms=['tpu'])(x, kernel)
+  assert 'stablehlo.convolution' in exported.mlir_module()
+
+
+def test_module_starts_like_torch_and_refuses_even_sides():
+  x = jnp.zeros((1, 8, 8, 400))
+  params = depthwise_conv.DepthwiseConv(5).init(jax.random.key(0), x)['params']
+  assert params['kernel'].shape == (5, 5, 1, 400)
+  for name in ('kernel', 'bias'):
+    assert 0.19 < np.abs(params[name]).max() <= 0.2  # 1/sqrt(25)
+  with pytest.raises(ValueError, match='odd side, not 4'):
+    depthwise_conv.DepthwiseConv(4).init(jax.random.key(0), x)
