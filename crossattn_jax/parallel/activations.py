@@ -1,4 +1,6 @@
-"""Sharding constraints on activations, by logical axis name."""
+"""Sharding of activations, by logical axis name."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
@@ -30,16 +32,65 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   Raises:
     ValueError: the number of names is not the rank, or a name is not known.
   """
-  if len(names) != x.ndim:
-    raise ValueError(f'{len(names)} logical axes {names} for an array of shape {x.shape}')
+  spec = _partition_spec(x.shape, names)
+  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def map_shards(
+  function: Callable[..., jax.Array],
+  *args: jax.Array,
+  names: Sequence[Sequence[str | None]],
+  out_names: Sequence[str | None],
+) -> jax.Array:
+  """Calls a function on each device's part of its arguments (`jax.shard_map`), for kernels.
+
+  The partitioner cannot look into a kernel: left to itself it gathers the arguments and computes
+  everything everywhere. The function must treat the named axes as a batch: parts of the arguments
+  give the same part of the result.
+
+  Args:
+    function: of as many arrays as `args`.
+    *args: arrays.
+    names: one logical axis or None per dimension of each, as in `constrain`. An axis of one name
+      must have one size in all arguments.
+    out_names: the same for the result.
+
+  Returns:
+    `function(*args)`, called directly where no mesh of this library is ambient.
+
+  Raises:
+    ValueError: as `constrain`.
+  """
+  specs = tuple(_partition_spec(x.shape, axes) for x, axes in zip(args, names, strict=True))
+  if None in specs or not any(any(spec) for spec in specs):
+    return function(*args)
+  split = {
+    name: axes
+    for spec, argument_names in zip(specs, names, strict=True)
+    for axes, name in zip(spec, argument_names, strict=True)
+  }
+  return jax.shard_map(
+    function,
+    in_specs=specs,
+    out_specs=PartitionSpec(*(split[name] if name else None for name in out_names)),
+    axis_names=set(jax.sharding.get_abstract_mesh().auto_axes),
+    # Kernels do not say over which axes their results vary.
+    check_vma=False,
+  )(*args)
+
+
+def _partition_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec | None:
+  """The mesh axes of each dimension under the ambient mesh; None without one."""
+  if len(names) != len(shape):
+    raise ValueError(f'{len(names)} logical axes {names} for an array of shape {tuple(shape)}')
   unknown = [name for name in names if name is not None and name not in LOGICAL_AXES]
   if unknown:
     raise ValueError(f'unknown logical axis {unknown[0]!r}; known: {", ".join(LOGICAL_AXES)}')
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not set(mesh.auto_axes):
-    return x
+    return None
   spec = []
-  for size, name in zip(x.shape, names, strict=True):
+  for size, name in zip(shape, names, strict=True):
     axes = []
     for axis in LOGICAL_AXES.get(name, ()):
       # Inside shard_map the manual axes are already split.
@@ -47,4 +98,4 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         axes.append(axis)
         size //= mesh.shape[axis]
     spec.append(tuple(axes) or None)
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+  return PartitionSpec(*spec)

@@ -1,0 +1,73 @@
+"""Self-attention over a whole map, with a local enhancement (LePE).
+
+Sources: BiFormer, Zhu et al. 2023 (arXiv 2303.08810), stage 4; the enhancement is the one of the
+CSWin Transformer, Dong et al. 2022 (arXiv 2107.00652), section 3.3.
+"""
+
+from typing import Literal
+
+from einops import rearrange
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax import parallel
+from crossattn_jax.attention import self_attention
+from crossattn_jax.layers import depthwise_conv, initializers
+
+
+class GlobalAttention(nn.Module):
+  """Every token attends to every token; a depthwise convolution is added to the result.
+
+  Attributes:
+    num_heads: must divide the channels.
+    qkv_bias: whether the fused projection has a bias.
+    lepe: what the convolution is of: the module's 'input', the 'value', or 'none'.
+    lepe_side: of its kernel.
+    kernel_init: of the projections.
+    bias_init: of the projections.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  num_heads: int = 8
+  qkv_bias: bool = False
+  lepe: Literal['none', 'input', 'value'] = 'none'
+  lepe_side: int = 5
+  kernel_init: nn.initializers.Initializer = initializers.linear
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    height, channels = x.shape[1], x.shape[-1]
+    if channels % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
+    linear = {
+      'kernel_init': self.kernel_init,
+      'bias_init': self.bias_init,
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    qkv = nn.DenseGeneral(
+      (3, self.num_heads, channels // self.num_heads),
+      use_bias=self.qkv_bias,
+      name='qkv',
+      **linear,
+    )(rearrange(x, 'b y x c -> b (y x) c'))
+    query, key, value = (
+      parallel.constrain(part, 'batch', None, 'heads', None) for part in jnp.moveaxis(qkv, 2, 0)
+    )
+    out = self_attention.dot_product_attention(query, key, value)
+    out = rearrange(out, 'b (y x) h d -> b y x h d', y=height)
+    if self.lepe != 'none':
+      source = x
+      if self.lepe == 'value':
+        source = rearrange(value, 'b (y x) h d -> b y x (h d)', y=height)
+      lepe = depthwise_conv.DepthwiseConv(
+        self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
+      )(source)
+      out += lepe.reshape(out.shape)
+    return nn.DenseGeneral(channels, axis=(-2, -1), name='out', **linear)(out)
