@@ -6,7 +6,7 @@ Two registrations:
 the recorded cases: how to build the Flax module from the original's constructor arguments and how
 to run it on the original's inputs, in the original's layouts.
 
-`@register_models(system, pattern)` on `describe(module) -> ModelParity`, one per system: the rules
+`@register_models(system, pattern)` on `describe(module) -> ModelParity`, per system: the rules
 and the taps of the registered models (`create_model`), which convert, compare and load_pretrained
 use. An adapter of whole-model cases is usually built from the same description.
 
@@ -116,9 +116,9 @@ class ModelParity:
 
 
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
-_models: dict[str, tuple[str, Callable[[nn.Module], ModelParity]]] = {}
+_models: dict[tuple[str, str], Callable[[nn.Module], ModelParity]] = {}
 # Systems whose models `describe_model` looks through.
-SYSTEMS = ('crossvit',)
+SYSTEMS = ('biformer', 'crossvit')
 
 
 def register_adapter(system: str, module: str):
@@ -137,7 +137,7 @@ def register_models(system: str, pattern: str):
   """Decorates `describe(module) -> ModelParity` for the registered models named like `pattern`."""
 
   def decorate(describe):
-    _models[system] = (pattern, describe)
+    _models[system, pattern] = describe
     return describe
 
   return decorate
@@ -178,10 +178,10 @@ def describe_model(name: str, module: nn.Module) -> ModelParity:
   """
   for system in SYSTEMS:
     _import_system(system)
-  for pattern, describe in _models.values():
+  for (_, pattern), describe in _models.items():
     if fnmatch.fnmatch(name, pattern):
       return describe(module)
-  patterns = ', '.join(pattern for pattern, _ in _models.values()) or 'none'
+  patterns = ', '.join(pattern for _, pattern in _models) or 'none'
   raise AdapterNotFound(
     f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
   )

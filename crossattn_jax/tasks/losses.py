@@ -43,3 +43,36 @@ def label_smoothing_cross_entropy(
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Log loss of the true class; see `label_smoothing_cross_entropy`."""
   return label_smoothing_cross_entropy(logits, labels, 0.0)
+
+
+def soft_distillation_loss(
+  logits: jax.Array, teacher_logits: jax.Array, temperature: float
+) -> jax.Array:
+  """Divergence of the student from the teacher (DeiT, arXiv 2012.12877, equation 2).
+
+  Args:
+    logits: of the student, `[batch, classes]`.
+    teacher_logits: the same shape. Whoever trains stops their gradient.
+    temperature: divides both.
+
+  Returns:
+    temperature^2 times the Kullback-Leibler divergence from the teacher's distribution, divided by
+    the number of classes, `[batch]`, in at least float32.
+  """
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  student = jax.nn.log_softmax(logits.astype(dtype) / temperature, axis=-1)
+  teacher = jax.nn.log_softmax(teacher_logits.astype(dtype) / temperature, axis=-1)
+  return temperature**2 * jnp.mean(jnp.exp(teacher) * (teacher - student), axis=-1)
+
+
+def hard_distillation_loss(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+  """Cross entropy against the teacher's decision (DeiT, arXiv 2012.12877, equation 3).
+
+  Args:
+    logits: of the student, `[batch, classes]`.
+    teacher_logits: the same shape.
+
+  Returns:
+    `[batch]`, in at least float32.
+  """
+  return cross_entropy(logits, jnp.argmax(teacher_logits, axis=-1))

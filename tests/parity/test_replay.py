@@ -8,24 +8,67 @@ import pytest
 from crossattn_jax.parity import bounds, cases, replay
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
-# Full-size models beyond one of each kind: minutes together.
+# Full-size models beyond one of each kind, and variations of a kind: minutes together.
 SLOW = {
-  'crossvit_15_224',
-  'crossvit_15_dagger_224',
-  'crossvit_15_dagger_384',
-  'crossvit_18_224',
-  'crossvit_18_dagger_224',
-  'crossvit_18_dagger_384',
-  'crossvit_9_224',
-  'crossvit_base_224',
-  'crossvit_small_224',
+  'crossvit': {
+    'crossvit_15_224',
+    'crossvit_15_dagger_224',
+    'crossvit_15_dagger_384',
+    'crossvit_18_224',
+    'crossvit_18_dagger_224',
+    'crossvit_18_dagger_384',
+    'crossvit_9_224',
+    'crossvit_base_224',
+    'crossvit_small_224',
+  },
+  'biformer': {
+    'attention_lepe',
+    'attention_vanilla',
+    'biformer_base_224',
+    'biformer_small_224',
+    'biformer_stl_224',
+    'biformer_stl_nchw_224',
+    'biformer_tiny_224',
+    'biformer_tiny_224_train',
+    'block_bra',
+    'block_bra_layerscale_mlpdwconv',
+    'block_conv',
+    'block_lepe',
+    'block_vanilla_nopos',
+    'bra_nchw_basic',
+    'bra_nhwc_autopad',
+    'bra_nhwc_autopad_empty_windows',
+    'bra_nhwc_kv_ada_maxpool',
+    'bra_nhwc_kv_avgpool',
+    'bra_nhwc_kv_maxpool',
+    'bra_nhwc_qkdim',
+    'bra_nhwc_qkv_only',
+    'bra_nhwc_soft',
+    'bra_nhwc_soft_diff',
+    'bra_nhwc_topk1',
+    'bra_nhwc_topk16',
+    'bra_nhwc_topk_all',
+    'bra_stage1_224',
+    'bra_stage2_224',
+    'bra_stage3_224',
+    'bra_stage3_512x2048',
+    'bra_stage3_800x1344_autopad',
+    'det_backbone_shallow',
+    'kv_gather',
+    'maxvit_stl_block_attention',
+    'rrsda_cross_resolution',
+    'seg_backbone_small',
+    'stl_block_nchw',
+    'topk_routing_diff',
+  },
 }
 
 
 def recorded_cases():
   for path in cases.find_manifests([REFERENCE]):
-    name = f'{path.parent.name}/{path.stem}'
-    yield pytest.param(path, id=name, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    system = path.parent.name
+    marks = [pytest.mark.slow] if path.stem in SLOW.get(system, ()) else []
+    yield pytest.param(path, id=f'{system}/{path.stem}', marks=marks)
 
 
 @functools.lru_cache(maxsize=1)
@@ -34,7 +77,7 @@ def read_case(path):
   return cases.read_case(path)
 
 
-@pytest.mark.parametrize('path', recorded_cases())
+@pytest.mark.parametrize('path', list(recorded_cases()))
 @pytest.mark.parametrize('precision', bounds.PRECISIONS)
 def test_recorded_case_is_within_the_bound(path, precision):
   result = replay.replay_case(read_case(path), precision)
