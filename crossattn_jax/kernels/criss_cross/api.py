@@ -78,18 +78,18 @@ def _forward(query, key, value, implementation, interpret):
 
 def _backward(implementation, interpret, residuals, cotangent):
   query, key, value, out, lse = residuals
-  delta = passes.delta_of(out, cotangent)
-  gradients = None
+  gradients = delta = None
   for axis, itself in passes.axes_of(query):
-    gradients = passes.attend_vjp(
+    gradients, delta = passes.attend_vjp(
       query,
       key,
       value,
       lse,
-      delta,
       cotangent,
       axis=axis,
       itself=itself,
+      out=out if delta is None else None,
+      delta=delta,
       previous=gradients,
       implementation=implementation,
       interpret=interpret,

@@ -1,12 +1,13 @@
 """The attention of one axis of a map, and how the axes share one softmax.
 
-Every implementation offers the same two functions, which this module chooses between:
+Every implementation offers the same two functions, which this module chooses between.
 
-`attend(query, key, value, axis, itself, previous)` attends along one axis and returns the output
-and the log-sum-exp of its scores; given those of the axes before, it returns both of them together.
-`attend_vjp(query, key, value, lse, delta, cotangent, axis, itself, previous)` returns the gradients
-of that axis, from the log-sum-exp over *all* axes and delta = sum(cotangent * output): P = exp(s -
-lse), ds = P (cotangent . v - delta). Given those of the axes before, it adds to them.
+`attend` attends along one axis and returns the output and the log-sum-exp of its scores; given
+those of the axes before, it returns both of them together.
+
+`attend_vjp` returns the gradients through one axis from the log-sum-exp over *all* axes and delta =
+sum(cotangent * output): P = exp(s - lse), ds = P (cotangent . v - delta). Given the gradients of
+the axes before, it adds to them.
 
 No line of a map (a row, a column) needs another one, forward or backward. So nothing is scattered,
 and lines may be split over devices.
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.criss_cross import xla
+from crossattn_jax.kernels.criss_cross import tpu, xla
 
 Output = tuple[jax.Array, jax.Array]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
@@ -62,15 +63,16 @@ def attend_vjp(
   key: jax.Array,
   value: jax.Array,
   lse: jax.Array,
-  delta: jax.Array,
   cotangent: jax.Array,
   *,
   axis: int,
   itself: bool,
+  out: jax.Array | None = None,
+  delta: jax.Array | None = None,
   previous: Gradients | None = None,
   implementation: str = 'auto',
   interpret: bool = False,
-) -> Gradients:
+) -> tuple[Gradients, jax.Array]:
   """The gradients of query, key and value through one axis.
 
   Args:
@@ -78,18 +80,19 @@ def attend_vjp(
     key: see `attend`.
     value: see `attend`.
     lse: `[batch, *positions]`, of the scores of all axes.
-    delta: `[batch, *positions]`, sum over channels of cotangent times output of all axes.
     cotangent: of the output of all axes.
     axis: see `attend`.
     itself: see `attend`.
+    out: the output of all axes; only where there is no `delta` yet.
+    delta: `[batch, *positions]`, sum over channels of `cotangent * out`.
     previous: gradients of the axes before, which are added.
     implementation: see `attend`.
     interpret: see `attend`.
 
   Returns:
-    The gradients of query, key and value, in their dtypes.
+    The gradients of query, key and value, in their dtypes, and `delta`.
   """
-  arrays = (query, key, value, lse, delta, cotangent, previous)
+  arrays = (query, key, value, lse, cotangent, out, delta, previous)
   return _choose('attend_vjp', arrays, axis, itself, implementation, interpret)
 
 
@@ -97,12 +100,6 @@ def axes_of(query: jax.Array) -> list[tuple[int, bool]]:
   """The axes of a map, the last one first, and whether a position meets itself along them."""
   last = query.ndim - 2
   return [(axis, axis == last) for axis in range(last, 0, -1)]
-
-
-def delta_of(out: jax.Array, cotangent: jax.Array) -> jax.Array:
-  """Sum over channels of cotangent times output, in at least float32."""
-  dtype = jnp.promote_types(out.dtype, jnp.float32)
-  return jnp.einsum('...c,...c->...', out.astype(dtype), cotangent.astype(dtype))
 
 
 def _choose(
@@ -116,9 +113,11 @@ def _choose(
   static = {'axis': axis, 'itself': itself}
   forms: dict[str, Callable[..., Any]] = {
     'xla': functools.partial(getattr(xla, function), **static),
+    'tpu': functools.partial(getattr(tpu, function), **static, interpret=interpret),
+    'gpu': functools.partial(getattr(xla, function), **static),
   }
   if implementation != 'auto':
+    return forms[implementation](*arrays)
+  if arrays[0].dtype not in (jnp.float32, jnp.bfloat16):
     return forms['xla'](*arrays)
-  if arrays[0].dtype == jnp.float64:
-    return forms['xla'](*arrays)
-  return dispatch.by_platform(*arrays, tpu=forms['xla'], gpu=forms['xla'], xla=forms['xla'])
+  return dispatch.by_platform(*arrays, **forms)

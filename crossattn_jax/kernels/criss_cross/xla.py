@@ -22,16 +22,21 @@ def attend(query, key, value, previous=None, *, axis, itself):
   return (out, lse) if previous is None else merge(previous, (out, lse))
 
 
-def attend_vjp(query, key, value, lse, delta, cotangent, previous=None, *, axis, itself):
+def attend_vjp(
+  query, key, value, lse, cotangent, out=None, delta=None, previous=None, *, axis, itself
+):
   """See `passes.attend_vjp`."""
+  if delta is None:
+    dtype = lse.dtype
+    delta = jnp.einsum('...c,...c->...', out.astype(dtype), cotangent.astype(dtype))
   gradients = _over_lines(
     lambda *lines: _attend_lines_vjp(*lines, itself=itself),
     axis,
     (query, key, value, lse[..., None], delta[..., None], cotangent),
   )
-  if previous is None:
-    return gradients
-  return tuple(a + b for a, b in zip(previous, gradients, strict=True))
+  if previous is not None:
+    gradients = tuple(a + b for a, b in zip(previous, gradients, strict=True))
+  return gradients, delta
 
 
 def merge(a: Arrays, b: Arrays) -> Arrays:

@@ -1,0 +1,572 @@
+"""Criss-cross attention for TPUs: a Mosaic kernel per direction, for rows and for columns.
+
+A kernel sees whole lines. A row of the map is a matrix `[width, channels]` in memory, and a grid
+step takes some rows. A column is spread over the tiles of all rows: a step takes a strip of eight
+neighbouring columns and reads one of them with a stride, which needs 32-bit words and 128 lanes. So
+two neighbouring columns of bfloat16, which share words, are read and written together; and channels
+that fill lanes are passed in slabs of 128, others are copied to scratch memory first.
+
+Scores are kept as `[keys, queries]`: the statistics of queries then lie along lanes, as they do in
+memory, and of the six products only those that end in queries need their left side turned.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import math
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from crossattn_jax.kernels.criss_cross import xla
+
+_LANES = 128
+_STRIP = 8
+_MASKED = -1e30
+# Rows of a grid step are as many as fit here, so that the smallest memory (v4: 16 MiB) is enough.
+_STEP_BYTES = 10 * 2**20
+# Beyond, lines are too long for any chip, and XLA's form takes over.
+_LIMIT_BYTES = 96 * 2**20
+_LONGEST = 512
+
+
+def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
+  """See `passes.attend`. Lines that do not fit in VMEM are left to XLA."""
+  layout = _layout(
+    query, value, axis, interpret, value_maps=2 if previous is None else 3, key_maps=2
+  )
+  if layout is None:
+    return xla.attend(query, key, value, previous, axis=axis, itself=itself)
+  maps, statistics = [query, key, value], []
+  if previous is not None:
+    maps.append(previous[0])
+    statistics.append(previous[1])
+  (out,), (lse,) = _call(
+    functools.partial(_attend_kernel, itself=itself),
+    layout,
+    maps,
+    statistics,
+    like=[value],
+    written=1,
+    cost=_cost(query, value, layout, products=(1, 1)),
+    name='criss_cross',
+    interpret=interpret,
+  )
+  return out, lse
+
+
+def attend_vjp(
+  query,
+  key,
+  value,
+  lse,
+  cotangent,
+  out=None,
+  delta=None,
+  previous=None,
+  *,
+  axis,
+  itself,
+  interpret=False,
+):
+  """See `passes.attend_vjp`. Lines that do not fit in VMEM are left to XLA."""
+  value_maps = 3 + (out is not None) + (previous is not None)
+  key_maps = 4 if previous is None else 6
+  layout = _layout(query, value, axis, interpret, value_maps=value_maps, key_maps=key_maps)
+  if layout is None:
+    return xla.attend_vjp(
+      query, key, value, lse, cotangent, out, delta, previous, axis=axis, itself=itself
+    )
+  maps, statistics = [query, key, value, cotangent], [lse]
+  if delta is None:
+    maps.append(out)
+  else:
+    statistics.append(delta)
+  gradients, written = _call(
+    functools.partial(_attend_vjp_kernel, itself=itself),
+    layout,
+    [*maps, *(previous or ())],
+    statistics,
+    like=[query, key, value],
+    written=int(delta is None),
+    cost=_cost(query, value, layout, products=(3, 2)),
+    name='criss_cross_vjp',
+    interpret=interpret,
+  )
+  return tuple(gradients), (written[0] if delta is None else delta)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """How a kernel sees maps whose lines lie along an axis.
+
+  Attributes:
+    shape: `[batch, *positions]` of the maps.
+    axis: along which lines lie.
+    dtype: of the maps.
+    strip: lines of a grid step.
+  """
+
+  shape: tuple[int, ...]
+  axis: int
+  dtype: jnp.dtype
+  strip: int = _STRIP
+
+  @property
+  def columns(self) -> bool:
+    """Whether lines lie across rows, or are rows."""
+    return self.axis != len(self.shape) - 1
+
+  @property
+  def length(self) -> int:
+    """Positions of a line."""
+    return self.shape[self.axis]
+
+  @property
+  def group(self) -> int:
+    """Lines that are read together."""
+    return 4 // self.dtype.itemsize if self.columns else 1
+
+  @property
+  def sizes(self) -> tuple[int, int]:
+    """Planes of a map, and lines of a plane."""
+    before, after = self.shape[: self.axis], self.shape[self.axis + 1 :]
+    return (math.prod(before), math.prod(after)) if self.columns else (1, math.prod(before))
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Planes, and strips of a plane."""
+    planes, lines = self.sizes
+    return planes, pl.cdiv(lines, self.strip)
+
+  def map_shape(self, channels: int) -> tuple[int, ...]:
+    """A map's shape in a kernel."""
+    planes, lines = self.sizes
+    order = (self.length, lines) if self.columns else (lines, self.length)
+    return planes, *order, channels
+
+  def statistic_of(self, x: jax.Array) -> jax.Array:
+    """`[planes, lines, 1, length]` of one number per position."""
+    planes, lines = self.sizes
+    if self.columns:
+      x = x.reshape(planes, self.length, lines).swapaxes(1, 2)
+    return x.reshape(planes, lines, 1, self.length)
+
+  def from_statistic(self, x: jax.Array) -> jax.Array:
+    """The inverse of `statistic_of`."""
+    return (x[:, :, 0].swapaxes(1, 2) if self.columns else x).reshape(self.shape)
+
+  def slabs(self, channels: int) -> int:
+    """Operands that a map is passed as."""
+    return channels // _LANES if self.columns and channels % _LANES == 0 else 1
+
+  def copied(self, channels: int) -> bool:
+    """Whether blocks of a map are copied before lines are read."""
+    return self.columns and channels % _LANES != 0
+
+  def block(self, channels: int, slab: int = 0) -> pl.BlockSpec:
+    """The strip of a grid step: all channels, or a slab of them."""
+    if self.columns:
+      shape = (1, self.length, self.strip, channels)
+      return pl.BlockSpec(shape, lambda plane, step: (plane, 0, step, slab))
+    shape = (1, self.strip, self.length, channels)
+    return pl.BlockSpec(shape, lambda plane, step: (plane, step, 0, slab))
+
+  @property
+  def statistic_block(self) -> pl.BlockSpec:
+    """The statistics of the same lines."""
+    return pl.BlockSpec((1, self.strip, 1, self.length), lambda plane, step: (plane, step, 0, 0))
+
+  def words(self, channels: int) -> pltpu.VMEM:
+    """Scratch in which lines across rows can be read and written."""
+    dtype = jnp.uint32 if self.group == 2 else self.dtype
+    rows = self.length * self.strip // self.group
+    return pltpu.VMEM((pl.cdiv(channels, _LANES), rows, _LANES), dtype)
+
+  @property
+  def side(self) -> int:
+    """Of the square that a line's scores take."""
+    return pl.cdiv(self.length, _LANES) * _LANES
+
+  def block_bytes(self, channels: int) -> int:
+    """Of a block in VMEM, where channels fill lanes."""
+    return self.strip * self.length * pl.cdiv(channels, _LANES) * _LANES * self.dtype.itemsize
+
+  def for_groups(self, function: Callable[[int | jax.Array], None]) -> None:
+    """Calls a function with every group of a strip."""
+    groups = self.strip // self.group
+    if self.columns:
+      # A stride must start at a number that the compiler knows.
+      for group in range(groups):
+        function(group)
+      return
+    together = min(4, groups)
+
+    def some(turn, carry):
+      for i in range(together):
+        function(turn * together + i)
+      return carry
+
+    jax.lax.fori_loop(0, groups // together, some, None)
+
+
+def _layout(query, value, axis, interpret, *, value_maps, key_maps) -> _Layout | None:
+  """The largest strip that fits, or None where none does."""
+  available = _LIMIT_BYTES
+  if pltpu.is_tpu_device():
+    available = min(available, pltpu.get_tpu_info().vmem_capacity_bytes * 7 // 8)
+  layout = _Layout(query.shape[:-1], axis, jnp.dtype(query.dtype))
+  if interpret:
+    # The interpreter compiles every line of a strip anew.
+    return dataclasses.replace(layout, strip=2)
+  for strip in (_STRIP,) if layout.columns else (_STRIP, 4, 2, 1):
+    layout = dataclasses.replace(layout, strip=strip)
+    keys, values = (layout.block_bytes(x.shape[-1]) for x in (query, value))
+    # Twice, since the next step's blocks arrive meanwhile.
+    step = 2 * (key_maps * keys + value_maps * values)
+    if layout.columns:
+      step += key_maps * keys + values
+    if step <= _STEP_BYTES:
+      break
+  scores = 8 * 4 * layout.side**2
+  fits = step + scores <= available and layout.length <= _LONGEST
+  return layout if fits else None
+
+
+class _Source:
+  """An input block, read line by line."""
+
+  def __init__(self, layout, refs, words):
+    self.layout = layout
+    self.channels = sum(ref.shape[-1] for ref in refs)
+    if not layout.columns:
+      self.parts = refs
+    elif words is None:
+      self.parts = [_as_words(layout, ref) for ref in refs]
+    else:
+      _copy_to_words(layout, refs[0], words)
+      self.parts = [words.at[c] for c in range(words.shape[0])]
+
+  def read(self, group, dtype):
+    """The lines of a group, each `[length, channels]`."""
+    if not self.layout.columns:
+      return [self.parts[0][0, group].astype(dtype)]
+    words = [part[_stride(self.layout, group), :] for part in self.parts]
+    lines = [words]
+    if self.layout.group == 2:
+      lines = [[_low(x) for x in words], [_high(x) for x in words]]
+    return [
+      jnp.concatenate([x.astype(dtype) for x in line], axis=-1)[:, : self.channels]
+      for line in lines
+    ]
+
+
+class _Sink:
+  """An output block, written line by line."""
+
+  def __init__(self, layout, ref, words):
+    self.layout, self.ref, self.words = layout, ref, words
+
+  def write(self, group, lines):
+    """Writes the lines of a group."""
+    if not self.layout.columns:
+      self.ref[0, group] = lines[0].astype(self.ref.dtype)
+      return
+    for c in range(self.words.shape[0]):
+      parts = [x[:, c * _LANES : (c + 1) * _LANES] for x in lines]
+      if self.layout.group == 2:
+        low, high = (_rounded(x) for x in parts)
+        parts = [high | (low >> 16)]
+      at = _stride(self.layout, group)
+      self.words.at[c][at, : parts[0].shape[-1]] = parts[0]
+
+  def finish(self):
+    """Copies what was written to the block."""
+    if self.layout.columns:
+      _copy_from_words(self.layout, self.ref, self.words)
+
+
+def _stride(layout, group):
+  return pl.ds(group, layout.length, stride=layout.strip // layout.group)
+
+
+def _as_words(layout, ref):
+  rows = ref.reshape(layout.length * layout.strip, _LANES)
+  return rows.bitcast(jnp.uint32) if layout.group == 2 else rows
+
+
+def _copy_to_words(layout, ref, words):
+  for c in range(words.shape[0]):
+    part = ref[0, :, :, c * _LANES : (c + 1) * _LANES]
+    part = part.reshape(layout.length * layout.strip, part.shape[-1])
+    if layout.group == 2:
+      part = pltpu.bitcast(part, jnp.uint32)
+    words[c, :, : part.shape[-1]] = part
+
+
+def _copy_from_words(layout, ref, words):
+  for c in range(words.shape[0]):
+    part = words[c]
+    if layout.group == 2:
+      part = pltpu.bitcast(part, jnp.bfloat16)
+    part = part.reshape(layout.length, layout.strip, _LANES)
+    width = min(_LANES, ref.shape[-1] - c * _LANES)
+    ref[0, :, :, c * _LANES : c * _LANES + width] = part[:, :, :width]
+
+
+def _low(words):
+  return jax.lax.bitcast_convert_type(words << 16, jnp.float32)
+
+
+def _high(words):
+  return jax.lax.bitcast_convert_type(words & jnp.uint32(0xFFFF0000), jnp.float32)
+
+
+def _rounded(x):
+  # To bfloat16, whose bits are the high ones.
+  return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(jnp.float32), jnp.uint32)
+
+
+def _dot(a, b, a_axis, b_axis):
+  return jax.lax.dot_general(
+    a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+def _scores(query, key, itself):
+  """`[keys, queries]`."""
+  scores = _dot(key, query, 1, 1)
+  if itself:
+    return scores
+  keys = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+  queries = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+  return jnp.where(keys == queries, _MASKED, scores)
+
+
+def _attend_line(query, key, value, before, lse_before, itself, turn):
+  """One line: maps `[length, channels]`, statistics `[1, length]`."""
+  length = query.shape[0]
+  scores = _scores(query, key, itself)
+  highest = scores.max(axis=0, keepdims=True)
+  if before is not None:
+    highest = jnp.maximum(highest, lse_before)
+  weights = jnp.exp(scores - highest)
+  total = weights.sum(axis=0, keepdims=True)
+  if before is not None:
+    share = jnp.exp(lse_before - highest)
+    total += share
+    # Turned along with the weights, into a column.
+    turn[-8:, :length] = jnp.broadcast_to(share / total, (8, length))
+  turn[:length, :length] = weights / total
+  turned = turn[...].T
+  out = _dot(turned[:length, :length].astype(value.dtype), value, 1, 0)
+  if before is not None:
+    column = turn.shape[0] - 8
+    out += turned[:length, column : column + 1] * before
+  return out, highest + jnp.log(total)
+
+
+def _attend_line_vjp(query, key, value, cotangent, lse, delta, itself, turn):
+  """One line: maps `[length, channels]`, statistics `[1, length]`."""
+  dtype, length = query.dtype, query.shape[0]
+  weights = jnp.exp(_scores(query, key, itself) - lse)
+  score_gradient = weights * (_dot(value, cotangent, 1, 1) - delta)
+  turn[:length, :length] = score_gradient
+  turned = turn[...].T[:length, :length].astype(dtype)
+  return (
+    _dot(turned, key, 1, 0),
+    _dot(score_gradient.astype(dtype), query, 1, 0),
+    _dot(weights.astype(dtype), cotangent, 1, 0),
+  )
+
+
+def _delta_line(out, cotangent, turn):
+  """Sums over channels, `[1, length]`."""
+  products = out.astype(jnp.float32) * cotangent.astype(jnp.float32)
+  length, channels = products.shape
+  total = jnp.zeros((length, _LANES), jnp.float32)
+  whole = channels // _LANES * _LANES
+  for c in range(0, whole, _LANES):
+    total += products[:, c : c + _LANES]
+  turn[:length, :_LANES] = total
+  if whole < channels:
+    turn[:length, : channels - whole] += products[:, whole:]
+  return turn[:, :_LANES].T.sum(axis=0, keepdims=True)[:, :length]
+
+
+def _attend_kernel(blocks, *, itself):
+  layout = blocks.layout
+  query, key, value, *before = blocks.sources
+  (out,) = blocks.sinks
+  *lse_before, lse = blocks.statistics
+
+  def attend_group(group):
+    lines = zip(
+      query.read(group, layout.dtype),
+      key.read(group, layout.dtype),
+      value.read(group, layout.dtype),
+      before[0].read(group, jnp.float32) if before else [None] * layout.group,
+      strict=True,
+    )
+    outs = []
+    for i, line in enumerate(lines):
+      at = (0, group * layout.group + i)
+      line_out, lse[at] = _attend_line(
+        *line, lse_before[0][at] if before else None, itself, blocks.turn(at[1])
+      )
+      outs.append(line_out)
+    out.write(group, outs)
+
+  layout.for_groups(attend_group)
+  out.finish()
+
+
+def _attend_vjp_kernel(blocks, *, itself):
+  layout = blocks.layout
+  lse, delta = blocks.statistics
+  makes_delta = blocks.written
+  maps = blocks.sources[: 4 + makes_delta]
+  before = blocks.sources[len(maps) :]
+
+  def attend_group(group):
+    gradients = []
+    lines = zip(*(x.read(group, layout.dtype) for x in maps), strict=True)
+    for i, (query, key, value, cotangent, *out) in enumerate(lines):
+      at = (0, group * layout.group + i)
+      turn = blocks.turn(at[1])
+      if makes_delta:
+        delta[at] = _delta_line(*out, cotangent, turn)
+      gradients.append(
+        _attend_line_vjp(query, key, value, cotangent, lse[at], delta[at], itself, turn)
+      )
+    for n, sink in enumerate(blocks.sinks):
+      parts = [gradient[n] for gradient in gradients]
+      if before:
+        earlier = before[n].read(group, jnp.float32)
+        parts = [a + b for a, b in zip(parts, earlier, strict=True)]
+      sink.write(group, parts)
+
+  layout.for_groups(attend_group)
+  for sink in blocks.sinks:
+    sink.finish()
+
+
+class _Blocks:
+  """What a kernel reads and writes in one step.
+
+  Attributes:
+    layout: of the maps.
+    sources: input maps.
+    statistics: those that are read, then those that are written.
+    written: how many statistics are written.
+    sinks: output maps.
+  """
+
+  def __init__(self, layout, sources, statistics, sinks, written, refs):
+    refs = iter(refs)
+    self.layout, self.written = layout, written
+    maps = [[next(refs) for _ in range(layout.slabs(channels))] for channels in sources]
+    self.statistics = [next(refs) for _ in range(statistics)]
+    outs = [next(refs) for _ in sinks]
+    self.statistics += [next(refs) for _ in range(written)]
+    self._turns = next(refs)
+    self.sources = [
+      _Source(layout, blocks, next(refs) if layout.copied(channels) else None)
+      for blocks, channels in zip(maps, sources, strict=True)
+    ]
+    self.sinks = [_Sink(layout, ref, next(refs) if layout.columns else None) for ref in outs]
+
+  def turn(self, line):
+    """Scratch in which a line's scores are transposed."""
+    return self._turns.at[line % self._turns.shape[0]]
+
+
+def _cost(query, value, layout, *, products):
+  """FLOPs and exponentials of products over query channels and over value channels."""
+  scores = math.prod(layout.shape) * layout.length
+  channels = products[0] * query.shape[-1] + products[1] * value.shape[-1]
+  return 2 * scores * channels, scores
+
+
+def _call(
+  kernel: Callable[..., None],
+  layout: _Layout,
+  maps: Sequence[jax.Array],
+  statistics: Sequence[jax.Array],
+  *,
+  like: Sequence[jax.Array],
+  written: int,
+  cost: tuple[int, int],
+  name: str,
+  interpret: bool,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Runs a kernel over all strips.
+
+  Args:
+    kernel: on `_Blocks`.
+    layout: of the maps.
+    maps: inputs `[batch, *positions, channels]`.
+    statistics: inputs `[batch, *positions]`.
+    like: output maps have these shapes and dtypes.
+    written: number of output statistics.
+    cost: FLOPs and transcendentals.
+    name: of the kernel.
+    interpret: whether to run in the interpreter.
+
+  Returns:
+    Output maps and output statistics.
+  """
+  sources = [x.shape[-1] for x in maps]
+  sinks = [x.shape[-1] for x in like]
+  planes, lines = layout.sizes
+  axes = [jax.typeof(x).manual_axis_type.varying for x in (*maps, *statistics)]
+
+  def wrapped(*refs):
+    kernel(_Blocks(layout, sources, len(statistics), sinks, written, refs))
+
+  # Inside shard_map, results vary over the mesh axes that any argument varies over.
+  varying = jax.sharding.ManualAxisType(varying=frozenset().union(*axes))
+  struct = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=varying)
+  moved = sum(x.size * x.dtype.itemsize for x in (*maps, *statistics, *like))
+  results = pl.pallas_call(
+    wrapped,
+    grid=layout.grid,
+    in_specs=[
+      *(
+        layout.block(channels // layout.slabs(channels), slab)
+        for channels in sources
+        for slab in range(layout.slabs(channels))
+      ),
+      *(layout.statistic_block for _ in statistics),
+    ],
+    out_specs=[
+      *(layout.block(channels) for channels in sinks),
+      *(layout.statistic_block for _ in range(written)),
+    ],
+    out_shape=[
+      *(struct(layout.map_shape(x.shape[-1]), x.dtype) for x in like),
+      *(struct((planes, lines, 1, layout.length), jnp.float32) for _ in range(written)),
+    ],
+    scratch_shapes=[
+      pltpu.VMEM((4, layout.side + 8, layout.side), jnp.float32),
+      *(layout.words(channels) for channels in sources if layout.copied(channels)),
+      *(layout.words(channels) for channels in sinks if layout.columns),
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'parallel'), vmem_limit_bytes=_LIMIT_BYTES
+    ),
+    cost_estimate=pl.CostEstimate(flops=cost[0], transcendentals=cost[1], bytes_accessed=moved),
+    interpret=interpret,
+    name=f'{name}_{"columns" if layout.columns else "rows"}',
+  )(
+    *(
+      x.reshape(layout.map_shape(channels))
+      for x, channels in zip(maps, sources, strict=True)
+      for _ in range(layout.slabs(channels))
+    ),
+    *(layout.statistic_of(x) for x in statistics),
+  )
+  outs = [x.reshape(y.shape) for x, y in zip(results, like, strict=False)]
+  return outs, [layout.from_statistic(x) for x in results[len(like) :]]
