@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.routed import reference, xla
+from crossattn_jax.kernels.routed import reference, tpu, xla
 
 
 def routed_attention(
@@ -90,12 +90,11 @@ class Form:
 
   def __call__(self, function: str, *arguments: jax.Array | None, **static: Any) -> Any:
     """Calls 'forward' or 'backward' of the implementation."""
-    forms = {
-      'xla': functools.partial(getattr(xla, function), **static),
-    }
+    xla_form = functools.partial(getattr(xla, function), **static)
+    kernel = functools.partial(getattr(tpu, function), interpret=self.interpret, **static)
     if self.name == 'auto':
-      return forms['xla'](*arguments)
-    return forms.get(self.name, forms['xla'])(*arguments)
+      return dispatch.by_platform(*arguments, tpu=kernel, gpu=xla_form, xla=xla_form)
+    return {'xla': xla_form, 'tpu': kernel}[self.name](*arguments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

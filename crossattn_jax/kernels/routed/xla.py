@@ -47,8 +47,8 @@ def forward(
     scale: of the scores.
 
   Returns:
-    The result, and the logarithm of every query's softmax denominator,
-    `[batch, heads, regions, tokens]`; where no key is visible it is a large negative number.
+    The result, and the logarithm of every query's softmax denominator, flattened to
+    `[batch, heads * regions * tokens]` in an order that only `backward` needs to know.
   """
   attend = functools.partial(_forward, num_heads=num_heads, scale=scale)
   return _each_image(attend, query, key, value, routing, key_mask, num_heads=num_heads)
@@ -200,7 +200,8 @@ def _forward(query, key, value, routing, key_mask, *, num_heads, scale):
 
   chunked = chunks.split(split(query)), chunks.split_routing(routing)
   out, log_sum = lax.map(attend, chunked)
-  return reference.merge_heads(chunks.merge(out)), chunks.merge(log_sum)
+  log_sum = chunks.merge(log_sum).reshape(len(query), -1)
+  return reference.merge_heads(chunks.merge(out)), log_sum
 
 
 def _backward(query, key, value, routing, key_mask, out, log_sum, d_out, *, num_heads, scale):
@@ -230,6 +231,7 @@ def _backward(query, key, value, routing, key_mask, out, log_sum, d_out, *, num_
     return totals, d_query.reshape(query.shape).astype(query.dtype)
 
   totals = jnp.zeros(keys.key.shape, dtype), jnp.zeros(keys.value.shape, dtype)
+  log_sum = log_sum.reshape(mean.shape)
   chunked = tuple(map(chunks.split, (split(query), log_sum, mean, split(d_out))))
   (d_key, d_value), d_query = lax.scan(
     differentiate, totals, (*chunked, chunks.split_routing(routing))

@@ -1,0 +1,888 @@
+"""Routed attention as Pallas kernels for TPUs (Mosaic).
+
+Scores are computed transposed, keys by queries: maxima and sums over keys are then element-wise
+work instead of reductions across lanes, the softmax's denominators lie along lanes, and the
+weights enter the second product as its stationary operand, where a head costs as many rows as it
+has channels. All heads of 128 channels share their products: the queries of one head have zeros in
+the channels of the others, which the 128 deep contraction of the matrix unit does anyway.
+
+Which keys are where:
+  dense: small regions of small maps; all keys of an image, hidden where they are not routed.
+  resident: small regions; the keys of an image stay in VMEM, several query regions share a step.
+  streamed: large regions; the routing decides which blocks the pipeline fetches.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from crossattn_jax.kernels.routed import xla
+
+LANES = 128
+# A multiple of the rows of a tile in float32 (8) and in bfloat16 (16).
+ROWS = 16
+# Queries whose scores are in one matrix.
+UNIT_ROWS = 256
+# Queries of a grid step, if its regions are small.
+STEP_QUERIES = 512
+# Keys of an image up to which all are scored, and of a query up to which a unit's scores fit.
+DENSE_KEYS = 1024
+MOST_KEYS = 4096
+# Keys and values of an image that stay in VMEM.
+RESIDENT_BYTES = 2 * 2**20
+HIDDEN = -1e30
+LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+  """How heads share products.
+
+  Attributes:
+    count: of heads.
+    qk_width: channels of a head's queries and keys.
+    width: channels of a head's values.
+  """
+
+  count: int
+  qk_width: int
+  width: int
+
+  def groups(self) -> list[range]:
+    """Heads whose channels begin and end at tiles, so that slices of them are free."""
+    for size in range(1, self.count):
+      if size * self.qk_width % LANES == 0 and size * self.width % LANES == 0:
+        return [range(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+    return [range(self.count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+  """Queries whose scores are in one matrix: tokens of one head, or all tokens of several.
+
+  Attributes:
+    group: the heads whose channels take part.
+    heads: of the queries.
+    start: first token.
+    stop: after the last token.
+  """
+
+  group: range
+  heads: range
+  start: int
+  stop: int
+
+  @property
+  def rows(self) -> int:
+    """Queries of all heads."""
+    return len(self.heads) * (self.stop - self.start)
+
+  def channels(self, width: int) -> slice:
+    """The group's channels, at `width` a head."""
+    return slice(self.group.start * width, self.group.stop * width)
+
+  def stack(self, x: jax.Array, width: int) -> jax.Array:
+    """`[tokens, channels]` -> `[heads * tokens, channels of the group]`, zero in other heads."""
+    x = x[self.start : self.stop, self.channels(width)]
+    if len(self.group) == 1:
+      return x
+    channel = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    own = [
+      (channel >= (h - self.group.start) * width) & (channel < (h - self.group.start + 1) * width)
+      for h in self.heads
+    ]
+    return jnp.concatenate([jnp.where(each, x, jnp.zeros_like(x)) for each in own])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What the kernels of one call need to know beside the arrays.
+
+  Attributes:
+    form: 'dense', 'resident' or 'streamed'.
+    heads: of queries, keys and values.
+    scale: of the scores.
+    top_k: key regions of a query region.
+    key_regions: of the image.
+    tokens: of a query region, padding included.
+    key_tokens: of a key region, padding included.
+    block: query regions of a grid step.
+    masked: whether there is a key mask.
+    channels_first: whether regions are `[channels, tokens]` in memory, as XLA likes them where it
+      would have to pad channels to 128.
+  """
+
+  form: str
+  heads: _Heads
+  scale: float
+  top_k: int
+  key_regions: int
+  tokens: int
+  key_tokens: int
+  block: int
+  masked: bool
+  channels_first: bool
+
+  @property
+  def key_operands(self) -> int:
+    """How many operands the keys are."""
+    return self.top_k if self.form == 'streamed' else 1
+
+  @property
+  def one_head_a_unit(self) -> bool:
+    """Whether heads have enough queries to fill the lanes."""
+    return self.tokens >= LANES or self.form == 'dense'
+
+  def load(self, *parts: jax.Array, channels_first: bool = False) -> jax.Array:
+    """Tokens of regions, `[tokens, channels]` or the other way round, as one matrix."""
+    if self.form == 'dense':
+      parts = [
+        part.astype(jnp.float32).reshape(-1, part.shape[-1]).astype(part.dtype) for part in parts
+      ]
+    axis = 1 if self.channels_first else 0
+    joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+    return joined if channels_first == self.channels_first else joined.T
+
+  def store(self, x: jax.Array, ref: Any) -> jax.Array:
+    """`[tokens, channels]` as a region of `ref` wants it."""
+    x = x.T if self.channels_first else x
+    if self.form == 'dense':
+      x = x.astype(jnp.float32).reshape(ref.shape[1:])
+    return x.astype(ref.dtype)
+
+  @property
+  def units(self) -> list[_Unit]:
+    """The units of a region's queries."""
+    tokens, units = self.tokens, []
+    for group in self.heads.groups():
+      if self.one_head_a_unit:
+        for h in group:
+          for start in range(0, tokens, UNIT_ROWS):
+            stop = min(start + UNIT_ROWS, tokens)
+            units.append(_Unit(group, range(h, h + 1), start, stop))
+      else:
+        size = UNIT_ROWS // tokens
+        for h in range(group.start, group.stop, size):
+          units.append(_Unit(group, range(h, min(h + size, group.stop)), 0, tokens))
+    return units
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], **options: Any) -> jax.Array:
+  dimensions = (((contract[0],), (contract[1],)), ((), ()))
+  return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32, **options)
+
+
+def _scores(
+  plan: _Plan, unit: _Unit, keys: jax.Array, query: jax.Array, seen: jax.Array | None
+) -> jax.Array:
+  """`[keys, rows]`, in units in which the softmax is a power of two."""
+  rows = unit.stack(query, plan.heads.qk_width)
+  scores = _product(keys[:, unit.channels(plan.heads.qk_width)], rows, (1, 1))
+  scores *= plan.scale * LOG2_E
+  return scores if seen is None else jnp.where(_columns(seen, unit) > 0, scores, HIDDEN)
+
+
+def _columns(seen: jax.Array, unit: _Unit) -> jax.Array:
+  return seen if seen.shape[1] == 1 else seen[:, unit.start : unit.stop]
+
+
+def _sum_keys(
+  unit: _Unit, keys: jax.Array, weights: jax.Array, width: int, *more: jax.Array
+) -> jax.Array:
+  """The transposed sums of keys (or values) by their weights.
+
+  Args:
+    unit: of the queries.
+    keys: transposed, `[channels, keys]`.
+    weights: `[keys, rows]`.
+    width: channels of a head.
+    *more: rows below those of `keys`.
+
+  Returns:
+    `[channels of the head, or of the group of several heads, rows]`.
+  """
+  own = unit.heads if len(unit.heads) == 1 else unit.group
+  keys = keys[own.start * width : own.stop * width]
+  return _product(jnp.concatenate([keys, *more]), weights, (1, 0))
+
+
+def _collect(plan: _Plan, sums: list[jax.Array], width: int) -> jax.Array:
+  """A region, `[tokens, channels]`, from the transposed results of its units."""
+  units = plan.units
+  groups = []
+  for group in dict.fromkeys(unit.group for unit in units):
+    of_group = [each for each in zip(units, sums, strict=True) if each[0].group == group]
+    if len(of_group[0][0].heads) == 1:
+      of_heads = [
+        jnp.concatenate([x for unit, x in of_group if unit.heads.start == h], axis=1) for h in group
+      ]
+      groups.append(jnp.concatenate(of_heads).T)
+      continue
+    total = 0.0
+    for unit, x in of_group:
+      rows = x.T
+      channel = lax.broadcasted_iota(jnp.int32, (unit.stop, rows.shape[1]), 1)
+      for i, h in enumerate(unit.heads):
+        first = (h - group.start) * width
+        own = (channel >= first) & (channel < first + width)
+        total += jnp.where(own, rows[i * unit.stop : (i + 1) * unit.stop], 0.0)
+    groups.append(total)
+  return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
+
+
+def _lanes(unit: _Unit, tokens: int) -> slice:
+  """Where the queries of a unit are among `heads * tokens`."""
+  start = unit.heads.start * tokens + unit.start
+  return slice(start, start + unit.rows)
+
+
+def _pipelined(tasks: list[Any], begin: Any, end: Any) -> None:
+  """Begins every task before the one before it ends, so that their work can overlap."""
+  begun = begin(tasks[0])
+  for i, task in enumerate(tasks):
+    following = begin(tasks[i + 1]) if i + 1 < len(tasks) else None
+    end(task, begun)
+    begun = following
+
+
+class _Regions:
+  """The routed keys, values and their visibility of the query regions of a grid step."""
+
+  def __init__(self, plan: _Plan, routing_ref: Any, operands: list[Any]):
+    self.plan, self.routing_ref = plan, routing_ref
+    self.keys = operands[: plan.key_operands]
+    self.values = operands[plan.key_operands : 2 * plan.key_operands]
+    self.masks = operands[2 * plan.key_operands :]
+
+  def index(self, region: int, choice: int) -> jax.Array:
+    """The key region that is a query region's choice."""
+    first = (pl.program_id(1) * self.plan.block + region) * self.plan.top_k
+    return self.routing_ref[0, 0, first + choice]
+
+  def own(self, ref: Any, region: int) -> jax.Array:
+    """A query region; in the dense form all of them."""
+    return ref[0] if self.plan.form == 'dense' else ref[0, region]
+
+  def put(self, ref: Any, region: int, x: jax.Array) -> None:
+    """Writes `[tokens, channels]` of a query region."""
+    ref[0, slice(None) if self.plan.form == 'dense' else region] = self.plan.store(x, ref)
+
+  def parts(self, refs: list[Any], region: int) -> list[jax.Array]:
+    """The regions of keys, values or mask that a query region attends to."""
+    if self.plan.form == 'dense':
+      return [refs[0][0]]
+    if self.plan.form == 'streamed':
+      return [ref[0, 0] for ref in refs]
+    return [refs[0][0, self.index(region, j)] for j in range(self.plan.top_k)]
+
+  def seen(self, region: int) -> jax.Array | None:
+    """How often a query sees a key: `[keys, 1 or queries]`; None where all see all once."""
+    seen = None
+    if self.plan.masked:
+      parts = self.parts(self.masks, region)
+      seen = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    if self.plan.form == 'dense':
+      named = _named(self.plan, self.routing_ref[0])
+      seen = named if seen is None else named * seen
+    return seen
+
+
+def _named(plan: _Plan, routing: jax.Array) -> jax.Array:
+  """How often the region of a key is named by that of a query, `[keys, queries]`.
+
+  Args:
+    plan: of the dense form.
+    routing: `[top_k, regions]`.
+  """
+  queries, keys, key_regions = plan.tokens, plan.key_tokens, plan.key_regions
+  top_k, regions = routing.shape
+  index = lax.broadcasted_iota(jnp.int32, (key_regions, regions), 0)
+  named = sum((routing[j : j + 1] == index).astype(jnp.float32) for j in range(top_k))
+
+  def belongs(shape: tuple[int, int], token_axis: int, tokens: int) -> jax.Array:
+    token = lax.broadcasted_iota(jnp.int32, shape, token_axis)
+    first = lax.broadcasted_iota(jnp.int32, shape, 1 - token_axis) * tokens
+    return ((token >= first) & (token < first + tokens)).astype(jnp.bfloat16)
+
+  # Whole numbers up to 256 are exact in bfloat16.
+  of_queries = _product(
+    named.astype(jnp.bfloat16), belongs((regions, queries), 1, queries // regions), (1, 0)
+  ).astype(jnp.bfloat16)
+  return _product(belongs((keys, key_regions), 0, keys // key_regions), of_queries, (1, 0))
+
+
+def _forward_kernel(plan: _Plan, *refs: Any) -> None:
+  routing_ref, query_ref, *operands, out_ref, log_sum_ref = refs
+  regions = _Regions(plan, routing_ref, operands)
+  units, width = plan.units, plan.heads.width
+  loaded, sums = {}, {}
+
+  def begin(task: tuple[int, _Unit]) -> jax.Array:
+    region, unit = task
+    if unit is units[0]:
+      loaded[region] = (
+        plan.load(regions.own(query_ref, region)),
+        plan.load(*regions.parts(regions.keys, region)),
+        plan.load(*regions.parts(regions.values, region), channels_first=True),
+        regions.seen(region),
+      )
+    query, keys, _, seen = loaded[region]
+    return _scores(plan, unit, keys, query, seen)
+
+  def end(task: tuple[int, _Unit], scores: jax.Array) -> None:
+    region, unit = task
+    _, _, values, seen = loaded[region]
+    largest = jnp.max(scores, axis=0, keepdims=True)
+    weights = jnp.exp2(scores - largest)
+    if seen is not None:
+      weights *= _columns(seen, unit)
+    # Ones below the values sum the weights.
+    ones = jnp.ones((ROWS, len(weights)), values.dtype)
+    rows = _sum_keys(unit, values, weights.astype(values.dtype), width, ones)
+    total = rows[-ROWS : 1 - ROWS]
+    total = jnp.where(total == 0, 1.0, total)
+    sums.setdefault(region, []).append(rows[:-ROWS] / total)
+    log_sum_ref[0, 0, region : region + 1, _lanes(unit, plan.tokens)] = (
+      largest + jnp.log2(total)
+    ) / LOG2_E
+    if unit is units[-1]:
+      regions.put(out_ref, region, _collect(plan, sums.pop(region), width))
+
+  _pipelined([(region, unit) for region in range(plan.block) for unit in units], begin, end)
+
+
+def _differences(
+  plan: _Plan,
+  unit: _Unit,
+  begun: tuple[jax.Array, jax.Array],
+  log_sum: jax.Array,
+  mean: jax.Array,
+  seen: jax.Array | None,
+  dtype: jnp.dtype,
+) -> tuple[jax.Array, jax.Array]:
+  """Weights and gradients of the scores, but for their scale: `[keys, rows]`."""
+  scores, d_weights = begun
+  weights = jnp.exp2(scores - log_sum * LOG2_E)
+  if seen is not None:
+    # Not a product: of a query that sees no key, the weights may be infinite.
+    columns = _columns(seen, unit)
+    weights = jnp.where(columns > 0, weights * columns, 0.0)
+  return weights.astype(dtype), (weights * (d_weights - mean)).astype(dtype)
+
+
+def _row_sums(rows: jax.Array) -> jax.Array:
+  """Sums over channels, `[1, rows]`."""
+  ones = jnp.ones((8, rows.shape[1]), rows.dtype)
+  return _product(ones, rows, (1, 1), precision=lax.Precision.HIGHEST)[:1]
+
+
+def _backward_kernel(plan: _Plan, *refs: Any) -> None:
+  """Gradients of the queries; unless streamed, of keys and values too, summed in VMEM."""
+  routing_ref, query_ref, d_out_ref, out_ref, log_sum_ref, *refs = refs
+  operands = refs[: (3 if plan.masked else 2) * plan.key_operands]
+  d_query_ref, *refs = refs[len(operands) :]
+  regions = _Regions(plan, routing_ref, operands)
+  units, heads = plan.units, plan.heads
+  loaded, sums = {}, {}
+  if plan.form == 'streamed':
+    (mean_ref,) = refs
+  else:
+    d_key_ref, d_value_ref, *totals = refs
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+      for total in totals:
+        total[...] = jnp.zeros_like(total)
+
+  def begin(task: tuple[int, _Unit]) -> tuple[jax.Array, jax.Array]:
+    region, unit = task
+    if unit is units[0]:
+      d_out = plan.load(regions.own(d_out_ref, region))
+      out = plan.load(regions.own(out_ref, region))
+      keys = regions.parts(regions.keys, region)
+      loaded[region] = {
+        'query': plan.load(regions.own(query_ref, region)),
+        'd_out': d_out,
+        'means': d_out.astype(jnp.float32) * out.astype(jnp.float32),
+        'keys': plan.load(*keys),
+        'keys_t': plan.load(*keys, channels_first=True),
+        'values': plan.load(*regions.parts(regions.values, region)),
+        'seen': regions.seen(region),
+      }
+    of = loaded[region]
+    return (
+      _scores(plan, unit, of['keys'], of['query'], of['seen']),
+      _product(
+        of['values'][:, unit.channels(heads.width)], unit.stack(of['d_out'], heads.width), (1, 1)
+      ),
+    )
+
+  def end(task: tuple[int, _Unit], begun: tuple[jax.Array, jax.Array]) -> None:
+    region, unit = task
+    of, lanes = loaded[region], _lanes(unit, plan.tokens)
+    mean = _row_sums(unit.stack(of['means'], heads.width))
+    log_sum = log_sum_ref[0, 0, region : region + 1, lanes]
+    weights, d_scores = _differences(
+      plan, unit, begun, log_sum, mean, of['seen'], of['query'].dtype
+    )
+    sums.setdefault(region, []).append(_sum_keys(unit, of['keys_t'], d_scores, heads.qk_width))
+    if plan.form == 'streamed':
+      mean_ref[0, 0, region : region + 1, lanes] = mean
+    else:
+      add(region, unit, totals[0], d_scores, of['query'], heads.qk_width)
+      add(region, unit, totals[1], weights, of['d_out'], heads.width)
+    if unit is units[-1]:
+      d_query = _collect(plan, sums.pop(region), heads.qk_width) * plan.scale
+      regions.put(d_query_ref, region, d_query)
+
+  def add(region, unit, total_ref, weights, x, width):
+    update = _product(weights, unit.stack(x, width), (1, 0))
+    channels = unit.channels(width)
+    if plan.form == 'dense':
+      total_ref[:, channels] += update
+      return
+    key_tokens = plan.key_tokens
+    for j in range(plan.top_k):
+      rows = update[j * key_tokens : (j + 1) * key_tokens]
+      total_ref[regions.index(region, j), :, channels] += rows
+
+  _pipelined([(region, unit) for region in range(plan.block) for unit in units], begin, end)
+
+  if plan.form != 'streamed':
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _():
+      for ref, total in ((d_key_ref, totals[0][...] * plan.scale), (d_value_ref, totals[1][...])):
+        ref[0] = total.astype(ref.dtype).reshape(ref.shape[1:])
+
+
+def _edges_kernel(plan: _Plan, *refs: Any) -> None:
+  """Gradients of keys and values, for edges that are sorted by key region.
+
+  An edge is a query region and a key region that it names.
+  """
+  key_of, _, query_ref, d_out_ref, log_sum_ref, mean_ref, key_ref, value_ref, *refs = refs
+  seen = refs.pop(0)[0, 0] if plan.masked else None
+  _, _, d_key_ref, d_value_ref, *totals = refs
+  heads = plan.heads
+  place, count = pl.program_id(1), pl.num_programs(1)
+  edge = pl.program_id(0) * count + place
+  key_region = key_of[edge]
+  first = (place == 0) | (key_of[jnp.maximum(edge - 1, 0)] != key_region)
+  last = (place == count - 1) | (key_of[edge + 1] != key_region)
+
+  @pl.when(first)
+  def _():
+    for total in totals:
+      total[...] = jnp.zeros_like(total)
+
+  keys, values = plan.load(key_ref[0, 0]), plan.load(value_ref[0, 0])
+  query, d_out = plan.load(query_ref[0, 0]), plan.load(d_out_ref[0, 0])
+
+  def begin(unit: _Unit) -> tuple[jax.Array, jax.Array]:
+    d_rows = unit.stack(d_out, heads.width)
+    return (
+      _scores(plan, unit, keys, query, seen),
+      _product(values[:, unit.channels(heads.width)], d_rows, (1, 1)),
+    )
+
+  def end(unit: _Unit, begun: tuple[jax.Array, jax.Array]) -> None:
+    lanes = _lanes(unit, plan.tokens)
+    weights, d_scores = _differences(
+      plan, unit, begun, log_sum_ref[0, 0, :, lanes], mean_ref[0, 0, :, lanes], seen, query.dtype
+    )
+    for total, rows, ref, x, width in (
+      (totals[0], d_scores, query_ref, query, heads.qk_width),
+      (totals[1], weights, d_out_ref, d_out, heads.width),
+    ):
+      if plan.one_head_a_unit:
+        h = unit.heads.start
+        own = slice(h * width, (h + 1) * width)
+        x = plan.load(ref[0, 0], channels_first=True)[own, unit.start : unit.stop]
+        total[own] += _product(x, rows, (1, 1))
+      else:
+        total[:, unit.channels(width)] += _product(rows, unit.stack(x, width), (1, 0))
+
+  _pipelined(plan.units, begin, end)
+
+  @pl.when(last)
+  def _():
+    for ref, total in ((d_key_ref, totals[0][...] * plan.scale), (d_value_ref, totals[1][...])):
+      total = total.T if plan.one_head_a_unit else total
+      ref[0, 0] = plan.store(total, ref)
+
+
+# --- The functions -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+  """A plan, and the operands as its kernels want them."""
+
+  plan: _Plan
+  query: jax.Array
+  key: jax.Array
+  value: jax.Array
+  routing: jax.Array
+  seen: jax.Array | None
+
+
+def _prepare(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  key_mask: jax.Array | None,
+  num_heads: int,
+  scale: float,
+) -> _Call:
+  """Chooses the form, and brings the operands into its shapes."""
+  batch, regions, _, channels = query.shape
+  key_regions, key_tokens = key.shape[1:3]
+  top_k = routing.shape[-1]
+  heads = _Heads(num_heads, channels // num_heads, value.shape[-1] // num_heads)
+  form = choose_form(query.shape, key.shape, value.shape, top_k, query.dtype.itemsize)
+  channels_first = False
+  if form == 'dense':
+    tokens, key_tokens, block = regions * query.shape[2], key_regions * key_tokens, 1
+    seen = key_mask
+    if seen is not None:
+      seen = seen.astype(jnp.float32).reshape(batch, key_tokens, 1)
+    routing = jnp.swapaxes(routing, 1, 2)
+  else:
+    query, short = _pad_tokens(query), -key_tokens % ROWS
+    if short and key_mask is None:
+      key_mask = jnp.ones(key.shape[:3], bool)
+    key, value = _pad_tokens(key), _pad_tokens(value)
+    seen = None if key_mask is None else _pad_tokens(key_mask[..., None].astype(jnp.float32))
+    tokens, key_tokens, block = query.shape[2], key.shape[2], 1
+    if form == 'streamed':
+      channels_first = (channels % LANES > 0 and value.shape[-1] % LANES > 0) and not (
+        tokens % LANES or key_tokens % LANES
+      )
+    if form == 'resident':
+      fits = max(1, STEP_QUERIES // query.shape[2])
+      block = max(n for n in range(1, fits + 1) if regions % n == 0)
+      routing = routing.reshape(batch, 1, regions * top_k)
+  plan = _Plan(
+    form=form,
+    heads=heads,
+    scale=scale,
+    top_k=top_k,
+    key_regions=key_regions,
+    tokens=tokens,
+    key_tokens=key_tokens,
+    block=block,
+    masked=seen is not None,
+    channels_first=channels_first,
+  )
+  if channels_first:
+    query, key, value = (jnp.swapaxes(x, 2, 3) for x in (query, key, value))
+  return _Call(plan, query, key, value, routing, seen)
+
+
+def _pad_tokens(x: jax.Array) -> jax.Array:
+  return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % ROWS), (0, 0)))
+
+
+def choose_form(
+  query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], top_k: int, itemsize: int
+) -> str:
+  """Where the keys of these shapes are best kept.
+
+  Args:
+    query: shape, `[batch, regions, tokens, channels]`.
+    key: shape.
+    value: shape.
+    top_k: key regions of a query region.
+    itemsize: of the elements, in bytes.
+
+  Returns:
+    'dense', 'resident', 'streamed', or 'xla' where the scores of a few queries would not fit.
+  """
+  _, regions, tokens, _ = query
+  _, key_regions, key_tokens, _ = key
+  padded = key_tokens + -key_tokens % ROWS
+  dense = regions * tokens * key_regions * key_tokens
+  gathered = regions * (tokens + -tokens % ROWS) * top_k * padded
+  if key_regions * key_tokens <= DENSE_KEYS and dense <= 2 * gathered:
+    return 'dense'
+  if top_k * padded > MOST_KEYS:
+    return 'xla'
+  lanes = sum(channels + -channels % LANES for channels in (key[-1], value[-1]))
+  resident = key_regions * padded * lanes * itemsize
+  return 'resident' if resident <= RESIDENT_BYTES else 'streamed'
+
+
+def forward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  key_mask: jax.Array | None,
+  *,
+  num_heads: int,
+  scale: float,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+  """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests."""
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale)
+  plan = call.plan
+  if plan.form == 'xla':
+    return xla.forward(query, key, value, routing, key_mask, num_heads=num_heads, scale=scale)
+  shape = _region_shape(call, value.shape[-1])
+  outputs = [(shape, query.dtype, _query_spec(plan, shape)), _log_sum_output(call)]
+  out, log_sum = _run(
+    _forward_kernel, 'routed_attention_forward', call, [call.query], outputs, interpret, products=2
+  )
+  return _crop(plan, out, query.shape[2]), _flatten_log_sum(call, log_sum, query)
+
+
+def backward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  key_mask: jax.Array | None,
+  out: jax.Array,
+  log_sum: jax.Array,
+  d_out: jax.Array,
+  *,
+  num_heads: int,
+  scale: float,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests."""
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale)
+  plan = call.plan
+  if plan.form == 'xla':
+    arguments = (query, key, value, routing, key_mask, out, log_sum, d_out)
+    return xla.backward(*arguments, num_heads=num_heads, scale=scale)
+  if plan.form != 'dense':
+    d_out, out = _pad_tokens(d_out), _pad_tokens(out)
+  if plan.channels_first:
+    d_out, out = jnp.swapaxes(d_out, 2, 3), jnp.swapaxes(out, 2, 3)
+  log_sum = _unflatten_log_sum(call, log_sum, query)
+  operands = [call.query, d_out, out, log_sum]
+  outputs = [(call.query.shape, query.dtype, _query_spec(plan, call.query.shape))]
+  if plan.form == 'streamed':
+    outputs.append(_log_sum_output(call))
+    d_query, mean = _run(
+      _backward_kernel,
+      'routed_attention_backward_query',
+      call,
+      operands,
+      outputs,
+      interpret,
+      products=3,
+    )
+    d_key, d_value = _run_edges(call, d_out, log_sum, mean, interpret)
+  else:
+    scratch = []
+    for x in (call.key, call.value):
+      outputs.append((x.shape, x.dtype, pl.BlockSpec((1, *x.shape[1:]), lambda b, r: (b, 0, 0, 0))))
+      rows = x.shape[1:3] if plan.form == 'resident' else (plan.key_tokens,)
+      scratch.append(pltpu.VMEM((*rows, x.shape[-1]), jnp.float32))
+    d_query, d_key, d_value = _run(
+      _backward_kernel,
+      'routed_attention_backward',
+      call,
+      operands,
+      outputs,
+      interpret,
+      products=5,
+      scratch=scratch,
+    )
+  crop = functools.partial(_crop, plan)
+  return (
+    crop(d_query, query.shape[2]),
+    crop(d_key, key.shape[2]),
+    crop(d_value, value.shape[2]),
+  )
+
+
+def _region_shape(call: _Call, channels: int) -> tuple[int, ...]:
+  """Of an array like the query, of other channels."""
+  batch, regions, *inner = call.query.shape
+  inner[0 if call.plan.channels_first else 1] = channels
+  return (batch, regions, *inner)
+
+
+def _crop(plan: _Plan, x: jax.Array, tokens: int) -> jax.Array:
+  """The caller's view of a kernel's result."""
+  if plan.channels_first:
+    x = jnp.swapaxes(x, 2, 3)
+  return x[:, :, :tokens]
+
+
+def _query_spec(plan: _Plan, shape: tuple[int, ...]) -> pl.BlockSpec:
+  block = shape[1] if plan.form == 'dense' else plan.block
+  return pl.BlockSpec((1, block, *shape[2:]), lambda b, r, *_: (b, r, 0, 0))
+
+
+def _log_sum_output(call: _Call) -> tuple[tuple[int, ...], jnp.dtype, pl.BlockSpec]:
+  plan, (batch, regions) = call.plan, call.query.shape[:2]
+  rows = plan.heads.count * plan.tokens
+  steps = 1 if plan.form == 'dense' else regions // plan.block
+  spec = pl.BlockSpec((1, 1, plan.block, rows), lambda b, r, *_: (b, r, 0, 0))
+  return (batch, steps, plan.block, rows), jnp.float32, spec
+
+
+def _flatten_log_sum(call: _Call, log_sum: jax.Array, query: jax.Array) -> jax.Array:
+  if call.plan.form != 'dense':
+    shape = (len(query), query.shape[1] * call.plan.heads.count, -1)
+    log_sum = log_sum.reshape(shape)[:, :, : query.shape[2]]
+  return log_sum.reshape(len(query), -1)
+
+
+def _unflatten_log_sum(call: _Call, log_sum: jax.Array, query: jax.Array) -> jax.Array:
+  if call.plan.form != 'dense':
+    log_sum = log_sum.reshape(len(query), query.shape[1] * call.plan.heads.count, -1)
+    short = call.plan.tokens - query.shape[2]
+    log_sum = jnp.pad(log_sum, ((0, 0), (0, 0), (0, short)))
+  return log_sum.reshape(_log_sum_output(call)[0])
+
+
+def _run(
+  kernel: Any,
+  name: str,
+  call: _Call,
+  operands: list[jax.Array],
+  outputs: list[tuple[tuple[int, ...], jnp.dtype, pl.BlockSpec]],
+  interpret: bool,
+  *,
+  products: int,
+  scratch: Any = (),
+) -> list[jax.Array]:
+  """Runs a kernel that walks over the query regions."""
+  plan, (batch, regions) = call.plan, call.query.shape[:2]
+  specs = [_query_spec(plan, x.shape) for x in operands[:3]]
+  specs += [_log_sum_output(call)[2] for _ in operands[3:]]
+  keys = [call.key, call.value] + ([] if call.seen is None else [call.seen])
+  for x in keys:
+    if plan.form == 'streamed':
+      for j in range(plan.top_k):
+        block_of = lambda b, r, routing, j=j: (b, routing[(b * regions + r) * plan.top_k + j], 0, 0)
+        specs.append(pl.BlockSpec((1, 1, *x.shape[2:]), block_of))
+    else:
+      index = (0,) * (x.ndim - 1)
+      specs.append(pl.BlockSpec((1, *x.shape[1:]), lambda b, r, index=index: (b, *index)))
+  keys = [x for x in keys for _ in range(plan.key_operands)]
+  if plan.form == 'streamed':
+    routing, prefetched = call.routing.reshape(-1), 1
+  else:
+    routing, prefetched = call.routing, 0
+    space = pltpu.SMEM if plan.form == 'resident' else pltpu.VMEM
+    specs.insert(
+      0, pl.BlockSpec((1, *routing.shape[1:]), lambda b, r: (b, 0, 0), memory_space=space)
+    )
+  steps, queries, keys_of_query = (
+    _log_sum_output(call)[0][1],
+    plan.tokens * regions,
+    plan.key_tokens,
+  )
+  if plan.form == 'dense':
+    queries = plan.tokens
+  else:
+    keys_of_query *= plan.top_k
+  return pl.pallas_call(
+    functools.partial(kernel, plan),
+    name=name,
+    out_shape=[_struct(shape, dtype, call) for shape, dtype, _ in outputs],
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=prefetched,
+      grid=(batch, steps),
+      in_specs=specs,
+      out_specs=[spec for *_, spec in outputs],
+      scratch_shapes=scratch,
+    ),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
+    cost_estimate=_cost(
+      call, batch * queries * keys_of_query, products, [*operands, *keys], outputs
+    ),
+    interpret=interpret,
+  )(routing, *operands, *keys)
+
+
+def _struct(shape: tuple[int, ...], dtype: jnp.dtype, call: _Call) -> jax.ShapeDtypeStruct:
+  """A result; inside `shard_map` it varies over the axes of the mesh as the queries do."""
+  axes = jax.typeof(call.query).manual_axis_type
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
+
+
+def _cost(
+  call: _Call,
+  pairs: int,
+  products: int,
+  operands: list[jax.Array],
+  outputs: list[tuple[tuple[int, ...], jnp.dtype, pl.BlockSpec]],
+) -> pl.CostEstimate:
+  """What a kernel does for `pairs` of a query and a key."""
+  arrays = {id(x): x.size * x.dtype.itemsize for x in operands}
+  if call.plan.form == 'streamed':
+    reads = call.query.shape[1] * call.plan.top_k / call.plan.key_regions
+    arrays |= {
+      id(x): round(reads * arrays[id(x)]) for x in (call.key, call.value) if id(x) in arrays
+    }
+  written = sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype, _ in outputs)
+  return pl.CostEstimate(
+    flops=2 * products * pairs * call.plan.heads.count * call.plan.heads.qk_width,
+    bytes_accessed=sum(arrays.values()) + written,
+    transcendentals=pairs * call.plan.heads.count,
+  )
+
+
+def _run_edges(
+  call: _Call, d_out: jax.Array, log_sum: jax.Array, mean: jax.Array, interpret: bool
+) -> list[jax.Array]:
+  """The gradients of keys and values where they are too large to be summed in VMEM."""
+  plan, (batch, regions) = call.plan, call.query.shape[:2]
+  edges = regions * plan.top_k
+  key_of, order = lax.sort(
+    (call.routing.reshape(batch, edges), lax.broadcasted_iota(jnp.int32, (batch, edges), 1)),
+    num_keys=1,
+  )
+  # The kernel looks one edge ahead.
+  key_of = jnp.pad(key_of.reshape(-1), (0, 1))
+  of_query = lambda b, e, key_of, query_of: (b, query_of[b * edges + e], 0, 0)
+  of_key = lambda b, e, key_of, query_of: (b, key_of[b * edges + e], 0, 0)
+  spec = lambda x, index: pl.BlockSpec((1, 1, *x.shape[2:]), index)
+  by_query = [call.query, d_out, log_sum, mean]
+  by_key = [call.key, call.value] + ([] if call.seen is None else [call.seen])
+  outputs = [(x.shape, x.dtype, spec(x, of_key)) for x in by_key[:2]]
+  # Regions that no query names are never written: they stay zero.
+  zeros = [jnp.zeros_like(x) for x in by_key[:2]]
+  first_zeros = 2 + len(by_query) + len(by_key)
+  scratch = [(plan.key_tokens, plan.heads.count * plan.heads.qk_width)]
+  scratch.append((plan.key_tokens, plan.heads.count * plan.heads.width))
+  if plan.one_head_a_unit:
+    scratch = [shape[::-1] for shape in scratch]
+  return pl.pallas_call(
+    functools.partial(_edges_kernel, plan),
+    name='routed_attention_backward_key',
+    out_shape=[_struct(shape, dtype, call) for shape, dtype, _ in outputs],
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(batch, edges),
+      in_specs=[
+        *(spec(x, of_query) for x in by_query),
+        *(spec(x, of_key) for x in by_key),
+        *(pl.BlockSpec(memory_space=pl.ANY) for _ in zeros),
+      ],
+      out_specs=[spec for *_, spec in outputs],
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+    ),
+    input_output_aliases={first_zeros: 0, first_zeros + 1: 1},
+    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
+    cost_estimate=_cost(
+      call, batch * edges * plan.tokens * plan.key_tokens, 4, [*by_query, *by_key], outputs
+    ),
+    interpret=interpret,
+  )(key_of, (order // plan.top_k).reshape(-1), *by_query, *by_key, *zeros)
