@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.criss_cross import tpu, xla
+from crossattn_jax.kernels.criss_cross import gpu, tpu, xla
 
 Output = tuple[jax.Array, jax.Array]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
@@ -114,7 +114,7 @@ def _choose(
   forms: dict[str, Callable[..., Any]] = {
     'xla': functools.partial(getattr(xla, function), **static),
     'tpu': functools.partial(getattr(tpu, function), **static, interpret=interpret),
-    'gpu': functools.partial(getattr(xla, function), **static),
+    'gpu': functools.partial(getattr(gpu, function), **static, interpret=interpret),
   }
   if implementation != 'auto':
     return forms[implementation](*arrays)
