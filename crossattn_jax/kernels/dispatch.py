@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import export
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'tpu', 'gpu')
@@ -35,6 +36,9 @@ def by_platform(
   """The result of the form for the platform that the program is lowered for.
 
   The choice is made at lowering, not where Python runs: a program that is exported, or compiled for
-  a TPU that is not here, gets the kernel of its own platform.
+  a TPU that is not here, gets the kernel of its own platform. Kernels need static shapes: where the
+  program is exported for any batch size, all platforms get the XLA form.
   """
+  if any(export.is_symbolic_dim(side) for leaf in jax.tree.leaves(args) for side in leaf.shape):
+    return xla(*args)
   return jax.lax.platform_dependent(*args, tpu=tpu, cuda=gpu, default=xla)

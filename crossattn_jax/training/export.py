@@ -56,7 +56,8 @@ def export_model(
     workdir: of the run; None with `config.weights`.
     output: the folder; made if it does not exist.
     platforms: of the programs: any of `PLATFORMS`, whatever this machine has.
-    batch_size: fixes the number of examples per call; None leaves it open.
+    batch_size: fixes the number of examples per call, so that Pallas kernels can be used; None
+      leaves it open.
 
   Returns:
     The files.

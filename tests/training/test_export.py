@@ -1,5 +1,6 @@
 """Exported models, run where this library cannot be imported."""
 
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from PIL import Image
 import pytest
 
 from configs import crossvit_imagenet
-from crossattn_jax import models, training
+from crossattn_jax import kernels, models, training
 from crossattn_jax.data import classification as data
 from crossattn_jax.models import registry, variables_io
 from crossattn_jax.training import config as config_lib
@@ -189,6 +190,33 @@ def needs_batch_size():
   name = 'test_export_needs_batch_size'
   registry.register(name, NeedsBatchSize)
   return name
+
+
+def routed(rng, batch):
+  query, key = (jnp.asarray(rng.standard_normal((batch, 9, 4, 16), np.float32)) for _ in range(2))
+  routing = jnp.asarray(rng.integers(0, 9, (batch, 9, 2), np.int32))
+  return functools.partial(kernels.routed_attention, num_heads=2), (query, key, key, routing)
+
+
+def criss_cross(rng, batch):
+  query, value = (
+    jnp.asarray(rng.standard_normal((batch, 6, 5, channels), np.float32)) for channels in (8, 16)
+  )
+  return kernels.criss_cross_attention, (query, query, value)
+
+
+@pytest.mark.parametrize('case', [routed, criss_cross])
+@pytest.mark.parametrize('platform', export.PLATFORMS)
+def test_kernels_can_be_exported_for_any_batch_size(case, platform):
+  function, arguments = case(np.random.default_rng(0), 3)
+  (batch,) = jax_export.symbolic_shape('batch')
+  specs = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in arguments]
+  program = jax_export.export(jax.jit(function), platforms=[platform])(*specs)
+  assert str(program.out_avals[0].shape[0]) == 'batch'
+  if platform == 'cpu':
+    actual = jax_export.deserialize(program.serialize()).call(*arguments)
+    expected = function(*arguments, implementation='reference')
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def _check(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     )
     require(jnp.issubdtype(x.dtype, jnp.floating), f'{name} must be floating, got {x.dtype}')
     require(x.dtype == query.dtype, f'{name} is {x.dtype} and query {query.dtype}; cast one')
-    require(min(x.shape) > 0, f'{name} is empty: {x.shape}')
+    require(all(side > 0 for side in x.shape), f'{name} is empty: {x.shape}')
   require(key.shape == query.shape, f'key {key.shape} must have the shape of query {query.shape}')
   require(
     value.shape[:-1] == query.shape[:-1],

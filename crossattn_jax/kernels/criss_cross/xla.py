@@ -4,6 +4,7 @@ from collections.abc import Callable
 import math
 
 import jax
+from jax import export
 import jax.numpy as jnp
 
 # Of the scores of one chunk of lines: they stay in a core's cache.
@@ -49,6 +50,13 @@ def merge(a: Arrays, b: Arrays) -> Arrays:
 
 def _over_lines(function: Callable[..., Arrays], axis: int, arrays: Arrays) -> Arrays:
   """Maps a function of `[lines, length, channels]` arrays over the lines of maps along `axis`."""
+  if export.is_symbolic_dim(arrays[0].shape[0]):
+    # Exported for any batch size, the program cannot know how many lines there are: image by image.
+    def of_image(image):
+      results = _over_lines(function, axis, tuple(x[None] for x in image))
+      return tuple(x[0] for x in results)
+
+    return jax.lax.map(of_image, arrays)
   moved = [jnp.moveaxis(x, axis, -2) for x in arrays]
   lead, length = moved[0].shape[:-2], moved[0].shape[-2]
   lines = [x.reshape(-1, length, x.shape[-1]) for x in moved]

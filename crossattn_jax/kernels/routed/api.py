@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.routed import reference, tpu, xla
+from crossattn_jax.kernels.routed import gpu, reference, tpu, xla
 
 
 def routed_attention(
@@ -90,11 +90,15 @@ class Form:
 
   def __call__(self, function: str, *arguments: jax.Array | None, **static: Any) -> Any:
     """Calls 'forward' or 'backward' of the implementation."""
-    xla_form = functools.partial(getattr(xla, function), **static)
-    kernel = functools.partial(getattr(tpu, function), interpret=self.interpret, **static)
+    in_interpreter = {'interpret': self.interpret}
+    forms = {
+      'xla': functools.partial(getattr(xla, function), **static),
+      'tpu': functools.partial(getattr(tpu, function), **static, **in_interpreter),
+      'gpu': functools.partial(getattr(gpu, function), **static, **in_interpreter),
+    }
     if self.name == 'auto':
-      return dispatch.by_platform(*arguments, tpu=kernel, gpu=xla_form, xla=xla_form)
-    return {'xla': xla_form, 'tpu': kernel}[self.name](*arguments)
+      return dispatch.by_platform(*arguments, **forms)
+    return forms[self.name](*arguments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -135,7 +139,7 @@ def _check(
       num_heads > 0 and x.shape[-1] % num_heads == 0,
       f'{x.shape[-1]} channels of {name} do not divide into num_heads={num_heads}',
     )
-    require(min(x.shape) > 0, f'{name} is empty: {x.shape}')
+    require(all(side > 0 for side in x.shape), f'{name} is empty: {x.shape}')
   require(
     key.shape[-1] == query.shape[-1],
     f'query has {query.shape[-1]} channels and key {key.shape[-1]}; they must be equal',

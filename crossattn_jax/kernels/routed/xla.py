@@ -9,7 +9,7 @@ import functools
 import math
 
 import jax
-from jax import lax
+from jax import export, lax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels.routed import reference
@@ -77,7 +77,10 @@ def backward(
 def _each_image(function: Callable, *arguments: jax.Array | None, num_heads: int):
   """Applies `function` to the batch, or to image after image where one region of all is much."""
   query, key, _, routing = arguments[:4]
-  if len(query) == 1 or _rows(query, key, routing, num_heads) >= query.shape[2]:
+  # Exported for any batch size, the program cannot know how many images fit at once.
+  if not export.is_symbolic_dim(query.shape[0]) and (
+    len(query) == 1 or _rows(query, key, routing, num_heads) >= query.shape[2]
+  ):
     return function(*arguments)
 
   def of_image(image):
