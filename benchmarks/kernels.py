@@ -186,10 +186,11 @@ def measure(
     described[name].add(kernel)
   totals = collections.Counter()
   for instance in re.findall(r'%([\w.\-]+) = [^\n]*?custom_call_target="tpu_custom_call"', text):
-    name = re.sub(r'(\.\d+)+$', '', instance)
-    if len(described[name]) != 1:
+    # Autodiff wraps names: transpose_jvp_NAME__.1 is an instance of NAME.
+    found = max((name for name in described if name in instance), key=len, default='')
+    if len(described[found]) != 1:
       raise ValueError(f'{instance}: kernels of different grids need different names')
-    totals += _schedule(dump, instance, next(iter(described[name])))
+    totals += _schedule(dump, instance, next(iter(described[found])))
   cost = compiled.cost_analysis() or {}
   share = lambda unit: totals[unit] / totals['cycles'] if totals['cycles'] else None
   return Measurement(

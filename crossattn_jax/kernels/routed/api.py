@@ -1,7 +1,9 @@
 """The public function of routed attention: checks, choice of the implementation."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -54,20 +56,33 @@ def routed_attention(
   dispatch.check_kernel_dtype('routed_attention', implementation, query.dtype)
   if scale is None:
     scale = (query.shape[-1] // num_heads) ** -0.5
+  arguments = (query, key, value, routing, key_mask)
   if implementation == 'reference':
-    return reference.routed_attention(
-      query, key, value, routing, key_mask, num_heads=num_heads, scale=scale
-    )
+    return reference.routed_attention(*arguments, num_heads=num_heads, scale=scale)
   if implementation == 'auto' and query.dtype not in (jnp.float32, jnp.bfloat16):
     implementation = 'xla'
-  attend = functools.partial(_attend, Form(implementation), scale)
+  return attend(Form(implementation), *arguments, num_heads=num_heads, scale=scale)
+
+
+def attend(
+  form: 'Form',
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  routing: jax.Array,
+  key_mask: jax.Array | None,
+  *,
+  num_heads: int,
+  scale: float,
+) -> jax.Array:
+  """`routed_attention` in a form, unchecked."""
   if routing.ndim == 3:
-    return attend(num_heads, query, key, value, routing, key_mask)
+    return _attend(form, scale, num_heads, query, key, value, routing, key_mask)
   # Heads that are routed differently have nothing in common: they are images of one head.
   images = [_images_of_heads(x, num_heads) for x in (query, key, value)]
   if key_mask is not None:
     key_mask = jnp.repeat(key_mask, num_heads, axis=0)
-  out = attend(1, *images, routing.reshape(-1, *routing.shape[2:]), key_mask)
+  out = _attend(form, scale, 1, *images, routing.reshape(-1, *routing.shape[2:]), key_mask)
   return reference.merge_heads(out.reshape(-1, num_heads, *out.shape[1:]))
 
 
@@ -90,15 +105,21 @@ class Form:
 
   def __call__(self, function: str, *arguments: jax.Array | None, **static: Any) -> Any:
     """Calls 'forward' or 'backward' of the implementation."""
-    in_interpreter = {'interpret': self.interpret}
     forms = {
-      'xla': functools.partial(getattr(xla, function), **static),
-      'tpu': functools.partial(getattr(tpu, function), **static, **in_interpreter),
-      'gpu': functools.partial(getattr(gpu, function), **static, **in_interpreter),
+      'xla': functools.partial(_traced_once(xla, function), **static),
+      'tpu': functools.partial(_traced_once(tpu, function), interpret=self.interpret, **static),
+      'gpu': functools.partial(_traced_once(gpu, function), interpret=self.interpret, **static),
     }
     if self.name == 'auto':
       return dispatch.by_platform(*arguments, **forms)
     return forms[self.name](*arguments)
+
+
+@functools.cache
+def _traced_once(module: types.ModuleType, function: str) -> Callable[..., Any]:
+  """An implementation; a network's many layers of equal shapes share its trace and its code."""
+  static = ('num_heads', 'scale') + (() if module is xla else ('interpret',))
+  return jax.jit(getattr(module, function), static_argnames=static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
