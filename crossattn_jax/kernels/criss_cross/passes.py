@@ -96,6 +96,11 @@ def attend_vjp(
   return _choose('attend_vjp', arrays, axis, itself, implementation, interpret)
 
 
+def merge(a: Output, b: Output) -> Output:
+  """The output and log-sum-exp of two sets of keys together, from those of each."""
+  return xla.merge(a, b)
+
+
 def axes_of(query: jax.Array) -> list[tuple[int, bool]]:
   """The axes of a map, the last one first, and whether a position meets itself along them."""
   last = query.ndim - 2
