@@ -49,10 +49,10 @@ def test_nothing_is_gathered_where_rows_are_on_several_devices():
 def test_a_video_of_one_frame_is_an_image():
   (x,) = maps((2, 5, 6), (16,))
   module = criss_cross.CrissCrossAttention()
-  variables = module.init(jax.random.key(0), x)
+  variables = jax.jit(module.init)(jax.random.key(0), x)
   variables['params']['gate'] = jnp.asarray(0.7)
-  image = module.apply(variables, x)
-  video = module.apply(variables, x[:, None])
+  image = jax.jit(module.apply)(variables, x)
+  video = jax.jit(module.apply)(variables, x[:, None])
   np.testing.assert_allclose(video[:, 0], image, rtol=1e-5, atol=1e-5)
 
 
@@ -63,7 +63,7 @@ def reached(recurrence, shape, source):
     module = criss_cross.CrissCrossAttention(
       recurrence=recurrence, reduction=4, param_dtype=jnp.float64
     )
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     variables['params']['gate'] = jnp.asarray(1.0)
     changed = x.at[(0, *source)].add(1.0)
     out = jax.jit(module.apply)(variables, jnp.concatenate([x, changed]))
@@ -87,8 +87,8 @@ def test_a_video_takes_three_times():
 def test_it_begins_as_the_identity():
   (x,) = maps((1, 4, 5), (16,))
   module = criss_cross.CrissCrossAttention()
-  variables = module.init(jax.random.key(0), x)
-  np.testing.assert_array_equal(module.apply(variables, x), x)
+  variables = jax.jit(module.init)(jax.random.key(0), x)
+  np.testing.assert_array_equal(jax.jit(module.apply)(variables, x), x)
 
 
 def test_a_width_that_does_not_reduce_is_refused():
