@@ -10,6 +10,14 @@ from crossattn_jax.parity import bounds, cases, replay
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 # Full-size models beyond one of each kind, and variations of a kind: minutes together.
 SLOW = {
+  'ccnet': {
+    'cca3d_r2_t1_6x9',
+    'cca_core_24x33',
+    'cca_core_97x97',
+    'cca_r2_7x16',
+    'cca_r2_single_column_6x1',
+    'cca_r3_5x12',
+  },
   'crossvit': {
     'crossvit_15_224',
     'crossvit_15_dagger_224',

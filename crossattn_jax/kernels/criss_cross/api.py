@@ -40,6 +40,8 @@ def criss_cross_attention(
   return attention(query, key, value, implementation)
 
 
+# Recurrent attention calls it with the same shapes again and again: traced once.
+@functools.partial(jax.jit, static_argnames=('implementation', 'interpret'))
 def attention(
   query: jax.Array,
   key: jax.Array,
