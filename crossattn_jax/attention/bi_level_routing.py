@@ -524,7 +524,8 @@ class BiLevelRoutingAttention(nn.Module):
         chosen.regions,
         scale=scale,
         key_mask=key_mask,
-        implementation=self.implementation,
+        # Parameters do not depend on it, and kernels take long to trace.
+        implementation='reference' if self.is_initializing() else self.implementation,
       )
     else:
       out = soft_routed_attention(

@@ -47,22 +47,18 @@ def _shifted_gradients(
   x: jax.Array, kernel: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """The kernel's gradient adds up row by row: sums over whole maps miss every cache."""
-  (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
+  side, (height, width) = kernel.shape[0], x.shape[1:3]
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  padded = _padded(x, rows)
+  padded = _padded(x, side)
 
   def add_row(sums, y):
-    row = jax.lax.dynamic_index_in_dim(cotangent, y, 1, keepdims=False).astype(dtype)
-    inputs = [
-      jax.lax.dynamic_index_in_dim(padded, y + i, 1, keepdims=False).astype(dtype)
-      for i in range(rows)
-    ]
-    products = [inputs[i][:, j : j + width] * row for i in range(rows) for j in range(columns)]
-    return jax.tree.map(jnp.add, sums, products), None
+    row = jax.lax.dynamic_slice_in_dim(cotangent, y, 1, axis=1).astype(dtype)
+    inputs = jax.lax.dynamic_slice_in_dim(padded, y, side, axis=1).astype(dtype)
+    return [total + inputs[:, :, j : j + width] * row for j, total in enumerate(sums)], None
 
-  zeros = [jnp.zeros((x.shape[0], width, x.shape[-1]), dtype)] * (rows * columns)
+  zeros = [jnp.zeros((x.shape[0], side, width, x.shape[-1]), dtype)] * side
   sums, _ = jax.lax.scan(add_row, zeros, jnp.arange(height))
-  gradient = jnp.stack([total.sum((0, 1)) for total in sums]).reshape(kernel.shape)
+  gradient = jnp.stack([total.sum((0, 2)) for total in sums], axis=1)[:, :, None]
   return _shifted(cotangent, kernel[::-1, ::-1]), gradient.astype(kernel.dtype)
 
 
