@@ -1,12 +1,20 @@
 import functools
+import itertools
+import pathlib
 
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax import kernels
-from crossattn_jax.kernels.criss_cross import api
+from crossattn_jax import kernels, parallel
+from crossattn_jax.attention import criss_cross
+from crossattn_jax.kernels.criss_cross import api, gpu
+from crossattn_jax.parity import cases, ccnet, replay
+
+REFERENCE = pathlib.Path(__file__).parents[1] / 'reference/ccnet'
+ON_GPU = jax.default_backend() == 'gpu'
 
 # batch, positions, query channels, value channels
 SHAPES = [
@@ -14,20 +22,23 @@ SHAPES = [
   (1, 1, 11, 2, 16),
   (1, 6, 1, 2, 16),
   (1, 1, 1, 2, 4),
+  # Channels that fill lanes.
   (1, 17, 20, 64, 256),
+  # A video.
   (2, 3, 5, 6, 4, 8),
 ]
-FORMS = [
-  ('reference', 'float32'),
-  ('reference', 'bfloat16'),
-  ('xla', 'float64'),
-  ('xla', 'float32'),
-  ('xla', 'bfloat16'),
-  ('tpu', 'float32'),
-  ('tpu', 'bfloat16'),
-  ('gpu', 'float32'),
-  ('gpu', 'bfloat16'),
-]
+# What runs by default; interpreted kernels take seconds each.
+QUICK = {
+  ('reference', 'float32'): SHAPES[:1],
+  ('reference', 'bfloat16'): SHAPES[-1:],
+  ('xla', 'float64'): SHAPES,
+  ('xla', 'float32'): SHAPES[:1],
+  ('xla', 'bfloat16'): SHAPES[-1:],
+  ('tpu', 'float32'): SHAPES[:1],
+  ('tpu', 'bfloat16'): [SHAPES[1], SHAPES[4]],
+  ('gpu', 'float32'): SHAPES[:1],
+  ('gpu', 'bfloat16'): SHAPES[1:2],
+}
 # Relative errors against float64.
 BOUNDS = {'float64': 1e-12, 'float32': 2e-6, 'bfloat16': 1.5e-2}
 
@@ -43,6 +54,10 @@ def arguments(shape, dtype, seed=0):
     jnp.asarray(scale * rng.standard_normal((*positions, width)), dtype)
     for width, scale in zip(widths, scales, strict=True)
   )
+
+
+def interpreted(implementation):
+  return implementation == 'tpu' or (implementation == 'gpu' and not ON_GPU)
 
 
 def value_and_vjp(attend, query, key, value, cotangent):
@@ -64,13 +79,22 @@ def relative_error(actual, exact):
   return np.linalg.norm(actual - exact) / max(np.linalg.norm(exact), 1e-12)
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-@pytest.mark.parametrize(('implementation', 'dtype'), FORMS)
+def table():
+  rows = []
+  for (implementation, dtype), quick in QUICK.items():
+    for shape in SHAPES:
+      marks = [] if shape in quick else [pytest.mark.slow]
+      name = f'{implementation}-{dtype}-{shape}'
+      rows.append(pytest.param(shape, implementation, dtype, marks=marks, id=name))
+  return rows
+
+
+@pytest.mark.parametrize(('shape', 'implementation', 'dtype'), table())
 def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
-  with jax.enable_x64(dtype == 'float64'):
-    attend = functools.partial(
-      api.attention, implementation=implementation, interpret=implementation in ('tpu', 'gpu')
-    )
+  attend = functools.partial(
+    api.attention, implementation=implementation, interpret=interpreted(implementation)
+  )
+  with jax.enable_x64(dtype == 'float64'), jax.default_matmul_precision('highest'):
     inputs = arguments(shape, dtype)
     actual = jax.jit(functools.partial(value_and_vjp, attend))(*inputs)
   for name, array, exact in zip(
@@ -79,3 +103,172 @@ def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
     assert array.dtype == dtype, name
     assert array.shape == exact.shape, name
     assert relative_error(array, exact) < BOUNDS[dtype], name
+
+
+@pytest.mark.parametrize('implementation', ['tpu', 'gpu'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cca_core_9x7_attention',
+    pytest.param('cca_core_large_logits_10x14', marks=pytest.mark.slow),
+    pytest.param('cca_core_24x33', marks=pytest.mark.slow),
+    pytest.param('cca_core_97x97', marks=pytest.mark.slow),
+  ],
+)
+def test_kernels_replay_the_recorded_cases(name, implementation):
+  case = cases.read_case(REFERENCE / f'{name}.json')
+  adapter = ccnet.attention_adapter(case.manifest, implementation, interpreted(implementation))
+  rows = replay.judge(case, adapter, 'float32', replay.run_case(case, adapter, 'float32'))
+  assert {row.array for row in rows} >= {'out/out', 'out/lse', 'grad_input/q', 'grad_input/v'}
+  assert all(row.passed for row in rows), rows
+
+
+def test_many_lines_are_taken_in_chunks():
+  shape = (1, 3, 800, 2, 4)  # The scores of one row are more than one chunk may have.
+  attend = functools.partial(kernels.criss_cross_attention, implementation='xla')
+  inputs = arguments(shape, 'float32')
+  actual = jax.jit(functools.partial(value_and_vjp, attend))(*inputs)
+  for array, exact in zip(actual, expected(shape, 'float32'), strict=True):
+    assert relative_error(array, exact) < 1e-5
+  text = jax.jit(attend).lower(*inputs[:3]).as_text()
+  assert 'x800x800xf32' not in text.replace('1x800x800xf32', '')
+
+
+def test_gradients_pass_rematerialisation():
+  inputs = arguments(SHAPES[0], 'float32')
+  remat = jax.checkpoint(kernels.criss_cross_attention)
+  actual = jax.jit(functools.partial(value_and_vjp, remat))(*inputs)
+  for array, exact in zip(actual, expected(SHAPES[0], 'float32'), strict=True):
+    assert relative_error(array, exact) < BOUNDS['float32']
+
+
+def test_a_kernel_runs_inside_shard_map():
+  inputs = arguments((4, 3, 5, 2, 4), 'float32')
+  attend = functools.partial(api.attention, implementation='tpu', interpret=True)
+  mesh = parallel.create_mesh(devices=jax.devices()[:4])
+  spec = jax.sharding.PartitionSpec('data')
+  split = jax.jit(
+    jax.shard_map(
+      functools.partial(value_and_vjp, attend),
+      mesh=mesh,
+      in_specs=spec,
+      out_specs=spec,
+      # The interpreter mixes what varies over devices with what does not.
+      check_vma=False,
+    )
+  )
+  for array, exact in zip(split(*inputs), expected((4, 3, 5, 2, 4), 'float32'), strict=True):
+    assert relative_error(array, exact) < BOUNDS['float32']
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gpu_kernels_lower_to_triton_without_a_gpu(dtype):
+  shape = (2, 97, 97, 64, 512)
+  structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments(shape, dtype)]
+  attend = functools.partial(kernels.criss_cross_attention, implementation='auto')
+  exported = jax.export.export(
+    jax.jit(functools.partial(value_and_vjp, attend)),
+    platforms=['cuda'],
+    disabled_checks=[jax.export.DisabledSafetyCheck.custom_call('__gpu$xla.gpu.triton')],
+  )(*structs)
+  # A forward kernel for each axis, and one for each gradient.
+  assert exported.mlir_module().count('@__gpu$xla.gpu.triton') == 2 * (1 + 3)
+  for axis in (1, 2):
+    assert gpu.Tiling.of(structs[0], structs[2], axis, True).shared_bytes <= 99 * 2**10
+
+
+def test_queries_too_wide_for_a_gpu_are_refused():
+  x = jax.ShapeDtypeStruct((1, 64, 64, 4096), jnp.float32)
+  with pytest.raises(ValueError, match=r'4096 channels of query and key .* shared memory'):
+    jax.eval_shape(functools.partial(kernels.criss_cross_attention, implementation='gpu'), x, x, x)
+
+
+@pytest.mark.parametrize(
+  ('shapes', 'message'),
+  [
+    (((2, 3, 4), (2, 3, 4), (2, 3, 4)), r'query must be \[batch, height, width, channels\]'),
+    (((1, 2, 3, 4), (1, 2, 4, 4), (1, 2, 3, 4)), r'key .* must have the shape of query'),
+    (((1, 2, 3, 4), (1, 2, 3, 4), (1, 3, 3, 4)), r'value .* must agree in all but the channels'),
+    (((1, 0, 3, 4), (1, 0, 3, 4), (1, 0, 3, 4)), r'query is empty'),
+  ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(shapes, message):
+  with pytest.raises(ValueError, match=message):
+    kernels.criss_cross_attention(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_dtypes_that_do_not_fit_are_refused_by_name():
+  x = jnp.zeros((1, 2, 3, 4))
+  with pytest.raises(ValueError, match='value is bfloat16 and query float32'):
+    kernels.criss_cross_attention(x, x, x.astype(jnp.bfloat16))
+  with pytest.raises(ValueError, match='query must be floating, got int32'):
+    kernels.criss_cross_attention(*(x.astype(jnp.int32),) * 3)
+
+
+TOPOLOGIES = {
+  'v4:2x2x1': {'chip_config_name': 'megacore'},
+  'v5e:2x2': {},
+  'v5p:2x2x1': {'chip_config_name': 'megacore'},
+  'v6e:2x2': {},
+}
+# batch, height, width, channels of query and key, of value.
+COMPILED = [(2, 97, 97, 64, 512), (1, 128, 256, 64, 512), (1, 64, 65, 64, 512)]
+QUICK_COMPILED = {
+  ('v4:2x2x1', COMPILED[2], 4, 'forward'),
+  ('v5e:2x2', COMPILED[0], 1, 'gradient'),
+  ('v5p:2x2x1', COMPILED[2], 4, 'forward'),
+  ('v6e:2x2', COMPILED[2], 4, 'forward'),
+}
+
+
+def compiled_table():
+  rows = []
+  for row in itertools.product(TOPOLOGIES, COMPILED, (1, 4), ('forward', 'gradient')):
+    marks = [] if row in QUICK_COMPILED else [pytest.mark.slow]
+    rows.append(pytest.param(*row, marks=marks, id='-'.join(map(str, row))))
+  return rows
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize(('topology', 'shape', 'devices', 'direction'), compiled_table())
+def test_kernels_compile_for_tpus_alone_and_inside_shard_map(topology, shape, devices, direction):
+  pytest.importorskip('libtpu')
+  chips = topologies.get_topology_desc(
+    platform='tpu', topology_name=topology, **TOPOLOGIES[topology]
+  ).devices
+  mesh = parallel.create_mesh(devices=chips[:devices])
+  batch, *rest = shape
+  structs = [
+    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh))
+    for x in jax.eval_shape(lambda: arguments((batch * devices, *rest), 'bfloat16'))
+  ]
+  attend = criss_cross.criss_cross_attention
+  if direction == 'forward':
+    function, structs = attend, structs[:3]
+  else:
+    function = functools.partial(value_and_vjp, attend)
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(function).lower(*structs).compile()
+  # Of rows and of columns.
+  kernels_in = {'forward': 2, 'gradient': 4}[direction]
+  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels_in
+  inputs = sum(np.prod(x.shape) * x.dtype.itemsize for x in structs) / devices
+  # Sums of the first axis, and copies into the order in which the kernels read.
+  assert compiled.memory_analysis().temp_size_in_bytes <= 4 * inputs
+
+
+@pytest.mark.tpu_aot
+def test_rows_over_chips_compile_to_kernels():
+  pytest.importorskip('libtpu')
+  chips = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+  mesh = parallel.create_mesh(data=1, sequence=4, devices=chips)
+  split = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'sequence'))
+  structs = [
+    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+    for x in jax.eval_shape(lambda: arguments((1, 32, 40, 64, 128), 'bfloat16'))
+  ]
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(criss_cross.criss_cross_attention).lower(*structs[:3]).compile()
+  text = compiled.as_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 2
+  assert 'all-gather' not in text
