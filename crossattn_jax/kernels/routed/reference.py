@@ -5,6 +5,7 @@ Source: BiFormer, Zhu et al. 2023 (arXiv 2303.08810), section 3.2.
 
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 
@@ -36,6 +37,13 @@ def gather_regions(x: jax.Array, routing: jax.Array) -> jax.Array:
   """
   routing = jnp.broadcast_to(routing, (*x.shape[:2], *routing.shape[2:]))
   return jax.vmap(jax.vmap(lambda regions, chosen: regions[chosen]))(x, routing)
+
+
+def zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: jax.Array) -> jax.Array:
+  """Zeros that, inside `shard_map`, vary over the axes of the mesh over which `like` does."""
+  axes = tuple(jax.typeof(like).manual_axis_type.varying)
+  x = jnp.zeros(shape, dtype)
+  return lax.pcast(x, axes, to='varying') if axes else x
 
 
 def routed_attention(

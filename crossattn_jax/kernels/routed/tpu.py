@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from crossattn_jax.kernels.routed import xla
+from crossattn_jax.kernels.routed import reference, xla
 
 LANES = 128
 # A multiple of the rows of a tile in float32 (8) and in bfloat16 (16).
@@ -803,7 +803,10 @@ def _run(
       out_specs=[spec for *_, spec in outputs],
       scratch_shapes=scratch,
     ),
-    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
+    compiler_params=pltpu.CompilerParams(
+      # Two cores share the query regions, unless these add to the same sums.
+      dimension_semantics=('parallel', 'arbitrary' if scratch else 'parallel')
+    ),
     cost_estimate=_cost(
       call, batch * queries * keys_of_query, products, [*operands, *keys], outputs
     ),
@@ -858,7 +861,7 @@ def _run_edges(
   by_key = [call.key, call.value] + ([] if call.seen is None else [call.seen])
   outputs = [(x.shape, x.dtype, spec(x, of_key)) for x in by_key[:2]]
   # Regions that no query names are never written: they stay zero.
-  zeros = [jnp.zeros_like(x) for x in by_key[:2]]
+  zeros = [reference.zeros(x.shape, x.dtype, x) for x in by_key[:2]]
   first_zeros = 2 + len(by_query) + len(by_key)
   scratch = [(plan.key_tokens, plan.heads.count * plan.heads.qk_width)]
   scratch.append((plan.key_tokens, plan.heads.count * plan.heads.width))

@@ -233,7 +233,7 @@ def _backward(query, key, value, routing, key_mask, out, log_sum, d_out, *, num_
     totals = (keys.add(totals[0], d_keys, routing), keys.add(totals[1], d_values, routing))
     return totals, d_query.reshape(query.shape).astype(query.dtype)
 
-  totals = jnp.zeros(keys.key.shape, dtype), jnp.zeros(keys.value.shape, dtype)
+  totals = tuple(reference.zeros(x.shape, dtype, x) for x in (keys.key, keys.value))
   log_sum = log_sum.reshape(mean.shape)
   chunked = tuple(map(chunks.split, (split(query), log_sum, mean, split(d_out))))
   (d_key, d_value), d_query = lax.scan(
