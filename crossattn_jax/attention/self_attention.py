@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
+from crossattn_jax.layers import linear
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -27,6 +28,58 @@ def _heads_first_attention(
   return jnp.swapaxes(out.astype(value.dtype), 1, 2)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cpu_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: float) -> jax.Array:
+  """The equation for CPUs: every product in the fastest of its transposed forms.
+
+  Scores are `[keys, queries]`: the softmax reduces over rows, and no product transposes them. The
+  backward pass, written out, divides by the total once.
+  """
+  return _cpu_forward(query, key, value, scale)[0]
+
+
+def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+  """Contracts one axis of each, per example and head, in at least float32."""
+  dtype = jnp.promote_types(a.dtype, jnp.float32)
+  numbers = (((axis_a,), (axis_b,)), ((0, 1), (0, 1)))
+  return jax.lax.dot_general(a, b, numbers, preferred_element_type=dtype)
+
+
+def _columns(x: jax.Array) -> jax.Array:
+  return jnp.transpose(x, (0, 2, 3, 1))  # [batch, heads, head_dim, tokens]
+
+
+def _rows(x: jax.Array) -> jax.Array:
+  return jnp.transpose(x, (0, 2, 1, 3))  # [batch, heads, tokens, head_dim]
+
+
+def _cpu_forward(query, key, value, scale):
+  scores = _product(_columns(key), _columns(query * scale), 2, 2)
+  weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
+  total = weights.sum(axis=2, keepdims=True)
+  out = _product(_rows(value), weights.astype(value.dtype), 2, 2) / total
+  result = jnp.transpose(out, (0, 3, 1, 2)).astype(value.dtype)
+  return result, (query, key, value, weights, total, out)
+
+
+def _cpu_backward(scale, residuals, d_out):
+  query, key, value, weights, total, out = residuals
+  d_out = _columns(d_out) / total
+  delta = (d_out * out).sum(axis=2, keepdims=True)
+  d_scores = weights * (_product(_columns(value).astype(d_out.dtype), d_out, 2, 2) - delta)
+  d_query = _product(_rows(key).astype(d_out.dtype), d_scores, 2, 2) * scale
+  d_key = _product(d_scores, _rows(query * scale).astype(d_out.dtype), 3, 2)
+  d_value = _product(weights, jnp.swapaxes(d_out, 2, 3), 3, 2)
+  return (
+    jnp.transpose(d_query, (0, 3, 1, 2)).astype(query.dtype),
+    _rows(d_key).astype(key.dtype),
+    _rows(d_value).astype(value.dtype),
+  )
+
+
+_cpu_attention.defvjp(_cpu_forward, _cpu_backward)
+
+
 def dot_product_attention(
   query: jax.Array,
   key: jax.Array,
@@ -37,10 +90,9 @@ def dot_product_attention(
 ) -> jax.Array:
   """softmax(query key^T scale) value, per head. The one place that picks its form.
 
-  CPUs take batched matrix products with the heads first and divide the result, not the weights, by
-  the softmax's total: half the time of the einsums of `jax.nn.dot_product_attention`, which the
-  other platforms take. Dropout of the weights and float64, which `jax.nn` rounds to float32 in the
-  softmax, have only the first form.
+  CPUs take batched matrix products in the layouts that XLA:CPU is fast at, with a gradient of
+  their own; other platforms take `jax.nn.dot_product_attention`. Dropout of the weights and
+  float64, which `jax.nn` rounds to float32 in the softmax, have a plain form.
 
   Args:
     query: `[batch, queries, heads, head_dim]`.
@@ -60,7 +112,7 @@ def dot_product_attention(
     query,
     key,
     value,
-    cpu=functools.partial(_heads_first_attention, scale=scale),
+    cpu=lambda query, key, value: _cpu_attention(query, key, value, scale),
     default=functools.partial(jax.nn.dot_product_attention, scale=scale),
   )
 
@@ -94,6 +146,7 @@ class SelfAttention(nn.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
     common = {
       'kernel_init': self.kernel_init,
+      'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }

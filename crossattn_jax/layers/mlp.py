@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import activations, initializers
+from crossattn_jax.layers import activations, initializers, linear
 
 
 class Mlp(nn.Module):
@@ -27,6 +27,7 @@ class Mlp(nn.Module):
     """Maps `[..., channels]` to the same shape."""
     common = {
       'kernel_init': initializers.linear,
+      'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }

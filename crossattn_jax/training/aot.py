@@ -113,7 +113,11 @@ class CompileReport:
       products and convolutions of the forward pass.
     hbm_bytes: read and written per device, as XLA counts them; for loops see `flops`.
     collectives: by kind, per device.
-    estimated_cycles: per device, the sum of the compiler's estimates; collectives have none.
+    estimated_cycles: per device, the sum of the compiler's estimates; collectives and Pallas
+      kernels have none.
+    kernels: Pallas kernels that run per step and device.
+    kernel_seconds: what they take at least, per step and device: the larger of their declared
+      FLOPs at the chip's peak and their declared bytes at its bandwidth, each for itself.
     unbounded_loops: loops of unknown length, counted as one iteration.
     compile_seconds: from the traced step to the program.
   """
@@ -132,6 +136,8 @@ class CompileReport:
   hbm_bytes: float
   collectives: dict[str, hlo.Collective]
   estimated_cycles: int
+  kernels: int
+  kernel_seconds: float
   unbounded_loops: int
   compile_seconds: float
 
@@ -142,8 +148,8 @@ class CompileReport:
 
   @property
   def step_seconds(self) -> float:
-    """Static estimate of the step: cycles over clock, with all communication hidden."""
-    return self.estimated_cycles / self.chip.clock
+    """Static estimate: cycles over clock, plus the kernels', with all communication hidden."""
+    return self.estimated_cycles / self.chip.clock + self.kernel_seconds
 
   @property
   def communication_seconds(self) -> float:
@@ -202,8 +208,14 @@ class CompileReport:
     for kind, collective in sorted(self.collectives.items()):
       table.add_row(kind, _size(collective.bytes), f'{collective.count} per step')
     table.add_section()
+    if self.kernels:
+      table.add_row(
+        'Pallas kernels',
+        f'{self.kernel_seconds * 1e3:.4g} ms',
+        f'at least; {self.kernels} per step',
+      )
     table.add_row(
-      'step', f'{self.step_seconds * 1e3:.4g} ms', 'cycles / clock, communication hidden'
+      'step', f'{self.step_seconds * 1e3:.4g} ms', 'cycles / clock + kernels; no communication'
     )
     table.add_row(
       'communication', f'{self.communication_seconds * 1e3:.4g} ms', 'at full bandwidth'
@@ -272,6 +284,11 @@ def compile_report(config: ml_collections.ConfigDict, topology: str) -> CompileR
     hbm_bytes=analysis['bytes accessed'],
     collectives=costs.collectives,
     estimated_cycles=costs.cycles,
+    kernels=costs.kernels.total(),
+    kernel_seconds=sum(
+      times * max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
+      for kernel, times in costs.kernels.items()
+    ),
     unbounded_loops=costs.unbounded_loops,
     compile_seconds=seconds,
   )

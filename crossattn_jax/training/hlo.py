@@ -4,6 +4,7 @@ The text is a list of computations, each a list of instructions. Loops, branches
 instructions that name the computations that they run.
 """
 
+import collections
 from collections.abc import Iterator
 import dataclasses
 import functools
@@ -28,6 +29,7 @@ _CALLED = re.compile(
   r'(calls|body|condition|to_apply|branch_computations|\w+_computation)=([^,{]+|\{[^}]*\})'
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_DECLARED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -49,18 +51,34 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A Pallas kernel, as its author declares it (`cost_estimate`).
+
+  Attributes:
+    flops: floating-point operations.
+    bytes: read and written in HBM.
+  """
+
+  flops: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Costs:
   """What one execution of a computation costs on one device.
 
   Attributes:
     collectives: by kind.
-    cycles: sum of the compiler's estimates. It has none for collectives, whose time is not in it.
+    cycles: sum of the compiler's estimates. It has none for collectives and for Pallas kernels,
+      whose time is not in it.
     unbounded_loops: loops whose number of iterations is not known, counted as one.
+    kernels: how often each Pallas kernel runs.
   """
 
   collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
   cycles: int = 0
   unbounded_loops: int = 0
+  kernels: collections.Counter[Kernel] = dataclasses.field(default_factory=collections.Counter)
 
   def __add__(self, other: 'Costs') -> 'Costs':
     kinds = self.collectives | other.collectives
@@ -71,6 +89,7 @@ class Costs:
       },
       self.cycles + other.cycles,
       self.unbounded_loops + other.unbounded_loops,
+      self.kernels + other.kernels,
     )
 
   def repeated(self, times: int) -> 'Costs':
@@ -82,6 +101,7 @@ class Costs:
       },
       self.cycles * times,
       self.unbounded_loops,
+      collections.Counter({kernel: count * times for kernel, count in self.kernels.items()}),
     )
 
 
@@ -97,6 +117,14 @@ class _Instruction:
     """The kind of collective that starts here."""
     kind = self.opcode.removesuffix('-start')
     return kind if kind in KINDS else None
+
+  @property
+  def kernel(self) -> Kernel | None:
+    """The Pallas kernel that runs here; one that declares nothing costs nothing."""
+    if 'custom_call_target="tpu_custom_call"' not in self.rest:
+      return None
+    declared = {name: int(value) for name, value in _DECLARED.findall(self.rest)}
+    return Kernel(declared.get('flops', 0), declared.get('bytes_accessed', 0))
 
   def called(self, *attributes: str) -> list[str]:
     """Names of the computations in some attributes."""
@@ -148,6 +176,8 @@ def program_costs(text: str) -> Costs:
           'branch_computations', 'true_computation', 'false_computation'
         )
         total += max(map(costs, branches), key=lambda branch: branch.cycles)
+      elif instruction.opcode == 'custom-call' and (kernel := instruction.kernel):
+        total += Costs(kernels=collections.Counter([kernel]))
       elif instruction.opcode in ('call', 'async-start'):
         total += sum(map(costs, instruction.called('calls', 'to_apply')), Costs())
       elif instruction.opcode == 'fusion':

@@ -31,15 +31,16 @@ def test_is_softmax_attention(shape, scale):
   np.testing.assert_allclose(out, expected, atol=1e-13)
 
 
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float64, 1e-12), (jnp.float32, 2e-5)])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_gradient_is_the_softmax_s(shape):
+def test_gradient_is_the_softmax_s(shape, dtype, tolerance):
   """With P the weights and dO the cotangent: dV = P^T dO, dS = P * (dO V^T - sum(dO O))."""
   with jax.enable_x64(True):
-    qkv = _qkv(shape, jnp.float64)
+    qkv = _qkv(shape, dtype)
     out, vjp = jax.vjp(lambda qkv: self_attention.dot_product_attention(*qkv), qkv)
-    cotangent = jnp.sin(jnp.arange(out.size, dtype=jnp.float64)).reshape(out.shape)
+    cotangent = jnp.sin(jnp.arange(out.size, dtype=dtype)).reshape(out.shape)
     (actual,) = vjp(cotangent)
-  query, key, value = np.asarray(qkv)
+  query, key, value = np.asarray(qkv, np.float64)
   scale = shape[-1] ** -0.5
   weights = np.exp(np.einsum('bqhd,bkhd->bhqk', query, key) * scale)
   weights /= weights.sum(-1, keepdims=True)
@@ -51,7 +52,7 @@ def test_gradient_is_the_softmax_s(shape):
     np.einsum('bhqk,bqhd->bkhd', d_scores, query),
     np.einsum('bhqk,bqhd->bkhd', weights, cotangent),
   ]
-  np.testing.assert_allclose(actual, expected, atol=1e-12)
+  np.testing.assert_allclose(actual, expected, atol=tolerance)
 
 
 def test_large_scores_do_not_overflow():

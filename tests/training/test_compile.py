@@ -118,6 +118,9 @@ COUNTED = """\
   %i = u32[]{:T(128)} get-tuple-element(%s), index=0
   %x = f32[4]{0} get-tuple-element(%s), index=1
   %y = f32[4]{0} copy(%x), backend_config={"estimated_cycles":"7"}
+  %k = f32[4]{0} custom-call(%y), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"100",\
+"transcendentals":"3","bytes_accessed":"40","remote_bytes_transferred":"0"}}}
   %next = u32[]{:T(128)} add(%i, %step)
   ROOT %t = (u32[]{:T(128)}, f32[4]{0}) tuple(%next, %y)
 }
@@ -143,6 +146,10 @@ def test_a_loop_that_is_not_annotated_runs_as_its_counter_says():
   costs = hlo.program_costs(COUNTED)
   assert costs.cycles == 5 * 7
   assert costs.unbounded_loops == 0
+
+
+def test_a_kernel_counts_as_it_declares_as_often_as_its_loop_runs():
+  assert hlo.program_costs(COUNTED).kernels == {hlo.Kernel(flops=100, bytes=40): 5}
 
 
 def test_a_counter_that_does_not_start_at_a_constant_leaves_the_length_unknown():
