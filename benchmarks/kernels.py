@@ -45,6 +45,9 @@ class Case:
     output: of the operation.
     flops: that the forward pass needs; the gradient needs 2.5 times as many besides.
     forms: name of a form -> implementation; all but 'tpu' are jnp.
+    row_major: whether arguments and results lie in memory as their shapes say, as what is around
+      the operation in a model leaves them. Alone, XLA may choose an order without padding, such as
+      batch last of all but the channels, which a kernel copies.
   """
 
   op: str
@@ -54,6 +57,7 @@ class Case:
   output: jax.ShapeDtypeStruct
   flops: float
   forms: tuple[str, ...] = ('reference', 'xla', 'tpu')
+  row_major: bool = False
 
   def function(self, form: str, direction: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What is compiled: the operation, or the operation and its vector-Jacobian product."""
@@ -119,7 +123,32 @@ _ROUTED = (
   _routed_case('512x2048 stage 3', 1, 64, 64, 256, 8, 16),
 )
 
-CASES: Mapping[str, Case] = {f'{case.op}/{case.name}': case for case in (*_ROUTED,)}
+
+# --- Criss-cross attention -------------------------------------------------------------------
+
+
+def _criss_cross_case(name: str, batch: int, height: int, width: int) -> Case:
+  key_channels, channels = 64, 512
+  positions = (batch, height, width)
+  query = jax.ShapeDtypeStruct((*positions, key_channels), jnp.bfloat16)
+  value = jax.ShapeDtypeStruct((*positions, channels), jnp.bfloat16)
+
+  def call(form: str, query, key, value) -> jax.Array:
+    return kernels.criss_cross_attention(query, key, value, implementation=form)
+
+  pairs = batch * height * width * (height + width - 1)
+  flops = 2.0 * pairs * (key_channels + channels)
+  return Case('criss_cross', name, call, (query, query, value), value, flops, row_major=True)
+
+
+# CCNet's maps of 769 x 769 crops and of whole Cityscapes images, bfloat16.
+_CRISS_CROSS = (
+  _criss_cross_case('97x97, batch 2', 2, 97, 97),
+  _criss_cross_case('128x256', 1, 128, 256),
+  _criss_cross_case('129x257', 1, 129, 257),
+)
+
+CASES: Mapping[str, Case] = {f'{case.op}/{case.name}': case for case in (*_ROUTED, *_CRISS_CROSS)}
 
 
 # --- Measuring one compiled function ---------------------------------------------------------
@@ -156,7 +185,11 @@ class _Kernel:
 
 
 def measure(
-  function: Callable[..., Any], arguments: tuple[Any, ...], topology: str, dump: str
+  function: Callable[..., Any],
+  arguments: tuple[Any, ...],
+  topology: str,
+  dump: str,
+  row_major: bool = False,
 ) -> Measurement:
   """Compiles `function` for the first chip of `topology`.
 
@@ -165,11 +198,12 @@ def measure(
     arguments: shapes; those without a sharding are placed on the first chip.
     topology: as libtpu names them.
     dump: the folder to which `LIBTPU_INIT_ARGS` makes the compiler write its schedules.
+    row_major: see `Case`.
 
   Returns:
     The compiler's figures.
   """
-  from jax.experimental import topologies
+  from jax.experimental import layout, topologies
 
   devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
   chip = jax.sharding.SingleDeviceSharding(devices[0])
@@ -178,7 +212,14 @@ def measure(
   )
   for path in glob.glob(f'{dump}/*'):
     os.remove(path)
-  traced = jax.jit(function).trace(*arguments)
+  if row_major:
+    order = lambda x: layout.Format(layout.Layout(tuple(range(x.ndim))), chip)
+    results = jax.eval_shape(function, *arguments)
+    in_order, out_order = jax.tree.map(order, (arguments, results))
+    function = jax.jit(function, in_shardings=in_order, out_shardings=out_order)
+  else:
+    function = jax.jit(function)
+  traced = function.trace(*arguments)
   compiled = traced.lower().compile()
   text = compiled.as_text()
   described = collections.defaultdict(set)
@@ -253,7 +294,8 @@ def _schedule(dump: str, instance: str, kernel: _Kernel) -> collections.Counter:
   for depth, usage in zip(depths, used, strict=True):
     inner = max(0, depth - grid_depth)
     if inner > max(0, previous - grid_depth):
-      trips = trips[:inner] + [trips[-1] * loops.pop(0)]
+      # The compiler adds loops of its own, which copy blocks that lie in VMEM already.
+      trips = trips[:inner] + [trips[-1] * (loops.pop(0) if loops else 1)]
     times = trips[inner] * (kernel.steps if depth >= grid_depth else 1)
     total['cycles'] += times
     for unit, count in zip(units, usage, strict=False):
@@ -301,7 +343,7 @@ def _child(name: str, form: str, dump: str, topology: str) -> dict[str, Any]:
   for direction in DIRECTIONS:
     try:
       measured[direction] = dataclasses.asdict(
-        measure(*case.function(form, direction), topology, dump)
+        measure(*case.function(form, direction), topology, dump, case.row_major)
       )
     except jax.errors.JaxRuntimeError as error:  # Does not fit, or the compiler gives up.
       measured[direction] = {'error': str(error).splitlines()[0]}
