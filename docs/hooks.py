@@ -1,5 +1,7 @@
-"""Builds the pages of the site that are not files: the overview and the API reference."""
+"""Builds the pages of the site that are no files in docs/: overview, notebooks, API reference."""
 
+import base64
+import json
 import pathlib
 import re
 
@@ -11,6 +13,9 @@ PACKAGE = ROOT / 'crossattn_jax'
 
 # Not for readers: it is copied into exported models.
 _HIDDEN = {'crossattn_jax.tasks.classification_script'}
+
+# Escape sequences of terminals in the text of notebooks.
+_COLORS = re.compile(r'\x1b\[[\d;]*m')
 
 
 def public_modules() -> list[str]:
@@ -44,8 +49,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-  """Adds the overview and a page per module."""
+  """Adds the overview, the notebooks and a page per module."""
   files.append(File.generated(config, 'index.md', content=overview()))
+  for path in sorted((ROOT / 'colabs').glob('*.ipynb')):
+    text, images = notebook(path)
+    files.append(File.generated(config, f'colabs/{path.stem}.md', content=text))
+    for name, image in images.items():
+      files.append(File.generated(config, f'colabs/{name}', content=image))
   for module in public_modules():
     page = 'api/index.md' if module == 'crossattn_jax' else page_of(module)
     files.append(File.generated(config, page, content=f'# `{module}`\n\n::: {module}\n'))
@@ -56,9 +66,34 @@ def overview() -> str:
   """Returns the README with links as the site has them."""
   text = (ROOT / 'README.md').read_text()
   text = text.replace('](docs/', '](')
+  text = re.sub(r'\]\(colabs/(\w+)\.ipynb\)', r'](colabs/\1.md)', text)
   modules = {name.replace('.', '/') + '.py': name for name in public_modules()}
 
   def link(match: re.Match) -> str:
     return f']({page_of(modules[match.group(1)])})'
 
   return re.sub(r'\]\((crossattn_jax/[\w/]+\.py)\)', link, text)
+
+
+def notebook(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
+  """Returns a notebook as Markdown, and its pictures by file name."""
+  parts, images = [], {}
+  for cell in json.loads(path.read_text())['cells']:
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'markdown':
+      parts.append(source)
+      continue
+    parts.append(f'```python\n{source}\n```')
+    text, shown = '', []
+    for output in cell['outputs']:
+      data = output.get('data', {})
+      if 'image/png' not in data:
+        text += ''.join(output.get('text', data.get('text/plain', ''))).rstrip() + '\n'
+        continue
+      name = f'{path.stem}_{len(images)}.png'
+      images[name] = base64.b64decode(data['image/png'])
+      shown.append(f'![Result of the cell above]({name})')
+    if text:
+      parts.append(f'```text\n{_COLORS.sub("", text)}```')
+    parts.extend(shown)
+  return '\n\n'.join(parts), images

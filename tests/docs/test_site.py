@@ -60,8 +60,9 @@ def test_every_document_is_in_the_navigation():
       for page in pages(inner)
     ]
 
-  named = sorted(set(pages(config['nav'])) - {'index.md'})
-  assert named == sorted(path.name for path in (ROOT / 'docs').glob('*.md'))
+  documents = [path.name for path in (ROOT / 'docs').glob('*.md')]
+  notebooks = [f'colabs/{path.stem}.md' for path in (ROOT / 'colabs').glob('*.ipynb')]
+  assert sorted(pages(config['nav'])) == sorted(['index.md', *documents, *notebooks])
 
 
 def test_pages_load_nothing_from_elsewhere(site):
