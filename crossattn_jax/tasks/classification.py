@@ -174,7 +174,8 @@ class Classification(base.Task):
     """Class probabilities `[batch, classes]` and attention maps `[batch, rows, columns]`.
 
     A model takes part in the pictures by a method `attention_maps(features)`, which returns named
-    maps.
+    maps. Where what looks has a place in the image, `attention_queries(features)` returns it as
+    maps of the same names and shapes.
     """
     logits, features = self.model.apply(variables, batch['image'])
     outputs = {
@@ -182,9 +183,10 @@ class Classification(base.Task):
         logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
       )
     }
-    if hasattr(self.model, 'attention_maps'):
-      for name, attention in self.model.attention_maps(features).items():
-        outputs[f'attention/{name}'] = attention
+    for kind in ('maps', 'queries'):
+      if hasattr(self.model, f'attention_{kind}'):
+        for name, values in getattr(self.model, f'attention_{kind}')(features).items():
+          outputs[f'attention_{kind}/{name}'] = values
     return outputs
 
   def write_predictions(
@@ -264,9 +266,12 @@ class Classification(base.Task):
     return self.class_names[index] if index < len(self.class_names) else str(index)
 
 
-def _attention(outputs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
-  return {
-    name.removeprefix('attention/'): maps[row]
-    for name, maps in outputs.items()
-    if name.startswith('attention/')
-  }
+def _attention(outputs: dict[str, np.ndarray], row: int) -> dict[str, pictures.Attention]:
+  prefix = 'attention_maps/'
+  shown = {}
+  for name in (key.removeprefix(prefix) for key in outputs if key.startswith(prefix)):
+    query = outputs.get(f'attention_queries/{name}')
+    shown[name] = pictures.Attention(
+      outputs[prefix + name][row], None if query is None else query[row]
+    )
+  return shown

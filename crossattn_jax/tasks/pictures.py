@@ -5,9 +5,23 @@ import dataclasses
 import io
 
 from etils import epath
-from matplotlib import figure
+from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """Where something in an image looks.
+
+  Attributes:
+    weights: `[rows, columns]` over the image.
+    query: what looks, of the same shape, not zero there; None where it has no place in the image,
+      as a class token has none.
+  """
+
+  weights: np.ndarray
+  query: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +33,14 @@ class Sample:
     predicted: name of the most probable class.
     true: name of the true class.
     probability: of the predicted class.
-    attention: named maps `[rows, columns]` over the image.
+    attention: named maps over the image.
   """
 
   image: np.ndarray
   predicted: str
   true: str
   probability: float
-  attention: Mapping[str, np.ndarray]
+  attention: Mapping[str, Attention]
 
 
 def _save(sheet: figure.Figure, path: epath.Path) -> None:
@@ -45,16 +59,30 @@ def _show_image(axes, image: np.ndarray | Image.Image) -> None:
   axes.set_axis_off()
 
 
-def _show_attention(axes, image: np.ndarray | Image.Image, attention: np.ndarray) -> None:
-  """Lays the map over the whole image; its largest weight is bright."""
+def _show_attention(axes, image: np.ndarray | Image.Image, attention: Attention) -> None:
+  """Lays the map over the whole image; its largest weight is bright, the query has a frame."""
   _show_image(axes, image)
   height, width = np.asarray(image).shape[:2]
   axes.imshow(
-    attention,
+    attention.weights,
     cmap='inferno',
     alpha=0.6,
-    interpolation='bilinear',
+    interpolation='bilinear' if attention.query is None else 'nearest',
     extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+  )
+  if attention.query is None:
+    return
+  rows, columns = np.nonzero(attention.query)
+  down, right = height / attention.query.shape[0], width / attention.query.shape[1]
+  axes.add_patch(
+    patches.Rectangle(
+      (columns.min() * right - 0.5, rows.min() * down - 0.5),
+      (np.ptp(columns) + 1) * right,
+      (np.ptp(rows) + 1) * down,
+      fill=False,
+      edgecolor='cyan',
+      linewidth=1.5,
+    )
   )
 
 
@@ -95,7 +123,7 @@ def classified_image(
   path: epath.Path,
   image: np.ndarray | Image.Image,
   classes: Sequence[tuple[str, float]],
-  attention: Mapping[str, np.ndarray],
+  attention: Mapping[str, Attention],
 ) -> None:
   """Draws an image, its attention maps and a bar chart of its best classes.
 
@@ -103,14 +131,14 @@ def classified_image(
     path: of the PNG.
     image: `[height, width, channels]` in [0, 1], or a PIL image.
     classes: names and probabilities, best first.
-    attention: named maps `[rows, columns]` over the image.
+    attention: named maps over the image.
   """
   panels = 2 + len(attention)
   sheet = figure.Figure(figsize=(3 * panels, 3), layout='constrained')
   axes = sheet.subplots(1, panels)
   _show_image(axes[0], image)
-  for panel, (name, weights) in zip(axes[1:-1], attention.items(), strict=True):
-    _show_attention(panel, image, weights)
+  for panel, (name, shown) in zip(axes[1:-1], attention.items(), strict=True):
+    _show_attention(panel, image, shown)
     panel.set_title(name, fontsize=8)
   names, probabilities = zip(*classes, strict=True)
   bars = axes[-1].barh(range(len(names)), probabilities)

@@ -35,3 +35,18 @@ def test_cross_entropy_of_bfloat16_logits_is_float32_and_finite_for_large_ones()
   loss = losses.cross_entropy(logits, jnp.array([0, 0]))
   assert loss.dtype == jnp.float32
   np.testing.assert_allclose(loss, [0, 600])
+
+
+def test_distillation_is_zero_from_a_teacher_of_the_same_opinion():
+  logits = jnp.asarray(np.random.RandomState(0).standard_normal((3, 5)), jnp.float32)
+  # Adding a constant changes no opinion.
+  soft = losses.soft_distillation_loss(logits, logits + 2, 3.0)
+  np.testing.assert_allclose(soft, 0, atol=1e-6)
+  other = losses.soft_distillation_loss(logits, -logits, 3.0)
+  assert np.all(other > 1e-3)
+
+
+def test_hard_distillation_is_the_loss_of_the_teacher_s_decision():
+  logits, teacher = jnp.asarray(np.random.RandomState(1).standard_normal((2, 4, 5)), jnp.float32)
+  expected = losses.cross_entropy(logits, np.argmax(teacher, axis=-1))
+  np.testing.assert_allclose(losses.hard_distillation_loss(logits, teacher), expected)
