@@ -219,6 +219,12 @@ def test_kernels_can_be_exported_for_any_batch_size(case, platform):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_fixed_batch_size_keeps_the_kernels():
+  function, arguments = routed(np.random.default_rng(0), 3)
+  program = jax_export.export(jax.jit(function), platforms=['tpu'])(*arguments)
+  assert 'tpu_custom_call' in program.mlir_module()
+
+
 @pytest.mark.parametrize(
   ('platforms', 'batch_size', 'message'),
   [
