@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import crossvit_digits, crossvit_imagenet
+from configs import biformer_digits, biformer_imagenet, crossvit_digits, crossvit_imagenet
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import schedules
@@ -35,6 +35,30 @@ def test_every_variant_has_an_imagenet_experiment(model):
   assert built.drop_path_rate == 0.1
 
 
+@pytest.mark.parametrize('model', [*models.list_models('biformer_*'), 'maxvit_stl'])
+def test_every_biformer_has_an_imagenet_experiment(model):
+  config = biformer_imagenet.get_config(model)
+  config_lib.validate(config)
+  assert models.create_model(**config.model).drop_path_rate >= 0.1
+  assert tuple(config.dataset.image_size) == (224, 224)
+
+
+def test_biformer_schedule_is_the_official_one():
+  """Rates by epoch as the specification of the recipe lists them."""
+  config = biformer_imagenet.get_config()
+  with jax.enable_x64(True):
+    schedule = schedules.create_schedule(
+      config.schedule,
+      base_lr=schedules.scaled_learning_rate(config.schedule, 1024),
+      total_steps=300 * 1251,
+      steps_per_epoch=1251,
+    )
+    rates = {e: float(schedule(e * 1251 + 1250)) for e in (0, 1, 2, 3, 4, 5, 6, 100, 151, 299)}
+  expected = {0: 1e-6, 1: 1e-6, 2: 2.008e-4, 3: 4.006e-4, 4: 6.004e-4, 5: 8.002e-4}
+  expected |= {6: 9.9932e-4, 100: 7.5698e-4, 151: 5.05e-4, 299: 1.0109e-5}
+  assert rates == pytest.approx(expected, rel=1e-4)
+
+
 def test_imagenet_schedule_is_the_recorded_one():
   config = crossvit_imagenet.get_config()
   with np.load(
@@ -52,7 +76,8 @@ def test_imagenet_schedule_is_the_recorded_one():
   np.testing.assert_allclose(epochs, expected, rtol=1e-9)
 
 
-def test_digits_needs_no_network_and_little_time():
-  config = crossvit_digits.get_config()
+@pytest.mark.parametrize('experiment', [biformer_digits, crossvit_digits])
+def test_digits_needs_no_network_and_little_time(experiment):
+  config = experiment.get_config()
   assert config.dataset.name == 'digits'
   assert config.num_epochs * 1442 / config.batch_size < 2000

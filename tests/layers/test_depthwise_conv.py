@@ -41,9 +41,9 @@ def test_both_forms_have_the_same_value_and_gradients(shape):
   with jax.enable_x64(True):
     x, kernel, cotangent = _arrays(shape)
     np.testing.assert_allclose(
-      jax.jit(depthwise_conv._shifted)(x, kernel), depthwise_conv._grouped(x, kernel), atol=1e-12
+      depthwise_conv._shifted(x, kernel), depthwise_conv._grouped(x, kernel), atol=1e-12
     )
-    shifted = jax.jit(depthwise_conv._shifted_gradients)(x, kernel, cotangent)
+    shifted = depthwise_conv._shifted_gradients(x, kernel, cotangent)
     grouped = depthwise_conv._grouped_gradients(x, kernel, cotangent)
     for a, b in zip(shifted, grouped, strict=True):
       np.testing.assert_allclose(a, b, atol=1e-11)
@@ -52,7 +52,7 @@ def test_both_forms_have_the_same_value_and_gradients(shape):
 def test_its_gradient_is_that_of_the_form_of_the_platform():
   x, kernel, cotangent = _arrays((1, 4, 3, 2, 3), np.float32)
   backward = lambda x, kernel, g: jax.vjp(depthwise_conv.depthwise_convolution, x, kernel)[1](g)
-  expected = jax.jit(depthwise_conv._shifted_gradients)(x, kernel, cotangent)
+  expected = depthwise_conv._shifted_gradients(x, kernel, cotangent)
   for a, b in zip(jax.jit(backward)(x, kernel, cotangent), expected, strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -61,13 +61,13 @@ def test_bfloat16_adds_up_in_float32():
   x, kernel, cotangent = _arrays((1, 8, 8, 4, 5), np.float32)
   half = tuple(array.astype(jnp.bfloat16) for array in (x, kernel, cotangent))
   wide = tuple(array.astype(jnp.float32) for array in half)
-  out = jax.jit(depthwise_conv._shifted)(*half[:2])
+  out = depthwise_conv._shifted(*half[:2])
   assert out.dtype == jnp.bfloat16
   # One rounding, of the result.
-  np.testing.assert_allclose(out, jax.jit(depthwise_conv._shifted)(*wide[:2]), rtol=2**-8)
+  np.testing.assert_allclose(out, depthwise_conv._shifted(*wide[:2]), rtol=2**-8)
   for a, b in zip(
-    jax.jit(depthwise_conv._shifted_gradients)(*half),
-    jax.jit(depthwise_conv._shifted_gradients)(*wide),
+    depthwise_conv._shifted_gradients(*half),
+    depthwise_conv._shifted_gradients(*wide),
     strict=True,
   ):
     assert a.dtype == jnp.bfloat16
