@@ -37,7 +37,12 @@ def page_of(module: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-  """Appends the API reference to the navigation, a section per package."""
+  """Appends to the navigation what mkdocs.yml does not name: documents, and the API reference."""
+  named = str(config.nav)
+  documents = [path.name for path in sorted((ROOT / 'docs').glob('*.md'))]
+  documents = [name for name in documents if repr(name) not in named]
+  if documents:
+    config.nav.append({'More': documents})
   modules = public_modules()
   sections = []
   for package in [name for name in modules if name.count('.') == 1]:
