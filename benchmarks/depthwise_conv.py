@@ -51,10 +51,10 @@ def main() -> None:
     )
     shape = (kernel_side, kernel_side, 1, channels)
     kernel = jnp.asarray(rng.standard_normal(shape), jnp.float32)
-    cells = [
-      f'{milliseconds(forward, x, kernel):10.2f}{milliseconds(backward, x, kernel, cotangent):10.2f}'
-      for forward, backward in FORMS.values()
-    ]
+    cells = []
+    for forward, backward in FORMS.values():
+      cells.append(f'{milliseconds(forward, x, kernel):10.2f}')
+      cells.append(f'{milliseconds(backward, x, kernel, cotangent):10.2f}')
     print(f'{(batch, side, channels, kernel_side)!s:32}' + ''.join(cells))
 
 
