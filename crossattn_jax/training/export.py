@@ -113,6 +113,8 @@ def _check(platforms: Sequence[str], batch_size: int | None) -> None:
       )
   if not platforms:
     raise ExportError(f'no platform to export for; there are {", ".join(PLATFORMS)}')
+  if jax.process_count() > 1:
+    raise ExportError('export runs in one process: leave out --multihost and its like')
   if batch_size is not None and batch_size < 1:
     raise ExportError(f'a fixed batch size must be positive, not {batch_size}')
 
