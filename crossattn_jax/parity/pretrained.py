@@ -81,6 +81,18 @@ for _name, _official in _CROSSVIT_OFFICIAL.items():
     SOURCES['official'][_alias] = Weights(f'{_CROSSVIT_RELEASE}/{_official}.pth')
     SOURCES['timm'][_alias] = Weights(f'{_TIMM_HUB}/{_name}.in1k/resolve/main/model.safetensors')
 
+# Published where only a browser gets them: registered name -> file and the page that links it.
+_BY_HAND = {
+  name: (f'{name}_in1k.pth', 'https://github.com/rayleizhu/BiFormer')
+  for name in (
+    'biformer_tiny',
+    'biformer_small',
+    'biformer_base',
+    'biformer_stl',
+    'biformer_stl_nchw',
+  )
+}
+
 
 def default_cache_dir() -> pathlib.Path:
   """Returns $CROSSATTN_JAX_CACHE, or crossattn_jax in the user's cache folder."""
@@ -144,6 +156,12 @@ def _from_file(name: str, path: pathlib.Path, overrides: dict[str, Any]) -> conv
 
 
 def _published(name: str, source: str, cache: pathlib.Path) -> convert.Conversion:
+  if source == 'official' and name in _BY_HAND:
+    file, page = _BY_HAND[name]
+    raise ValueError(
+      f'the official weights of {name!r} are behind links that only a browser can follow: get '
+      f'{file} from {page} and pass its path as source'
+    )
   if name not in SOURCES[source]:
     raise ValueError(
       f'no {source} weights are published for {name!r}; there are: {", ".join(SOURCES[source])}'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, biformer, convert, mapping
+from crossattn_jax.parity import adapters, biformer, convert, mapping, pretrained
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference' / 'biformer'
 
@@ -96,3 +96,8 @@ def test_a_whole_checkpoint_converts_counters_and_all():
   np.testing.assert_array_equal(mean, state['norm.running_mean'])
   dropped = {line.torch_key for line in converted.report if not line.flax_path}
   assert dropped == {key for key in state if key.endswith('num_batches_tracked')}
+
+
+def test_official_weights_that_no_program_can_download_are_said_to_be_so():
+  with pytest.raises(ValueError, match=r'biformer_small_in1k\.pth from https.*as source'):
+    pretrained.load_pretrained('biformer_small')
