@@ -5,9 +5,10 @@ import functools
 
 from flax import linen as nn
 import jax
+from jax import export
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
+from crossattn_jax import kernels, parallel
 from crossattn_jax.layers import linear
 
 Dropout = Callable[[jax.Array], jax.Array]
@@ -80,6 +81,42 @@ def _cpu_backward(scale, residuals, d_out):
 _cpu_attention.defvjp(_cpu_forward, _cpu_backward)
 
 
+# From here on, writing the scores to HBM costs a TPU more than computing them again.
+_KERNEL_TOKENS = 256
+# Keys whose scores with a block of queries fit into a TPU's vector memory.
+_KERNEL_MOST_TOKENS = 4096
+# Queries of a block: as many as a TPU's vector registers have lanes.
+_KERNEL_QUERIES = 128
+
+
+def _tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: float) -> jax.Array:
+  """The equation as the kernel of routed attention: every block of queries sees the one region."""
+  heads = query.shape[2]
+  blocks = -(-query.shape[1] // _KERNEL_QUERIES)
+  padding = blocks * _KERNEL_QUERIES - query.shape[1]
+  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  query_regions = padded.reshape(query.shape[0], blocks, _KERNEL_QUERIES, -1)
+  key_region, value_region = (x.reshape(x.shape[0], 1, x.shape[1], -1) for x in (key, value))
+  out = kernels.routed_attention(
+    query_regions,
+    key_region,
+    value_region,
+    jnp.zeros((query.shape[0], blocks, 1), jnp.int32),
+    num_heads=heads,
+    scale=scale,
+    implementation='tpu',
+  )
+  out = out.reshape(query.shape[0], blocks * _KERNEL_QUERIES, heads, value.shape[-1])
+  return out[:, : query.shape[1]]
+
+
+def _kernel_pays(query: jax.Array, key: jax.Array) -> bool:
+  """Whether a TPU computes the attention in its kernel (measured in docs/scaling.md)."""
+  if query.dtype != jnp.bfloat16 or export.is_symbolic_dim(query.shape[0]):
+    return False
+  return min(query.shape[1], key.shape[1]) >= _KERNEL_TOKENS and key.shape[1] <= _KERNEL_MOST_TOKENS
+
+
 def dot_product_attention(
   query: jax.Array,
   key: jax.Array,
@@ -91,8 +128,9 @@ def dot_product_attention(
   """softmax(query key^T scale) value, per head. The one place that picks its form.
 
   CPUs take batched matrix products in the layouts that XLA:CPU is fast at, with a gradient of
-  their own; other platforms take `jax.nn.dot_product_attention`. Dropout of the weights and
-  float64, which `jax.nn` rounds to float32 in the softmax, have a plain form.
+  their own. TPUs take a kernel in bfloat16 from 256 tokens on, which keeps the scores out of HBM.
+  Everything else is `jax.nn.dot_product_attention`, but for dropout of the weights and float64,
+  which `jax.nn` rounds to float32 in the softmax: they have a plain form.
 
   Args:
     query: `[batch, queries, heads, head_dim]`.
@@ -108,13 +146,20 @@ def dot_product_attention(
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if dropout is not None or query.dtype == jnp.float64:
     return _heads_first_attention(query, key, value, scale, dropout)
-  return jax.lax.platform_dependent(
-    query,
-    key,
-    value,
-    cpu=lambda query, key, value: _cpu_attention(query, key, value, scale),
-    default=functools.partial(jax.nn.dot_product_attention, scale=scale),
-  )
+  forms = {
+    'cpu': lambda query, key, value: _cpu_attention(query, key, value, scale),
+    'default': functools.partial(jax.nn.dot_product_attention, scale=scale),
+  }
+  if _kernel_pays(query, key):
+    whole = ('batch', None, 'heads', None)
+    split = ('batch', 'tokens', 'heads', None)
+    forms['tpu'] = functools.partial(
+      parallel.map_shards,
+      functools.partial(_tpu_attention, scale=scale),
+      names=(split, whole, whole),
+      out_names=split,
+    )
+  return jax.lax.platform_dependent(query, key, value, **forms)
 
 
 class SelfAttention(nn.Module):

@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import self_attention
+from crossattn_jax.training import aot
 
 SHAPES = [(2, 9, 3, 8), (1, 1, 1, 4), (2, 197, 3, 64)]
 
@@ -66,6 +69,42 @@ def test_bfloat16_stays_close_to_float32():
   out = self_attention.dot_product_attention(*qkv.astype(jnp.bfloat16))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(out.astype(jnp.float32), _closed_form(*qkv, 0.25), atol=0.05)
+
+
+def _tpu_program(tokens, dtype, mesh):
+  batch = NamedSharding(mesh, PartitionSpec('data'))
+  qkv = jax.ShapeDtypeStruct((8, tokens, 3, 32), dtype, sharding=batch)
+  loss = lambda *qkv: jnp.sum(self_attention.dot_product_attention(*qkv).astype(jnp.float32))
+  with jax.set_mesh(mesh):
+    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(qkv, qkv, qkv).compile().as_text()
+
+
+@pytest.mark.tpu_aot
+def test_tpus_take_the_kernel_where_there_are_many_tokens():
+  _, devices = aot.topology_devices('v5e:2x2')
+  mesh = parallel.create_mesh(devices=devices)
+  program = _tpu_program(300, jnp.bfloat16, mesh)
+  # Each device has its own part of the batch, forward and backward.
+  assert program.count('custom_call_target="tpu_custom_call"') == 2
+  assert 'bf16[2,3,128,96]' in program
+  assert 'all-gather' not in program
+  assert 'tpu_custom_call' not in _tpu_program(300, jnp.float32, mesh)
+  assert 'tpu_custom_call' not in _tpu_program(200, jnp.bfloat16, mesh)
+
+
+@pytest.mark.parametrize('tokens', [1, 128, 300])
+def test_the_form_for_tpus_computes_the_same(tokens, monkeypatch):
+  qkv = _qkv((2, tokens, 3, 8), jnp.float32)
+  routed_attention = kernels.routed_attention
+  monkeypatch.setattr(
+    kernels,
+    'routed_attention',
+    lambda *args, implementation, **kwargs: routed_attention(
+      *args, implementation='reference', **kwargs
+    ),
+  )
+  out = self_attention._tpu_attention(*qkv, scale=0.3)
+  np.testing.assert_allclose(out, _closed_form(*qkv, 0.3), atol=1e-5)
 
 
 def test_dropout_acts_on_the_weights():
