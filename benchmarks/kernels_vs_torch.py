@@ -1,14 +1,16 @@
 r"""Routed attention on a CPU: ours against the formulation of the official PyTorch code.
 
-  python -m benchmarks.kernels_vs_torch [--json FILE] [--memory]
+  python -m benchmarks.kernels_vs_torch [--json FILE]
+  python -m benchmarks.kernels_vs_torch --memory 7 [--run]
 
 The official formulation gathers the routed keys and values out of an expanded view, and then
 attends with two batched products (BiFormer, section 3.2). Both take turns in one process, and the
-ratio is that of the fastest runs; above 1 ours is faster. `--memory` measures instead the peak
-memory of ours on a map of 600 x 500 x 20, which the official form needs about 100 GB for.
+ratio is that of the fastest runs; above 1 ours is faster. `--memory` takes windows a side, and says
+what ours needs for a map of 600 x 500 x 20, on which the official form needs about 100 GB.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import resource
@@ -39,22 +41,29 @@ def arguments(batch: int, regions: int, tokens: int, channels: int, top_k: int) 
   return [*arrays, order[..., :top_k].astype(np.int32)]
 
 
-def jax_functions(arrays: list[np.ndarray], heads: int):
-  """Forward pass and training step, without arguments."""
-  *inputs, cotangent, routing = map(jnp.asarray, arrays)
-  scale = inputs[0].shape[-1] ** -0.5
+def jax_step(arrays: list[np.ndarray], heads: int):
+  """A training step, and its arguments."""
 
-  def attend(query, key, value):
-    return kernels.routed_attention(query, key, value, routing, num_heads=heads, scale=scale)
-
-  def step(*inputs):
-    out, pull_back = jax.vjp(attend, *inputs)
+  def step(query, key, value, cotangent, routing):
+    out, pull_back = jax.vjp(lambda *x: attend(*x, routing, heads), query, key, value)
     return out, pull_back(cotangent)
 
-  forward, step = jax.jit(attend), jax.jit(step)
+  return step, tuple(map(jnp.asarray, arrays))
+
+
+def attend(query, key, value, routing, heads):
+  scale = query.shape[-1] ** -0.5
+  return kernels.routed_attention(query, key, value, routing, num_heads=heads, scale=scale)
+
+
+def jax_functions(arrays: list[np.ndarray], heads: int):
+  """Forward pass and training step, without arguments."""
+  step, given = jax_step(arrays, heads)
+  *inputs, _, routing = given
+  forward, step = jax.jit(functools.partial(attend, heads=heads)), jax.jit(step)
   return (
-    lambda: jax.block_until_ready(forward(*inputs)),
-    lambda: jax.block_until_ready(step(*inputs)),
+    lambda: jax.block_until_ready(forward(*inputs, routing)),
+    lambda: jax.block_until_ready(step(*given)),
   )
 
 
@@ -113,25 +122,43 @@ def measure(name: str, seconds: float) -> dict[str, float]:
   return record
 
 
-def measure_memory(windows: int, heads: int = 2, top_k: int = 4) -> dict[str, float]:
-  """Peak resident memory of value and gradients on the map of 600 x 500 x 20."""
+def measure_memory(windows: int, run: bool, heads: int = 2, top_k: int = 4) -> dict[str, float]:
+  """Memory of a training step on the map of 600 x 500 x 20, padded to the windows.
+
+  Args:
+    windows: a side.
+    run: whether to run the step, which takes minutes, for the peak of the process.
+    heads: of the attention.
+    top_k: windows that a window attends to.
+  """
   tokens = -(-600 // windows) * -(-500 // windows)
   arrays = arguments(1, windows**2, tokens, 20, top_k)
-  jax_functions(arrays, heads)[1]()
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  weights = heads * windows**2 * tokens * top_k * tokens
-  return {'windows': windows, 'peak_bytes': peak, 'bytes_of_all_weights': 4 * weights}
+  function, given = jax_step(arrays, heads)
+  planned = jax.jit(function).lower(*given).compile().memory_analysis()
+  record = {
+    'windows': windows,
+    'step_bytes': planned.argument_size_in_bytes
+    + planned.output_size_in_bytes
+    + planned.temp_size_in_bytes,
+    # What the official form keeps for the backward pass: the softmax of all heads, float32.
+    'softmax_bytes': 4 * heads * windows**2 * tokens * top_k * tokens,
+  }
+  if run:
+    jax.block_until_ready(jax.jit(function)(*given))
+    record['peak_bytes'] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return record
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--json', help='file to which the results are written')
   parser.add_argument('--memory', type=int, help='windows a side; measures memory instead')
+  parser.add_argument('--run', action='store_true', help='with --memory: runs the step')
   parser.add_argument('--only', default='', help='prefix of the names of cases')
   parser.add_argument('--seconds', type=float, default=3.0, help='for every direction of a case')
   options = parser.parse_args()
   if options.memory:
-    records = measure_memory(options.memory)
+    records = measure_memory(options.memory, options.run)
     print(records)
   else:
     records = {}

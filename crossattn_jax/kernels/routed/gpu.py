@@ -131,7 +131,7 @@ def _blocks_of_keys(plan):
 
 
 def _product(a, b, **transposed):
-  return pl.dot(a, b, **transposed).astype(jnp.float32)
+  return plgpu.dot(a, b, **transposed).astype(jnp.float32)
 
 
 def _forward_kernel(plan, masked, *refs):
