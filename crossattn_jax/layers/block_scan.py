@@ -23,6 +23,7 @@ def scan_blocks(
   train: bool,
   has_aux: bool = False,
   remat: bool = False,
+  remat_policy: Callable[..., bool] | None = None,
 ) -> Any:
   """Applies submodules of equal structure one after the other, as a `jax.lax.scan`.
 
@@ -41,6 +42,7 @@ def scan_blocks(
     train: whether dropout and drop path are on.
     has_aux: whether each returns a pair, x and something else.
     remat: whether the backward pass recomputes each submodule.
+    remat_policy: what it keeps nevertheless; see `jax.checkpoint_policies`.
 
   Returns:
     The arrays of the last one; with `has_aux`, and what else they returned, stacked.
@@ -64,7 +66,7 @@ def scan_blocks(
 
   if remat:
     # The loop's iterations are computed one by one in any case: no barrier is needed.
-    step = jax.checkpoint(step, prevent_cse=False)
+    step = jax.checkpoint(step, prevent_cse=False, policy=remat_policy)
   x, aux = jax.lax.scan(step, x, (stacked, keys, rates))
   return (x, aux) if has_aux else x
 

@@ -23,6 +23,7 @@ from crossattn_jax.attention import bi_level_routing, block_grid_attention, glob
 from crossattn_jax.layers import (
   activations,
   batch_norm,
+  block_scan,
   convolution,
   depthwise_conv,
   drop_path,
@@ -246,12 +247,14 @@ class Stage(nn.Module):
     remat: whether the backward pass recomputes each block. The routing is kept: another program
       might choose other regions.
     options: common to all parts.
+    scan_blocks: whether equal blocks are one loop.
   """
 
   attentions: tuple[Callable[..., nn.Module], ...]
   drop_path_rates: tuple[float, ...]
   remat: bool
   options: Options
+  scan_blocks: bool = False
 
   @nn.compact
   def __call__(
@@ -267,14 +270,33 @@ class Stage(nn.Module):
     Returns:
       The map, and the regions that each block chose.
     """
-    block = Block
-    if self.remat:
-      policy = jax.checkpoint_policies.save_only_these_names(bi_level_routing.CHECKPOINT_NAME)
-      block = nn.remat(Block, static_argnums=(2,), policy=policy)
+    policy = jax.checkpoint_policies.save_only_these_names(bi_level_routing.CHECKPOINT_NAME)
+    names = [f'block_{i}' for i in range(len(self.attentions))]
+    imposed = routing or (None,) * len(names)
+    equal = len(set(self.attentions)) == 1 < len(names) and not any(
+      regions is not None for regions in imposed
+    )
+    if self.scan_blocks and equal and block_scan.can_scan(self):
+      x, chosen = block_scan.scan_blocks(
+        self,
+        lambda rate: Block(self.attentions[0], rate, self.options, parent=None),
+        names,
+        self.drop_path_rates,
+        x,
+        train,
+        train=train,
+        has_aux=True,
+        remat=self.remat,
+        remat_policy=policy,
+      )
+      return x, tuple(chosen) if chosen is not None else (None,) * len(names)
+
+    block = nn.remat(Block, static_argnums=(2,), policy=policy) if self.remat else Block
     chosen = []
-    for i, (attention, rate) in enumerate(zip(self.attentions, self.drop_path_rates, strict=True)):
-      imposed = routing[i] if routing else None
-      x, regions = block(attention, rate, self.options, name=f'block_{i}')(x, train, imposed)
+    for name, attention, rate, regions in zip(
+      names, self.attentions, self.drop_path_rates, imposed, strict=True
+    ):
+      x, regions = block(attention, rate, self.options, name=name)(x, train, regions)
       chosen.append(regions)
     return x, tuple(chosen)
 
@@ -319,6 +341,8 @@ class BiFormer(nn.Module):
     drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether the blocks of a stage are one loop: programs that compile several times
+      faster and compute the same. Parameters keep their names. Not where routing is imposed.
     implementation: of `kernels.routed_attention`.
     dtype: of the computation, None for the input's and parameters' common type. Routing is
       computed in at least float32.
@@ -357,6 +381,7 @@ class BiFormer(nn.Module):
   drop_path_rate: float = 0.0
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   implementation: str = 'auto'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
@@ -407,6 +432,7 @@ class BiFormer(nn.Module):
         tuple(next(rates) for _ in range(depth)),
         self.remat,
         options,
+        self.scan_blocks,
         name=f'stage_{s}',
       )(x, train, imposed)
       for i, regions in enumerate(chosen):

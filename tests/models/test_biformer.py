@@ -213,6 +213,35 @@ def test_rematerialisation_changes_no_gradient():
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_loop_over_the_blocks_computes_the_same(remat):
+  attention = functools.partial(
+    bi_level_routing.BiLevelRoutingAttention, 2, regions_per_side=2, top_k=2, lepe_side=0
+  )
+  options = biformer.Options(position_conv=False)
+  called = biformer.Stage((attention,) * 3, (0.0,) * 3, remat=False, options=options)
+  looped = called.clone(scan_blocks=True, remat=remat)
+  x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 4, 4, 4)), jnp.float32)
+  variables = _variables(called, x)
+
+  def run(stage):
+    def loss(variables):
+      out, routing = stage.apply(variables, x)
+      return jnp.sum(jnp.sin(out)), (out, routing)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+  assert 'scan' in str(jax.make_jaxpr(looped.apply)(variables, x))
+  ((_, (out, routing)), gradient), ((_, (loop_out, loop_routing)), loop_gradient) = (
+    run(called),
+    run(looped),
+  )
+  np.testing.assert_array_equal(routing, loop_routing)
+  np.testing.assert_allclose(loop_out, out, rtol=1e-4, atol=1e-5)
+  for a, b in zip(jax.tree.leaves(loop_gradient), jax.tree.leaves(gradient), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max()))
+
+
 def test_drop_path_grows_linearly_over_all_blocks():
   model = models.create_model('biformer_tiny', drop_path_rate=0.13)
   seen = {}
