@@ -15,6 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 
+from crossattn_jax.kernels.criss_cross import xla
+
 _MASKED = -1e30
 _STAGES = 2
 _WARPS = 4
@@ -23,8 +25,10 @@ SHARED_BYTES = 99 * 2**10
 
 
 def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
-  """See `passes.attend`."""
+  """See `passes.attend`. Channels that do not fit in shared memory are left to XLA."""
   tiling = Tiling.of(query, value, axis, itself)
+  if tiling is None:
+    return xla.attend(query, key, value, previous, axis=axis, itself=itself)
   out, lse = _call(
     functools.partial(_attend_kernel, tiling=tiling),
     tiling,
@@ -52,10 +56,14 @@ def attend_vjp(
   itself,
   interpret=False,
 ):
-  """See `passes.attend_vjp`."""
+  """See `passes.attend_vjp`. Channels that do not fit in shared memory are left to XLA."""
+  tiling = Tiling.of(query, value, axis, itself)
+  if tiling is None:
+    return xla.attend_vjp(
+      query, key, value, lse, cotangent, out, delta, previous, axis=axis, itself=itself
+    )
   if delta is None:
     delta = jnp.einsum('...c,...c->...', out.astype(lse.dtype), cotangent.astype(lse.dtype))
-  tiling = Tiling.of(query, value, axis, itself)
   kernels = (
     (_query_gradient_kernel, query, 1, (2, 1)),
     (_key_gradient_kernel, key, 1, (2, 1)),
@@ -102,8 +110,8 @@ class Tiling:
   slab: int
 
   @classmethod
-  def of(cls, query: jax.Array, value: jax.Array, axis: int, itself: bool) -> 'Tiling':
-    """The largest tiles that fit in shared memory."""
+  def of(cls, query: jax.Array, value: jax.Array, axis: int, itself: bool) -> 'Tiling | None':
+    """The largest tiles that fit in shared memory, or None where none do."""
     tiling = cls(
       before=math.prod(query.shape[:axis]),
       length=query.shape[axis],
@@ -116,12 +124,7 @@ class Tiling:
     )
     while tiling.block > 16 and tiling.shared_bytes > SHARED_BYTES:
       tiling = dataclasses.replace(tiling, block=tiling.block // 2)
-    if tiling.shared_bytes > SHARED_BYTES:
-      raise ValueError(
-        f'criss_cross_attention: {query.shape[-1]} channels of query and key in {tiling.dtype} do '
-        f"not fit in the shared memory of a GPU; take implementation 'xla'"
-      )
-    return tiling
+    return tiling if tiling.shared_bytes <= SHARED_BYTES else None
 
   @property
   def width(self) -> int:

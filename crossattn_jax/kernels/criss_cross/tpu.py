@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -28,8 +29,9 @@ _MASKED = -1e30
 # Rows of a grid step are as many as fit here, so that the smallest memory (v4: 16 MiB) is enough.
 _STEP_BYTES = 10 * 2**20
 # Beyond, lines are too long for any chip, and XLA's form takes over.
-_LIMIT_BYTES = 96 * 2**20
-_LONGEST = 512
+_LIMIT_BYTES = 120 * 2**20
+# The scores of longer lines are computed for some queries at a time.
+_LONGEST_AT_ONCE = 512
 
 
 def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
@@ -186,9 +188,16 @@ class _Layout:
     return pltpu.VMEM((pl.cdiv(channels, _LANES), rows, _LANES), dtype)
 
   @property
-  def side(self) -> int:
-    """Of the square that a line's scores take."""
-    return pl.cdiv(self.length, _LANES) * _LANES
+  def queries(self) -> int:
+    """Queries of a line whose scores are computed at once."""
+    if self.length <= _LONGEST_AT_ONCE:
+      return self.length
+    return 256 if self.length % 256 == 0 else _LANES
+
+  @property
+  def score_shape(self) -> tuple[int, int]:
+    """Of the scratch for those scores: whole lanes of keys, and of queries."""
+    return tuple(pl.cdiv(size, _LANES) * _LANES for size in (self.length, self.queries))
 
   def block_bytes(self, channels: int) -> int:
     """Of a block in VMEM, where channels fill lanes."""
@@ -202,7 +211,7 @@ class _Layout:
       for group in range(groups):
         function(group)
       return
-    together = min(4, groups)
+    together = min(4, groups) if self.queries == self.length else 1
 
     def some(turn, carry):
       for i in range(together):
@@ -210,6 +219,16 @@ class _Layout:
       return carry
 
     jax.lax.fori_loop(0, groups // together, some, None)
+
+  def for_blocks(self, function: Callable[[jax.Array, Any], None]) -> None:
+    """Calls a function with the start and the slice of every block of queries of a line."""
+
+    def block(n, carry):
+      start = pl.multiple_of(n * self.queries, self.queries)
+      function(start, pl.ds(start, self.queries))
+      return carry
+
+    jax.lax.fori_loop(0, self.length // self.queries, block, None)
 
 
 def _layout(query, value, axis, interpret, *, value_maps, key_maps) -> _Layout | None:
@@ -230,8 +249,12 @@ def _layout(query, value, axis, interpret, *, value_maps, key_maps) -> _Layout |
       step += key_maps * keys + values
     if step <= _STEP_BYTES:
       break
-  scores = 8 * 4 * layout.side**2
-  fits = step + scores <= available and layout.length <= _LONGEST
+  step += 8 * 4 * math.prod(layout.score_shape)
+  if layout.queries < layout.length:
+    # Lines are copied, gradients summed.
+    step += layout.group * layout.length * (key_maps + value_maps) * _LANES * 4
+    step += layout.group * layout.length * value_maps * value.shape[-1] * 4
+  fits = step <= available and layout.length % layout.queries == 0
   return layout if fits else None
 
 
@@ -335,20 +358,20 @@ def _dot(a, b, a_axis, b_axis):
   )
 
 
-def _scores(query, key, itself):
+def _scores(query, key, start, itself):
   """`[keys, queries]`."""
   scores = _dot(key, query, 1, 1)
   if itself:
     return scores
   keys = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-  queries = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+  queries = start + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
   return jnp.where(keys == queries, _MASKED, scores)
 
 
-def _attend_line(query, key, value, before, lse_before, itself, turn):
-  """One line: maps `[length, channels]`, statistics `[1, length]`."""
-  length = query.shape[0]
-  scores = _scores(query, key, itself)
+def _attend_line(query, key, value, before, lse_before, start, itself, turn):
+  """The queries of a line from `start`: maps `[positions, channels]`, statistics `[1, queries]`."""
+  keys, queries = key.shape[0], query.shape[0]
+  scores = _scores(query, key, start, itself)
   highest = scores.max(axis=0, keepdims=True)
   if before is not None:
     highest = jnp.maximum(highest, lse_before)
@@ -358,23 +381,24 @@ def _attend_line(query, key, value, before, lse_before, itself, turn):
     share = jnp.exp(lse_before - highest)
     total += share
     # Turned along with the weights, into a column.
-    turn[-8:, :length] = jnp.broadcast_to(share / total, (8, length))
-  turn[:length, :length] = weights / total
+    turn[-8:, :queries] = jnp.broadcast_to(share / total, (8, queries))
+  turn[:keys, :queries] = weights / total
   turned = turn[...].T
-  out = _dot(turned[:length, :length].astype(value.dtype), value, 1, 0)
+  out = _dot(turned[:queries, :keys].astype(value.dtype), value, 1, 0)
   if before is not None:
     column = turn.shape[0] - 8
-    out += turned[:length, column : column + 1] * before
+    out += turned[:queries, column : column + 1] * before
   return out, highest + jnp.log(total)
 
 
-def _attend_line_vjp(query, key, value, cotangent, lse, delta, itself, turn):
-  """One line: maps `[length, channels]`, statistics `[1, length]`."""
-  dtype, length = query.dtype, query.shape[0]
-  weights = jnp.exp(_scores(query, key, itself) - lse)
+def _attend_line_vjp(query, key, value, cotangent, lse, delta, start, itself, turn):
+  """As `_attend_line`. Returns gradients of the queries, and parts of those of keys and values."""
+  dtype = query.dtype
+  keys, queries = key.shape[0], query.shape[0]
+  weights = jnp.exp(_scores(query, key, start, itself) - lse)
   score_gradient = weights * (_dot(value, cotangent, 1, 1) - delta)
-  turn[:length, :length] = score_gradient
-  turned = turn[...].T[:length, :length].astype(dtype)
+  turn[:keys, :queries] = score_gradient
+  turned = turn[...].T[:queries, :keys].astype(dtype)
   return (
     _dot(turned, key, 1, 0),
     _dot(score_gradient.astype(dtype), query, 1, 0),
@@ -393,7 +417,8 @@ def _delta_line(out, cotangent, turn):
   turn[:length, :_LANES] = total
   if whole < channels:
     turn[:length, : channels - whole] += products[:, whole:]
-  return turn[:, :_LANES].T.sum(axis=0, keepdims=True)[:, :length]
+  rows = pl.cdiv(length, _LANES) * _LANES
+  return turn[:rows, :_LANES].T.sum(axis=0, keepdims=True)[:, :length]
 
 
 def _attend_kernel(blocks, *, itself):
@@ -414,12 +439,40 @@ def _attend_kernel(blocks, *, itself):
     for i, line in enumerate(lines):
       at = (0, group * layout.group + i)
       line_out, lse[at] = _attend_line(
-        *line, lse_before[0][at] if before else None, itself, blocks.turn(at[1])
+        *line, lse_before[0][at] if before else None, 0, itself, blocks.turn(at[1])
       )
       outs.append(line_out)
     out.write(group, outs)
 
-  layout.for_groups(attend_group)
+  def attend_group_by_blocks(group):
+    for i in range(layout.group):
+      copies, (total,) = blocks.copies[i], blocks.totals[i]
+      for copy, source in zip(copies, (query, key, value), strict=False):
+        copy[...] = source.read(group, layout.dtype)[i]
+      if before:
+        total[...] = before[0].read(group, jnp.float32)[i]
+      queries, keys, values = copies[:3]
+      line = group * layout.group + i
+
+      def attend_block(
+        start, some, line=line, queries=queries, keys=keys, values=values, total=total
+      ):
+        total[some], lse[0, line, :, some] = _attend_line(
+          queries[some],
+          keys[...],
+          values[...],
+          total[some] if before else None,
+          lse_before[0][0, line, :, some] if before else None,
+          start,
+          itself,
+          blocks.turn(0),
+        )
+
+      layout.for_blocks(attend_block)
+    out.write(group, [total[...] for (total,) in blocks.totals])
+
+  by_blocks = layout.queries < layout.length
+  layout.for_groups(attend_group_by_blocks if by_blocks else attend_group)
   out.finish()
 
 
@@ -439,7 +492,7 @@ def _attend_vjp_kernel(blocks, *, itself):
       if makes_delta:
         delta[at] = _delta_line(*out, cotangent, turn)
       gradients.append(
-        _attend_line_vjp(query, key, value, cotangent, lse[at], delta[at], itself, turn)
+        _attend_line_vjp(query, key, value, cotangent, lse[at], delta[at], 0, itself, turn)
       )
     for n, sink in enumerate(blocks.sinks):
       parts = [gradient[n] for gradient in gradients]
@@ -448,7 +501,41 @@ def _attend_vjp_kernel(blocks, *, itself):
         parts = [a + b for a, b in zip(parts, earlier, strict=True)]
       sink.write(group, parts)
 
-  layout.for_groups(attend_group)
+  def attend_group_by_blocks(group):
+    for i in range(layout.group):
+      copies, totals = blocks.copies[i], blocks.totals[i]
+      for copy, source in zip(copies, maps, strict=False):
+        copy[...] = source.read(group, layout.dtype)[i]
+      for n, total in enumerate(totals):
+        total[...] = before[n].read(group, jnp.float32)[i] if before else jnp.zeros_like(total)
+      line = group * layout.group + i
+
+      def attend_block(start, some, line=line, copies=copies, totals=totals):
+        query, key, value, cotangent, *out = copies
+        cotangents = cotangent[some]
+        if makes_delta:
+          delta[0, line, :, some] = _delta_line(out[0][some], cotangents, blocks.turn(0))
+        of_query, of_key, of_value = _attend_line_vjp(
+          query[some],
+          key[...],
+          value[...],
+          cotangents,
+          lse[0, line, :, some],
+          delta[0, line, :, some],
+          start,
+          itself,
+          blocks.turn(0),
+        )
+        totals[0][some] += of_query
+        totals[1][...] += of_key
+        totals[2][...] += of_value
+
+      layout.for_blocks(attend_block)
+    for n, sink in enumerate(blocks.sinks):
+      sink.write(group, [totals[n][...] for totals in blocks.totals])
+
+  by_blocks = layout.queries < layout.length
+  layout.for_groups(attend_group_by_blocks if by_blocks else attend_group)
   for sink in blocks.sinks:
     sink.finish()
 
@@ -462,6 +549,8 @@ class _Blocks:
     statistics: those that are read, then those that are written.
     written: how many statistics are written.
     sinks: output maps.
+    copies: of the input maps, for one line each of a group, where lines are taken by blocks.
+    totals: likewise of the output maps, in float32.
   """
 
   def __init__(self, layout, sources, statistics, sinks, written, refs):
@@ -477,6 +566,10 @@ class _Blocks:
       for blocks, channels in zip(maps, sources, strict=True)
     ]
     self.sinks = [_Sink(layout, ref, next(refs) if layout.columns else None) for ref in outs]
+    self.copies, self.totals = [], []
+    for _ in range(layout.group if layout.queries < layout.length else 0):
+      self.copies.append([next(refs) for _ in sources])
+      self.totals.append([next(refs) for _ in sinks])
 
   def turn(self, line):
     """Scratch in which a line's scores are transposed."""
@@ -520,8 +613,15 @@ def _call(
   """
   sources = [x.shape[-1] for x in maps]
   sinks = [x.shape[-1] for x in like]
-  planes, lines = layout.sizes
+  planes, count = layout.sizes
   axes = [jax.typeof(x).manual_axis_type.varying for x in (*maps, *statistics)]
+
+  by_blocks = layout.queries < layout.length
+  turns = 1 if by_blocks else 4
+  lines = [
+    *(pltpu.VMEM((layout.length, channels), layout.dtype) for channels in sources),
+    *(pltpu.VMEM((layout.length, channels), jnp.float32) for channels in sinks),
+  ] * (layout.group if by_blocks else 0)
 
   def wrapped(*refs):
     kernel(_Blocks(layout, sources, len(statistics), sinks, written, refs))
@@ -547,12 +647,14 @@ def _call(
     ],
     out_shape=[
       *(struct(layout.map_shape(x.shape[-1]), x.dtype) for x in like),
-      *(struct((planes, lines, 1, layout.length), jnp.float32) for _ in range(written)),
+      *(struct((planes, count, 1, layout.length), jnp.float32) for _ in range(written)),
     ],
     scratch_shapes=[
-      pltpu.VMEM((4, layout.side + 8, layout.side), jnp.float32),
+      # Eight rows more than keys, for what is turned along.
+      pltpu.VMEM((turns, layout.score_shape[0] + 8, layout.score_shape[1]), jnp.float32),
       *(layout.words(channels) for channels in sources if layout.copied(channels)),
       *(layout.words(channels) for channels in sinks if layout.columns),
+      *lines,
     ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel'), vmem_limit_bytes=_LIMIT_BYTES
