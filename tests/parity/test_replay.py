@@ -46,6 +46,8 @@ SLOW = {
     'bra_nchw_basic',
     'bra_nhwc_autopad',
     'bra_nhwc_autopad_empty_windows',
+    'bra_nhwc_basic',
+    'bra_nhwc_kv_ada_avgpool',
     'bra_nhwc_kv_ada_maxpool',
     'bra_nhwc_kv_avgpool',
     'bra_nhwc_kv_maxpool',

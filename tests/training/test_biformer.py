@@ -99,6 +99,7 @@ def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(
       )
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_and_keeps_float32_parameters_and_statistics(config):
   config.model.dtype = 'bfloat16'
   config.task.label_smoothing = 0.0
