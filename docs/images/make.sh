@@ -5,9 +5,14 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD
 
-workdir=$(mktemp -d)
-python main.py --config=configs/crossvit_digits.py --workdir="$workdir"
-cp "$workdir/predictions.png" docs/images/digits.png
+samples_of() {
+  local workdir
+  workdir=$(mktemp -d)
+  python main.py --config="configs/$1.py" --workdir="$workdir"
+  cp "$workdir/predictions.png" "docs/images/$2.png"
+}
+samples_of crossvit_digits digits
+samples_of biformer_digits biformer_digits
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \
   --png docs/images/layer_errors.png
