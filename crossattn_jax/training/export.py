@@ -140,7 +140,10 @@ def _lower(
     name: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype)
     for name, spec in serving.inputs.items()
   }
-  lower = jax_export.export(jax.jit(run), platforms=[platform], disabled_checks=[_TRITON])
+  # Unused weights are kept, so that the arguments of the StableHLO program are those of the call.
+  lower = jax_export.export(
+    jax.jit(run, keep_unused=True), platforms=[platform], disabled_checks=[_TRITON]
+  )
   try:
     return lower(weights, inputs)
   except (

@@ -142,6 +142,7 @@ def test_there_is_a_program_for_each_platform_with_an_open_batch_size(exported):
     program = jax_export.deserialize((folder / name).read_bytes())
     assert program.platforms == (platform,)
     assert str(program.out_avals[0].shape) == '(batch, 7)'
+    assert len(program.module_kept_var_idx) == len(program.in_avals)
   assert spec['inputs'] == {'image': {'shape': ['batch', 48, 40, 3], 'dtype': 'float32'}}
   assert spec['outputs'] == {'logits': {'shape': ['batch', 7], 'dtype': 'float32'}}
   assert spec['classes'] == list('0123456')
