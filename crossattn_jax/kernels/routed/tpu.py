@@ -30,10 +30,12 @@ LANES = 128
 ROWS = 16
 # Queries whose scores are in one matrix.
 UNIT_ROWS = 256
-# Queries of a grid step, if its regions are small.
+# Queries and units of a grid step, if its regions are small.
 STEP_QUERIES = 512
-# Keys of an image up to which all are scored, and of a query up to which a unit's scores fit.
-DENSE_KEYS = 1024
+STEP_UNITS = 16
+# Queries and keys of an image up to which all keys are scored.
+DENSE_TOKENS = 1024
+# Of a query; the scores of a unit must fit. Also the most queries of a region.
 MOST_KEYS = 4096
 # Keys and values of an image that stay in VMEM.
 RESIDENT_BYTES = 2 * 2**20
@@ -113,6 +115,7 @@ class _Plan:
     key_regions: of the image.
     tokens: of a query region, padding included.
     key_tokens: of a key region, padding included.
+    padding: of the tokens of a key region.
     block: query regions of a grid step.
     masked: whether there is a key mask.
     channels_first: whether regions are `[channels, tokens]` in memory, as XLA likes them where it
@@ -126,6 +129,7 @@ class _Plan:
   key_regions: int
   tokens: int
   key_tokens: int
+  padding: int
   block: int
   masked: bool
   channels_first: bool
@@ -194,11 +198,12 @@ def _columns(seen: jax.Array, unit: _Unit) -> jax.Array:
 
 
 def _sum_keys(
-  unit: _Unit, keys: jax.Array, weights: jax.Array, width: int, *more: jax.Array
+  plan: _Plan, unit: _Unit, keys: jax.Array, weights: jax.Array, width: int, *more: jax.Array
 ) -> jax.Array:
   """The transposed sums of keys (or values) by their weights.
 
   Args:
+    plan: of the call.
     unit: of the queries.
     keys: transposed, `[channels, keys]`.
     weights: `[keys, rows]`.
@@ -206,9 +211,9 @@ def _sum_keys(
     *more: rows below those of `keys`.
 
   Returns:
-    `[channels of the head, or of the group of several heads, rows]`.
+    `[channels of the head if there is one a unit, else of the group, rows]`.
   """
-  own = unit.heads if len(unit.heads) == 1 else unit.group
+  own = unit.heads if plan.one_head_a_unit else unit.group
   keys = keys[own.start * width : own.stop * width]
   return _product(jnp.concatenate([keys, *more]), weights, (1, 0))
 
@@ -219,7 +224,7 @@ def _collect(plan: _Plan, sums: list[jax.Array], width: int) -> jax.Array:
   groups = []
   for group in dict.fromkeys(unit.group for unit in units):
     of_group = [each for each in zip(units, sums, strict=True) if each[0].group == group]
-    if len(of_group[0][0].heads) == 1:
+    if plan.one_head_a_unit:
       of_heads = [
         jnp.concatenate([x for unit, x in of_group if unit.heads.start == h], axis=1) for h in group
       ]
@@ -288,10 +293,19 @@ class _Regions:
     if self.plan.masked:
       parts = self.parts(self.masks, region)
       seen = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    elif self.plan.padding:
+      seen = _not_padding(self.plan, self.plan.top_k)
     if self.plan.form == 'dense':
       named = _named(self.plan, self.routing_ref[0])
       seen = named if seen is None else named * seen
     return seen
+
+
+def _not_padding(plan: _Plan, regions: int) -> jax.Array:
+  """Ones for the keys of some regions, zeros for their padding: `[keys, 1]`."""
+  token = lax.broadcasted_iota(jnp.int32, (plan.key_tokens, 1), 0)
+  of_region = (token < plan.key_tokens - plan.padding).astype(jnp.float32)
+  return jnp.concatenate([of_region] * regions) if regions > 1 else of_region
 
 
 def _named(plan: _Plan, routing: jax.Array) -> jax.Array:
@@ -345,7 +359,7 @@ def _forward_kernel(plan: _Plan, *refs: Any) -> None:
       weights *= _columns(seen, unit)
     # Ones below the values sum the weights.
     ones = jnp.ones((ROWS, len(weights)), values.dtype)
-    rows = _sum_keys(unit, values, weights.astype(values.dtype), width, ones)
+    rows = _sum_keys(plan, unit, values, weights.astype(values.dtype), width, ones)
     total = rows[-ROWS : 1 - ROWS]
     total = jnp.where(total == 0, 1.0, total)
     sums.setdefault(region, []).append(rows[:-ROWS] / total)
@@ -432,7 +446,8 @@ def _backward_kernel(plan: _Plan, *refs: Any) -> None:
     weights, d_scores = _differences(
       plan, unit, begun, log_sum, mean, of['seen'], of['query'].dtype
     )
-    sums.setdefault(region, []).append(_sum_keys(unit, of['keys_t'], d_scores, heads.qk_width))
+    d_query = _sum_keys(plan, unit, of['keys_t'], d_scores, heads.qk_width)
+    sums.setdefault(region, []).append(d_query)
     if plan.form == 'streamed':
       mean_ref[0, 0, region : region + 1, lanes] = mean
     else:
@@ -469,7 +484,8 @@ def _edges_kernel(plan: _Plan, *refs: Any) -> None:
   An edge is a query region and a key region that it names.
   """
   key_of, _, query_ref, d_out_ref, log_sum_ref, mean_ref, key_ref, value_ref, *refs = refs
-  seen = refs.pop(0)[0, 0] if plan.masked else None
+  seen = _not_padding(plan, 1) if plan.padding else None
+  seen = refs.pop(0)[0, 0] if plan.masked else seen
   _, _, d_key_ref, d_value_ref, *totals = refs
   heads = plan.heads
   place, count = pl.program_id(1), pl.num_programs(1)
@@ -549,28 +565,22 @@ def _prepare(
   top_k = routing.shape[-1]
   heads = _Heads(num_heads, channels // num_heads, value.shape[-1] // num_heads)
   form = choose_form(query.shape, key.shape, value.shape, top_k, query.dtype.itemsize)
-  channels_first = False
+  channels_first, padding = False, 0
   if form == 'dense':
-    tokens, key_tokens, block = regions * query.shape[2], key_regions * key_tokens, 1
+    tokens, key_tokens = regions * query.shape[2], key_regions * key_tokens
     seen = key_mask
     if seen is not None:
       seen = seen.astype(jnp.float32).reshape(batch, key_tokens, 1)
     routing = jnp.swapaxes(routing, 1, 2)
   else:
-    query, short = _pad_tokens(query), -key_tokens % ROWS
-    if short and key_mask is None:
-      key_mask = jnp.ones(key.shape[:3], bool)
-    key, value = _pad_tokens(key), _pad_tokens(value)
+    query, key, value = map(_pad_tokens, (query, key, value))
     seen = None if key_mask is None else _pad_tokens(key_mask[..., None].astype(jnp.float32))
-    tokens, key_tokens, block = query.shape[2], key.shape[2], 1
+    padding = key.shape[2] - key_tokens
+    tokens, key_tokens = query.shape[2], key.shape[2]
     if form == 'streamed':
       channels_first = (channels % LANES > 0 and value.shape[-1] % LANES > 0) and not (
         tokens % LANES or key_tokens % LANES
       )
-    if form == 'resident':
-      fits = max(1, STEP_QUERIES // query.shape[2])
-      block = max(n for n in range(1, fits + 1) if regions % n == 0)
-      routing = routing.reshape(batch, 1, regions * top_k)
   plan = _Plan(
     form=form,
     heads=heads,
@@ -579,10 +589,15 @@ def _prepare(
     key_regions=key_regions,
     tokens=tokens,
     key_tokens=key_tokens,
-    block=block,
+    padding=padding,
+    block=1,
     masked=seen is not None,
     channels_first=channels_first,
   )
+  if form == 'resident':
+    fits = max(1, min(STEP_QUERIES // tokens, STEP_UNITS // len(plan.units)))
+    plan = dataclasses.replace(plan, block=max(n for n in range(1, fits + 1) if regions % n == 0))
+    routing = routing.reshape(batch, 1, regions * top_k)
   if channels_first:
     query, key, value = (jnp.swapaxes(x, 2, 3) for x in (query, key, value))
   return _Call(plan, query, key, value, routing, seen)
@@ -612,9 +627,9 @@ def choose_form(
   padded = key_tokens + -key_tokens % ROWS
   dense = regions * tokens * key_regions * key_tokens
   gathered = regions * (tokens + -tokens % ROWS) * top_k * padded
-  if key_regions * key_tokens <= DENSE_KEYS and dense <= 2 * gathered:
+  if max(key_regions * key_tokens, regions * tokens) <= DENSE_TOKENS and dense <= 2 * gathered:
     return 'dense'
-  if top_k * padded > MOST_KEYS:
+  if max(top_k * padded, tokens) > MOST_KEYS:
     return 'xla'
   lanes = sum(channels + -channels % LANES for channels in (key[-1], value[-1]))
   resident = key_regions * padded * lanes * itemsize
