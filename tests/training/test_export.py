@@ -193,6 +193,23 @@ def needs_batch_size():
   return name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', models.list_models())
+def test_every_variant_can_be_exported_for_any_batch_size(name):
+  model = models.create_model(name)
+  (batch,) = jax_export.symbolic_shape('batch')
+  shape = (*model.image_size, 3)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  )
+  forward = jax.jit(lambda variables, image: model.apply(variables, image)[0])
+  for platform in export.PLATFORMS:
+    program = jax_export.export(forward, platforms=[platform])(
+      variables, jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    )
+    assert str(program.out_avals[0].shape) == f'(batch, {model.num_classes})'
+
+
 def routed(rng, batch):
   query, key = (jnp.asarray(rng.standard_normal((batch, 9, 4, 16), np.float32)) for _ in range(2))
   routing = jnp.asarray(rng.integers(0, 9, (batch, 9, 2), np.int32))
