@@ -10,7 +10,7 @@ import pytest
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import criss_cross
-from crossattn_jax.kernels.criss_cross import api, gpu
+from crossattn_jax.kernels.criss_cross import api, gpu, tpu
 from crossattn_jax.parity import cases, ccnet, replay
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference/ccnet'
@@ -132,6 +132,22 @@ def test_many_lines_are_taken_in_chunks():
     assert relative_error(array, exact) < 1e-5
   text = jax.jit(attend).lower(*inputs[:3]).as_text()
   assert 'x800x800xf32' not in text.replace('1x800x800xf32', '')
+
+
+@pytest.mark.parametrize(
+  ('shape', 'dtype'),
+  [
+    ((1, 2, 256, 4, 8), 'float32'),
+    pytest.param((1, 384, 3, 4, 8), 'bfloat16', marks=pytest.mark.slow),
+  ],
+)
+def test_long_lines_are_taken_by_blocks_of_queries(shape, dtype, monkeypatch):
+  monkeypatch.setattr(tpu, '_LONGEST_AT_ONCE', 64)
+  monkeypatch.setattr(tpu, '_QUERIES', 128)
+  attend = functools.partial(api.attention, implementation='tpu', interpret=True)
+  actual = jax.jit(functools.partial(value_and_vjp, attend))(*arguments(shape, dtype))
+  for array, exact in zip(actual, expected(shape, dtype), strict=True):
+    assert relative_error(array, exact) < BOUNDS[dtype]
 
 
 def test_gradients_pass_rematerialisation():

@@ -32,6 +32,7 @@ _STEP_BYTES = 10 * 2**20
 _LIMIT_BYTES = 120 * 2**20
 # The scores of longer lines are computed for some queries at a time.
 _LONGEST_AT_ONCE = 512
+_QUERIES = 256
 
 
 def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
@@ -192,7 +193,7 @@ class _Layout:
     """Queries of a line whose scores are computed at once."""
     if self.length <= _LONGEST_AT_ONCE:
       return self.length
-    return 256 if self.length % 256 == 0 else _LANES
+    return _QUERIES if self.length % _QUERIES == 0 else _LANES
 
   @property
   def score_shape(self) -> tuple[int, int]:
