@@ -31,13 +31,13 @@ SHAPES = [
 QUICK = {
   ('reference', 'float32'): SHAPES[:1],
   ('reference', 'bfloat16'): SHAPES[-1:],
-  ('xla', 'float64'): SHAPES,
+  ('xla', 'float64'): [SHAPES[0], SHAPES[3], SHAPES[5]],
   ('xla', 'float32'): SHAPES[:1],
   ('xla', 'bfloat16'): SHAPES[-1:],
   ('tpu', 'float32'): SHAPES[:1],
-  ('tpu', 'bfloat16'): [SHAPES[1], SHAPES[4]],
+  ('tpu', 'bfloat16'): SHAPES[4:5],
   ('gpu', 'float32'): SHAPES[:1],
-  ('gpu', 'bfloat16'): SHAPES[1:2],
+  ('gpu', 'bfloat16'): [],
 }
 # Relative errors against float64.
 BOUNDS = {'float64': 1e-12, 'float32': 2e-6, 'bfloat16': 1.5e-2}
@@ -105,7 +105,7 @@ def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
     assert relative_error(array, exact) < BOUNDS[dtype], name
 
 
-@pytest.mark.parametrize('implementation', ['tpu', 'gpu'])
+@pytest.mark.parametrize('implementation', ['tpu', pytest.param('gpu', marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
   'name',
   [
@@ -158,6 +158,7 @@ def test_gradients_pass_rematerialisation():
     assert relative_error(array, exact) < BOUNDS['float32']
 
 
+@pytest.mark.slow
 def test_a_kernel_runs_inside_shard_map():
   inputs = arguments((4, 3, 5, 2, 4), 'float32')
   attend = functools.partial(api.attention, implementation='tpu', interpret=True)
@@ -177,7 +178,7 @@ def test_a_kernel_runs_inside_shard_map():
     assert relative_error(array, exact) < BOUNDS['float32']
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16'])
 def test_gpu_kernels_lower_to_triton_without_a_gpu(dtype):
   shape = (2, 97, 97, 64, 512)
   structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments(shape, dtype)]

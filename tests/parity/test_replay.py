@@ -14,8 +14,10 @@ SLOW = {
     'cca3d_r2_t1_6x9',
     'cca_core_24x33',
     'cca_core_97x97',
+    'cca_core_large_logits_10x14',
     'cca_r2_7x16',
     'cca_r2_single_column_6x1',
+    'cca_r2_single_row_1x11',
     'cca_r3_5x12',
   },
   'crossvit': {
