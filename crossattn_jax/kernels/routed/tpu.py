@@ -39,6 +39,9 @@ DENSE_TOKENS = 1024
 MOST_KEYS = 4096
 # Keys and values of an image that stay in VMEM.
 RESIDENT_BYTES = 2 * 2**20
+# What a kernel may take of the vector memory. Without a word it gets 16 MiB, which is all that a
+# core of a v4 has; wide regions of many keys take a little more on the others.
+LIMIT_BYTES = 64 * 2**20
 HIDDEN = -1e30
 LOG2_E = math.log2(math.e)
 
@@ -820,7 +823,8 @@ def _run(
     ),
     compiler_params=pltpu.CompilerParams(
       # Two cores share the query regions, unless these add to the same sums.
-      dimension_semantics=('parallel', 'arbitrary' if scratch else 'parallel')
+      dimension_semantics=('parallel', 'arbitrary' if scratch else 'parallel'),
+      vmem_limit_bytes=LIMIT_BYTES,
     ),
     cost_estimate=_cost(
       call, batch * queries * keys_of_query, products, [*operands, *keys], outputs
@@ -898,7 +902,9 @@ def _run_edges(
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
     ),
     input_output_aliases={first_zeros: 0, first_zeros + 1: 1},
-    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'arbitrary'), vmem_limit_bytes=LIMIT_BYTES
+    ),
     cost_estimate=_cost(
       call, batch * edges * plan.tokens * plan.key_tokens, 4, [*by_query, *by_key], outputs
     ),
