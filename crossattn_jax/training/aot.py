@@ -253,7 +253,8 @@ def compile_report(config: ml_collections.ConfigDict, topology: str) -> CompileR
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       first, *_ = str(error).splitlines()
-      if not first.startswith('RESOURCE_EXHAUSTED'):
+      # A kernel that wants too much vector memory is exhausted too, and is not the user's to mend.
+      if not (first.startswith('RESOURCE_EXHAUSTED') and 'HBM' in first):
         raise
       raise CompileError(
         f'the step does not fit into the HBM of a {chip.name}; lower config.batch_size, raise '
@@ -374,7 +375,18 @@ def _jaxpr_flops(jaxpr: jax.extend.core.Jaxpr) -> float:
     elif name == 'cond':
       total += max(map(_jaxpr_flops, _inner_jaxprs(equation)))
     else:
-      times = equation.params['length'] if name == 'scan' else 1
+      times = 1
+      if name == 'scan':
+        times = equation.params['length']
+      elif name == 'shard_map':
+        # Its body is what one device computes; devices with equal results count once.
+        axes = {
+          axis
+          for spec in equation.params['out_specs']
+          for entry in spec
+          for axis in ((entry,) if isinstance(entry, str) else entry or ())
+        }
+        times = math.prod(equation.params['mesh'].shape[axis] for axis in axes)
       total += times * sum(map(_jaxpr_flops, _inner_jaxprs(equation)))
   return total
 

@@ -193,6 +193,24 @@ def test_model_flops_are_those_of_products_convolutions_and_repeated_scans():
   assert aot.forward_flops(experiment) == convolution + products + scores
 
 
+def test_model_flops_of_a_part_per_device_are_those_of_all_parts():
+  product = lambda x: jnp.einsum('bnc,bmc->bnm', x, x)
+
+  def loss(variables, batch, rng, train):
+    del variables, rng, train
+    names = ('batch', None, None)
+    return parallel.map_shards(product, batch, names=[names], out_names=names).sum(), None
+
+  experiment = types.SimpleNamespace(
+    task=types.SimpleNamespace(loss=loss),
+    # Devices along the second axis compute the same.
+    mesh=parallel.create_mesh(data=4, tensor=2),
+    abstract_state=types.SimpleNamespace(variables={}),
+    abstract_batch=jax.ShapeDtypeStruct((8, 3, 5), jnp.float32),
+  )
+  assert aot.forward_flops(experiment) == 8 * 2 * 3 * 3 * 5
+
+
 @pytest.mark.parametrize(
   'topology', ['v5e', 'v5e:16', 'v5e:2x2x2', 'v5p:4x4', 'v3:4x4', 'bogus', '', 'v5e:4x']
 )
