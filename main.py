@@ -42,7 +42,7 @@ from ml_collections import config_flags
 import rich
 
 from crossattn_jax import parallel
-from crossattn_jax.training import aot, errors, export, loop, metric_writers
+from crossattn_jax.training import aot, errors, export, host_memory, loop, metric_writers
 from crossattn_jax.training import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   """Runs one mode; errors are raised."""
+  host_memory.keep_freed_memory()
   if _MULTIHOST.value or _COORDINATOR.value:
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   workdir = None if _WORKDIR.value is None else epath.Path(_WORKDIR.value)

@@ -30,7 +30,7 @@ def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
   import crossattn_jax
   from crossattn_jax.training import host_memory
 
-  host_memory.keep_freed_memory()  # as the training loop does
+  host_memory.keep_freed_memory()  # as main.py does
   model = crossattn_jax.create_model(model_name)
   image = jax.random.normal(jax.random.key(0), (batch, *model.image_size, 3))
   labels = jax.random.randint(jax.random.key(1), (batch,), 0, model.num_classes)

@@ -1,11 +1,12 @@
 """Memory of programs that run on the CPU."""
 
 import ctypes
+import importlib.metadata
 
 import jax
 
 # glibc, malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
@@ -14,13 +15,33 @@ def keep_freed_memory() -> bool:
   XLA:CPU allocates all temporaries of a program at each call. glibc returns blocks of that size to
   the system, and the next call faults every page in again: a fifth of the time of a training step.
 
+  Call it before anything asks JAX for its devices: threads that JAX has started already allocate
+  blocks above 64 MiB as before.
+
   Returns:
-    Whether that was done: not on other platforms, and not without glibc.
+    Whether that was done: not where JAX may use an accelerator, and not without glibc.
   """
-  if jax.default_backend() != 'cpu':
+  if not _runs_on_cpu():
     return False
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return False
-  return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+  # One arena, for those of threads cannot hold large blocks.
+  options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
+  return all([mallopt(option, value) for option, value in options.items()])
+
+
+def _runs_on_cpu() -> bool:
+  """Whether JAX has only the CPU, told without starting it."""
+  if jax.config.jax_platforms:
+    return jax.config.jax_platforms == 'cpu'
+  return not importlib.metadata.entry_points(group='jax_plugins') and not _is_installed('libtpu')
+
+
+def _is_installed(distribution: str) -> bool:
+  try:
+    importlib.metadata.version(distribution)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True

@@ -16,14 +16,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import parallel, tasks
-from crossattn_jax.training import (
-  checkpoints,
-  errors,
-  host_memory,
-  inputs,
-  metric_writers,
-  weights,
-)
+from crossattn_jax.training import checkpoints, errors, inputs, metric_writers, weights
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import state as state_lib
@@ -59,7 +52,6 @@ def train(
     Interrupted: on SIGTERM, after the state is saved.
   """
   started = time.monotonic()
-  host_memory.keep_freed_memory()
   experiment = experiment_lib.setup(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
