@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
     return False
   # One arena, for those of threads cannot hold large blocks.
   options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
-  return all([mallopt(option, value) for option, value in options.items()])
+  return all(mallopt(option, value) for option, value in options.items())
 
 
 def _runs_on_cpu() -> bool:
