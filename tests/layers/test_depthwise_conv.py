@@ -49,6 +49,21 @@ def test_both_forms_have_the_same_value_and_gradients(shape):
       np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize('stride', [2, 4])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_strides_take_every_nth_position(shape, stride):
+  with jax.enable_x64(True):
+    x, kernel, cotangent = _arrays(shape)
+    expected = _expected(np.asarray(x), np.asarray(kernel))[:, ::stride, ::stride]
+    cotangent = cotangent[:, ::stride, ::stride]
+    for form in (depthwise_conv._shifted, depthwise_conv._grouped):
+      np.testing.assert_allclose(form(x, kernel, stride), expected, atol=1e-12)
+    shifted = depthwise_conv._shifted_gradients(x, kernel, cotangent, stride)
+    grouped = depthwise_conv._grouped_gradients(x, kernel, cotangent, stride)
+    for a, b in zip(shifted, grouped, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-11)
+
+
 def test_its_gradient_is_that_of_the_form_of_the_platform():
   x, kernel, cotangent = _arrays((1, 4, 3, 2, 3), np.float32)
   backward = lambda x, kernel, g: jax.vjp(depthwise_conv.depthwise_convolution, x, kernel)[1](g)
