@@ -129,15 +129,19 @@ depthwise_convolution.defvjp(_forward, _backward)
 
 
 class DepthwiseConv(nn.Module):
-  """`depthwise_convolution` with its parameters, initialised as torch does.
+  """`depthwise_convolution` with its parameters.
 
   Attributes:
     side: of the square kernel, odd.
+    kernel_init: of the kernel; torch's default where None.
+    bias_init: likewise.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
   side: int
+  kernel_init: nn.initializers.Initializer | None = None
+  bias_init: nn.initializers.Initializer | None = None
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -147,7 +151,8 @@ class DepthwiseConv(nn.Module):
     if self.side % 2 == 0:
       raise ValueError(f'a depthwise convolution needs an odd side, not {self.side}')
     init, channels = initializers.torch_convolution(self.side**2), x.shape[-1]
-    kernel = self.param('kernel', init, (self.side, self.side, 1, channels), self.param_dtype)
-    bias = self.param('bias', init, (channels,), self.param_dtype)
+    shape = (self.side, self.side, 1, channels)
+    kernel = self.param('kernel', self.kernel_init or init, shape, self.param_dtype)
+    bias = self.param('bias', self.bias_init or init, (channels,), self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     return depthwise_convolution(x, kernel) + bias
