@@ -52,6 +52,24 @@ class Serving:
   script: pathlib.Path
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+  """A trained model that the loss uses and nothing changes, such as a teacher.
+
+  Attributes:
+    name: of the model in the registry.
+    init: rng -> its variables.
+    weights: a file that `python -m crossattn_jax.parity convert` wrote, or the workdir of a run;
+      None where nobody said.
+    config_key: that says so, for messages.
+  """
+
+  name: str
+  init: Callable[[jax.Array], Variables]
+  weights: str | None
+  config_key: str
+
+
 class Task(abc.ABC):
   """A model, its data, its loss, its metrics and its pictures.
 
@@ -81,6 +99,14 @@ class Task(abc.ABC):
   def init(self, rng: jax.Array) -> Variables:
     """Initial variables of the model: 'params' and further collections."""
 
+  def frozen_models(self) -> dict[str, FrozenModel]:
+    """Models that the loss uses besides the one that is learnt, by name; none by default.
+
+    The state of the run holds their variables, split over the devices like parameters. The loop
+    reads them from their own files, and checkpoints do not repeat them.
+    """
+    return {}
+
   @abc.abstractmethod
   def loss(
     self, variables: Variables, batch: Batch, rng: jax.Array, train: bool
@@ -88,13 +114,14 @@ class Task(abc.ABC):
     """The loss of a batch.
 
     Args:
-      variables: of the model.
+      variables: of the model, and under their names those of the `frozen_models`.
       batch: as `batch_spec`.
       rng: key of this step.
       train: whether dropout, mixing and batch statistics are on.
 
     Returns:
-      The scalar loss, and a pair of scalar metrics and the updated collections other than 'params'.
+      The scalar loss, and a pair of scalar metrics and the updated collections of the model other
+      than 'params'.
     """
 
   # Its data.

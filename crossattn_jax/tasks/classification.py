@@ -8,10 +8,12 @@ from typing import Any
 
 from absl import logging
 from etils import epath
+from flax import linen as nn
 import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
+from ml_collections import config_dict
 import numpy as np
 
 from crossattn_jax import models
@@ -19,6 +21,11 @@ from crossattn_jax.data import classification as data
 from crossattn_jax.data import mixing, sources
 from crossattn_jax.metrics import classification as metrics
 from crossattn_jax.tasks import base, losses, pictures
+
+DISTILLATIONS = ('none', 'hard', 'soft')
+
+# Where a model keeps the logits of a head of its own for the teacher.
+_DISTILLATION_HEAD = 'logits/distillation'
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -34,6 +41,19 @@ def default_config() -> ml_collections.ConfigDict:
       'mix_probability': 1.0,
       # Of CutMix where both are on.
       'switch_probability': 0.5,
+      # The loss is then (1 - weight) times that against the labels plus `weight` times that against
+      # a trained teacher, which sees the same augmented and mixed images: 'hard' against its
+      # decision, 'soft' against its distribution at `temperature`. It is learnt by the model's
+      # distillation head where there is one.
+      'distillation': {
+        'kind': 'none',
+        'weight': 0.5,
+        'temperature': 1.0,
+        # As `config.model`: any registered model and its fields.
+        'teacher': {'name': config_dict.placeholder(str)},
+        # The teacher's: a file that `python -m crossattn_jax.parity convert` wrote, or a workdir.
+        'teacher_weights': config_dict.placeholder(str),
+      },
     }
   )
   config.dataset = data.default_config()
@@ -51,10 +71,53 @@ class Classification(base.Task):
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     self._image_shape = (*config.dataset.image_size, len(config.dataset.mean))
+    self._teacher = self._create_teacher()
 
   def create_model(self):
     """Builds the model that `config.model` names."""
     return models.create_model(**self.config.model)
+
+  def _create_teacher(self) -> nn.Module | None:
+    """Builds the model to learn from; None without distillation."""
+    config = self.config.task.distillation
+    key = 'config.task.distillation'
+    if config.kind not in DISTILLATIONS:
+      raise ValueError(f'{key}.kind={config.kind!r} is not one of {", ".join(DISTILLATIONS)}')
+    if config.kind == 'none':
+      return None
+    if config.teacher.name is None:
+      raise ValueError(
+        f'{key}.kind={config.kind!r} needs a teacher: set {key}.teacher=models.model_config(NAME) '
+        f"and {key}.teacher_weights, or {key}.kind='none'"
+      )
+    if not 0 <= config.weight <= 1 or config.temperature <= 0:
+      raise ValueError(
+        f'{key}: weight={config.weight} must be in [0, 1], temperature={config.temperature} '
+        'positive'
+      )
+    teacher = models.create_model(**config.teacher)
+    if teacher.num_classes != self.model.num_classes:
+      raise ValueError(
+        f'the teacher {config.teacher.name!r} has {teacher.num_classes} classes, the student '
+        f'{self.config.model.name!r} has {self.model.num_classes}; set {key}.teacher.num_classes '
+        'or config.model.num_classes'
+      )
+    return teacher
+
+  def frozen_models(self) -> dict[str, base.FrozenModel]:
+    """The teacher, where there is one."""
+    if self._teacher is None:
+      return {}
+    config = self.config.task.distillation
+    image = jnp.zeros((1, *self._image_shape))
+    return {
+      'teacher': base.FrozenModel(
+        name=config.teacher.name,
+        init=lambda rng: self._teacher.init({'params': rng}, image),
+        weights=config.teacher_weights,
+        config_key='config.task.distillation.teacher_weights',
+      )
+    }
 
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
@@ -88,7 +151,9 @@ class Classification(base.Task):
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
-    """Mean cross entropy of a batch against (mixed, smoothed) labels."""
+    """Mean cross entropy of a batch against (mixed, smoothed) labels, and against a teacher."""
+    variables = dict(variables)
+    teacher_variables = variables.pop('teacher', None)
     config = self.config.task
     images, labels = batch['image'], batch['label']
     num_classes = self.model.num_classes
@@ -107,7 +172,7 @@ class Classification(base.Task):
         switch_probability=config.switch_probability,
       )
     state = [name for name in variables if name != 'params']
-    (logits, _), updated = self.model.apply(
+    (logits, features), updated = self.model.apply(
       variables,
       images,
       train=train,
@@ -121,7 +186,38 @@ class Classification(base.Task):
       smoothing = config.label_smoothing if train else 0.0
       per_example = losses.label_smoothing_cross_entropy(logits, labels, smoothing)
     accuracy = jnp.mean(metrics.in_top_k(logits, labels, 1), dtype=jnp.float32)
-    return jnp.mean(per_example), ({'accuracy': accuracy}, updated)
+    reported = {'accuracy': accuracy}
+    if train:
+      per_example, distilled = self._distill(
+        per_example, logits, features, images, teacher_variables
+      )
+      reported |= distilled
+    return jnp.mean(per_example), (reported, updated)
+
+  def _distill(
+    self,
+    per_example: jax.Array,
+    logits: jax.Array,
+    features: dict[str, jax.Array],
+    images: jax.Array,
+    teacher_variables: base.Variables | None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Blends the loss of each example with that against the teacher; its mean is a metric."""
+    config = self.config.task.distillation
+    if self._teacher is None:
+      if _DISTILLATION_HEAD in features:
+        raise ValueError(
+          f'{self.config.model.name!r} has a distillation head, which nothing would train and the '
+          'evaluation averages in: set config.model.distillation=False, or a teacher by '
+          "config.task.distillation.kind='hard'"
+        )
+      return per_example, {}
+    teacher_logits, _ = self._teacher.apply(teacher_variables, images)
+    distilled = losses.distillation_loss(
+      features.get(_DISTILLATION_HEAD, logits), teacher_logits, config.kind, config.temperature
+    )
+    blended = (1 - config.weight) * per_example + config.weight * distilled
+    return blended, {'distillation_loss': jnp.mean(distilled)}
 
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless augmented batches."""

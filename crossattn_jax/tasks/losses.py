@@ -1,5 +1,7 @@
 """Classification losses, one value per example; reductions and masks are the task's."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -76,3 +78,16 @@ def hard_distillation_loss(logits: jax.Array, teacher_logits: jax.Array) -> jax.
     `[batch]`, in at least float32.
   """
   return cross_entropy(logits, jnp.argmax(teacher_logits, axis=-1))
+
+
+def distillation_loss(
+  logits: jax.Array, teacher_logits: jax.Array, kind: Literal['hard', 'soft'], temperature: float
+) -> jax.Array:
+  """`hard_distillation_loss` or `soft_distillation_loss`, from whatever gave the teacher's logits.
+
+  No gradient reaches the teacher.
+  """
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  if kind == 'hard':
+    return hard_distillation_loss(logits, teacher_logits)
+  return soft_distillation_loss(logits, teacher_logits, temperature)

@@ -349,6 +349,16 @@ class Checkpointer:
       self._manager.reload()
 
 
+def fingerprint(tree: Any) -> jax.Array:
+  """Returns one uint32 for all arrays of a tree, however they are split over devices."""
+  return _joint_fingerprint([_raw(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+@jax.jit
+def _joint_fingerprint(arrays: Sequence[jax.Array]) -> jax.Array:
+  return _fingerprint(jnp.stack([_fingerprint(array) for array in arrays]))
+
+
 class _Preservation:
   """Adapts a function from all steps to those that are kept to Orbax's policy."""
 

@@ -99,7 +99,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _compare_keys(config, default_config(task), '')
   if config.model.name is None:
     raise ConfigError('config.model.name is not set; list_models() shows all models')
-  _compare_keys(config.model, models.model_config(config.model.name), 'model.')
   if config.num_epochs is None and config.num_steps is None:
     raise ConfigError('set config.num_epochs or config.num_steps')
   for key in ('batch_size', 'accumulation_steps', 'max_bad_steps'):
@@ -118,20 +117,26 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _compare_keys(
-  config: ml_collections.ConfigDict, known: ml_collections.ConfigDict, prefix: str
+  config: ml_collections.ConfigDict,
+  known: ml_collections.ConfigDict,
+  prefix: str,
+  complete: bool = True,
 ) -> None:
   for key in config:
     if key not in known:
       raise ConfigError(unknown_key_message(prefix + key, (prefix + name for name in known)))
-    if prefix + key == 'model':
-      continue
     nested = isinstance(known[key], ml_collections.ConfigDict)
     if nested != isinstance(config[key], ml_collections.ConfigDict):
       raise ConfigError(f'config.{prefix}{key} must {"" if nested else "not "}be a section of keys')
-    if nested:
+    if nested and set(known[key]) == {'name'}:
+      # A model's section: its other keys depend on its name.
+      if config[key].get('name') is not None:
+        fields = models.model_config(config[key].name)
+        _compare_keys(config[key], fields, f'{prefix}{key}.', complete=False)
+    elif nested:
       _compare_keys(config[key], known[key], f'{prefix}{key}.')
   missing = [key for key in known if key not in config]
-  if missing and prefix != 'model.':
+  if missing and complete:
     raise ConfigError(f'config.{prefix}{missing[0]} is missing; start from default_config()')
 
 

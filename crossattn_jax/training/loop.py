@@ -193,14 +193,33 @@ def _restore_or_init(
   experiment: experiment_lib.Experiment, checkpointer: checkpoints.Checkpointer
 ) -> tuple[state_lib.TrainState, Any]:
   """The state to go on from, and the position of the data: None at the beginning."""
-  restored = checkpointer.restore(experiment.abstract_state, config=experiment.config)
+  frozen = weights.load_frozen(experiment)
+  fingerprints = _fingerprints(frozen)
+  sharding = parallel.replicated(experiment.mesh)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), fingerprints
+  )
+  restored = checkpointer.restore(
+    experiment.abstract_state.replace(frozen=abstract), config=experiment.config
+  )
   if restored is not None:
+    for name, model in experiment.task.frozen_models().items():
+      if restored.state.frozen[name] != fingerprints[name]:
+        raise checkpoints.CheckpointMismatch(
+          f'{model.config_key}={model.weights!r} holds other weights than those with which this '
+          f'run was trained until step {restored.step}; put those back, or use another workdir'
+        )
     _say(f'continuing after step {restored.step} of {experiment.total_steps}')
-    return restored.state, restored.iterator_state
-  state = experiment.init_state()
+    return restored.state.replace(frozen=frozen), restored.iterator_state
+  state = experiment.init_state().replace(frozen=frozen)
   if experiment.config.weights is not None:
     state = weights.start_from(experiment, state, epath.Path(experiment.config.weights))
   return state, None
+
+
+def _fingerprints(frozen: dict[str, Any]) -> dict[str, jax.Array]:
+  """What a checkpoint holds in the place of frozen variables."""
+  return {name: checkpoints.fingerprint(variables) for name, variables in frozen.items()}
 
 
 def _train(
@@ -250,7 +269,13 @@ def _train(
         watch.show(metrics)
       if evaluated or save_at(step) or stopping:
         watch.drain()
-        checkpointer.save(step, state, loaded.position, metrics if evaluated else None, config)
+        checkpointer.save(
+          step,
+          state.replace(frozen=_fingerprints(state.frozen)),
+          loaded.position,
+          metrics if evaluated else None,
+          config,
+        )
       if stopping and step < total:
         checkpointer.wait()
         _say(f'stopped after step {step} of {total}: the same command continues')

@@ -1,5 +1,6 @@
 """What a run carries from step to step."""
 
+import dataclasses
 from typing import Any
 
 from flax import struct
@@ -24,6 +25,8 @@ class TrainState:
     ema: averaged `{'params': ..., **model_state}`, or None.
     rng: key of the run; step n uses `fold_in(rng, n)`.
     bad_steps: consecutive steps with a non-finite loss or gradient, up to now.
+    frozen: variables of the task's `frozen_models` by name, which no step changes. Checkpoints
+      hold a fingerprint of each in their place; see `saved`.
   """
 
   step: jax.Array
@@ -33,11 +36,17 @@ class TrainState:
   ema: Any
   rng: jax.Array
   bad_steps: jax.Array
+  frozen: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def variables(self) -> dict[str, Any]:
     """Parameters and other collections, as the model takes them."""
     return {'params': self.params, **self.model_state}
+
+  @property
+  def loss_variables(self) -> dict[str, Any]:
+    """What the task's loss takes: also the variables of the frozen models."""
+    return {**self.variables, **self.frozen}
 
   @property
   def eval_variables(self) -> dict[str, Any]:
@@ -63,6 +72,8 @@ def init_state(
     ema={'params': params, **variables} if config.ema.decay > 0 else None,
     rng=rng_run,
     bad_steps=jnp.zeros((), jnp.int32),
+    # Not the weights that count, which are read from files; see `weights.load_frozen`.
+    frozen={name: dict(model.init(rng_init)) for name, model in task.frozen_models().items()},
   )
 
 
@@ -78,6 +89,8 @@ def state_shardings(state: TrainState, mesh: Mesh, config: ml_collections.Config
     The same structure of `NamedSharding`.
   """
   rules = (*config.sharding.rules, *parallel.DEFAULT_RULES)
-  params = parallel.tree_shardings(state.params, mesh, rules, config.sharding.fsdp_min_size)
+  params, frozen = parallel.tree_shardings(
+    (state.params, state.frozen), mesh, rules, config.sharding.fsdp_min_size
+  )
   shardings = parallel.shardings_like(state, state.params, params, mesh)
-  return shardings.replace(params=params)
+  return shardings.replace(params=params, frozen=frozen)

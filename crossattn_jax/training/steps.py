@@ -27,14 +27,16 @@ def make_train_step(
   task's and `loss`, `gradient_norm`, `learning_rate`, `bad_steps`.
   """
 
-  def gradients(params: Any, model_state: Any, batch: tasks.Batch, rng: jax.Array):
+  def gradients(params: Any, model_state: Any, frozen: Any, batch: tasks.Batch, rng: jax.Array):
     def loss(params):
-      return task.loss({'params': params, **model_state}, batch, rng, train=True)
+      return task.loss({'params': params, **model_state, **frozen}, batch, rng, train=True)
 
     (value, (metrics, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return grads, {'loss': value, **metrics}, model_state
 
-  def accumulated_gradients(params: Any, model_state: Any, batch: tasks.Batch, rng: jax.Array):
+  def accumulated_gradients(
+    params: Any, model_state: Any, frozen: Any, batch: tasks.Batch, rng: jax.Array
+  ):
     """The same over micro-batches; row r goes to micro-batch r mod n, so no row changes device."""
     count = config.accumulation_steps
     split = jax.tree.map(
@@ -45,7 +47,7 @@ def make_train_step(
       total, model_state = carry
       micro_batch, index = inputs
       grads, metrics, model_state = gradients(
-        params, model_state, micro_batch, jax.random.fold_in(rng, index)
+        params, model_state, frozen, micro_batch, jax.random.fold_in(rng, index)
       )
       return (jax.tree.map(jnp.add, total, grads), model_state), metrics
 
@@ -64,7 +66,7 @@ def make_train_step(
   ) -> tuple[state_lib.TrainState, Metrics]:
     compute = gradients if config.accumulation_steps == 1 else accumulated_gradients
     rng = jax.random.fold_in(state.rng, state.step)
-    grads, metrics, model_state = compute(state.params, state.model_state, batch, rng)
+    grads, metrics, model_state = compute(state.params, state.model_state, state.frozen, batch, rng)
     gradient_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(gradient_norm)
 

@@ -1,5 +1,6 @@
 """Weights from a run or from a file, for evaluation and to start from."""
 
+import contextlib
 from typing import Any
 
 from etils import epath
@@ -31,7 +32,7 @@ def restore(
     CheckpointMismatch: it is of another model.
   """
   restored = checkpointer.restore_partial(
-    experiment.abstract_state.replace(opt_state=None),
+    experiment.abstract_state.replace(opt_state=None, frozen={}),
     int(which) if str(which).isdigit() else which,
     config=experiment.config,
   )
@@ -55,8 +56,57 @@ def load(experiment: experiment_lib.Experiment, path: epath.Path) -> Any:
   if path.is_dir():
     checkpointer = checkpoints.Checkpointer(path / 'checkpoints')
     return restore(experiment, checkpointer, 'latest')
+  model = experiment.config.model.name
+  return _read_file(path, experiment.abstract_state.variables, 'config.weights', model)
+
+
+def load_frozen(experiment: experiment_lib.Experiment) -> dict[str, Any]:
+  """Reads the variables of the task's frozen models, each from its own file or run.
+
+  Args:
+    experiment: whose task names them.
+
+  Returns:
+    Variables by the model's name in the task, on the devices of the experiment's mesh.
+
+  Raises:
+    ConfigError: the config does not say where they are, or they are of another model.
+    FileNotFoundError: there is no such file or checkpoint.
+    CheckpointMismatch: the run has other arrays.
+  """
+  loaded = {}
+  for name, model in experiment.task.frozen_models().items():
+    if model.weights is None:
+      raise config_lib.ConfigError(
+        f'set {model.config_key}: a file of {model.name!r} that `python -m crossattn_jax.parity '
+        'convert` wrote, or the workdir of a run'
+      )
+    path, abstract = epath.Path(model.weights), experiment.abstract_state.frozen[name]
+    if path.is_dir():
+      loaded[name] = _read_run(path, abstract, model.config_key, model.name)
+    else:
+      loaded[name] = _read_file(path, abstract, model.config_key, model.name)
+  return loaded
+
+
+def _read_run(path: epath.Path, abstract: Any, key: str, model: str) -> Any:
+  """Reads the variables that a run would evaluate, whatever model this experiment trains."""
+  config = config_lib.load(path / 'config.json')
+  if config.model.name != model:
+    raise config_lib.ConfigError(
+      f'{key}={str(path)!r} is a run of {config.model.name!r}, not of {model!r}'
+    )
+  rest = {name: tree for name, tree in abstract.items() if name != 'params'}
+  averaged = config.ema.decay > 0
+  wanted = {'ema': abstract} if averaged else {'params': abstract['params'], 'model_state': rest}
+  with contextlib.closing(checkpoints.Checkpointer(path / 'checkpoints')) as checkpointer:
+    state = checkpointer.restore_partial(wanted).state
+  return state['ema'] if averaged else {'params': state['params'], **state['model_state']}
+
+
+def _read_file(path: epath.Path, abstract: Any, key: str, model: str) -> Any:
+  """Reads a variables file into the dtypes and shardings of `abstract`."""
   saved = variables_io.load_variables(path).variables
-  abstract = experiment.abstract_state.variables
   given, expected = _shapes(saved), _shapes(abstract)
   different = [
     f'{name}: {given.get(name, "missing")} in the file, {expected.get(name, "none")} in the model'
@@ -65,7 +115,7 @@ def load(experiment: experiment_lib.Experiment, path: epath.Path) -> Any:
   ]
   if different:
     raise config_lib.ConfigError(
-      f'config.weights={str(path)!r} does not fit model {experiment.config.model.name!r}: '
+      f'{key}={str(path)!r} does not fit model {model!r}: '
       f'{len(different)} arrays differ:\n  ' + '\n  '.join(different[:5]) + '\n`python -m '
       'crossattn_jax.parity convert --help` says how to replace heads and resize embeddings'
     )

@@ -180,7 +180,7 @@ def test_model_flops_are_those_of_products_convolutions_and_repeated_scans():
     task=types.SimpleNamespace(loss=loss),
     mesh=parallel.create_mesh(),
     abstract_state=types.SimpleNamespace(
-      variables={
+      loss_variables={
         'conv': shape((2, 2, 3, 5), jnp.float32),
         'square': shape((5, 5), jnp.float32),
       }
@@ -205,7 +205,7 @@ def test_model_flops_of_a_part_per_device_are_those_of_all_parts():
     task=types.SimpleNamespace(loss=loss),
     # Devices along the second axis compute the same.
     mesh=parallel.create_mesh(data=4, tensor=2),
-    abstract_state=types.SimpleNamespace(variables={}),
+    abstract_state=types.SimpleNamespace(loss_variables={}),
     abstract_batch=jax.ShapeDtypeStruct((8, 3, 5), jnp.float32),
   )
   assert aot.forward_flops(experiment) == 8 * 2 * 3 * 3 * 5
