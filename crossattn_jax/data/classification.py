@@ -12,13 +12,13 @@ import math
 import os
 from typing import Any
 
-from absl import flags, logging
+from absl import logging
 import grain
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import augmentation, image_ops, rand_augment, sources
+from crossattn_jax.data import augmentation, batching, image_ops, rand_augment, sources
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,8 +109,8 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
-  rows = _rows_per_process(batch_size, process_index, process_count)
-  return _iterate(train_examples(config, seed), config, rows, process_index, process_count)
+  rows = batching.rows_per_process(batch_size, process_index, process_count)
+  return batching.iterate(train_examples(config, seed), config, rows, process_index, process_count)
 
 
 def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
@@ -160,11 +160,11 @@ def eval_dataset(
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
   _check(config)
-  rows = _rows_per_process(batch_size, process_index, process_count)
+  rows = batching.rows_per_process(batch_size, process_index, process_count)
   source = _eval_source(config)
   num_batches = math.ceil(len(source) / batch_size)
   examples = grain.MapDataset.range(num_batches * batch_size).map(_EvalExample(source, config))
-  return _iterate(examples, config, rows, process_index, process_count)
+  return batching.iterate(examples, config, rows, process_index, process_count)
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
@@ -369,33 +369,6 @@ def _evaluation_image(image: Image.Image, config: ml_collections.ConfigDict) -> 
   return image_ops.evaluation_crop(image, size, config.crop_fraction, config.interpolation)
 
 
-def _iterate(
-  examples: grain.MapDataset,
-  config: ml_collections.ConfigDict,
-  rows: int,
-  process_index: int,
-  process_count: int,
-) -> grain.IterDataset:
-  """Batches, picks the rows of one process, and works ahead in threads or worker processes."""
-  batches = examples.batch(rows)[process_index::process_count]
-  iterator = batches.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=config.num_threads,
-      prefetch_buffer_size=max(config.prefetch, config.num_threads),
-    )
-  )
-  if config.num_workers:
-    if not flags.FLAGS.is_parsed():
-      # Grain's workers read absl flags, which nobody parses in a notebook.
-      flags.FLAGS.mark_as_parsed()
-    iterator = iterator.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=config.num_workers, per_worker_buffer_size=max(1, config.prefetch)
-      )
-    )
-  return iterator
-
-
 def _eval_source(config: ml_collections.ConfigDict) -> sources.Source:
   class_names = None
   if config.name == sources.IMAGE_FOLDER and config.data_dir is not None:
@@ -416,16 +389,6 @@ def _epoch_length(config: ml_collections.ConfigDict, num_examples: int) -> int:
       f'{config.name!r} has {num_examples}; set it to 1'
     )
   return length
-
-
-def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f'batch_size must be a positive multiple of the {process_count} processes, got {batch_size}'
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index must be in [0, {process_count}), got {process_index}')
-  return batch_size // process_count
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
