@@ -1,0 +1,587 @@
+"""Procedural scenes as a TFDS dataset: shapes with texture and shadow over a textured ground.
+
+Nothing is downloaded. A scene is a function of (seed, index) alone, and comes with everything that
+tasks of this library learn: segmentation, detection, captions, sketches, thermal images, depth.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+
+from absl import logging
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+SHAPES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
+CLASS_NAMES = ('ground', *SHAPES)
+PALETTE = np.array(
+  [
+    (70, 70, 70),
+    (230, 60, 60),
+    (60, 120, 230),
+    (70, 190, 80),
+    (245, 200, 40),
+    (170, 80, 210),
+    (50, 200, 200),
+  ],
+  np.uint8,
+)
+
+COLORS = {
+  'red': (0.80, 0.14, 0.12),
+  'orange': (0.92, 0.50, 0.10),
+  'yellow': (0.92, 0.84, 0.18),
+  'green': (0.16, 0.55, 0.20),
+  'blue': (0.14, 0.28, 0.78),
+  'purple': (0.50, 0.18, 0.62),
+  'white': (0.92, 0.92, 0.90),
+  'black': (0.10, 0.10, 0.12),
+}
+TEXTURES = ('plain', 'striped', 'checked', 'dotted')
+# Colour, and what cells of the coarse and the fine noise add.
+GROUNDS = {
+  'grass': ((0.30, 0.45, 0.18), 0.10, 0.22),
+  'sand': ((0.76, 0.66, 0.46), 0.08, 0.10),
+  'stone': ((0.50, 0.50, 0.52), 0.16, 0.12),
+  'snow': ((0.82, 0.85, 0.90), 0.08, 0.05),
+}
+
+# Depth of the ground in metres, at the upper and at the lower edge of the image.
+_GROUND_DEPTH = (12.0, 8.0)
+# Of objects over the ground below their centre; at least half the ground's slope over the largest.
+_HEIGHTS = (1.2, 4.0)
+_RADII = (0.09, 0.22)
+# Objects of which less can be seen are left out.
+_VISIBLE_SHARE = 0.4
+_VISIBLE_AREA = 0.003
+_SEED = 2024
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObject:
+  """An object of a scene.
+
+  Attributes:
+    label: index into `CLASS_NAMES`.
+    box: top, left, bottom, right of its visible pixels, the latter two exclusive.
+    visible: share of its pixels, those beyond the image included, that can be seen.
+    color: its name.
+    texture: its name.
+    size: 'small', 'medium' or 'large'.
+    depth: distance from the camera in metres.
+    temperature: in the units of the thermal image, in [0, 1].
+  """
+
+  label: int
+  box: tuple[int, int, int, int]
+  visible: float
+  color: str
+  texture: str
+  size: str
+  depth: float
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """A scene and its annotations; all maps show the same pixels.
+
+  Attributes:
+    image: uint8 `[size, size, 3]`.
+    semantic: classes, uint8 `[size, size]`; 0 is the ground.
+    instances: 1 + index of the object, uint8 `[size, size]`; 0 is the ground.
+    masks: whole objects, also where others hide them, bool `[objects, size, size]`.
+    objects: nearest first.
+    caption: one sentence.
+    sketches: an outline of each shape, black on white, uint8 `[shapes, size / 2, size / 2]`.
+    thermal: uint8 `[size, size]`.
+    depth: in metres, float32 `[size, size]`.
+  """
+
+  image: np.ndarray
+  semantic: np.ndarray
+  instances: np.ndarray
+  masks: np.ndarray
+  objects: tuple[SceneObject, ...]
+  caption: str
+  sketches: np.ndarray
+  thermal: np.ndarray
+  depth: np.ndarray
+
+
+def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Distance to the edge of a shape of radius one around the origin, negative inside.
+
+  Args:
+    shape: one of `SHAPES`.
+    x: coordinates to the right.
+    y: coordinates downwards.
+
+  Returns:
+    At most the distance: beyond corners that of the edges' extensions.
+  """
+  match shape:
+    case 'disc':
+      return np.hypot(x, y) - 0.9
+    case 'square':
+      return np.maximum(np.abs(x), np.abs(y)) - 0.7
+    case 'triangle':
+      # The upper corner is at (0, -1).
+      sides = 0.5 * np.sqrt(3) * np.abs(x) - 0.5 * y
+      return np.maximum(sides, y) - 0.5
+    case 'star':
+      # Folded into half a sector, in which one edge runs from the tip to an inner corner.
+      sector = 2 * np.pi / 5
+      angle = np.abs((np.arctan2(x, -y) + sector / 2) % sector - sector / 2)
+      radius = np.hypot(x, y)
+      inner = 0.45
+      edge = np.array([inner * np.cos(sector / 2) - 1, inner * np.sin(sector / 2)])
+      edge /= np.hypot(*edge)
+      return (radius * np.cos(angle) - 1) * edge[1] - radius * np.sin(angle) * edge[0]
+    case 'ring':
+      return np.abs(np.hypot(x, y) - 0.68) - 0.24
+    case 'cross':
+      long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
+      return np.maximum(long - 0.95, short - 0.32)
+  raise ValueError(f'unknown shape {shape!r}; known: {", ".join(SHAPES)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+  """An object before it is painted: its window of the scene, and what is there."""
+
+  shape: int
+  window: tuple[slice, slice]
+  distances: np.ndarray  # In pixels.
+  across: np.ndarray
+  along: np.ndarray
+  radius: float
+  height: float
+  depth: float
+
+  @property
+  def mask(self) -> np.ndarray:
+    return self.distances < 0
+
+
+def render_scene(seed: int, index: int, size: int = 128) -> Scene:
+  """Renders one scene.
+
+  Args:
+    seed: of all scenes.
+    index: of this one.
+    size: of height and width, even and at least 32.
+
+  Returns:
+    The scene, the same whenever and wherever it is rendered.
+
+  Raises:
+    ValueError: the size is odd or too small.
+  """
+  if size < 32 or size % 2:
+    raise ValueError(f'size={size} must be even and at least 32')
+  rng = np.random.default_rng([seed, index])
+  placed, masks, instances = _place(rng, size)
+  ground = tuple(GROUNDS)[rng.integers(len(GROUNDS))]
+  names = [
+    (tuple(COLORS)[rng.integers(len(COLORS))], TEXTURES[rng.integers(len(TEXTURES))])
+    for _ in placed
+  ]
+  temperatures = _temperatures(rng, len(placed))
+
+  image, thermal, depth = _ground(rng, ground, size)
+  light = rng.uniform(0, 2 * np.pi)
+  light = np.array([np.cos(light), np.sin(light)]) * size / 128
+  for item, (color, texture), temperature in reversed(
+    list(zip(placed, names, temperatures, strict=True))
+  ):
+    _shade(image, item, light)
+    _paint(rng, image[item.window], item, color, texture)
+    cover = np.clip(0.5 - item.distances * (64 / size), 0, 1)
+    thermal[item.window] += cover * (temperature - thermal[item.window])
+    depth[item.window][item.mask] = item.depth
+  brightness = rng.uniform(0.45, 1.1)
+  noise = rng.standard_normal((size, size, 4), np.float32)
+  image = image * brightness + rng.uniform(0.01, 0.03) * noise[..., :3]
+  thermal += 0.015 * noise[..., 3]
+
+  labels = np.array([0, *(item.shape + 1 for item in placed)], np.uint8)
+  objects = []
+  for i, (item, (color, texture)) in enumerate(zip(placed, names, strict=True)):
+    seen = instances == i + 1
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    radius = item.radius / size
+    objects.append(
+      SceneObject(
+        label=item.shape + 1,
+        box=(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1),
+        visible=float(seen.sum() / _area(item)),
+        color=color,
+        texture=texture,
+        size='small' if radius < 0.13 else 'large' if radius > 0.18 else 'medium',
+        depth=item.depth,
+        temperature=float(temperatures[i]),
+      )
+    )
+  return Scene(
+    image=_to_bytes(image),
+    semantic=labels[instances],
+    instances=instances,
+    masks=masks,
+    objects=tuple(objects),
+    caption=_caption(objects, ground),
+    sketches=_sketches(rng, size // 2),
+    thermal=_to_bytes(thermal),
+    depth=depth,
+  )
+
+
+def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
+  """Draws objects, nearest first, and drops those that nearer ones hide."""
+  number = int(rng.integers(3, 9))
+  shapes = rng.integers(len(SHAPES), size=number)
+  centers = rng.uniform(0.08, 0.92, (number, 2)) * size
+  radii = rng.uniform(*_RADII, number) * size
+  turns = rng.uniform(0, 2 * np.pi, number)
+  heights = rng.uniform(*_HEIGHTS, number)
+  far, near = _GROUND_DEPTH
+  depths = far + (near - far) * centers[:, 0] / size - heights
+  placed, masks = [], []
+  instances = np.zeros((size, size), np.uint8)
+  for i in np.argsort(depths, kind='stable'):
+    item = _object(size, int(shapes[i]), centers[i], radii[i], turns[i], heights[i], depths[i])
+    hidden = instances[item.window] > 0
+    seen = item.mask & ~hidden
+    if seen.sum() < max(_VISIBLE_SHARE * _area(item), _VISIBLE_AREA * size**2):
+      continue
+    placed.append(item)
+    instances[item.window][seen] = len(placed)
+    mask = np.zeros((size, size), bool)
+    mask[item.window] = item.mask
+    masks.append(mask)
+  # The nearest object may lie mostly beyond the edge; one with its centre far inside does not.
+  if not placed:
+    return _place(rng, size)
+  return placed, np.stack(masks), instances
+
+
+def _object(
+  size: int,
+  shape: int,
+  center: np.ndarray,
+  radius: float,
+  turn: float,
+  height: float,
+  depth: float,
+) -> _Placed:
+  # The margin holds the blurred edge of the thermal image.
+  reach = radius + size / 64 + 1
+  window = tuple(
+    slice(max(int(middle - reach), 0), min(int(middle + reach) + 1, size)) for middle in center
+  )
+  down, right = (
+    (np.arange(part.start, part.stop, dtype=np.float32) + 0.5 - middle) / radius
+    for part, middle in zip(window, center.astype(np.float32), strict=True)
+  )
+  cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+  across = cosine * right[None] + sine * down[:, None]
+  along = cosine * down[:, None] - sine * right[None]
+  distances = distance(SHAPES[shape], across, along).astype(np.float32) * np.float32(radius)
+  return _Placed(
+    shape, window, distances, across, along, float(radius), float(height), float(depth)
+  )
+
+
+@functools.cache
+def _unit_area(shape: int) -> float:
+  """Pixels of a shape per square of its radius."""
+  side = np.linspace(-1, 1, 801)
+  inside = distance(SHAPES[shape], side[None], side[:, None]) < 0
+  return float(inside.mean() * 4)
+
+
+def _area(item: _Placed) -> float:
+  return max(_unit_area(item.shape) * item.radius**2, float(item.mask.sum()))
+
+
+def _temperatures(rng: np.random.Generator, number: int) -> np.ndarray:
+  """Of warm objects, of cold ones, and of those that are nearly as warm as the ground."""
+  kinds = rng.choice(3, number, p=(0.5, 0.2, 0.3))
+  lows, spans = np.array([0.70, 0.02, 0.40]), np.array([0.25, 0.13, 0.20])
+  return lows[kinds] + spans[kinds] * rng.random(number)
+
+
+@functools.cache
+def _upsampling(cells: int, size: int) -> np.ndarray:
+  """The matrix that interpolates `cells` values linearly at `size` places."""
+  position = np.linspace(0, cells - 1, size)
+  return np.maximum(1 - np.abs(position[:, None] - np.arange(cells)), 0).astype(np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+  up = _upsampling(cells, size)
+  return up @ rng.standard_normal((cells, cells), np.float32) @ up.T
+
+
+def _ground(
+  rng: np.random.Generator, ground: str, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  color, coarse, fine = GROUNDS[ground]
+  relief = coarse * _smooth_noise(rng, 5, size) + fine * _smooth_noise(rng, size // 3, size)
+  tint = np.float32(1) + np.float32(0.5) * relief
+  tones = np.asarray(color, np.float32) * rng.uniform(0.85, 1.15, 3).astype(np.float32)
+  image = tint[..., None] * tones
+  thermal = np.float32(0.38) + np.float32(0.05) * _smooth_noise(rng, 4, size)
+  far, near = _GROUND_DEPTH
+  depth = far + (near - far) * (np.arange(size, dtype=np.float32) + np.float32(0.5)) / size
+  return image, thermal, np.repeat(depth[:, None], size, axis=1)
+
+
+def _shade(image: np.ndarray, item: _Placed, light: np.ndarray) -> None:
+  """Darkens what is below an object: the higher it is, the farther off and the softer."""
+  size = image.shape[0]
+  blur = item.height * size / 128
+  down, right = np.rint(light * 2.2 * item.height).astype(int)
+  rows, columns = item.window
+  target, part = [], []
+  for window, shift in ((rows, down), (columns, right)):
+    start, stop = max(window.start + shift, 0), min(window.stop + shift, size)
+    target.append(slice(start, stop))
+    part.append(slice(start - shift - window.start, stop - shift - window.start))
+  if any(each.stop <= each.start for each in target):
+    return
+  shadow = np.clip(0.5 - item.distances[tuple(part)] / (2 * blur), 0, 1)
+  image[tuple(target)] *= 1 - np.float32(0.45) * shadow[..., None]
+
+
+def _paint(
+  rng: np.random.Generator, view: np.ndarray, item: _Placed, color: str, texture: str
+) -> None:
+  first = np.asarray(COLORS[color], np.float32) + rng.uniform(-0.05, 0.05, 3).astype(np.float32)
+  second = first * np.float32(0.55) + np.float32(0.45 if first.mean() < 0.45 else 0.0)
+  period = rng.uniform(0.35, 0.6)
+  across, along = item.across / period, item.along / period
+  match texture:
+    case 'striped':
+      second_here = (np.floor(2 * across) % 2).astype(np.float32)
+    case 'checked':
+      second_here = ((np.floor(2 * across) + np.floor(2 * along)) % 2).astype(np.float32)
+    case 'dotted':
+      second_here = (np.hypot(across % 1 - 0.5, along % 1 - 0.5) < 0.3).astype(np.float32)
+    case _:
+      second_here = np.zeros_like(across)
+  # Lit from one side.
+  shading = 1 + np.float32(0.12) * item.across
+  paint = (first + second_here[..., None] * (second - first)) * shading[..., None]
+  cover = np.clip(0.5 - item.distances, 0, 1)[..., None]
+  view += cover * (paint - view)
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+  return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def _describe(item: SceneObject) -> str:
+  texture = '' if item.texture == 'plain' else f'{item.texture} '
+  return f'{item.size} {item.color} {texture}{CLASS_NAMES[item.label]}'
+
+
+def _with_article(phrase: str) -> str:
+  return ('an ' if phrase[0] in 'aeiou' else 'a ') + phrase
+
+
+def _caption(objects: list[SceneObject], ground: str) -> str:
+  """Lists the objects from left to right, and says where the nearest is from the second one."""
+  in_order = sorted(objects, key=lambda item: item.box[1] + item.box[3])
+  phrases = [_with_article(_describe(item)) for item in in_order]
+  listed = phrases[-1] if len(phrases) == 1 else f'{", ".join(phrases[:-1])} and {phrases[-1]}'
+  sentence = f'{listed} on {ground}'
+  names = [f'the {item.color} {CLASS_NAMES[item.label]}' for item in objects[:2]]
+  if len(set(names)) == 2:
+    first, second = objects[:2]
+    down = first.box[0] + first.box[2] - second.box[0] - second.box[2]
+    right = first.box[1] + first.box[3] - second.box[1] - second.box[3]
+    if abs(right) > abs(down):
+      relation = 'left of' if right < 0 else 'right of'
+    else:
+      relation = 'above' if down < 0 else 'below'
+    sentence += f'; {names[0]} is {relation} {names[1]}'
+  return sentence
+
+
+def _sketches(rng: np.random.Generator, size: int) -> np.ndarray:
+  """Outlines as if drawn by an unsteady hand, one per shape, each turned and scaled."""
+  side = np.linspace(-1.15, 1.15, size, dtype=np.float32)
+  result = np.empty((len(SHAPES), size, size), np.uint8)
+  pixel = side[1] - side[0]
+  for i, shape in enumerate(SHAPES):
+    turn, scale = rng.uniform(-0.5, 0.5), rng.uniform(0.75, 1.0)
+    wobble = [np.float32(0.04) * _smooth_noise(rng, 6, size) for _ in range(2)]
+    right, down = side[None] / scale + wobble[0], side[:, None] / scale + wobble[1]
+    cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    edge = distance(shape, cosine * right + sine * down, cosine * down - sine * right)
+    ink = np.clip(1.5 - np.abs(edge) * scale / pixel, 0, 1)
+    result[i] = _to_bytes(1 - ink)
+  return result
+
+
+@dataclasses.dataclass
+class ShapeScenesConfig(tfds.core.BuilderConfig):
+  """A set of scenes.
+
+  Attributes:
+    image_size: height and width in pixels.
+    train_examples: scenes for training.
+    validation_examples: scenes for evaluation.
+  """
+
+  image_size: int = 128
+  train_examples: int = 2400
+  validation_examples: int = 300
+
+
+class ShapeScenes(tfds.core.GeneratorBasedBuilder):
+  """Writes scenes as ArrayRecord. Depth is in millimetres; see `Scene` for the rest."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First version.'}
+  BUILDER_CONFIGS = [
+    ShapeScenesConfig(name='128', description='128 x 128 pixels.'),
+    ShapeScenesConfig(name='64', description='64 x 64 pixels.', image_size=64),
+    ShapeScenesConfig(
+      name='tiny',
+      description='A few scenes of 64 x 64 pixels, for tests.',
+      image_size=64,
+      train_examples=24,
+      validation_examples=10,
+    ),
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    size = self.builder_config.image_size
+
+    def png(side: int = size, dtype: type = np.uint8) -> tfds.features.Image:
+      return tfds.features.Image(shape=(side, side, 1), dtype=dtype, encoding_format='png')
+
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Procedural scenes of shapes over a ground, with all annotations.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(size, size, 3), encoding_format='jpeg'),
+          'segmentation_label': png(),
+          'instances': png(),
+          'objects': tfds.features.Sequence(
+            {
+              'bbox': tfds.features.BBoxFeature(),
+              'label': tfds.features.ClassLabel(names=list(CLASS_NAMES)),
+              'color': tfds.features.ClassLabel(names=list(COLORS)),
+              'texture': tfds.features.ClassLabel(names=list(TEXTURES)),
+              'visible': np.float32,
+              'depth': np.float32,
+              'temperature': np.float32,
+            }
+          ),
+          'caption': tfds.features.Text(),
+          'sketches': tfds.features.Sequence(png(size // 2), length=len(SHAPES)),
+          'thermal': tfds.features.Image(shape=(size, size, 1), encoding_format='jpeg'),
+          'depth': png(dtype=np.uint16),
+          'id': tfds.features.Text(),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    del dl_manager
+    config = self.builder_config
+    return {
+      'train': self._generate_examples(_SEED, config.train_examples),
+      'validation': self._generate_examples(_SEED + 1, config.validation_examples),
+    }
+
+  def _generate_examples(self, seed: int, count: int) -> Iterator[tuple[str, dict[str, object]]]:
+    size = self.builder_config.image_size
+    for index in range(count):
+      key = f'scene_{seed}_{index:06d}'
+      yield key, {'id': key, **encode_scene(render_scene(seed, index, size))}
+
+
+def encode_scene(scene: Scene) -> dict[str, object]:
+  """The features of a scene, images as files."""
+  size = scene.image.shape[0]
+  names, textures = tuple(COLORS), TEXTURES
+  return {
+    'image': _encode(scene.image, 'jpeg'),
+    'segmentation_label': _encode(scene.semantic),
+    'instances': _encode(scene.instances),
+    'objects': [
+      {
+        'bbox': tfds.features.BBox(*(float(edge) / size for edge in item.box)),
+        'label': item.label,
+        'color': names.index(item.color),
+        'texture': textures.index(item.texture),
+        'visible': item.visible,
+        'depth': item.depth,
+        'temperature': item.temperature,
+      }
+      for item in scene.objects
+    ],
+    'caption': scene.caption,
+    'sketches': [_encode(sketch) for sketch in scene.sketches],
+    'thermal': _encode(scene.thermal, 'jpeg'),
+    'depth': _encode(np.rint(scene.depth * 1000).astype(np.uint16)),
+  }
+
+
+def _encode(pixels: np.ndarray, image_format: str = 'png') -> io.BytesIO:
+  file = io.BytesIO()
+  options = {'quality': 95, 'subsampling': 0} if image_format == 'jpeg' else {'compress_level': 3}
+  Image.fromarray(pixels).save(file, image_format, **options)
+  file.seek(0)
+  return file
+
+
+def prepare(name: str = 'shape_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:
+  """Writes the dataset below `data_dir` unless it is there, as `digits.prepare` does.
+
+  Args:
+    name: 'shape_scenes' or with a configuration: 'shape_scenes/64'.
+    data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
+
+  Raises:
+    ValueError: there is no such configuration.
+  """
+  known = [config.name for config in ShapeScenes.BUILDER_CONFIGS]
+  config = name.partition('/')[2].partition(':')[0] or known[0]
+  if config not in known:
+    raise ValueError(
+      f'unknown dataset {name!r}; expected one of '
+      f'{", ".join(f"shape_scenes/{each}" for each in known)}'
+    )
+  builder = ShapeScenes(config=config, data_dir=data_dir, file_format='array_record')
+  if builder.data_path.exists():
+    return
+  try:
+    with _quiet():
+      builder.download_and_prepare()
+  except OSError:
+    # Renaming onto a folder that is not empty: another process has finished in the meantime.
+    if not builder.data_path.exists():
+      raise
+  else:
+    logging.info('wrote shape scenes to %s', builder.data_dir)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides TFDS's progress bars and its talk of a download that does not take place."""
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
