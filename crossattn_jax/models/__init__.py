@@ -1,6 +1,11 @@
 """One file per system, and the registry of named variants."""
 
-from crossattn_jax.models import biformer, crossvit  # noqa: F401  (register their variants)
+from crossattn_jax.models import (  # noqa: F401  (register their variants)
+  biformer,
+  crossvit,
+  regnet,
+  swiftformer,
+)
 from crossattn_jax.models.registry import create_model, list_models, model_config, register
 
 __all__ = ['create_model', 'list_models', 'model_config', 'register']

@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   command.add_argument(
     '--spelling',
-    choices=['original', 'timm'],
+    choices=['original', 'timm', 'transformers'],
     default='original',
     help='of the keys written for PyTorch',
   )

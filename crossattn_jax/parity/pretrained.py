@@ -45,11 +45,13 @@ class Weights:
     url: where it is.
     size: in bytes; None where it is not known beforehand.
     sha256: in hexadecimal; None where it is not known beforehand.
+    overrides: fields of the model that these weights are for, as (field, value) pairs.
   """
 
   url: str
   size: int | None = None
   sha256: str | None = None
+  overrides: tuple[tuple[str, Any], ...] = ()
 
   @property
   def file_name(self) -> str:
@@ -75,11 +77,26 @@ _CROSSVIT_RELEASE = 'https://github.com/IBM/CrossViT/releases/download/weights-0
 _TIMM_HUB = 'https://huggingface.co/timm'
 
 # source -> registered name -> file
-SOURCES: dict[str, dict[str, Weights]] = {'official': {}, 'timm': {}}
+SOURCES: dict[str, dict[str, Weights]] = {'official': {}, 'timm': {}, 'transformers': {}}
 for _name, _official in _CROSSVIT_OFFICIAL.items():
   for _alias in (_name, _official):
     SOURCES['official'][_alias] = Weights(f'{_CROSSVIT_RELEASE}/{_official}.pth')
     SOURCES['timm'][_alias] = Weights(f'{_TIMM_HUB}/{_name}.in1k/resolve/main/model.safetensors')
+for _variant in ('xs', 's', 'l1', 'l3'):
+  SOURCES['timm'][f'swiftformer_{_variant}'] = Weights(
+    f'{_TIMM_HUB}/swiftformer_{_variant}.dist_in1k/resolve/main/model.safetensors'
+  )
+  # Converted from the first release, and read by code of its kind.
+  SOURCES['transformers'][f'swiftformer_{_variant}'] = Weights(
+    f'https://huggingface.co/MBZUAI/swiftformer-{_variant}/resolve/main/pytorch_model.bin',
+    overrides=(('attn_weights', 'ones'),),
+  )
+SOURCES['official']['regnety_160'] = Weights(
+  'https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth'
+)
+SOURCES['timm']['regnety_160'] = Weights(
+  f'{_TIMM_HUB}/regnety_160.deit_in1k/resolve/main/model.safetensors'
+)
 
 # Published where only a browser gets them: registered name -> file and the page that links it.
 _BY_HAND = {
@@ -91,6 +108,12 @@ _BY_HAND = {
     'biformer_stl',
     'biformer_stl_nchw',
   )
+} | {
+  f'swiftformer_{variant.lower()}': (
+    f'SwiftFormer_{variant}_ckpt.pth',
+    'https://github.com/Amshaker/SwiftFormer',
+  )
+  for variant in ('XS', 'S', 'L1', 'L3')
 }
 
 
@@ -116,7 +139,8 @@ def load_pretrained(
   Args:
     name: of the model, as `list_models` shows it.
     source: 'official' (the authors' release; needs PyTorch to read), 'timm' (timm's copy of it,
-      needs nothing), or the path of a PyTorch checkpoint or of a variables file.
+      needs nothing), 'transformers' (needs PyTorch), or the path of a PyTorch checkpoint or of a
+      variables file.
     cache_dir: where downloads and converted files are kept; `default_cache_dir()` by default.
     num_classes: replaces the classifiers by freshly initialised ones.
     image_size: (height, width); resizes the position embeddings.
@@ -173,7 +197,7 @@ def _published(name: str, source: str, cache: pathlib.Path) -> convert.Conversio
   path = cache / 'downloads' / weights.file_name
   download(weights, path)
   try:
-    conversion = convert.to_flax(name, convert.read_checkpoint(path))
+    conversion = convert.to_flax(name, convert.read_checkpoint(path), dict(weights.overrides))
   except (convert.CheckpointError, mapping_lib.MappingError) as error:
     path.unlink()
     raise DownloadError(

@@ -1,0 +1,207 @@
+"""RegNetY: a convolutional network with squeeze-and-excitation; the teacher of SwiftFormer.
+
+Source: Radosavovic, Kosaraju, Girshick, He, Dollar, "Designing Network Design Spaces", CVPR 2020
+(arXiv 2003.13678), as timm has it. `regnety_160` is RegNetY-16GF, whose weights of the DeiT project
+teach the students of several papers.
+"""
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax import parallel
+from crossattn_jax.layers import batch_norm
+from crossattn_jax.models import registry
+
+Features = dict[str, jax.Array]
+
+
+class ConvNorm(nn.Module):
+  """A convolution without bias, batch norm, and ReLU on request.
+
+  Attributes:
+    channels: of the result.
+    side: of the kernel, odd.
+    stride: in both directions.
+    groups: of channels that see only each other.
+    relu: whether a ReLU follows.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: int
+  side: int = 1
+  stride: int = 1
+  groups: int = 1
+  relu: bool = True
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    fan_out = self.side**2 * self.channels / self.groups
+    x = nn.Conv(
+      self.channels,
+      kernel_size=(self.side, self.side),
+      strides=(self.stride, self.stride),
+      padding=((self.side // 2, self.side // 2),) * 2,
+      feature_group_count=self.groups,
+      use_bias=False,
+      kernel_init=nn.initializers.normal(math.sqrt(2 / fan_out)),
+      name='conv',
+      **types,
+    )(x)
+    x = batch_norm.BatchNorm(name='norm', **types)(x, train)
+    return nn.relu(x) if self.relu else x
+
+
+class SqueezeExcitation(nn.Module):
+  """Multiplies each channel by a factor that depends on the means of all channels.
+
+  Attributes:
+    hidden: channels between the two linear maps.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  hidden: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    mean = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2)).astype(x.dtype)
+    hidden = nn.relu(nn.Dense(self.hidden, name='fc1', **types)(mean))
+    factors = nn.sigmoid(nn.Dense(x.shape[-1], name='fc2', **types)(hidden))
+    return x * factors[:, None, None]
+
+
+class Bottleneck(nn.Module):
+  """1 x 1, grouped 3 x 3, squeeze-and-excitation, 1 x 1, added to a shortcut (figure 4, "Y").
+
+  Attributes:
+    channels: of the result.
+    stride: of the grouped convolution and the shortcut.
+    group_width: channels per group.
+    squeeze_ratio: hidden channels of the squeeze per channel of the block's input.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: int
+  stride: int
+  group_width: int
+  squeeze_ratio: float
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    groups = self.channels // self.group_width
+    out = ConvNorm(self.channels, name='conv1', **types)(x, train)
+    out = ConvNorm(self.channels, side=3, stride=self.stride, groups=groups, name='conv2', **types)(
+      out, train
+    )
+    hidden = round(self.squeeze_ratio * x.shape[-1])
+    out = SqueezeExcitation(hidden, name='squeeze_excitation', **types)(out)
+    out = ConvNorm(self.channels, relu=False, name='conv3', **types)(out, train)
+    if x.shape[-1] != self.channels or self.stride > 1:
+      x = ConvNorm(self.channels, stride=self.stride, relu=False, name='shortcut', **types)(
+        x, train
+      )
+    return parallel.constrain(nn.relu(x + out), 'batch', 'height', 'width', 'channels')
+
+
+class RegNet(nn.Module):
+  """The classifier.
+
+  Attributes:
+    num_classes: 0 returns the mean of the last map in place of logits.
+    image_size: (height, width) of the natural input; any other works.
+    stem_width: channels before the first stage.
+    widths: channels of each stage.
+    depths: blocks of each stage.
+    group_width: channels per group of the 3 x 3 convolutions.
+    squeeze_ratio: hidden channels of squeeze-and-excitation per channel of a block's input.
+    num_channels: of the input image.
+    remat: whether the backward pass recomputes each block instead of storing it.
+    dtype: of the computation, None for the input's and parameters' common type.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int = 1000
+  image_size: tuple[int, int] = (224, 224)
+  stem_width: int = 32
+  widths: tuple[int, ...] = (224, 448, 1232, 3024)
+  depths: tuple[int, ...] = (2, 4, 11, 1)
+  group_width: int = 112
+  squeeze_ratio: float = 0.25
+  num_channels: int = 3
+  remat: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    if len(self.depths) != len(self.widths):
+      raise ValueError(
+        f'depths={self.depths} needs an entry for each of {len(self.widths)} stages '
+        f'(widths={self.widths})'
+      )
+    if any(width % self.group_width for width in self.widths):
+      raise ValueError(f'group_width={self.group_width} does not divide widths={self.widths}')
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
+    """Classifies images.
+
+    Args:
+      image: normalised, `[batch, height, width, num_channels]`.
+      train: whether batch norms use the batch, whose statistics go into the collection
+        'batch_stats' where that is mutable.
+
+    Returns:
+      Logits `[batch, num_classes]` in at least float32 (without classes the mean of the last map),
+      and features: 'stage_{s}', what stage s returns, `[batch, height, width, channels]` at stride
+      4 * 2^s.
+    """
+    if image.ndim != 4 or image.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'RegNet expects images [batch, height, width, {self.num_channels}], not an array of shape '
+        f'{image.shape}; transpose NCHW images, or set num_channels'
+      )
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
+    features: Features = {}
+    x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **types)(image, train)
+    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+      for i in range(depth):
+        x = block(
+          channels,
+          1 if i else 2,
+          self.group_width,
+          self.squeeze_ratio,
+          name=f'stage_{s}_block_{i}',
+          **types,
+        )(x, train)
+      features[f'stage_{s}'] = x
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    if self.num_classes == 0:
+      return x, features
+    head = nn.Dense(
+      self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head', **types
+    )
+    logits = parallel.constrain(head(x), 'batch', None)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+
+
+# RegNetY-16GF.
+registry.register('regnety_160', RegNet)
