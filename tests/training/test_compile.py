@@ -334,6 +334,19 @@ def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+def test_a_quick_compilation_computes_and_communicates_the_same(report, small_config):
+  whole = report('v5e:4x4', data=16)
+  small_config.mesh.data = 16
+  quick = training.compile_report(small_config, 'v5e:4x4', effort=-1.0)
+  assert quick.effort == -1.0
+  assert quick.model_flops == whole.model_flops
+  assert quick.memory.arguments == whole.memory.arguments
+  assert quick.memory.code < whole.memory.code
+  assert quick.collectives.keys() == whole.collectives.keys()
+
+
+@needs_libtpu
+@pytest.mark.tpu_aot
 def test_tensor_parallelism_reduces_activations(report):
   mixed = report('v5e:4x4', data=4, fsdp=2, tensor=2)
   assert mixed.mesh == {'data': 4, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
