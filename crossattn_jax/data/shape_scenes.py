@@ -445,7 +445,10 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
 
 
 class ShapeScenes(tfds.core.GeneratorBasedBuilder):
-  """Writes scenes as ArrayRecord. Depth is in millimetres; see `Scene` for the rest."""
+  """Writes scenes as ArrayRecord; see `Scene`.
+
+  Depth is in millimetres, sketches are side by side in one image.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version.'}
@@ -464,8 +467,8 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     size = self.builder_config.image_size
 
-    def png(side: int = size, dtype: type = np.uint8) -> tfds.features.Image:
-      return tfds.features.Image(shape=(side, side, 1), dtype=dtype, encoding_format='png')
+    def png(dtype: type = np.uint8, shape: tuple[int, int] = (size, size)) -> tfds.features.Image:
+      return tfds.features.Image(shape=(*shape, 1), dtype=dtype, encoding_format='png')
 
     return tfds.core.DatasetInfo(
       builder=self,
@@ -487,9 +490,9 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
             }
           ),
           'caption': tfds.features.Text(),
-          'sketches': tfds.features.Sequence(png(size // 2), length=len(SHAPES)),
+          'sketches': png(shape=(size // 2, size // 2 * len(SHAPES))),
           'thermal': tfds.features.Image(shape=(size, size, 1), encoding_format='jpeg'),
-          'depth': png(dtype=np.uint16),
+          'depth': png(np.uint16),
           'id': tfds.features.Text(),
         }
       ),
@@ -531,7 +534,7 @@ def encode_scene(scene: Scene) -> dict[str, object]:
       for item in scene.objects
     ],
     'caption': scene.caption,
-    'sketches': [_encode(sketch) for sketch in scene.sketches],
+    'sketches': _encode(np.concatenate(scene.sketches, axis=1)),
     'thermal': _encode(scene.thermal, 'jpeg'),
     'depth': _encode(np.rint(scene.depth * 1000).astype(np.uint16)),
   }

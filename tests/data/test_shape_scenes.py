@@ -125,7 +125,7 @@ def test_the_written_dataset_holds_the_scenes(scenes_dir):
     'train': 24,
     'validation': 10,
   }
-  images = ('image', 'segmentation_label', 'instances', 'thermal', 'depth')
+  images = ('image', 'segmentation_label', 'instances', 'sketches', 'thermal', 'depth')
   source = builder.as_data_source(
     'validation', decoders={name: tfds.decode.SkipDecoding() for name in images}
   )
@@ -138,7 +138,9 @@ def test_the_written_dataset_holds_the_scenes(scenes_dir):
     np.testing.assert_array_equal(pixels(example['instances']), scene.instances)
     assert np.abs(pixels(example['image']).astype(int) - scene.image).mean() < 4
     assert np.abs(pixels(example['depth']) / 1000 - scene.depth).max() < 1e-3
-    np.testing.assert_array_equal(np.stack(example['sketches'])[..., 0], scene.sketches)
+    np.testing.assert_array_equal(
+      pixels(example['sketches']), np.concatenate(scene.sketches, axis=1)
+    )
     np.testing.assert_array_equal(
       example['objects']['label'], [item.label for item in scene.objects]
     )
