@@ -92,27 +92,28 @@ def center_crop(image: jax.Array, size: Sequence[int]) -> jax.Array:
 def resize_position_embedding(
   embedding: jax.Array, grid: Sequence[int], new_grid: Sequence[int]
 ) -> jax.Array:
-  """Resizes learnt position embeddings bicubically to another patch grid; the class token stays.
+  """Resizes learnt position embeddings bicubically to another patch grid; a class token stays.
 
   Args:
-    embedding: `[..., 1 + grid_height * grid_width, channels]`, the class token first, then the
-      patches row by row.
+    embedding: `[..., (1 +) grid_height * grid_width, channels]`, the class token first if there is
+      one, then the patches row by row.
     grid: (height, width) of the patch grid that `embedding` was learnt on.
     new_grid: (height, width) wanted.
 
   Returns:
-    `[..., 1 + new_height * new_width, channels]`.
+    `[..., (1 +) new_height * new_width, channels]`.
 
   Raises:
     ValueError: if `embedding` does not have one vector per token of `grid`.
   """
   tokens = embedding.shape[-2]
-  if tokens != 1 + math.prod(grid):
+  extra = tokens - math.prod(grid)
+  if extra not in (0, 1):
     raise ValueError(
       f'{tokens} position embeddings do not cover a class token and a grid of {tuple(grid)} = '
       f'{math.prod(grid)} patches; pass the grid that they were learnt on'
     )
-  class_token, patches = embedding[..., :1, :], embedding[..., 1:, :]
+  class_token, patches = embedding[..., :extra, :], embedding[..., extra:, :]
   patches = rearrange(patches, '... (h w) c -> ... h w c', h=grid[0])
   patches = rearrange(resize(patches, new_grid), '... h w c -> ... (h w) c')
   return jnp.concatenate([class_token, patches], axis=-2)
