@@ -16,7 +16,7 @@ Rates = Sequence[Any] | jax.Array
 def scan_blocks(
   stack: nn.Module,
   make_block: Callable[[Any], nn.Module],
-  names: Sequence[str],
+  names: Sequence[str | Sequence[str]],
   drop_path_rates: Rates,
   x: Any,
   *arguments: Any,
@@ -35,7 +35,8 @@ def scan_blocks(
     stack: the module that has the submodules; called from its compact method.
     make_block: a submodule with one entry of `drop_path_rates`, created with `parent=None`. It has
       parameters only, and maps `(x, *arguments)` to arrays like x.
-    names: of the submodules, in order.
+    names: of the submodules, in order. Where one step of the loop is several of them, sequences of
+      names, which what `make_block` returns has as 'part_0', 'part_1' and so on.
     drop_path_rates: per submodule a rate, or a sequence of them; may be traced.
     x: arrays that the first one gets.
     *arguments: passed to each.
@@ -47,7 +48,13 @@ def scan_blocks(
   Returns:
     The arrays of the last one; with `has_aux`, and what else they returned, stacked.
   """
-  parameters = [stack.get_variable('params', name) for name in names]
+
+  def parameters_of(name: str | Sequence[str]) -> Any:
+    if isinstance(name, str):
+      return stack.get_variable('params', name)
+    return {f'part_{i}': parameters_of(part) for i, part in enumerate(name)}
+
+  parameters = [parameters_of(name) for name in names]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
   keys = {
     name: jax.random.split(stack.make_rng(name), len(names))

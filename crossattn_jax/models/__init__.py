@@ -2,6 +2,7 @@
 
 from crossattn_jax.models import (  # noqa: F401  (register their variants)
   biformer,
+  crossformer,
   crossvit,
   regnet,
   swiftformer,

@@ -1,0 +1,397 @@
+"""Long and short distance attention: in windows of neighbours, and among tokens spread evenly.
+
+Source: CrossFormer, Wang et al. 2022 (arXiv 2108.00154), section 3.2, and its official code. A map
+is cut into groups, and attention stays within each of them: in short distance attention a group is
+a window, in long distance attention its tokens are `interval` rows and columns apart. Scores get a
+bias per relative position that a small network computes, so that groups may have any size
+(dynamic position bias, section 3.2.2).
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from einops import rearrange
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax import parallel
+from crossattn_jax.layers import initializers, linear
+
+Pair = tuple[int, int]
+
+KINDS = ('short', 'long')
+LONG_DISTANCES = ('region', 'global')
+SMALL_MAPS = ('shrink', 'pad')
+
+# Added to the scores of padded keys. Finite: a group may hold nothing but padding.
+_MASKED = -1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouping:
+  """How a map is cut into groups; rows first in each pair.
+
+  With padding the map has `regions * group * interval` rows. Tokens of a group lie `interval` rows
+  apart within one of the regions, which hold `interval[0] * interval[1]` groups each.
+
+  Attributes:
+    size: of the map.
+    group: tokens on each side of a group.
+    interval: between neighbours in a group; 1 makes windows.
+    padding: rows before and after the map, columns before and after it.
+  """
+
+  size: Pair
+  group: Pair
+  interval: Pair = (1, 1)
+  padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+
+  @property
+  def padded_size(self) -> Pair:
+    """Rows and columns of the padded map."""
+    return tuple(length + sum(pad) for length, pad in zip(self.size, self.padding, strict=True))
+
+  @property
+  def pads(self) -> bool:
+    """Whether there is any padding."""
+    return self.padded_size != self.size
+
+  @property
+  def _layout(self) -> dict[str, int]:
+    return {'g': self.group[0], 'h': self.group[1], 'i': self.interval[0], 'j': self.interval[1]}
+
+  def pad(self, x: jax.Array) -> jax.Array:
+    """Puts zeros around a map `[batch, height, width, ...]`."""
+    return jnp.pad(x, ((0, 0), *self.padding, *((0, 0),) * (x.ndim - 3))) if self.pads else x
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """Sorts a padded map `[batch, height, width, ...]` into `[batch, groups, tokens, ...]`."""
+    return rearrange(x, 'b (r g i) (s h j) ... -> b (r s i j) (g h) ...', **self._layout)
+
+  def join(self, groups: jax.Array) -> jax.Array:
+    """The inverse of `pad` and `split`."""
+    regions = self.padded_size[0] // (self.group[0] * self.interval[0])
+    padded = rearrange(
+      groups, 'b (r s i j) (g h) ... -> b (r g i) (s h j) ...', r=regions, **self._layout
+    )
+    return self.crop(padded)
+
+  def crop(self, x: jax.Array) -> jax.Array:
+    """The inverse of `pad`."""
+    (top, _), (left, _) = self.padding
+    return x[:, top : top + self.size[0], left : left + self.size[1]]
+
+  def real_tokens(self) -> np.ndarray | None:
+    """Which tokens are none of padding, bool `[groups, tokens]`; None where nothing is padded."""
+    if not self.pads:
+      return None
+    return self.split(np.pad(np.ones((1, *self.size), bool), ((0, 0), *self.padding)))[0]
+
+
+def find_grouping(
+  size: Pair,
+  kind: Literal['short', 'long'],
+  group_size: int,
+  interval: int = 1,
+  *,
+  lda: Literal['region', 'global'] = 'region',
+  small_map: Literal['shrink', 'pad'] = 'shrink',
+  adaptive_interval: bool = False,
+  center_padding: bool = False,
+) -> Grouping:
+  """Decides how a map of a given size is cut. A pure function of its arguments.
+
+  A map that is not larger than a group, in one direction at least, has short distance attention
+  whatever the kind.
+
+  Args:
+    size: of the map.
+    kind: 'short' or 'long'.
+    group_size: tokens on a side of a group.
+    interval: of long distance attention.
+    lda: how far long distance attention goes. 'region': groups of `group_size`, spread over regions
+      of `group_size * interval`, as the classifiers and the latest dense predictors have them.
+      'global': `interval * interval` groups, however many tokens that makes, as the published dense
+      predictors have them.
+    small_map: of a map that is not larger than a group. 'shrink': windows as large as its shorter
+      side (classifiers). 'pad': one group as large as its longer side (dense predictors with
+      `lda='region'`).
+    adaptive_interval: replaces the interval by the one at which a region covers the map.
+    center_padding: whether padding goes to all sides rather than to the bottom and the right.
+
+  Returns:
+    The grouping.
+
+  Raises:
+    ValueError: an argument is none of the choices, or not positive.
+  """
+  for name, value, choices in (
+    ('kind', kind, KINDS),
+    ('lda', lda, LONG_DISTANCES),
+    ('small_map', small_map, SMALL_MAPS),
+  ):
+    if value not in choices:
+      raise ValueError(f'{name}={value!r} is not one of {", ".join(choices)}')
+  if min(*size, group_size, interval) < 1:
+    raise ValueError(f'{size=}, {group_size=} and {interval=} must be positive')
+  if min(size) <= group_size:
+    kind, group_size = 'short', min(size) if small_map == 'shrink' else max(size)
+  if kind == 'short':
+    interval = 1
+  elif adaptive_interval:
+    interval = -(-max(size) // group_size)
+  spread = kind == 'long' and lda == 'global'
+  multiple = interval if spread else group_size * interval
+  padding = []
+  for length in size:
+    missing = -length % multiple
+    before = missing // 2 if center_padding else 0
+    padding.append((before, missing - before))
+  group = tuple(
+    (length + sum(pad)) // interval if spread else group_size
+    for length, pad in zip(size, padding, strict=True)
+  )
+  return Grouping(tuple(size), group, (interval, interval), tuple(padding))
+
+
+def relative_offsets(group: Pair) -> np.ndarray:
+  """All offsets (rows, columns) between two tokens of a group, rows slow.
+
+  Returns:
+    float32 `[2 * group[0] - 1, 2 * group[1] - 1, 2]`, from `1 - group` to `group - 1`.
+  """
+  axes = [np.arange(1 - length, length, dtype=np.float32) for length in group]
+  return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
+
+
+def relative_position_bias(table: jax.Array) -> jax.Array:
+  """Spreads the biases of all offsets over all pairs of tokens.
+
+  By products with constants of zeros and ones, which is exact: TPUs are slow at gathering.
+
+  Args:
+    table: `[2 * rows - 1, 2 * columns - 1, heads]`, an entry for each of `relative_offsets`.
+
+  Returns:
+    `[heads, tokens, tokens]`: the bias of a query (second axis) and a key (third axis).
+  """
+
+  def choices(length: int) -> jax.Array:
+    offset = np.arange(length)[:, None] - np.arange(length) + length - 1
+    return jnp.asarray(offset[..., None] == np.arange(2 * length - 1), table.dtype)
+
+  rows, columns = (choices((length + 1) // 2) for length in table.shape[:2])
+  bias = jnp.einsum('yvp,xuq,pqn->nyxvu', rows, columns, table, precision='highest')
+  return rearrange(bias, 'n y x v u -> n (y x) (v u)')
+
+
+def _scores(query, key, bias, real, scale):
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum('bgqnd,bgknd->bgnqk', query * scale, key, preferred_element_type=dtype)
+  if bias is not None:
+    scores += bias.astype(dtype)
+  return scores if real is None else scores + jnp.where(real, 0, _MASKED)[:, None, None]
+
+
+def grouped_attention_weights(
+  query: jax.Array,
+  key: jax.Array,
+  bias: jax.Array | None = None,
+  real: jax.Array | np.ndarray | None = None,
+  *,
+  scale: float | None = None,
+) -> jax.Array:
+  """The weights of `grouped_attention`, `[batch, groups, heads, queries, keys]`."""
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  return nn.softmax(_scores(query, key, bias, real, scale))
+
+
+def grouped_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None = None,
+  real: jax.Array | np.ndarray | None = None,
+  *,
+  scale: float | None = None,
+) -> jax.Array:
+  """Attends within each group.
+
+  Args:
+    query: `[batch, groups, tokens, heads, head_dim]`.
+    key: the same shape.
+    value: the same shape.
+    bias: added to the scores, `[heads, queries, keys]`.
+    real: bool `[groups, tokens]`; the others are masked as keys. Of a group that has none at all
+      the result is finite and means nothing.
+    scale: of the scores; head_dim^-0.5 by default.
+
+  Returns:
+    The same shape in `value`'s dtype; the softmax is computed in at least float32.
+  """
+  weights = grouped_attention_weights(query, key, bias, real, scale=scale)
+  return jnp.einsum('bgnqk,bgknd->bgqnd', weights.astype(value.dtype), value)
+
+
+def long_short_distance_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  grouping: Grouping,
+  bias: jax.Array | None = None,
+  *,
+  scale: float | None = None,
+) -> jax.Array:
+  """Attends within the groups of a map; padding is never looked at.
+
+  Args:
+    query: `[batch, height, width, heads, head_dim]`.
+    key: the same shape.
+    value: the same shape.
+    grouping: of `find_grouping` for this size.
+    bias: added to the scores, `[heads, tokens, tokens]` of a group.
+    scale: of the scores; head_dim^-0.5 by default.
+
+  Returns:
+    The same shape in `value`'s dtype.
+  """
+  groups = (
+    parallel.constrain(grouping.split(grouping.pad(x)), 'batch', 'tokens', None, 'heads', None)
+    for x in (query, key, value)
+  )
+  return grouping.join(grouped_attention(*groups, bias, grouping.real_tokens(), scale=scale))
+
+
+class DynamicPositionBias(nn.Module):
+  """A bias per head from the offset between two tokens (section 3.2.2; DPB in the code).
+
+  Computed in at least float32: norms over so few channels magnify rounding.
+
+  Attributes:
+    num_heads: of the attention.
+    hidden: width of the network.
+    residual: whether its two middle layers are added to their inputs.
+    param_dtype: of the parameters.
+  """
+
+  num_heads: int
+  hidden: int
+  residual: bool = False
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, offsets: jax.Array | np.ndarray) -> jax.Array:
+    """Maps `[..., 2]`, offsets in rows and columns, to `[..., num_heads]`."""
+    dense = functools.partial(
+      nn.Dense, kernel_init=initializers.linear, param_dtype=self.param_dtype
+    )
+    x = dense(self.hidden, name='linear_0')(jnp.asarray(offsets))
+    for i, width in enumerate((self.hidden, self.hidden, self.num_heads), start=1):
+      norm = nn.LayerNorm(
+        epsilon=1e-5, use_fast_variance=False, param_dtype=self.param_dtype, name=f'norm_{i}'
+      )
+      out = dense(width, name=f'linear_{i}')(nn.relu(norm(x)))
+      x = x + out if self.residual and i < 3 else out
+    return x
+
+
+class LongShortDistanceAttention(nn.Module):
+  """Attention within the groups of a map of any size.
+
+  Attributes:
+    num_heads: must divide the channels.
+    kind: see `find_grouping`, as the following.
+    group_size: see there.
+    interval: see there.
+    lda: see there.
+    small_map: see there.
+    adaptive_interval: see there.
+    center_padding: see there.
+    mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
+      is the bias.
+    position_bias: whether scores have a dynamic position bias.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  num_heads: int
+  kind: Literal['short', 'long'] = 'short'
+  group_size: int = 7
+  interval: int = 1
+  lda: Literal['region', 'global'] = 'region'
+  small_map: Literal['shrink', 'pad'] = 'shrink'
+  adaptive_interval: bool = False
+  center_padding: bool = False
+  mask_padding: bool = True
+  position_bias: bool = True
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.nowrap
+  def grouping(self, size: Pair) -> Grouping:
+    """How a map of this size is cut."""
+    return find_grouping(
+      tuple(size),
+      self.kind,
+      self.group_size,
+      self.interval,
+      lda=self.lda,
+      small_map=self.small_map,
+      adaptive_interval=self.adaptive_interval,
+      center_padding=self.center_padding,
+    )
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, train: bool = False, with_weights: bool = False
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Maps `[batch, height, width, channels]` to the same shape.
+
+    Args:
+      x: the map.
+      train: changes nothing; attention has no dropout.
+      with_weights: whether to return the weights too.
+
+    Returns:
+      The map; with `with_weights` a pair with the mean of all heads' weights, `[batch, groups,
+      queries, keys]`, of the groups of `grouping`.
+    """
+    del train
+    channels = x.shape[-1]
+    if channels % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
+    common = {
+      'kernel_init': initializers.linear,
+      'dot_general': linear.dot_general,
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    grouping = self.grouping(x.shape[1:3])
+    cut = grouping
+    if not self.mask_padding:
+      x = grouping.pad(x)
+      cut = Grouping(grouping.padded_size, grouping.group, grouping.interval)
+    qkv = nn.DenseGeneral((3, self.num_heads, channels // self.num_heads), name='qkv', **common)(x)
+    query, key, value = (
+      parallel.constrain(part, 'batch', 'height', 'width', 'heads', None)
+      for part in jnp.moveaxis(qkv, 3, 0)
+    )
+    bias = None
+    if self.position_bias:
+      # The original divides the width by four twice.
+      table = DynamicPositionBias(
+        self.num_heads, channels // 4 // 4, param_dtype=self.param_dtype, name='position_bias'
+      )
+      bias = relative_position_bias(table(relative_offsets(grouping.group)))
+    out = long_short_distance_attention(query, key, value, cut, bias)
+    if not self.mask_padding:
+      out = grouping.crop(out)
+    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(out)
+    if not with_weights:
+      return out
+    query, key = (cut.split(cut.pad(part)) for part in (query, key))
+    weights = grouped_attention_weights(query, key, bias, cut.real_tokens())
+    return out, weights.mean(axis=2)

@@ -1,0 +1,562 @@
+"""CrossFormer and CrossFormer++: pyramids with long and short distance attention.
+
+Sources: Wang, Yao, Chen, Lin, Cai, He, Liu, "CrossFormer: A Versatile Vision Transformer Hinging on
+Cross-scale Attention", ICLR 2022 (arXiv 2108.00154); Wang, Chen, Qiu, Yao, Cai, He, Lin, Liu,
+"CrossFormer++", TPAMI 2023 (arXiv 2303.06908). Where papers and official code (cheerss/CrossFormer)
+differ, this follows the code; docs/crossformer.md lists the differences.
+
+Four stages at strides 4, 8, 16 and 32, each of which starts from patches of several sizes. Blocks
+attend alternately among neighbours and across the map.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+import functools
+import math
+from typing import Any, Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax import parallel
+from crossattn_jax.attention import long_short_distance
+from crossattn_jax.layers import (
+  block_scan,
+  convolution,
+  depthwise_conv,
+  drop_path,
+  initializers,
+  mlp,
+)
+from crossattn_jax.models import registry
+
+Features = dict[str, jax.Array]
+
+GROUP_RULES = ('constant', 'linear', 'linear_div', 'alter', '7_14')
+
+
+def group_sizes_of_blocks(
+  rule: str, group_sizes: Sequence[int], depths: Sequence[int], resolution: int
+) -> tuple[tuple[int, ...], ...]:
+  """Group sizes that grow with depth (progressive group size, CrossFormer++ section 3.1).
+
+  Args:
+    rule: 'constant', which all published models have: `group_sizes`, per stage. 'linear': from 4
+      tokens in the first block to the whole map after the last. 'linear_div': the same, but what
+      exceeds half of the map becomes half of it or all. 'alter': of such blocks in the third stage
+      every other one has half of the map. '7_14': `group_sizes`, halved in the first four blocks of
+      the third stage.
+    group_sizes: per stage.
+    depths: per stage.
+    resolution: tokens on a side of the first stage's map.
+
+  Returns:
+    For each stage a size per block.
+  """
+  total = sum(depths)
+  result, b = [], 0
+  for stage, (constant, depth) in enumerate(zip(group_sizes, depths, strict=True)):
+    side, sizes = resolution // 2**stage, []
+    for i in range(depth):
+      # A whole number where it is one, unlike the product with a fraction of the map.
+      size = side * (4 * total + b * (resolution - 4)) / (resolution * total)
+      if rule in ('linear_div', 'alter') and size > side // 2:
+        whole = size > 0.75 * side if rule == 'linear_div' else b % 2 == 1
+        size = side if whole or stage != 2 else side // 2
+      if rule == 'constant':
+        size = constant
+      elif rule == '7_14':
+        size = constant // 2 if stage == 2 and i < 4 else constant
+      else:
+        size = max(4, math.ceil(size))
+      sizes.append(size)
+      b += 1
+    result.append(tuple(sizes))
+  return tuple(result)
+
+
+class CrossScaleEmbedding(nn.Module):
+  """Patches of several sizes around the same centres, each with its share of the channels.
+
+  Section 3.1; CEL in the code. Large patches get few channels, for their cost.
+
+  Attributes:
+    channels: of each convolution; they are concatenated.
+    kernels: side of each convolution.
+    stride: of all.
+    norm_first: whether the layer norm is of the input (between stages) or of the result (stem).
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: tuple[int, ...]
+  kernels: tuple[int, ...]
+  stride: int
+  norm_first: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, width_in]` to `[batch, height / stride, width / stride, sum]`.
+
+    Raises:
+      ValueError: the map cannot be halved between stages.
+    """
+    if self.norm_first and (x.shape[1] % self.stride or x.shape[2] % self.stride):
+      raise ValueError(
+        f'a map of {x.shape[1]} x {x.shape[2]} cannot be halved: the next stage needs images whose '
+        'height and width are multiples of its stride; pad them'
+      )
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm', **types)
+    if self.norm_first:
+      x = norm(x)
+    parts = [
+      convolution.convolution(
+        x.shape[-1],
+        channels,
+        side,
+        stride=self.stride,
+        padding=(side - self.stride) // 2,
+        name=f'conv_{i}',
+        **types,
+      )(x)
+      for i, (channels, side) in enumerate(zip(self.channels, self.kernels, strict=True))
+    ]
+    x = jnp.concatenate(parts, axis=-1)
+    if not self.norm_first:
+      x = norm(x)
+    return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
+
+
+class Block(nn.Module):
+  """Attention and MLP, each added to its input; then, on request, a cooling layer.
+
+  Attributes:
+    attention: builds the attention module, given its name.
+    mlp_ratio: hidden width of the MLP per channel.
+    drop_path_rate: of the residual branches.
+    cooling: whether the block ends with a depthwise convolution and a norm that nothing bypasses:
+      it keeps activations from growing with depth (amplitude cooling layer, CrossFormer++ 3.2).
+    row_convolution: whether what attention gets has a depthwise convolution of itself added that
+      takes the rows of the map for its channels: `use_cpe` of the official code, in no model.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  attention: Callable[..., long_short_distance.LongShortDistanceAttention]
+  mlp_ratio: float = 4
+  drop_path_rate: float | jax.Array = 0.0
+  cooling: bool = False
+  row_convolution: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, train: bool = False, with_weights: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Maps `[batch, height, width, channels]` to the same shape.
+
+    Args:
+      x: the map.
+      train: whether drop path is on.
+      with_weights: whether to return the attention's weights.
+
+    Returns:
+      The map; and the weights as `LongShortDistanceAttention` returns them, or None.
+    """
+    channels = x.shape[-1]
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+
+    def norm(name: str) -> nn.LayerNorm:
+      return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **types)
+
+    normed = norm('norm1')(x)
+    if self.row_convolution:
+      rows = depthwise_conv.DepthwiseConv(3, name='row_convolution', **types)(
+        jnp.moveaxis(normed, 1, -1)
+      )
+      normed += norm('row_norm')(jnp.moveaxis(rows, -1, 1))
+    out = self.attention(name='attention')(normed, train, with_weights)
+    out, weights = out if with_weights else (out, None)
+    drop = drop_path.DropPath(self.drop_path_rate)
+    x += drop(out, train)
+    hidden = mlp.Mlp(int(self.mlp_ratio * channels), name='mlp', **types)
+    x += drop(hidden(norm('norm2')(x), train), train)
+    if self.cooling:
+      x = norm('cooling_norm')(depthwise_conv.DepthwiseConv(3, name='cooling', **types)(x))
+    return parallel.constrain(x, 'batch', 'height', 'width', 'channels'), weights
+
+
+def find_loop(signatures: Sequence[Hashable], called: int) -> tuple[int, int]:
+  """Finds the repetition in a stack of blocks that leaves the fewest blocks to compile.
+
+  Args:
+    signatures: per block; blocks that differ in parameters or in computation only have equal ones.
+    called: blocks at the end that take no part.
+
+  Returns:
+    The length of the repeated part, which starts with the first block, and how often it stands
+    there: once, if there is none.
+  """
+  signatures, best = list(signatures), (1, 1)
+  for period in range(1, len(signatures) // 2 + 1):
+    times = 1
+    while (times + 1) * period <= len(signatures) - called and (
+      signatures[times * period : (times + 1) * period] == signatures[:period]
+    ):
+      times += 1
+    if (times - 1) * period > (best[1] - 1) * best[0]:
+      best = period, times
+  return best
+
+
+class Round(nn.Module):
+  """The blocks of one step of a loop.
+
+  Attributes:
+    blocks: build them, given rate and name.
+    drop_path_rates: one per block.
+  """
+
+  blocks: tuple[Callable[..., Block], ...]
+  drop_path_rates: Sequence[float] | jax.Array
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    for i, build in enumerate(self.blocks):
+      x, _ = build(drop_path_rate=self.drop_path_rates[i], name=f'part_{i}')(x, train)
+    return x
+
+
+class Stage(nn.Module):
+  """A stack of blocks at one resolution.
+
+  Attributes:
+    attentions: builds the attention of each block.
+    cooling: whether each block ends with a cooling layer.
+    drop_path_rates: one per block.
+    mlp_ratio: see `Block`.
+    remat: whether the backward pass recomputes each block.
+    scan_blocks: whether blocks that repeat are one loop.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  attentions: tuple[Callable[..., long_short_distance.LongShortDistanceAttention], ...]
+  cooling: tuple[bool, ...]
+  drop_path_rates: tuple[float, ...]
+  mlp_ratio: float = 4
+  remat: bool = False
+  scan_blocks: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
+    """Maps `[batch, height, width, channels]` to the same shape.
+
+    Returns:
+      The map, and the attention's weights in the last block that attends at short distance and in
+      the last that does at long distance, by 'short' and 'long'.
+    """
+    depth = len(self.attentions)
+    groupings = [self.attentions[i](parent=None).grouping(x.shape[1:3]) for i in range(depth)]
+    kinds = ['short' if grouping.interval == (1, 1) else 'long' for grouping in groupings]
+    last = {kind: i for i, kind in enumerate(kinds)}
+
+    def builder(i: int, block: type[nn.Module]) -> Callable[..., nn.Module]:
+      return functools.partial(
+        block,
+        self.attentions[i],
+        self.mlp_ratio,
+        cooling=self.cooling[i],
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+      )
+
+    names = [f'block_{i}' for i in range(depth)]
+    done = 0
+    if self.scan_blocks and block_scan.can_scan(self):
+      signatures = list(zip(groupings, self.cooling, strict=True))
+      # What the features show is called, so that nothing is stacked for them.
+      period, times = find_loop(signatures, depth - min(last.values()))
+      if times > 1:
+        done = period * times
+        starts = range(0, done, period)
+        blocks = tuple(builder(i, Block) for i in range(period))
+        x = block_scan.scan_blocks(
+          self,
+          lambda rates: Round(blocks, rates, parent=None),
+          [names[i : i + period] for i in starts],
+          [self.drop_path_rates[i : i + period] for i in starts],
+          x,
+          train,
+          train=train,
+          remat=self.remat,
+        )
+    weights = {}
+    single = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
+    for i in range(done, depth):
+      block = builder(i, single)(drop_path_rate=self.drop_path_rates[i], name=names[i])
+      shown = i == last[kinds[i]]
+      x, attended = block(x, train, shown)
+      if shown:
+        weights[kinds[i]] = attended
+    return x, weights
+
+
+class CrossFormer(nn.Module):
+  """The classifier, or the backbone of a dense predictor.
+
+  Attributes:
+    num_classes: 0 returns the mean of the last map in place of logits.
+    image_size: (height, width) of the natural input; multiples of 32 of any size are taken.
+    widths: channels of each stage.
+    depths: blocks of each stage.
+    head_dim: width of a head.
+    group_sizes: tokens on a side of a group, per stage.
+    group_rule: how `group_sizes` change within a stage; see `group_sizes_of_blocks`.
+    intervals: of long distance attention, per stage.
+    lda: how far it goes, 'region' or 'global'; see `find_grouping`. The published results of dense
+      prediction are of 'global'.
+    adaptive_interval: see there.
+    center_padding: see there.
+    mask_padding: see `LongShortDistanceAttention`.
+    patch_sizes: of the first cross-scale embedding.
+    merging_sizes: of those between stages.
+    mlp_ratio: hidden width of the MLPs per channel.
+    cooling: whether every third block of a stage, but not its last, ends with a cooling layer.
+    backbone: whether to leave out classifier and final norm, and to cut small maps as the official
+      dense predictors do.
+    drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
+    num_channels: of the input image.
+    remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether blocks that repeat within a stage are one loop: programs that compile
+      several times faster and compute the same. Parameters keep their names.
+    dtype: of the computation, None for the input's and parameters' common type. Position biases
+      are computed in at least float32.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int = 1000
+  image_size: tuple[int, int] = (224, 224)
+  widths: tuple[int, ...] = (96, 192, 384, 768)
+  depths: tuple[int, ...] = (2, 2, 6, 2)
+  head_dim: int = 32
+  group_sizes: tuple[int, ...] = (7, 7, 7, 7)
+  group_rule: Literal['constant', 'linear', 'linear_div', 'alter', '7_14'] = 'constant'
+  intervals: tuple[int, ...] = (8, 4, 2, 1)
+  lda: Literal['region', 'global'] = 'region'
+  adaptive_interval: bool = False
+  center_padding: bool = False
+  mask_padding: bool = True
+  patch_sizes: tuple[int, ...] = (4, 8, 16, 32)
+  merging_sizes: tuple[int, ...] = (2, 4)
+  mlp_ratio: float = 4
+  cooling: bool = False
+  backbone: bool = False
+  drop_path_rate: float = 0.0
+  num_channels: int = 3
+  remat: bool = False
+  scan_blocks: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    self._check()
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> tuple[Any, Features]:
+    """Classifies images, or computes the maps for a dense predictor.
+
+    Args:
+      image: normalised, `[batch, height, width, num_channels]`.
+      train: whether drop path is on (rng 'drop_path').
+
+    Returns:
+      Logits `[batch, num_classes]` in at least float32 (without classes the mean of the last map;
+      with `backbone` the maps of all stages), and features:
+        'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s.
+        'attention/{s}/short', 'attention/{s}/long': weights of the last block of stage s that
+          attends at that distance, mean of the heads, `[batch, groups, queries, keys]`.
+        'evidence': how much each position of the last map contributes to the largest logit,
+          `[batch, height, width]`; its mean, with the bias, is that logit. Only with classes.
+    """
+    self._check_image(image)
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    features: Features = {}
+    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    x = image
+    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+      kernels = self.patch_sizes if s == 0 else self.merging_sizes
+      x = CrossScaleEmbedding(
+        channel_shares(channels, len(kernels)),
+        kernels,
+        stride=4 if s == 0 else 2,
+        norm_first=s > 0,
+        name='embedding' if s == 0 else f'downsampling_{s}',
+        **types,
+      )(x)
+      x, weights = Stage(
+        self._attentions(s),
+        tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
+        tuple(next(rates) for _ in range(depth)),
+        self.mlp_ratio,
+        self.remat,
+        self.scan_blocks,
+        name=f'stage_{s}',
+        **types,
+      )(x, train)
+      features[f'stage_{s}'] = x
+      features |= {f'attention/{s}/{kind}': part for kind, part in weights.items()}
+    if self.backbone:
+      return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
+
+    x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm', **types)(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    vector = x.mean(axis=(1, 2))
+    if self.num_classes == 0:
+      return vector, features
+    head = nn.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
+    logits = parallel.constrain(head(vector), 'batch', None)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    kernel = head.variables['params']['kernel']
+    best = kernel[:, jnp.argmax(logits, axis=-1)].astype(x.dtype)
+    features['evidence'] = jnp.einsum('bhwc,cb->bhw', x, best)
+    return logits, features
+
+  @nn.nowrap
+  def _attentions(
+    self, stage: int
+  ) -> tuple[Callable[..., long_short_distance.LongShortDistanceAttention], ...]:
+    """Builders of the attention of each block of a stage."""
+    sizes = group_sizes_of_blocks(
+      self.group_rule, self.group_sizes, self.depths, self.image_size[0] // 4
+    )[stage]
+    return tuple(
+      functools.partial(
+        long_short_distance.LongShortDistanceAttention,
+        self.widths[stage] // self.head_dim,
+        kind=long_short_distance.KINDS[i % 2],
+        group_size=size,
+        interval=self.intervals[stage],
+        lda=self.lda,
+        small_map='pad' if self.backbone and self.lda == 'region' else 'shrink',
+        adaptive_interval=self.adaptive_interval,
+        center_padding=self.center_padding,
+        mask_padding=self.mask_padding,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+      )
+      for i, size in enumerate(sizes)
+    )
+
+  @nn.nowrap
+  def attention_maps(self, features: Features) -> dict[str, jax.Array]:
+    """Returns where a position looks in the last blocks of each stage.
+
+    The position is the one that says most about the answer: where the evidence for the largest
+    logit is greatest.
+
+    Args:
+      features: as `__call__` returns them, of a classifier.
+
+    Returns:
+      By stage and kind of attention, maps `[batch, height, width]` of weights that sum to one, but
+      for what looked at padding.
+    """
+    return {name: weights for name, (weights, _) in self._looks(features).items()}
+
+  @nn.nowrap
+  def attention_queries(self, features: Features) -> dict[str, jax.Array]:
+    """Returns the positions that look in `attention_maps`, as maps of the same names and shapes."""
+    return {name: query for name, (_, query) in self._looks(features).items()}
+
+  @nn.nowrap
+  def _looks(self, features: Features) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Maps of the weights and of the position that looks."""
+    if 'evidence' not in features:
+      return {}
+    batch, rows, columns = features['evidence'].shape
+    best = jnp.argmax(features['evidence'].reshape(batch, -1), axis=-1)
+    center = (best // columns + 0.5) / rows, (best % columns + 0.5) / columns
+    maps = {}
+    for s in range(len(self.widths)):
+      size = features[f'stage_{s}'].shape[1:3]
+      y, x = ((part * length).astype(jnp.int32) for part, length in zip(center, size, strict=True))
+      query = jax.nn.one_hot(y * size[1] + x, size[0] * size[1]).reshape(batch, *size)
+      for kind in long_short_distance.KINDS:
+        weights = features.get(f'attention/{s}/{kind}')
+        if weights is None:
+          continue
+        groupings = (build(parent=None).grouping(size) for build in self._attentions(s))
+        grouping = [g for g in groupings if (g.interval == (1, 1)) == (kind == 'short')][-1]
+        # The group and the token that look, as maps of the group's shape.
+        asks = grouping.split(grouping.pad(query))
+        attended = jnp.einsum('bgq,bgqk->bgk', asks, weights)
+        maps[f'stage {s + 1} {kind}'] = grouping.join(attended), query
+    return maps
+
+  @nn.nowrap
+  def _check_image(self, image: jax.Array) -> None:
+    if image.ndim != 4 or image.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'CrossFormer expects images [batch, height, width, {self.num_channels}], not an array of '
+        f'shape {image.shape}; transpose NCHW images, or set num_channels'
+      )
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+      raise ValueError(
+        f'CrossFormer expects normalised floating-point images, not {image.dtype}; scale them to '
+        '[0, 1], subtract the mean and divide by the standard deviation'
+      )
+
+  @nn.nowrap
+  def _check(self) -> None:
+    """Raises a ValueError that names the first field that does not fit the others."""
+    stages = len(self.widths)
+    for field in ('depths', 'group_sizes', 'intervals'):
+      values = getattr(self, field)
+      if len(values) != stages:
+        raise ValueError(f'{field}={values} needs one entry for each of {stages} stages (widths)')
+    for field, choices in (
+      ('lda', long_short_distance.LONG_DISTANCES),
+      ('group_rule', GROUP_RULES),
+    ):
+      if getattr(self, field) not in choices:
+        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    for channels in self.widths:
+      if channels % self.head_dim:
+        raise ValueError(
+          f'head_dim={self.head_dim} does not divide the width {channels} of a stage'
+        )
+
+
+def channel_shares(channels: int, kernels: int) -> tuple[int, ...]:
+  """Channels of each patch size: half as many for the next larger one, as many for the last."""
+  return tuple(channels // 2 ** min(i + 1, kernels - 1) for i in range(kernels))
+
+
+_PROGRESSIVE = {'group_sizes': (4, 4, 14, 7), 'intervals': (4, 2, 1, 1), 'cooling': True}
+_TINY_WIDTHS, _LARGE_WIDTHS = (64, 128, 256, 512), (128, 256, 512, 1024)
+_DEEP = (2, 2, 18, 2)
+
+registry.register('crossformer_tiny', CrossFormer, widths=_TINY_WIDTHS, depths=(1, 1, 8, 6))
+registry.register('crossformer_small', CrossFormer)
+registry.register('crossformer_base', CrossFormer, depths=_DEEP)
+registry.register('crossformer_large', CrossFormer, widths=_LARGE_WIDTHS, depths=_DEEP)
+registry.register(
+  'crossformer_pp_small', CrossFormer, widths=_TINY_WIDTHS, depths=_DEEP, **_PROGRESSIVE
+)
+registry.register('crossformer_pp_base', CrossFormer, depths=_DEEP, **_PROGRESSIVE)
+registry.register(
+  'crossformer_pp_large', CrossFormer, widths=_LARGE_WIDTHS, depths=_DEEP, **_PROGRESSIVE
+)
+registry.register(
+  'crossformer_pp_huge', CrossFormer, widths=_LARGE_WIDTHS, depths=(6, 6, 18, 2), **_PROGRESSIVE
+)
