@@ -6,6 +6,7 @@ name; nothing is dropped, resized or initialised unless asked for.
 """
 
 import argparse
+import collections
 from collections.abc import Mapping
 import dataclasses
 import pathlib
@@ -110,8 +111,10 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 def _load_torch(path: pathlib.Path) -> dict[str, Any]:
   torch = optional.require('torch')
   try:
-    # The options of the run, which training scripts keep beside the weights: plain attributes.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    # The options of the run, which training scripts keep beside the weights: plain attributes, or
+    # a dict of yacs (torch knows how to fill an OrderedDict, and no class derived from dict).
+    options = [argparse.Namespace, (collections.OrderedDict, 'yacs.config.CfgNode')]
+    with torch.serialization.safe_globals(options):
       content = torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     raise CheckpointError(

@@ -115,6 +115,23 @@ _BY_HAND = {
   )
   for variant in ('XS', 'S', 'L1', 'L3')
 }
+_CROSSFORMER_DRIVE = {
+  'crossformer_tiny': ('crossformer-t.pth', '1YSkU9enn-ITyrbxLH13zNcBYvWSEidfq'),
+  'crossformer_small': ('crossformer-s.pth', '1RAkigsgr33va0RZ85S2Shs2BhXYcS6U8'),
+  'crossformer_base': ('crossformer-b.pth', '1bK8biVCi17nz_nkt7rBfio_kywUpllSU'),
+  'crossformer_large': ('crossformer-l.pth', '1zRWByVW_KIZ87NgaBkDIm60DAsGJErdG'),
+}
+_BY_HAND |= {
+  name: (file, f'https://drive.google.com/file/d/{drive_id}/view')
+  for name, (file, drive_id) in _CROSSFORMER_DRIVE.items()
+}
+_BY_HAND |= {
+  f'crossformer_pp_{size}': (
+    f'the file of CrossFormer++-{size[0].upper()}',
+    'https://github.com/cheerss/CrossFormer',
+  )
+  for size in ('small', 'base', 'large', 'huge')
+}
 
 
 def default_cache_dir() -> pathlib.Path:
