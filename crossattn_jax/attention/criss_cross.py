@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.kernels.criss_cross import passes
+from crossattn_jax.kernels.criss_cross import passes, reference
 
 # Which holds the rows of a map: `parallel.constrain(x, ..., 'height', ...)`.
 _ROWS_AXIS = 'sequence'
@@ -140,6 +140,7 @@ class CrissCrossAttention(nn.Module):
     reduction: channels of the value per channel of query and key.
     implementation: see `kernels.criss_cross_attention`.
     kernel_init: of the projections.
+    bias_init: of the projections.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
@@ -148,17 +149,29 @@ class CrissCrossAttention(nn.Module):
   reduction: int = 8
   implementation: str = 'auto'
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[batch, height, width, channels]`, or `[batch, time, ...]`, to the same shape."""
+  def __call__(
+    self, x: jax.Array, train: bool = False, with_weights: bool = False
+  ) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
+    """Maps `[batch, height, width, channels]`, or `[batch, time, ...]`, to the same shape.
+
+    Args:
+      x: the map.
+      train: of no effect.
+      with_weights: whether to return the attention weights of each application too, `[batch,
+        height, width, height + width]`: over the column, then over the row.
+    """
+    del train
     channels = x.shape[-1]
     if channels % self.reduction:
       raise ValueError(f'reduction={self.reduction} does not divide the width {channels}')
     common = {
       'kernel_init': self.kernel_init,
+      'bias_init': self.bias_init,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
@@ -166,10 +179,12 @@ class CrissCrossAttention(nn.Module):
     key = nn.Dense(channels // self.reduction, name='key', **common)
     value = nn.Dense(channels, name='value', **common)
     gate = self.param('gate', nn.initializers.zeros, (), self.param_dtype)
+    weights = []
     for _ in range(self.recurrence):
-      context = criss_cross_attention(
-        query(x), key(x), value(x), implementation=self.implementation
-      )
+      q, k = query(x), key(x)
+      if with_weights:
+        weights.append(nn.softmax(reference.criss_cross_scores(q, k)))
+      context = criss_cross_attention(q, k, value(x), implementation=self.implementation)
       x, context, scale = nn.dtypes.promote_dtype(x, context, gate, dtype=self.dtype)
       x = x + scale * context
-    return x
+    return (x, weights) if with_weights else x

@@ -12,15 +12,20 @@ class BatchNorm(nn.Module):
   batch, n / (n - 1) of the one that normalises, as PyTorch's does. Under jit over a mesh the batch
   is the global one, which PyTorch calls SyncBatchNorm.
 
+  With `absolute_scale` it is the norm of Inplace-ABN (Rota Bulo et al. 2018, arXiv 1712.02616)
+  before its activation: |scale| + epsilon in place of the scale, whose sign is lost.
+
   Attributes:
     momentum: share of the old running statistics that stays, 1 minus PyTorch's.
     epsilon: added to the variance.
+    absolute_scale: see above.
     dtype: of the result.
     param_dtype: of the parameters and of the running statistics.
   """
 
   momentum: float = 0.9
   epsilon: float = 1e-5
+  absolute_scale: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -53,5 +58,9 @@ class BatchNorm(nn.Module):
     else:
       mean = running_mean.value.astype(wide.dtype)
       variance = running_var.value.astype(wide.dtype)
-    factor = jax.lax.rsqrt(variance + self.epsilon) * scale.astype(wide.dtype)
+    scale = scale.astype(wide.dtype)
+    if self.absolute_scale:
+      # Not jnp.abs, whose derivative at 0 is 0: the weight could never leave it.
+      scale = jnp.where(scale < 0, -scale, scale) + self.epsilon
+    factor = jax.lax.rsqrt(variance + self.epsilon) * scale
     return ((wide - mean) * factor + bias.astype(wide.dtype)).astype(x.dtype)

@@ -30,10 +30,19 @@ def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
 _KERNELS = {'bilinear': (_linear_kernel, 1), 'bicubic': (_cubic_kernel, 2)}
 
 
-def resize_matrix(size_in: int, size_out: int, method: str = 'bicubic') -> np.ndarray:
+def resize_matrix(
+  size_in: int, size_out: int, method: str = 'bicubic', align_corners: bool = False
+) -> np.ndarray:
   """Returns the float64 matrix `[size_out, size_in]` that resizes one axis.
 
-  Half-pixel centres, no anti-aliasing, border samples replicated.
+  No anti-aliasing, border samples replicated.
+
+  Args:
+    size_in: length of the axis.
+    size_out: length of the result.
+    method: 'bicubic' or 'bilinear'.
+    align_corners: whether the first and the last samples of both lie on each other, rather than
+      the edges of the pixels around them.
 
   Raises:
     ValueError: if `method` is neither 'bilinear' nor 'bicubic'.
@@ -41,7 +50,10 @@ def resize_matrix(size_in: int, size_out: int, method: str = 'bicubic') -> np.nd
   if method not in _KERNELS:
     raise ValueError(f'unknown resize method {method!r}; known are {sorted(_KERNELS)}')
   kernel, radius = _KERNELS[method]
-  position = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+  if align_corners:
+    position = np.arange(size_out) * (size_in - 1) / max(size_out - 1, 1)
+  else:
+    position = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
   base = np.floor(position).astype(int)
   matrix = np.zeros((size_out, size_in))
   for offset in range(1 - radius, 1 + radius):
@@ -51,13 +63,16 @@ def resize_matrix(size_in: int, size_out: int, method: str = 'bicubic') -> np.nd
   return matrix
 
 
-def resize(image: jax.Array, size: Sequence[int], method: str = 'bicubic') -> jax.Array:
-  """Resizes height and width as `torch.nn.functional.interpolate(align_corners=False)` does.
+def resize(
+  image: jax.Array, size: Sequence[int], method: str = 'bicubic', align_corners: bool = False
+) -> jax.Array:
+  """Resizes height and width as `torch.nn.functional.interpolate` does.
 
   Args:
     image: `[..., height, width, channels]`.
     size: (height, width) of the result.
     method: 'bicubic' or 'bilinear'.
+    align_corners: see `resize_matrix`.
 
   Returns:
     `[..., *size, channels]` in `image`'s dtype, computed in at least float32.
@@ -66,12 +81,36 @@ def resize(image: jax.Array, size: Sequence[int], method: str = 'bicubic') -> ja
   result = image.astype(dtype)
   height, width = image.shape[-3:-1]
   if height != size[0]:
-    rows = jnp.asarray(resize_matrix(height, size[0], method), dtype)
+    rows = jnp.asarray(resize_matrix(height, size[0], method, align_corners), dtype)
     result = jnp.einsum('yh,...hwc->...ywc', rows, result, precision='highest')
   if width != size[1]:
-    columns = jnp.asarray(resize_matrix(width, size[1], method), dtype)
+    columns = jnp.asarray(resize_matrix(width, size[1], method, align_corners), dtype)
     result = jnp.einsum('xw,...ywc->...yxc', columns, result, precision='highest')
   return result.astype(image.dtype)
+
+
+def nearest_corner_aligned(size_in: int, size_out: int) -> np.ndarray:
+  """Returns the sample nearest to each of `size_out` that span the same range, ties upwards."""
+  position = np.arange(size_out) * (size_in - 1) / max(size_out - 1, 1)
+  return np.floor(position + 0.5).astype(int)
+
+
+def upsample_nearest(image: jax.Array, size: Sequence[int]) -> jax.Array:
+  """Repeats rows and columns as torch's `interpolate(mode='nearest')` does.
+
+  Args:
+    image: `[..., height, width, channels]`.
+    size: (height, width) of the result.
+  """
+  for axis, length in ((-3, size[0]), (-2, size[1])):
+    length_in = image.shape[axis]
+    if length == length_in:
+      continue
+    if length % length_in == 0:
+      image = jnp.repeat(image, length // length_in, axis=axis)
+    else:
+      image = jnp.take(image, np.arange(length) * length_in // length, axis=axis)
+  return image
 
 
 def center_crop(image: jax.Array, size: Sequence[int]) -> jax.Array:

@@ -2,9 +2,11 @@
 
 from crossattn_jax.models import (  # noqa: F401  (register their variants)
   biformer,
+  ccnet,
   crossformer,
   crossvit,
   regnet,
+  resnet,
   swiftformer,
 )
 from crossattn_jax.models.registry import create_model, list_models, model_config, register

@@ -63,3 +63,19 @@ def test_initialising_leaves_the_statistics_at_their_start(train):
   stats = batch_norm.BatchNorm().init(jax.random.key(0), x, train=train)['batch_stats']
   np.testing.assert_array_equal(stats['mean'], 0)
   np.testing.assert_array_equal(stats['var'], 1)
+
+
+def test_an_activated_norm_scales_by_the_magnitude_and_keeps_the_gradient_s_sign():
+  x = jnp.asarray(np.random.RandomState(2).standard_normal((6, 3)), jnp.float32)
+  norm = batch_norm.BatchNorm(absolute_scale=True)
+  scale = jnp.asarray([2.0, -0.5, 0.0])
+  variables = {
+    'params': {'scale': scale, 'bias': jnp.zeros(3)},
+    'batch_stats': {'mean': jnp.zeros(3), 'var': jnp.ones(3)},
+  }
+  normal = x / np.sqrt(1 + 1e-5)
+  expected = normal * (jnp.abs(scale) + 1e-5)
+  np.testing.assert_allclose(norm.apply(variables, x), expected, rtol=1e-6)
+  gradient = jax.grad(lambda v: norm.apply(v, x).sum())(variables)['params']['scale']
+  # Inplace-ABN: as if the scale 0 were positive.
+  np.testing.assert_allclose(gradient, normal.sum(0) * np.array([1, -1, 1]), rtol=1e-5)

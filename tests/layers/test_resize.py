@@ -83,3 +83,22 @@ def test_position_embeddings_keep_the_class_token_and_resize_the_grid():
 def test_position_embeddings_of_another_grid_are_refused():
   with pytest.raises(ValueError, match=r'16 position embeddings do not cover .* \(4, 4\) = 16'):
     resize.resize_position_embedding(jnp.zeros((1, 16, 8)), (4, 4), (5, 5))
+
+
+def test_aligned_corners_keep_the_first_and_the_last_sample():
+  expected = [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]]
+  np.testing.assert_allclose(resize.resize_matrix(3, 5, 'bilinear', True), expected, atol=1e-15)
+  np.testing.assert_allclose(resize.resize_matrix(3, 1, 'bilinear', True), [[1, 0, 0]])
+
+
+def test_nearest_samples_span_the_range_and_ties_go_up():
+  np.testing.assert_array_equal(resize.nearest_corner_aligned(769, 97), np.arange(97) * 8)
+  np.testing.assert_array_equal(resize.nearest_corner_aligned(4, 3), [0, 2, 3])
+  np.testing.assert_array_equal(resize.nearest_corner_aligned(5, 1), [0])
+
+
+@pytest.mark.parametrize('size', [(6, 4), (5, 7)])
+def test_nearest_upsampling_repeats_rows_and_columns(size):
+  x = np.arange(6.0).reshape(3, 2, 1)
+  expected = x[np.arange(size[0]) * 3 // size[0]][:, np.arange(size[1]) * 2 // size[1]]
+  np.testing.assert_array_equal(resize.upsample_nearest(jnp.asarray(x), size), expected)

@@ -1,0 +1,105 @@
+"""Semantic FPN: a feature pyramid whose levels are upsampled and added.
+
+Source: Kirillov et al. 2019, "Panoptic Feature Pyramid Networks" (arXiv 1901.02446), section 3.1,
+on the feature pyramid of Lin et al. 2017 (arXiv 1612.03144), as in mmsegmentation.
+"""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax
+
+from crossattn_jax import parallel
+from crossattn_jax.heads import style as style_lib
+from crossattn_jax.layers import resize
+
+
+class FeaturePyramid(nn.Module):
+  """Lateral 1 x 1 convolutions, nearest upsampling from the top, 3 x 3 convolutions.
+
+  Attributes:
+    channels: of every level.
+    style: only its dtypes count: there are no norms.
+    extra_levels: levels beyond the last map, each every second pixel of the one before.
+  """
+
+  channels: int
+  style: style_lib.Style
+  extra_levels: int = 0
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Maps `[batch, height, width, channels_in]` of each level, finest first, to `channels`."""
+    init, types = nn.initializers.xavier_uniform(), self.style.types
+    levels = []
+    for level in reversed(range(len(maps))):
+      lateral = nn.Conv(self.channels, (1, 1), kernel_init=init, name=f'lateral_{level}', **types)(
+        maps[level]
+      )
+      if levels:
+        lateral += resize.upsample_nearest(levels[-1], lateral.shape[1:3])
+      levels.append(parallel.constrain(lateral, 'batch', 'height', 'width', 'channels'))
+    outputs = [
+      nn.Conv(
+        self.channels,
+        (3, 3),
+        padding=((1, 1), (1, 1)),
+        kernel_init=init,
+        name=f'output_{level}',
+        **types,
+      )(x)
+      for level, x in enumerate(reversed(levels))
+    ]
+    for _ in range(self.extra_levels):
+      outputs.append(outputs[-1][:, ::2, ::2])
+    return tuple(outputs)
+
+
+class SemanticFPNHead(nn.Module):
+  """Convolutions and upsampling of each level to the finest, their sum, a classifier.
+
+  Attributes:
+    num_classes: of the result.
+    style: see there.
+    channels: of the convolutions.
+  """
+
+  num_classes: int
+  style: style_lib.Style
+  channels: int = 128
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
+    """Maps a pyramid, finest level first, to logits at the finest level's size."""
+    total = None
+    for level, x in enumerate(maps):
+      for i in range(max(1, level)):
+        x = self.style.unit(self.channels, 3, name=f'level_{level}_conv_{i}')(x, train)
+        if level:
+          x = self.style.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
+      x = x if total is None else total + self.style.resize(x, total.shape[1:3])
+      total = parallel.constrain(x, 'batch', 'height', 'width', 'channels')
+    return self.style.classify(total, self.num_classes, train)
+
+
+class SemanticFPN(nn.Module):
+  """A feature pyramid with its head.
+
+  Attributes:
+    num_classes: of the result.
+    style: see there.
+    pyramid_channels: of the feature pyramid.
+    channels: of the head.
+  """
+
+  num_classes: int
+  style: style_lib.Style
+  pyramid_channels: int = 256
+  channels: int = 128
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
+    """Maps a backbone's maps, finest first, to logits at the finest one's size."""
+    pyramid = FeaturePyramid(self.pyramid_channels, self.style, name='pyramid')(maps)
+    head = SemanticFPNHead(self.num_classes, self.style, self.channels, name='decoder')
+    return head(pyramid, train)

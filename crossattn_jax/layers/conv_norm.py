@@ -1,0 +1,58 @@
+"""Convolution, batch norm, activation: the unit that convolutional networks are built of."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.layers import batch_norm, initializers
+
+
+class ConvNorm(nn.Module):
+  """A convolution as wide as its dilated kernel, a batch norm and an activation.
+
+  Attributes:
+    channels: of the result.
+    side: of the kernel, odd.
+    stride: in both directions.
+    dilation: distance of the kernel's taps.
+    use_bias: of the convolution.
+    activation: after the norm; None for none.
+    absolute_scale: of the norm; see `BatchNorm`.
+    kernel_init: of the convolution; torch's default where None.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  channels: int
+  side: int = 1
+  stride: int = 1
+  dilation: int = 1
+  use_bias: bool = False
+  activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+  absolute_scale: bool = False
+  kernel_init: nn.initializers.Initializer | None = None
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    margin = self.dilation * (self.side // 2)
+    init = initializers.torch_convolution(x.shape[-1] * self.side**2)
+    x = nn.Conv(
+      self.channels,
+      kernel_size=(self.side, self.side),
+      strides=(self.stride, self.stride),
+      padding=((margin, margin),) * 2,
+      kernel_dilation=(self.dilation, self.dilation),
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init or init,
+      bias_init=init,
+      name='conv',
+      **types,
+    )(x)
+    x = batch_norm.BatchNorm(absolute_scale=self.absolute_scale, name='norm', **types)(x, train)
+    return x if self.activation is None else self.activation(x)

@@ -1,0 +1,81 @@
+"""Metrics of semantic segmentation, from one matrix of counts."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def confusion_matrix(
+  labels: jax.Array,
+  predictions: jax.Array,
+  num_classes: int,
+  *,
+  ignore_label: int = 255,
+  mask: jax.Array | None = None,
+) -> jax.Array:
+  """Counts pixels by their true and their predicted class.
+
+  Args:
+    labels: integer classes `[...]`.
+    predictions: the same shape, in [0, num_classes).
+    num_classes: how many there are.
+    ignore_label: label of pixels that do not count.
+    mask: `[...]`, False where pixels do not count either.
+
+  Returns:
+    int32 `[true class, predicted class]`; matrices of several batches can be added.
+  """
+  counts = labels != ignore_label
+  if mask is not None:
+    counts &= mask
+  cells = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
+  # One cell more for those that do not count.
+  cells = jnp.where(counts, cells, num_classes**2).reshape(-1)
+  total = jnp.bincount(cells, length=num_classes**2 + 1)[:-1]
+  return total.reshape(num_classes, num_classes).astype(jnp.int32)
+
+
+def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
+  """Pixels of a class in both over those in either, per class; NaN where neither has any.
+
+  Args:
+    confusion: `[true class, predicted class]`.
+  """
+  confusion = np.asarray(confusion, np.float64)
+  both = np.diag(confusion)
+  either = confusion.sum(0) + confusion.sum(1) - both
+  return np.divide(both, either, out=np.full(both.shape, np.nan), where=either > 0)
+
+
+def class_accuracy(confusion: np.ndarray) -> np.ndarray:
+  """Correct pixels over those of the class, per class; NaN where it has none."""
+  confusion = np.asarray(confusion, np.float64)
+  true = confusion.sum(1)
+  return np.divide(np.diag(confusion), true, out=np.full(true.shape, np.nan), where=true > 0)
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+  """Correct pixels over all; NaN without any."""
+  confusion = np.asarray(confusion, np.float64)
+  total = confusion.sum()
+  return float(np.trace(confusion) / total) if total else float('nan')
+
+
+def mean_over_classes(values: np.ndarray, absent: Literal['zero', 'skip']) -> float:
+  """Mean of a metric per class.
+
+  Args:
+    values: per class, NaN for absent ones.
+    absent: 'zero' counts absent classes as 0, as CCNet's evaluation does; 'skip' leaves them out,
+      as mmsegmentation does.
+
+  Raises:
+    ValueError: `absent` is neither.
+  """
+  if absent not in ('zero', 'skip'):
+    raise ValueError(f"absent={absent!r} is neither 'zero' nor 'skip'")
+  present = values[~np.isnan(values)]
+  count = len(values) if absent == 'zero' else len(present)
+  return float(present.sum() / count) if count else float('nan')

@@ -1,0 +1,213 @@
+"""CCNet: semantic segmentation with recurrent criss-cross attention.
+
+Source: Huang, Wang, Wei, Huang, Shi, Liu, Huang, "CCNet: Criss-Cross Attention for Semantic
+Segmentation", ICCV 2019, and its journal version (arXiv 1811.11721). Where paper and official code
+(speedinghzl/CCNet) differ, this follows the code; docs/ccnet.md lists the differences.
+
+A dilated ResNet gives a map at stride 8. Each pixel attends to its row and its column, twice: then
+it has seen the whole image.
+"""
+
+from typing import Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.heads import aspp, fcn, psp, rcca
+from crossattn_jax.heads import style as style_lib
+from crossattn_jax.models import registry, resnet
+
+Features = dict[str, jax.Array]
+
+CONTEXTS = ('rcca', 'psp', 'aspp')
+
+
+class CCNet(nn.Module):
+  """Dilated ResNet, context head, auxiliary head; PSPNet and DeepLabv3 by their heads.
+
+  Attributes:
+    num_classes: of the labels.
+    image_size: (height, width) of the crops of the recipe; any other size will do.
+    depths: bottlenecks of each stage of the backbone.
+    widths: inside the bottlenecks.
+    stem_widths: of the convolutions of the stem.
+    output_stride: of the backbone's last map.
+    multi_grid: factors of the dilation of the last stage's blocks.
+    context: the head: 'rcca', 'psp' or 'aspp'.
+    recurrence: how often the criss-cross attention is applied. Checkpoints do not say it.
+    context_channels: inside the head: of the attention, of each pooled map or branch; the head's
+      own where None.
+    head_channels: of the map before the classifier, and in the auxiliary head.
+    auxiliary: whether the third stage's map is classified too.
+    embedding: channels for the category consistent loss; 0 leaves them out.
+    activated_norm: whether norms are those of Inplace-ABN; see `BatchNorm`. Otherwise |scale| +
+      epsilon is the plain scale, all else is the same.
+    dropout_rate: of whole channels before the classifiers.
+    num_channels: of the input image.
+    remat: whether the backward pass recomputes each block of the backbone.
+    implementation: of `kernels.criss_cross_attention`.
+    dtype: of the computation, None for the input's and parameters' common type.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int = 19
+  image_size: tuple[int, int] = (769, 769)
+  depths: tuple[int, ...] = (3, 4, 23, 3)
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  stem_widths: tuple[int, ...] = (64, 64, 128)
+  output_stride: int = 8
+  multi_grid: tuple[int, ...] = (1,)
+  context: Literal['rcca', 'psp', 'aspp'] = 'rcca'
+  recurrence: int = 2
+  context_channels: int | None = None
+  head_channels: int = 512
+  auxiliary: bool = True
+  embedding: int = 0
+  activated_norm: bool = True
+  dropout_rate: float = 0.1
+  num_channels: int = 3
+  remat: bool = False
+  implementation: str = 'auto'
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    if self.context not in CONTEXTS:
+      raise ValueError(f'context={self.context!r} is not one of {", ".join(CONTEXTS)}')
+    if self.embedding and self.context != 'rcca':
+      raise ValueError(f"embedding={self.embedding} needs context='rcca', not {self.context!r}")
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
+    """Labels every pixel.
+
+    Args:
+      image: `[batch, height, width, num_channels]`, or videos `[batch, time, height, width,
+        num_channels]`, whose pixels attend along time too. The official weights expect blue, green,
+        red in 0..255 minus their means.
+      train: whether channels are dropped (rng 'dropout') and batch norms use the batch, whose
+        statistics go into the collection 'batch_stats' where that is mutable.
+
+    Returns:
+      Logits `[batch, (time,) rows, columns, num_classes]` at the output stride, in at least
+      float32, and features (of videos, one frame after the other):
+        'auxiliary_logits': of the auxiliary head, like the logits.
+        'stage_{s}': what stage s of the backbone returns.
+        'context', 'attention/{r}', 'embedding': see `RCCAHead`.
+    """
+    frames = image.shape[1] if image.ndim == 5 else None
+    if image.ndim not in (4, 5) or image.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'CCNet expects images [batch, height, width, {self.num_channels}] or videos [batch, time, '
+        f'height, width, {self.num_channels}], not an array of shape {image.shape}'
+      )
+    leading = image.shape[:-3]
+    image = image.reshape(-1, *image.shape[-3:])
+    backbone = resnet.ResNet(
+      num_classes=0,
+      image_size=self.image_size,
+      depths=self.depths,
+      widths=self.widths,
+      stem_widths=self.stem_widths,
+      output_stride=self.output_stride,
+      multi_grid=self.multi_grid,
+      ceil_mode=True,
+      absolute_scale=self.activated_norm,
+      num_channels=self.num_channels,
+      remat=self.remat,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='backbone',
+    )
+    _, features = backbone(image, train)
+    style = self.style()
+    if self.auxiliary:
+      head = fcn.FCNHead(
+        self.num_classes, style, self.head_channels, use_bias=True, name='auxiliary_head'
+      )
+      logits = head(features['stage_2'], train)
+      features['auxiliary_logits'] = logits.reshape(*leading, *logits.shape[1:])
+    x = features['stage_3']
+    if self.context == 'rcca':
+      logits, context = self.attention_head()(x, train, frames)
+      features |= context
+    elif self.context == 'psp':
+      channels = self.context_channels or self.head_channels
+      logits = psp.PSPHead(self.num_classes, style, channels, self.head_channels, name='head')(
+        x, train
+      )
+    else:
+      channels = self.context_channels or self.head_channels // 2
+      logits = aspp.ASPPHead(self.num_classes, style, channels, self.head_channels, name='head')(
+        x, train
+      )
+    return logits.reshape(*leading, *logits.shape[1:]), features
+
+  @nn.nowrap
+  def style(self) -> style_lib.Style:
+    """How the heads' convolutions are built."""
+    return style_lib.Style(
+      corner_aligned=True,
+      activated_norm=self.activated_norm,
+      dropout_rate=self.dropout_rate,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+
+  @nn.nowrap
+  def attention_head(self) -> rcca.RCCAHead:
+    """The head of recurrent criss-cross attention."""
+    return rcca.RCCAHead(
+      self.num_classes,
+      self.style(),
+      self.context_channels,
+      self.head_channels,
+      self.recurrence,
+      self.embedding,
+      self.implementation,
+      name='head',
+    )
+
+  @nn.nowrap
+  def attention_maps(self, features: Features) -> dict[str, jax.Array]:
+    """Returns where the pixel in the middle looks: after one application, and after all.
+
+    Weights of several applications are multiplied along all ways that lead from pixel to pixel.
+
+    Args:
+      features: as `__call__` returns them.
+
+    Returns:
+      Maps `[batch, rows, columns]`, each of sum one.
+    """
+    if 'attention/0' not in features:
+      return {}
+    looks = next(iter(self.attention_queries(features).values()))
+    maps = {}
+    for r in reversed(range(self.recurrence)):
+      column, row = jnp.split(features[f'attention/{r}'], [looks.shape[1]], axis=-1)
+      looks = jnp.einsum('bhw,bhwg->bgw', looks, column) + jnp.einsum('bhw,bhwu->bhu', looks, row)
+      applications = self.recurrence - r
+      maps[f'{applications} application{"s" if applications > 1 else ""}'] = looks
+    return maps
+
+  @nn.nowrap
+  def attention_queries(self, features: Features) -> dict[str, jax.Array]:
+    """Returns the pixel that looks in `attention_maps`, as maps of the same names and shapes."""
+    if 'attention/0' not in features:
+      return {}
+    weights = features['attention/0']
+    batch, rows, columns, _ = weights.shape
+    query = jnp.zeros((batch, rows, columns), weights.dtype)
+    query = query.at[:, rows // 2, columns // 2].set(1)
+    names = [f'{n} application{"s" if n > 1 else ""}' for n in range(1, self.recurrence + 1)]
+    return dict.fromkeys(names, query)
+
+
+for _name, _depths in resnet.DEPTHS.items():
+  registry.register(f'ccnet_{_name}', CCNet, depths=_depths)
+  registry.register(f'ccnet3d_{_name}', CCNet, depths=_depths, recurrence=3)
+  registry.register(f'pspnet_{_name}', CCNet, depths=_depths, context='psp')
+  registry.register(f'deeplabv3_{_name}', CCNet, depths=_depths, context='aspp')

@@ -1,0 +1,46 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax.metrics import segmentation as metrics
+
+RNG = np.random.RandomState(0)
+LABELS = RNG.choice([0, 1, 3, 255], size=(3, 20, 30))
+PREDICTIONS = RNG.choice([0, 1, 2, 3], size=LABELS.shape)
+
+
+def _counts(labels, predictions, keep):
+  expected = np.zeros((5, 5), int)
+  np.add.at(expected, (labels[keep], predictions[keep]), 1)
+  return expected
+
+
+def test_the_confusion_matrix_counts_pixels_with_a_class():
+  confusion = metrics.confusion_matrix(jnp.asarray(LABELS), jnp.asarray(PREDICTIONS), 5)
+  np.testing.assert_array_equal(confusion, _counts(LABELS, PREDICTIONS, LABELS != 255))
+
+
+def test_masked_pixels_do_not_count():
+  mask = RNG.rand(*LABELS.shape) < 0.5
+  confusion = metrics.confusion_matrix(
+    jnp.asarray(LABELS), jnp.asarray(PREDICTIONS), 5, mask=jnp.asarray(mask)
+  )
+  np.testing.assert_array_equal(confusion, _counts(LABELS, PREDICTIONS, mask & (LABELS != 255)))
+
+
+def test_absent_classes_count_as_zero_or_not_at_all():
+  confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+  iou = metrics.intersection_over_union(confusion)
+  np.testing.assert_allclose(iou, [3 / 4, 4 / 5, np.nan])
+  assert metrics.mean_over_classes(iou, 'zero') == pytest.approx((3 / 4 + 4 / 5) / 3)
+  assert metrics.mean_over_classes(iou, 'skip') == pytest.approx((3 / 4 + 4 / 5) / 2)
+  np.testing.assert_allclose(metrics.class_accuracy(confusion), [3 / 4, 1, np.nan])
+  assert metrics.pixel_accuracy(confusion) == 7 / 8
+  with pytest.raises(ValueError, match="absent='nan' is neither"):
+    metrics.mean_over_classes(iou, 'nan')
+
+
+def test_counts_beyond_float32_stay_exact():
+  confusion = np.array([[2**40 + 1, 0], [0, 1]])
+  assert metrics.pixel_accuracy(confusion) == 1.0
+  assert metrics.intersection_over_union(confusion).tolist() == [1, 1]

@@ -1,0 +1,36 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from crossattn_jax import models
+
+
+def _shapes(**fields):
+  model = models.create_model('resnet50_deep_stem', num_classes=0, **fields)
+  image = jax.ShapeDtypeStruct((2, 97, 129, 3), jnp.float32)
+  (_, features), _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), image)
+  return [features[f'stage_{s}'].shape[1:] for s in range(4)]
+
+
+def test_the_classifiers_have_the_published_sizes():
+  # ResNet-101 of the CSAIL repository: the dilated backbone's 42,623,936 and 1000 classes.
+  model = models.create_model('resnet101_deep_stem')
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert count == 42_623_936 + 2048 * 1000 + 1000
+
+
+def test_the_output_stride_bounds_the_maps():
+  assert _shapes() == [(25, 33, 256), (13, 17, 512), (7, 9, 1024), (4, 5, 2048)]
+  assert _shapes(output_stride=16)[2:] == [(7, 9, 1024), (7, 9, 2048)]
+  assert _shapes(output_stride=8)[1:] == [(13, 17, 512), (13, 17, 1024), (13, 17, 2048)]
+
+
+def test_wrong_fields_and_images_are_named():
+  with pytest.raises(ValueError, match='output_stride=4 is not one of'):
+    models.create_model('resnet50_deep_stem', output_stride=4)
+  with pytest.raises(ValueError, match=r'depths=\(1, 1\) needs one entry'):
+    models.create_model('resnet50_deep_stem', depths=(1, 1))
+  with pytest.raises(ValueError, match='transpose NCHW'):
+    models.create_model('resnet50_deep_stem').init(jax.random.key(0), jnp.zeros((1, 3, 64, 64)))
