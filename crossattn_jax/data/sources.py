@@ -4,7 +4,7 @@ A source hands out bytes, not pixels: decoding belongs to the pipeline, which kn
 wants and what to do with an image that cannot be read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import difflib
 import os
 import pathlib
@@ -98,31 +98,19 @@ class TfdsSource:
   """
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
-    builder = _open_prepared(name, data_dir)
+    builder = open_prepared(name, data_dir)
     self._name = name
     self._split = split
     features = builder.info.features
-    self._image = _single_feature(name, features, tfds.features.Image)
-    self._label = _single_feature(name, features, tfds.features.ClassLabel)
+    self._image = single_feature(name, features, tfds.features.Image)
+    self._label = single_feature(name, features, tfds.features.ClassLabel)
     self._key = next((key for key in _KEY_FEATURES if key in features), None)
     self.class_names = tuple(features[self._label].names)
     self.num_classes = len(self.class_names)
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
-    try:
-      self._examples = builder.as_data_source(
-        split, decoders={key: tfds.decode.SkipDecoding() for key in images}
-      )
-    except NotImplementedError as error:
-      raise ValueError(
-        f'dataset {name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, '
-        'which has no random access; write it again, in another data_dir or after removing that '
-        f'folder: {_build_command(name, data_dir)}'
-      ) from error
-    except ValueError as error:
-      raise ValueError(
-        f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
-        "slices of them such as 'train[:90%]'"
-      ) from error
+    self._examples = open_split(
+      builder, name, split, data_dir, {key: tfds.decode.SkipDecoding() for key in images}
+    )
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -220,8 +208,12 @@ def _images_below(folder: pathlib.Path) -> list[str]:
   return paths
 
 
-def _open_prepared(name: str, data_dir: str | os.PathLike[str] | None):
-  """Opens a dataset from its files alone: the code of a builder may need TensorFlow."""
+def open_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> tfds.core.DatasetBuilder:
+  """Opens a dataset from its files alone: the code of a builder may need TensorFlow.
+
+  Raises:
+    ValueError: it does not exist, or is not prepared; the message says which command does it.
+  """
   kwargs = {} if data_dir is None else {'data_dir': os.fspath(data_dir)}
   try:
     return read_only_builder.builder_from_files(name, **kwargs)
@@ -241,20 +233,55 @@ def _open_prepared(name: str, data_dir: str | os.PathLike[str] | None):
     ) from error
 
 
+def open_split(
+  builder: tfds.core.DatasetBuilder,
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None,
+  decoders: Mapping[str, tfds.decode.Decoder] | None = None,
+) -> Sequence:
+  """Opens a split of a prepared dataset for random access.
+
+  Raises:
+    ValueError: there is no such split, or the files have no random access.
+  """
+  try:
+    return builder.as_data_source(split, decoders=decoders)
+  except NotImplementedError as error:
+    raise ValueError(
+      f'dataset {name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, '
+      'which has no random access; write it again, in another data_dir or after removing that '
+      f'folder: {_build_command(name, data_dir)}'
+    ) from error
+  except ValueError as error:
+    raise ValueError(
+      f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
+      "slices of them such as 'train[:90%]'"
+    ) from error
+
+
 def _build_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
   where = '' if data_dir is None else f' --data_dir={os.fspath(data_dir)}'
   return f'tfds build {name}{where} --file_format=array_record'
 
 
-def _single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:
-  """Name of the one top-level feature of a kind; of several the one that bears the usual name."""
+def single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:
+  """Name of the one top-level feature of a kind; of several the one that bears the usual name.
+
+  Raises:
+    ValueError: there is none, or which one is meant is not clear.
+  """
   found = [key for key in features if isinstance(features[key], kind)]
-  usual = {tfds.features.Image: 'image', tfds.features.ClassLabel: 'label'}[kind]
+  usual = {
+    tfds.features.Audio: 'audio',
+    tfds.features.ClassLabel: 'label',
+    tfds.features.Image: 'image',
+  }[kind]
   if len(found) > 1 and usual in found:
     return usual
   if len(found) != 1:
     raise ValueError(
-      f'dataset {name!r} is not for image classification: expected one {kind.__name__} feature, '
+      f'dataset {name!r} is not for classification: expected one {kind.__name__} feature, '
       f'found {found or "none"} among {list(features)}'
     )
   return found[0]

@@ -13,12 +13,14 @@ class Mlp(nn.Module):
   Attributes:
     hidden: width between the two linear maps.
     drop_rate: of both dropouts.
+    out_init: of the second linear map's kernel.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
   hidden: int
   drop_rate: float = 0.0
+  out_init: nn.initializers.Initializer = initializers.linear
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -26,11 +28,11 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[..., channels]` to the same shape."""
     common = {
-      'kernel_init': initializers.linear,
       'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    hidden = drop(activations.gelu(nn.Dense(self.hidden, name='fc1', **common)(x)))
-    return drop(nn.Dense(x.shape[-1], name='fc2', **common)(hidden))
+    fc1 = nn.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **common)
+    fc2 = nn.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **common)
+    return drop(fc2(drop(activations.gelu(fc1(x)))))

@@ -5,6 +5,7 @@ from crossattn_jax.models import (  # noqa: F401  (register their variants)
   ccnet,
   crossformer,
   crossvit,
+  mmvit,
   regnet,
   resnet,
   swiftformer,

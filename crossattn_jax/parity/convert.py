@@ -26,7 +26,7 @@ from crossattn_jax.parity import adapters, optional
 from crossattn_jax.parity import mapping as mapping_lib
 
 # Keys under which training checkpoints keep the state dict, most specific first.
-_WRAPPERS = ('model', 'state_dict')
+_WRAPPERS = ('model_state', 'model', 'state_dict')
 
 
 class CheckpointError(ValueError):

@@ -4,10 +4,10 @@ import difflib
 
 import ml_collections
 
-from crossattn_jax.tasks import classification
+from crossattn_jax.tasks import audio_classification, classification
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
 
-_TASKS = {'classification': classification}
+_TASKS = {'audio_classification': audio_classification, 'classification': classification}
 
 __all__ = [
   'Batch',

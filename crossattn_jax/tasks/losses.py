@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -91,3 +92,17 @@ def distillation_loss(
   if kind == 'hard':
     return hard_distillation_loss(logits, teacher_logits)
   return soft_distillation_loss(logits, teacher_logits, temperature)
+
+
+def multi_label_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Binary cross entropy of each class, averaged over the classes.
+
+  Args:
+    logits: `[batch, classes]`.
+    targets: the same shape, in [0, 1].
+
+  Returns:
+    `[batch]`, in at least float32.
+  """
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return jnp.mean(optax.losses.sigmoid_binary_cross_entropy(logits, targets), axis=-1)

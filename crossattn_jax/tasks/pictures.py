@@ -43,14 +43,15 @@ class Sample:
   attention: Mapping[str, Attention]
 
 
-def _save(sheet: figure.Figure, path: epath.Path) -> None:
+def save(sheet: figure.Figure, path: epath.Path) -> None:
   """Writes a PNG; the path may be in a bucket, which matplotlib cannot open."""
   buffer = io.BytesIO()
   sheet.savefig(buffer, format='png', dpi=120)
   path.write_bytes(buffer.getvalue())
 
 
-def _show_image(axes, image: np.ndarray | Image.Image) -> None:
+def show_image(axes, image: np.ndarray | Image.Image) -> None:
+  """Draws an image, floats in [0, 1], without axes."""
   pixels = np.asarray(image)
   if pixels.ndim == 3 and pixels.shape[-1] == 1:
     pixels = pixels[..., 0]
@@ -59,9 +60,9 @@ def _show_image(axes, image: np.ndarray | Image.Image) -> None:
   axes.set_axis_off()
 
 
-def _show_attention(axes, image: np.ndarray | Image.Image, attention: Attention) -> None:
+def show_attention(axes, image: np.ndarray | Image.Image, attention: Attention) -> None:
   """Lays the map over the whole image; its largest weight is bright, the query has a frame."""
-  _show_image(axes, image)
+  show_image(axes, image)
   height, width = np.asarray(image).shape[:2]
   axes.imshow(
     attention.weights,
@@ -104,7 +105,7 @@ def classification_sheet(path: epath.Path, samples: Sequence[Sample], columns: i
   for index, sample in enumerate(samples):
     band, column = divmod(index, columns)
     top = band * (1 + len(names))
-    _show_image(grid[top, column], sample.image)
+    show_image(grid[top, column], sample.image)
     right = sample.predicted == sample.true
     grid[top, column].set_title(
       f'{sample.predicted} ({sample.probability:.0%})'
@@ -113,10 +114,10 @@ def classification_sheet(path: epath.Path, samples: Sequence[Sample], columns: i
       color='green' if right else 'red',
     )
     for row, name in enumerate(names, start=top + 1):
-      _show_attention(grid[row, column], sample.image, sample.attention[name])
+      show_attention(grid[row, column], sample.image, sample.attention[name])
       if column == 0:
         grid[row, column].set_title(name, fontsize=7, loc='left')
-  _save(sheet, path)
+  save(sheet, path)
 
 
 def classified_image(
@@ -136,9 +137,9 @@ def classified_image(
   panels = 2 + len(attention)
   sheet = figure.Figure(figsize=(3 * panels, 3), layout='constrained')
   axes = sheet.subplots(1, panels)
-  _show_image(axes[0], image)
+  show_image(axes[0], image)
   for panel, (name, shown) in zip(axes[1:-1], attention.items(), strict=True):
-    _show_attention(panel, image, shown)
+    show_attention(panel, image, shown)
     panel.set_title(name, fontsize=8)
   names, probabilities = zip(*classes, strict=True)
   bars = axes[-1].barh(range(len(names)), probabilities)
@@ -147,4 +148,89 @@ def classified_image(
   axes[-1].invert_yaxis()
   axes[-1].set_xlim(0, 1.15)
   axes[-1].set_xlabel('probability')
-  _save(sheet, path)
+  save(sheet, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A sound to be shown.
+
+  Attributes:
+    spectrogram: `[mel bins, frames]`, low frequencies first.
+    seconds: of the spectrogram.
+    scores: names and scores of classes, best first.
+    true: names of its classes; None where they are not known.
+    attention: named maps over the spectrogram.
+  """
+
+  spectrogram: np.ndarray
+  seconds: float
+  scores: Sequence[tuple[str, float]]
+  true: Sequence[str] | None
+  attention: Mapping[str, Attention]
+
+
+def _show_spectrogram(axes, clip: Clip, attention: Attention | None = None) -> None:
+  extent = (0, clip.seconds, 0, len(clip.spectrogram))
+  place = {'origin': 'lower', 'aspect': 'auto', 'extent': extent}
+  if attention is None:
+    axes.imshow(clip.spectrogram, cmap='viridis', **place)
+  else:
+    axes.imshow(clip.spectrogram, cmap='gray', **place)
+    axes.imshow(attention.weights, cmap='inferno', alpha=0.6, interpolation='bilinear', **place)
+  axes.tick_params(labelsize=6)
+
+
+def audio_clip(path: epath.Path, clip: Clip) -> None:
+  """Draws a clip's spectrogram, its attention maps below it, and a bar chart of its best classes.
+
+  Args:
+    path: of the PNG.
+    clip: what is drawn.
+  """
+  rows = 1 + len(clip.attention)
+  sheet = figure.Figure(figsize=(9, 1.6 * rows), layout='constrained')
+  grid = sheet.add_gridspec(rows, 3)
+  first = sheet.add_subplot(grid[0, :2])
+  _show_spectrogram(first, clip)
+  first.set_ylabel('mel bin', fontsize=7)
+  last = first
+  for row, (name, attention) in enumerate(clip.attention.items(), start=1):
+    last = sheet.add_subplot(grid[row, :2])
+    _show_spectrogram(last, clip, attention)
+    last.set_title(name, fontsize=7, loc='left')
+  last.set_xlabel('seconds', fontsize=7)
+  bars = sheet.add_subplot(grid[:, 2])
+  names, scores = zip(*clip.scores, strict=True)
+  drawn = bars.barh(range(len(names)), scores)
+  bars.bar_label(drawn, [f'{score:.1%}' for score in scores], padding=2, fontsize=7)
+  bars.set_yticks(range(len(names)), names, fontsize=7)
+  bars.invert_yaxis()
+  bars.set_xlim(0, 1.2)
+  bars.set_xlabel('score', fontsize=7)
+  save(sheet, path)
+
+
+def audio_sheet(path: epath.Path, clips: Sequence[Clip], columns: int = 4) -> None:
+  """Draws clips with the classes that score above one half, and their true ones.
+
+  Args:
+    path: of the PNG.
+    clips: at least one.
+    columns: clips per row.
+  """
+  rows = -(-len(clips) // columns)
+  sheet = figure.Figure(figsize=(2.8 * columns, 2.2 * rows), layout='constrained')
+  grid = sheet.subplots(rows, columns, squeeze=False)
+  for axes in grid.flat[len(clips) :]:
+    axes.set_axis_off()
+  for axes, clip in zip(grid.flat, clips, strict=False):
+    _show_spectrogram(axes, clip)
+    found = [name for name, score in clip.scores if score > 0.5]
+    right = clip.true is None or set(found) == set(clip.true)
+    axes.set_title(
+      ', '.join(found) + ('' if right else f'\ntrue: {", ".join(clip.true)}'),
+      fontsize=7,
+      color='green' if right else 'red',
+    )
+  save(sheet, path)

@@ -111,7 +111,7 @@ def test_dataset_of_another_kind_is_refused_with_its_features(tmp_path):
   write_tfds(
     tmp_path, 'numbers', {'label': tfds.features.ClassLabel(num_classes=2)}, [{'label': 1}]
   )
-  with pytest.raises(ValueError, match='not for image classification: expected one Image feature'):
+  with pytest.raises(ValueError, match='not for classification: expected one Image feature'):
     sources.create_source('numbers', 'train', tmp_path)
 
 

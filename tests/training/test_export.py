@@ -198,7 +198,7 @@ def needs_batch_size():
 def test_every_variant_can_be_exported_for_any_batch_size(name):
   model = models.create_model(name)
   (batch,) = jax_export.symbolic_shape('batch')
-  shape = (*model.image_size, 3)
+  shape = (*model.image_size, getattr(model, 'num_channels', 3))
   variables = jax.eval_shape(
     model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   )
