@@ -5,7 +5,8 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
 For each model the forward pass and a whole training step (forward, cross-entropy, backward, AdamW)
 in float32. Each side is a process of its own with the same cores; they take turns, one sample each,
 and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each
-round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`).
+round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`),
+and for MMViT, which nobody has published, a plain module (`benchmarks/torch_mmvit.py`).
 """
 
 import argparse
@@ -68,13 +69,16 @@ def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
 
 
 def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Callable[[], None]:
-  """Returns what runs one sample of timm's model of that name."""
+  """Returns what runs one sample of timm's model of that name, or of benchmarks.torch_mmvit's."""
   import timm
   import torch
 
+  from benchmarks import torch_mmvit
+
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  model = timm.create_model(model_name)
+  build = torch_mmvit if model_name in torch_mmvit.VARIANTS else timm
+  model = build.create_model(model_name)
   size = model.default_cfg['input_size']
   image = torch.randn(batch, *size)
   labels = torch.randint(0, model.num_classes, (batch,))
