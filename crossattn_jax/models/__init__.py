@@ -6,6 +6,7 @@ from crossattn_jax.models import (  # noqa: F401  (register their variants)
   crossformer,
   crossvit,
   mmvit,
+  pyramid,
   regnet,
   resnet,
   swiftformer,

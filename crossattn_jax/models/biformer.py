@@ -408,7 +408,7 @@ class BiFormer(nn.Module):
     Returns:
       Logits `[batch, num_classes]` in at least float32 (without classes the mean of the last map;
       with `backbone` the four maps), and features:
-        'map/{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s; with
+        'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s; with
           `backbone` after its own norm.
         'routing/{s}/{i}': regions that each region attends to in block i of stage s, int32
           `[batch, regions, top_k]`, the most akin first. Only where attention is routed.
@@ -438,13 +438,13 @@ class BiFormer(nn.Module):
       for i, regions in enumerate(chosen):
         if regions is not None:
           features[f'routing/{s}/{i}'] = regions
-      features[f'map/{s}'] = x
+      features[f'stage_{s}'] = x
       if self.backbone:
-        features[f'map/{s}'] = options.layer_norm(f'output_norm_{s}', 1e-6)(x)
+        features[f'stage_{s}'] = options.layer_norm(f'output_norm_{s}', 1e-6)(x)
     if routing:
       raise ValueError(f'routing has the keys {sorted(routing)}, which no block has')
     if self.backbone:
-      return tuple(features[f'map/{s}'] for s in range(len(self.widths))), features
+      return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
 
     x = options.normalize(x, train, 'norm')
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -546,7 +546,7 @@ class BiFormer(nn.Module):
       regions = features.get(f'routing/{s}/{depth - 1}')
       if regions is None:
         continue
-      size = features[f'map/{s}'].shape[1:3]
+      size = features[f'stage_{s}'].shape[1:3]
       grid, region_size = bi_level_routing.region_grid(size, self.regions_per_side[s], self.padding)
       row, column = (
         (part * length).astype(jnp.int32) // region_length

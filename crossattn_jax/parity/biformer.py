@@ -294,11 +294,22 @@ def _sorted_regions(
   return jnp.sort(jnp.where(real, regions, -1), axis=-1)
 
 
+def recorded_routing(features: Mapping[str, jax.Array], model: biformer.BiFormer) -> Arrays:
+  """The chosen regions of a model's features, as they were recorded, by 'STAGE.BLOCK'."""
+  blocks = '' if model.overlapping else 'blocks.'
+  chosen = {}
+  for name, regions in features.items():
+    if name.startswith('routing/'):
+      _, stage, block = name.split('/')
+      size = features[f'stage_{stage}'].shape[1:3]
+      chosen[f'{stage}.{blocks}{block}'] = _sorted_regions(regions, model, int(stage), size)
+  return chosen
+
+
 def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Adapter:
   train = manifest['mode'] == 'train'
   rules = model_rules(module)
   wanted = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
-  blocks = '' if module.overlapping else 'blocks.'
 
   def statistics(model: nn.Module) -> Arrays:
     """The running statistics after the call, by the original's keys."""
@@ -320,13 +331,8 @@ def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Ad
       outputs = {f'c{s + 2}': _nchw(x) for s, x in enumerate(result)}
     else:
       outputs = {'logits': result}
-    for name, regions in features.items():
-      if name.startswith('routing/'):
-        _, stage, block = name.split('/')
-        size = features[f'map/{stage}'].shape[1:3]
-        outputs[f'route/stages.{stage}.{blocks}{block}'] = _sorted_regions(
-          regions, module, int(stage), size
-        )
+    for key, regions in recorded_routing(features, module).items():
+      outputs[f'route/stages.{key}'] = regions
     if train:
       outputs |= statistics(model)
     return {name: output for name, output in outputs.items() if name in wanted}

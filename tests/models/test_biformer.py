@@ -90,8 +90,8 @@ def test_features_are_maps_routings_and_the_evidence(result):
   _, logits, features = result
   shapes = {name: x.shape for name, x in features.items()}
   assert shapes == {
-    'map/0': (2, 8, 8, 8),
-    'map/1': (2, 4, 4, 16),
+    'stage_0': (2, 8, 8, 8),
+    'stage_1': (2, 4, 4, 16),
     'routing/0/0': (2, 16, 3),
     'routing/0/1': (2, 16, 3),
     'evidence': (2, 4, 4),
@@ -143,7 +143,7 @@ def test_what_a_region_attends_to_is_drawn_where_it_is(result):
     for region in features['routing/0/1'][row, best].tolist():
       expected[region // 4 * 2 : region // 4 * 2 + 2, region % 4 * 2 : region % 4 * 2 + 2] = 1
     np.testing.assert_array_equal(attended[row], expected)
-  assert model.attention_maps({'map/0': features['map/0']}) == {}
+  assert model.attention_maps({'stage_0': features['stage_0']}) == {}
 
 
 def test_no_classes_give_the_mean_of_the_last_map(result):
@@ -151,7 +151,7 @@ def test_no_classes_give_the_mean_of_the_last_map(result):
   params = {name: tree for name, tree in variables['params'].items() if name != 'head'}
   vector, _ = _run(_tiny(num_classes=0), variables=variables | {'params': params})
   norm, stats = variables['params']['norm'], variables['batch_stats']['norm']
-  expected = (features['map/1'].mean((1, 2)) - stats['mean']) / np.sqrt(stats['var'] + 1e-5)
+  expected = (features['stage_1'].mean((1, 2)) - stats['mean']) / np.sqrt(stats['var'] + 1e-5)
   np.testing.assert_allclose(vector, expected * norm['scale'] + norm['bias'], rtol=1e-4, atol=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_sizes_that_the_regions_do_not_divide_need_a_padding(padding):
   model = _tiny(padding=padding)
   (logits, features), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
   assert logits.shape == (1, 5)
-  assert features['map/0'].shape == (1, 7, 10, 8)
+  assert features['stage_0'].shape == (1, 7, 10, 8)
 
 
 def test_training_updates_statistics_and_frozen_norms_do_not(result):
@@ -185,7 +185,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(result):
   routing = {name: x for name, x in features.items() if name.startswith('routing/')}
   half = _tiny(dtype=jnp.bfloat16)
   logits, features = _run(half, variables=variables, routing=routing)
-  assert features['map/0'].dtype == jnp.bfloat16
+  assert features['stage_0'].dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
 

@@ -1,0 +1,230 @@
+"""Attention mechanisms from map to map, by name: what a model needs to swap one for another.
+
+Each name stands for a mechanism with the settings of its paper for a place in a pyramid of four
+stages. `register` adds others.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import inspect
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.attention import (
+  bi_level_routing,
+  block_grid_attention,
+  criss_cross,
+  efficient_additive,
+  global_attention,
+  long_short_distance,
+  pooled,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where in a network an attention stands.
+
+  Attributes:
+    stage: from 0, at strides 4, 8, 16, 32.
+    block: of the stage, from 0.
+    size: height and width of the map.
+    num_heads: that the width of the map is cut into.
+  """
+
+  stage: int
+  block: int
+  size: tuple[int, int]
+  num_heads: int
+
+
+Builder = Callable[[Place], tuple[type[nn.Module], Mapping[str, Any]]]
+
+_builders: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+  """Decorates a function from a place to a module class and the fields that suit the place.
+
+  The module maps `[batch, height, width, channels]` to the same shape, or to a sequence that starts
+  with it. It has the fields 'dtype' and 'param_dtype'.
+
+  Raises:
+    ValueError: the name is taken.
+  """
+
+  def add(builder: Builder) -> Builder:
+    if name in _builders:
+      raise ValueError(f'attention {name!r} is already registered')
+    _builders[name] = builder
+    return builder
+
+  return add
+
+
+def list_attentions() -> list[str]:
+  """Returns the registered names, sorted."""
+  return sorted(_builders)
+
+
+class MapAttention(nn.Module):
+  """A registered attention.
+
+  Attributes:
+    kind: its name; see `list_attentions`.
+    stage: see `Place`.
+    block: see there.
+    num_heads: see there.
+    options: fields of the mechanism's module to set in place of its own, as (name, value) pairs.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  kind: str
+  stage: int
+  block: int
+  num_heads: int
+  options: tuple[tuple[str, Any], ...] = ()
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape.
+
+    Raises:
+      ValueError: unknown name or option.
+    """
+    place = Place(self.stage, self.block, x.shape[1:3], self.num_heads)
+    module, fields = find_builder(self.kind)(place)
+    known = [
+      name for name in inspect.signature(module).parameters if name not in ('parent', 'name')
+    ]
+    for name, _ in self.options:
+      if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(
+          f'attention {self.kind!r} has no option {name!r}; did you mean {nearest!r}? '
+          f'it has {", ".join(known)}'
+        )
+    fields = {**fields, **dict(self.options)}
+    out = module(dtype=self.dtype, param_dtype=self.param_dtype, name=self.kind, **fields)(x)
+    return out if isinstance(out, jax.Array) else out[0]
+
+
+def find_builder(kind: str) -> Builder:
+  """Returns what is registered under a name.
+
+  Raises:
+    ValueError: nothing is.
+  """
+  if kind not in _builders:
+    nearest = difflib.get_close_matches(kind, _builders, n=1, cutoff=0)[0]
+    raise ValueError(
+      f'unknown attention {kind!r}; did you mean {nearest!r}? known: {", ".join(list_attentions())}'
+    )
+  return _builders[kind]
+
+
+class CrissCrossChange(nn.Module):
+  """What recurrent criss-cross attention adds to its input.
+
+  Attributes:
+    recurrence: see `CrissCrossAttention`.
+    reduction: see there.
+    implementation: see there.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  recurrence: int = 2
+  reduction: int = 8
+  implementation: str = 'auto'
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    attention = criss_cross.CrissCrossAttention(
+      self.recurrence,
+      self.reduction,
+      # Parameters do not depend on it, and kernels take long to trace.
+      'reference' if self.is_initializing() else self.implementation,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='attention',
+    )
+    return attention(x) - x
+
+
+@register('criss_cross')
+def _criss_cross(place: Place):
+  """Rows and columns, twice (CCNet)."""
+  del place
+  return CrissCrossChange, {}
+
+
+@register('bi_level_routing')
+def _bi_level_routing(place: Place):
+  """7 x 7 regions that choose among each other (BiFormer); fewer regions on small maps."""
+  side = min(7, *place.size)
+  return bi_level_routing.BiLevelRoutingAttention, {
+    'num_heads': place.num_heads,
+    'regions_per_side': side,
+    'top_k': min((1, 4, 16, 49)[min(place.stage, 3)], _visible_regions(place.size, side)),
+    'padding': 'masked',
+  }
+
+
+def _visible_regions(size: tuple[int, int], side: int) -> int:
+  """Regions that are not padding entirely."""
+  _, region_size = bi_level_routing.region_grid(size, side, 'masked')
+  return math.prod(-(-length // part) for length, part in zip(size, region_size, strict=True))
+
+
+@register('efficient_additive')
+def _efficient_additive(place: Place):
+  """One global query (SwiftFormer)."""
+  del place
+  return efficient_additive.EfficientAdditiveAttention, {}
+
+
+@register('long_short_distance')
+def _long_short_distance(place: Place):
+  """Windows and spread-out groups in turn (CrossFormer)."""
+  return long_short_distance.LongShortDistanceAttention, {
+    'num_heads': place.num_heads,
+    'kind': 'long' if place.block % 2 else 'short',
+    'adaptive_interval': True,
+  }
+
+
+@register('pooled')
+def _pooled(place: Place):
+  """Keys and values of a pooled map, as many in every stage (MViT, MMViT)."""
+  return pooled.PooledAttention, {
+    'num_heads': place.num_heads,
+    'stride': (8, 4, 2, 1)[min(place.stage, 3)],
+  }
+
+
+@register('block_grid')
+def _block_grid(place: Place):
+  """Windows and grids in turn (MaxViT)."""
+  return block_grid_attention.BlockGridAttention, {
+    'num_heads': place.num_heads,
+    'kind': 'grid' if place.block % 2 else 'block',
+    'window': min(7, *place.size),
+  }
+
+
+@register('global')
+def _global(place: Place):
+  """Every position with every other: the cost that the others avoid."""
+  return global_attention.GlobalAttention, {'num_heads': place.num_heads}

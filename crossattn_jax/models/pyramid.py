@@ -1,0 +1,177 @@
+"""A plain pyramid backbone in which any attention from map to map can be swapped for another.
+
+No published model: what the pyramids of this library have in common (overlapping stem and
+downsampling, blocks of position convolution, attention and MLP), so that mechanisms are compared
+with everything else equal.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax import parallel
+from crossattn_jax.attention import map_attention
+from crossattn_jax.layers import (
+  activations,
+  conv_norm,
+  depthwise_conv,
+  drop_path,
+  initializers,
+  mlp,
+)
+from crossattn_jax.models import registry
+
+Features = dict[str, jax.Array]
+
+
+class Block(nn.Module):
+  """Position convolution, attention and MLP, each added to its input.
+
+  Attributes:
+    attention: name; see `attention.map_attention`.
+    attention_options: of it.
+    stage: of the pyramid, from 0.
+    block: of the stage, from 0.
+    num_heads: of the attention.
+    mlp_ratio: hidden width of the MLP per channel.
+    drop_path_rate: of attention and MLP.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  attention: str
+  attention_options: tuple[tuple[str, Any], ...]
+  stage: int
+  block: int
+  num_heads: int
+  mlp_ratio: float
+  drop_path_rate: float
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    x += depthwise_conv.DepthwiseConv(3, name='position', **types)(x)
+    branches = (
+      map_attention.MapAttention(
+        self.attention,
+        self.stage,
+        self.block,
+        self.num_heads,
+        self.attention_options,
+        name='attention',
+        **types,
+      ),
+      mlp.Mlp(int(self.mlp_ratio * x.shape[-1]), name='mlp', **types),
+    )
+    for number, branch in enumerate(branches, start=1):
+      norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=f'norm{number}', **types)
+      x += drop_path.DropPath(self.drop_path_rate)(branch(norm(x)), train)
+    return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
+
+
+class Pyramid(nn.Module):
+  """The classifier, or the backbone of a dense predictor.
+
+  Attributes:
+    num_classes: 0 returns the mean of the last map in place of logits.
+    image_size: (height, width) of the natural input; any other size will do.
+    attention: of every block; `attention.map_attention.list_attentions()` shows the names.
+    attention_options: fields of the mechanism's module to set, as (name, value) pairs, such as
+      `(('recurrence', 3),)`.
+    widths: channels of each stage.
+    depths: blocks of each stage.
+    head_dim: channels of an attention head.
+    mlp_ratio: hidden width of the MLPs per channel.
+    drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
+    num_channels: of the input image.
+    remat: whether the backward pass recomputes each block instead of storing it.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  num_classes: int = 1000
+  image_size: tuple[int, int] = (224, 224)
+  attention: str = 'global'
+  attention_options: tuple[tuple[str, Any], ...] = ()
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  depths: tuple[int, ...] = (2, 2, 8, 2)
+  head_dim: int = 32
+  mlp_ratio: float = 4
+  drop_path_rate: float = 0.0
+  num_channels: int = 3
+  remat: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    map_attention.find_builder(self.attention)
+    for width in self.widths:
+      if width % self.head_dim:
+        raise ValueError(f'head_dim={self.head_dim} does not divide the width {width}')
+    if len(self.widths) != len(self.depths):
+      raise ValueError(f'widths={self.widths} and depths={self.depths} must have as many stages')
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
+    """Classifies images.
+
+    Args:
+      image: normalised, `[batch, height, width, num_channels]`.
+      train: whether drop path is on (rng 'drop_path') and batch norms use the batch, whose
+        statistics go into the collection 'batch_stats' where that is mutable.
+
+    Returns:
+      Logits `[batch, num_classes]` in at least float32 (without classes the mean of the last map),
+      and features:
+        'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s.
+    """
+    if image.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'images of shape {image.shape[1:]} have {image.shape[-1]} channels, not '
+        f'num_channels={self.num_channels}'
+      )
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    features: Features = {}
+    x = conv_norm.ConvNorm(
+      self.widths[0] // 2, 3, 2, activation=activations.gelu, name='stem', **types
+    )(image, train)
+    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+      embedding = conv_norm.ConvNorm(
+        channels, 3, 2, activation=None, name=f'embedding_{s}', **types
+      )
+      x = parallel.constrain(embedding(x, train), 'batch', 'height', 'width', 'channels')
+      for i in range(depth):
+        x = block(
+          self.attention,
+          self.attention_options,
+          s,
+          i,
+          channels // self.head_dim,
+          self.mlp_ratio,
+          next(rates),
+          name=f'stage_{s}_block_{i}',
+          **types,
+        )(x, train)
+      features[f'stage_{s}'] = x
+    x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm', **types)(x)
+    vector = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    if self.num_classes == 0:
+      return vector, features
+    head = nn.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
+    logits = parallel.constrain(head(vector), 'batch', None)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+
+
+registry.register(
+  'pyramid_tiny', Pyramid, widths=(32, 64, 128, 256), depths=(2, 2, 4, 2), mlp_ratio=3
+)
+registry.register('pyramid_small', Pyramid)
