@@ -338,7 +338,7 @@ class MMViT(nn.Module):
       token before those of view 0.
         'embedded/{v}': tokens after the patch embedding.
         'self/{s}/{v}', 'cross/{s}/{v}', 'scaled/{s}/{v}': tokens after each step of stage s.
-        'map/{s}': what stage s makes of the fine view, `[batch, height, width, channels]` at
+        'stage_{s}': what stage s makes of the fine view, `[batch, height, width, channels]` at
           stride 4 * 2^s, before it is scaled.
         'class_attention/{s}/{v}': weights of the class token in the attention across the views of
           stage s, on view v's pooled map, `[batch, heads, height, width]`. Only with a class token.
@@ -401,7 +401,7 @@ class MMViT(nn.Module):
           for v, part in enumerate(pooled.split_views(jnp.swapaxes(weights, 1, 2), key_grids)):
             _, part = pooled.split_tokens(part, key_grids[v])
             features[f'class_attention/{s}/{v}'] = rearrange(part, 'b y x h -> b h y x')
-      features[f'map/{s}'] = pooled.split_tokens(views[0], grids[0])[1]
+      features[f'stage_{s}'] = pooled.split_tokens(views[0], grids[0])[1]
       if s < len(self.depths) - 1:
         rate, num_heads = next(rates), 2 * num_heads
         strides = tuple(max(stride // 2, 1) for stride in strides)
