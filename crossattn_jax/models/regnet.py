@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm
+from crossattn_jax.layers import batch_norm, convolution
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -44,11 +44,12 @@ class ConvNorm(nn.Module):
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     fan_out = self.side**2 * self.channels / self.groups
-    x = nn.Conv(
+    x = convolution.convolution(
+      x.shape[-1],
       self.channels,
-      kernel_size=(self.side, self.side),
-      strides=(self.stride, self.stride),
-      padding=((self.side // 2, self.side // 2),) * 2,
+      self.side,
+      stride=self.stride,
+      padding=self.side // 2,
       feature_group_count=self.groups,
       use_bias=False,
       kernel_init=nn.initializers.normal(math.sqrt(2 / fan_out)),

@@ -22,6 +22,7 @@ from crossattn_jax.attention import efficient_additive
 from crossattn_jax.layers import (
   activations,
   batch_norm,
+  convolution,
   depthwise_conv,
   drop_path,
   initializers,
@@ -77,12 +78,14 @@ class Options:
 
   def halve(self, x: jax.Array, channels: int, name: str) -> jax.Array:
     """Applies a 3 x 3 convolution with stride 2."""
-    conv = nn.Conv(
+    conv = convolution.convolution(
+      x.shape[-1],
       channels,
-      kernel_size=(3, 3),
-      strides=(2, 2),
-      padding=((1, 1), (1, 1)),
+      3,
+      stride=2,
+      padding=1,
       kernel_init=initializers.linear,
+      bias_init=nn.initializers.zeros,
       name=name,
       **self.types,
     )

@@ -174,7 +174,7 @@ def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
 
 
 def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | None]:
-  """The taps of a whole model in the official spelling."""
+  """The taps of a whole model in the official spelling, and timm's stages."""
   taps: dict[str, adapters.TapLike | None] = {
     'patch_embed': ('stem', _nchw),
     'norm': ('norm', _nchw),
@@ -185,6 +185,8 @@ def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | 
     taps[f'network.{2 * s}'] = (f'stage_{s}', lambda result: _nchw(result[0]))
     attention = f'stage_{s}/block_{depth - 1}/attention'
     taps[f'network.{2 * s}.{depth - 1}.attn'] = (attention, lambda result: _tokens(result[0]))
+    # timm's stages begin with the downsampling.
+    taps[f'stages.{s}'] = taps[f'network.{2 * s}']
     if s:
       taps[f'network.{2 * s - 1}'] = (f'downsampling_{s}', _nchw)
   return taps

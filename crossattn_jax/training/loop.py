@@ -204,7 +204,7 @@ def _restore_or_init(
   )
   if restored is not None:
     for name, model in experiment.task.frozen_models().items():
-      if restored.state.frozen[name] != fingerprints[name]:
+      if int(restored.state.frozen[name]) != int(fingerprints[name]):
         raise checkpoints.CheckpointMismatch(
           f'{model.config_key}={model.weights!r} holds other weights than those with which this '
           f'run was trained until step {restored.step}; put those back, or use another workdir'
