@@ -143,13 +143,18 @@ def register_models(system: str, pattern: str):
   return decorate
 
 
+# Modules of several systems.
+_SHARED = ('segmentation',)
+
+
 def _import_system(system: str) -> None:
-  name = f'crossattn_jax.parity.{system}'
-  try:
-    importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    if error.name != name:
-      raise
+  for module in (system, *_SHARED):
+    name = f'crossattn_jax.parity.{module}'
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as error:
+      if error.name != name:
+        raise
 
 
 def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:

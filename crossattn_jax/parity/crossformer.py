@@ -131,7 +131,7 @@ def describe(module: crossformer.CrossFormer) -> adapters.ModelParity:
 # Whole models.
 
 
-def _model(arguments: Mapping[str, Any], **fields: Any) -> crossformer.CrossFormer:
+def model_of(arguments: Mapping[str, Any], **fields: Any) -> crossformer.CrossFormer:
   """The model of an original's constructor."""
   width, stages = arguments['embed_dim'], len(arguments['depths'])
   return crossformer.CrossFormer(
@@ -157,14 +157,14 @@ def _model_adapter(manifest: Manifest, module: crossformer.CrossFormer) -> adapt
 @adapters.register_adapter('crossformer', 'CrossFormer')
 def model_adapter(manifest: Manifest) -> adapters.Adapter:
   """A whole classifier."""
-  return _model_adapter(manifest, _model(manifest['constructor']))
+  return _model_adapter(manifest, model_of(manifest['constructor']))
 
 
 @adapters.register_adapter('crossformer', 'CrossFormerDense')
 def backbone_adapter(manifest: Manifest) -> adapters.Adapter:
   """The backbone of a dense predictor."""
   lda = 'global' if 'Old branch' in manifest['notes'] else 'region'
-  return _model_adapter(manifest, _model(manifest['constructor'], backbone=True, lda=lda))
+  return _model_adapter(manifest, model_of(manifest['constructor'], backbone=True, lda=lda))
 
 
 # Parts of a model.
