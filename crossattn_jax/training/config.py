@@ -128,8 +128,8 @@ def _compare_keys(
     nested = isinstance(known[key], ml_collections.ConfigDict)
     if nested != isinstance(config[key], ml_collections.ConfigDict):
       raise ConfigError(f'config.{prefix}{key} must {"" if nested else "not "}be a section of keys')
-    if nested and set(known[key]) == {'name'}:
-      # A model's section: its other keys depend on its name.
+    if nested and set(known[key]) == {'name'} and known[key]['name'] is None:
+      # A model's section: its other keys depend on its name. (A task's own name is known.)
       if config[key].get('name') is not None:
         fields = models.model_config(config[key].name)
         _compare_keys(config[key], fields, f'{prefix}{key}.', complete=False)
