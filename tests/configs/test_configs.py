@@ -7,10 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import biformer_digits, biformer_imagenet, crossvit_digits, crossvit_imagenet
+from configs import (
+  biformer_digits,
+  biformer_imagenet,
+  crossvit_digits,
+  crossvit_imagenet,
+  swiftformer_digits,
+  swiftformer_imagenet,
+)
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
-from crossattn_jax.training import schedules
+from crossattn_jax.training import optimizers, schedules
 
 FILES = sorted(
   path.stem
@@ -76,7 +83,59 @@ def test_imagenet_schedule_is_the_recorded_one():
   np.testing.assert_allclose(epochs, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize('experiment', [biformer_digits, crossvit_digits])
+@pytest.mark.parametrize(
+  ('model', 'rand_augment', 'mixing'),
+  [
+    ('swiftformer_xs', False, False),
+    ('swiftformer_s', True, False),
+    ('swiftformer_l1', True, True),
+    ('swiftformer_l3', True, True),
+  ],
+)
+def test_every_swiftformer_has_an_imagenet_experiment(model, rand_augment, mixing):
+  """Augmentation grows with the variant; a teacher as wide in classes teaches all of them."""
+  config = swiftformer_imagenet.get_config(model)
+  config_lib.validate(config)
+  assert bool(config.dataset.augmentation.rand_augment.num_ops) == rand_augment
+  assert bool(config.task.mixup_alpha and config.task.cutmix_alpha) == mixing
+  teacher = models.create_model(**config.task.distillation.teacher)
+  student = models.create_model(**config.model)
+  assert student.distillation
+  assert teacher.num_classes == student.num_classes == 1000
+
+
+def test_swiftformer_decays_and_clips_layer_scales_as_the_original_does():
+  config = swiftformer_imagenet.get_config('swiftformer_xs')
+  model = models.create_model('swiftformer_xs')
+  image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  settings = optimizers.parameter_settings(config.optimizer, params)
+  kept = {path.rpartition('/')[2] for path, each in settings.items() if not each.decayed}
+  decayed = {path.rpartition('/')[2] for path, each in settings.items() if each.decayed}
+  factors = {'layer_scale', 'layer_scale1', 'layer_scale2', 'query_weights'}
+  assert kept == {'bias', 'scale'}
+  assert decayed == {'kernel', *factors}
+  optimizers.create_optimizer(config.optimizer, lambda step: 1e-3, params)
+
+
+def test_swiftformer_schedule_is_the_recorded_one():
+  config = swiftformer_imagenet.get_config()
+  with np.load(
+    pathlib.Path(__file__).parents[1] / 'reference' / 'swiftformer' / 'lr_schedule.npz'
+  ) as recorded:
+    expected = recorded['out/code']
+  with jax.enable_x64(True):
+    schedule = schedules.create_schedule(
+      config.schedule,
+      base_lr=schedules.scaled_learning_rate(config.schedule, config.batch_size),
+      total_steps=300 * 625,
+      steps_per_epoch=625,
+    )
+    epochs = np.array([float(schedule(epoch * 625 + 17)) for epoch in range(300)])
+  np.testing.assert_allclose(epochs, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('experiment', [biformer_digits, crossvit_digits, swiftformer_digits])
 def test_digits_needs_no_network_and_little_time(experiment):
   config = experiment.get_config()
   assert config.dataset.name == 'digits'
