@@ -390,9 +390,11 @@ class SwiftFormer(nn.Module):
       features: as `__call__` returns them.
 
     Returns:
-      Maps `[batch, height, width]` of the weights without their signs.
+      Maps `[batch, height, width]` of the weights without their signs, of each stage whose map has
+      more than one position.
     """
-    return {f'stage {s + 1}': jnp.abs(features[f'attention/{s}']) for s in range(len(self.widths))}
+    weights = {f'stage {s + 1}': features[f'attention/{s}'] for s in range(len(self.widths))}
+    return {name: jnp.abs(x) for name, x in weights.items() if x[0].size > 1}
 
   @nn.nowrap
   def _check_image(self, image: jax.Array) -> None:

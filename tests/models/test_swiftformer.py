@@ -94,6 +94,9 @@ def test_attention_maps_are_the_weights_without_signs(result):
   maps = _tiny().attention_maps(features)
   np.testing.assert_array_equal(maps['stage 1'], np.abs(features['attention/0']))
   assert set(maps) == {'stage 1', 'stage 2'}
+  # A single position has nothing to show.
+  alone = {**features, 'attention/1': jnp.ones((2, 1, 1))}
+  assert set(_tiny().attention_maps(alone)) == {'stage 1'}
 
 
 def test_the_second_generation_s_weights_differ_and_share_all_parameters(result):
