@@ -21,9 +21,9 @@ from crossattn_jax.data import audio_sources, batching, spectrogram
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: AudioSet with the front end and augmentation of AST."""
   config = ml_collections.ConfigDict()
-  # 'wav_folder', 'tones', or a TFDS dataset that has been prepared.
+  # 'wav_folder' or 'tones'.
   config.name = 'wav_folder'
-  # The folder of .wav files and tables, or of TFDS datasets (TFDS's own default if None).
+  # The folder of .wav files and tables.
   config.data_dir = ml_collections.config_dict.placeholder(str)
   config.train_split = 'train'
   config.eval_split = 'eval'

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import csv
+import difflib
 import io
 import math
 import os
@@ -11,9 +12,8 @@ from typing import Protocol, TypedDict
 import numpy as np
 from scipy import signal
 from scipy.io import wavfile
-import tensorflow_datasets as tfds
 
-from crossattn_jax.data import sources, spectrogram, tones
+from crossattn_jax.data import spectrogram, tones
 
 TONES = 'tones'
 WAV_FOLDER = 'wav_folder'
@@ -61,10 +61,9 @@ def create_source(
   """Opens one split of a dataset.
 
   Args:
-    name: 'tones' (synthesised), 'wav_folder', or a prepared TFDS dataset with one audio and one
-      class feature, such as 'speech_commands' or 'gtzan'.
+    name: 'tones' (synthesised) or 'wav_folder'.
     split: of it; for 'wav_folder' the name of a table in `data_dir`, see `WavFolder`.
-    data_dir: the folder of a 'wav_folder', or of TFDS datasets.
+    data_dir: the folder of a 'wav_folder'.
     class_names: the classes that the labels of a 'wav_folder' count through, usually those of the
       training split.
 
@@ -77,7 +76,11 @@ def create_source(
     if data_dir is None:
       raise ValueError(f'{WAV_FOLDER!r} needs data_dir: the folder that holds {split}.csv')
     return WavFolder(data_dir, split, class_names)
-  return TfdsAudio(name, split, data_dir)
+  near = difflib.get_close_matches(name, (TONES, WAV_FOLDER), n=1, cutoff=0.0)
+  raise ValueError(
+    f'unknown audio dataset {name!r}; did you mean {near[0]!r}? there are {TONES!r} and '
+    f"{WAV_FOLDER!r}; TFDS's audio needs TensorFlow: write it as .wav files"
+  )
 
 
 class Tones:
@@ -104,7 +107,7 @@ class Tones:
 
   def labels(self, index: int) -> tuple[int, ...]:
     """The classes of a clip."""
-    return tones.clip(self._split, index)[1]
+    return tones.labels_of(self._split, index)
 
 
 class WavFolder:
@@ -185,43 +188,6 @@ def _class_table(folder: pathlib.Path) -> dict[str, str]:
   rows = _read_table(path, ('index', 'mid', 'display_name'))
   rows.sort(key=lambda row: int(row['index']))
   return {key: row['display_name'] for row in rows for key in (row['mid'], row['display_name'])}
-
-
-class TfdsAudio:
-  """A split of a TFDS dataset prepared as ArrayRecord, with one audio and one class feature.
-
-  Attributes:
-    class_names: see `Source`.
-  """
-
-  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
-    builder = sources.open_prepared(name, data_dir)
-    features = builder.info.features
-    self._audio = sources.single_feature(name, features, tfds.features.Audio)
-    self._label = sources.single_feature(name, features, tfds.features.ClassLabel)
-    self._rate = features[self._audio].sample_rate or spectrogram.SAMPLE_RATE
-    self.class_names = tuple(features[self._label].names)
-    self._name = f'{name}/{split}'
-    self._examples = sources.open_split(builder, name, split, data_dir)
-
-  def __len__(self) -> int:
-    return len(self._examples)
-
-  def __getitem__(self, index: int) -> Example:
-    example = self._examples[index]
-    file = io.BytesIO()
-    # TFDS stores decoded samples, 16 bits wide, as 64-bit integers.
-    samples = np.asarray(example[self._audio])
-    wavfile.write(file, self._rate, np.clip(samples, -32768, 32767).astype(np.int16))
-    return {
-      'audio': file.getvalue(),
-      'labels': (int(example[self._label]),),
-      'key': f'{self._name}[{index}]',
-    }
-
-  def labels(self, index: int) -> tuple[int, ...]:
-    """The class of a clip."""
-    return (int(self._examples[index][self._label]),)
 
 
 def decode(data: bytes) -> np.ndarray:

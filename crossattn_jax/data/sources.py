@@ -273,7 +273,6 @@ def single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) 
   """
   found = [key for key in features if isinstance(features[key], kind)]
   usual = {
-    tfds.features.Audio: 'audio',
     tfds.features.ClassLabel: 'label',
     tfds.features.Image: 'image',
   }[kind]

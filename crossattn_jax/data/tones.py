@@ -42,17 +42,28 @@ def clip(split: str, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
   Returns:
     int16 samples at 16 kHz, and its labels in ascending order.
   """
-  rng = np.random.default_rng([zlib.crc32(split.encode()), index])
+  labels, rng = _draw(split, index)
   total = int(_SECONDS * _RATE)
-  count = int(rng.integers(1, _MOST_EVENTS + 1))
-  labels = sorted(rng.choice(len(CLASS_NAMES), count, replace=False).tolist())
   samples = _NOISE * rng.standard_normal(total)
   for label in labels:
     length = int(rng.uniform(0.4, 0.7) * total)
     start = int(rng.integers(0, total - length))
     event = _event(CLASS_NAMES[label], length, rng)
     samples[start : start + length] += rng.uniform(0.08, 0.3) * event * _fade(length)
-  return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16), tuple(labels)
+  return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16), labels
+
+
+def labels_of(split: str, index: int) -> tuple[int, ...]:
+  """The labels of a clip, which is not synthesised."""
+  return _draw(split, index)[0]
+
+
+def _draw(split: str, index: int) -> tuple[tuple[int, ...], np.random.Generator]:
+  """The labels of a clip, and what draws the rest."""
+  rng = np.random.default_rng([zlib.crc32(split.encode()), index])
+  count = int(rng.integers(1, _MOST_EVENTS + 1))
+  labels = rng.choice(len(CLASS_NAMES), count, replace=False)
+  return tuple(sorted(labels.tolist())), rng
 
 
 def encode(samples: np.ndarray) -> bytes:

@@ -243,8 +243,10 @@ def run_with_taps(
     variables,
     inputs,
     method=call,
-    mutable=['intermediates', *mutable],
-    capture_intermediates=lambda submodule, method: ('/'.join(submodule.path), method) in wanted,
+    # Without taps nothing is captured, and equal blocks may run as a loop.
+    mutable=[*(['intermediates'] if taps else []), *mutable],
+    capture_intermediates=bool(taps)
+    and (lambda submodule, method: ('/'.join(submodule.path), method) in wanted),
   )
   intermediates = state.get('intermediates', {})
   found = {}

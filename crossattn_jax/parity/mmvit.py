@@ -158,6 +158,7 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
     positions=arguments.get('pos', 'joint'),
     global_pool={'cls': 'token', 'mean': 'avg'}[arguments.get('head_pool', 'cls')],
     num_channels=arguments.get('in_chans', 3),
+    scan_blocks=True,
   )
   wanted = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
 
@@ -277,11 +278,9 @@ def warm_start(
   """
   overrides = {'cross_zero_init': True, **overrides}
   module = registry.create_model(name, **overrides)
-  image = jnp.zeros((1, *module.image_size, module.num_channels))
-  variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))
-  flat = traverse_util.flatten_dict(variables['params'], sep='/')
+  flat = _shapes(module)
   rules = _mvit_rules(module.depths)
-  lines, problems = {}, []
+  given, lines, problems = {}, {}, []
   for key, value in state.items():
     rule = next((rule for rule in rules if rule.drops(key) or rule.path_of(key)), None)
     path = None if rule is None else rule.path_of(key)
@@ -295,7 +294,7 @@ def warm_start(
     elif shape != wanted:
       problems.append(f'misshapen: {key} is {shape}, expected {wanted}')
     else:
-      flat[path] = np.asarray(rule.layout.to_flax(value, flat[path].shape), flat[path].dtype)
+      given[path] = np.asarray(rule.layout.to_flax(value, flat[path].shape), flat[path].dtype)
       lines[path] = convert.Line(key, shape, path, flat[path].shape, rule.layout.name)
   for rule_path in ('patches_0/kernel', *(path for path in flat if '/view_0/' in path)):
     if rule_path not in lines:
@@ -306,10 +305,22 @@ def warm_start(
       + '\n  '.join(problems)
     )
   for path, leaf in flat.items():
-    if path not in lines:
+    if path not in given:
       lines[path] = convert.Line('', (), path, leaf.shape, 'new: freshly initialised')
-  params = traverse_util.unflatten_dict(flat, sep='/')
+  params = traverse_util.unflatten_dict(_initial(module, seed) | given, sep='/')
   return convert.Conversion(name, overrides, {'params': params}, tuple(lines.values()))
+
+
+def _shapes(module: mmvit.MMViT) -> dict[str, jax.ShapeDtypeStruct]:
+  image = jax.ShapeDtypeStruct((1, *module.image_size, module.num_channels), jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), image)
+  return traverse_util.flatten_dict(variables['params'], sep='/')
+
+
+def _initial(module: mmvit.MMViT, seed: int) -> dict[str, np.ndarray]:
+  image = jnp.zeros((1, *module.image_size, module.num_channels))
+  variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))
+  return traverse_util.flatten_dict(variables['params'], sep='/')
 
 
 def audio_start(
@@ -335,8 +346,6 @@ def audio_start(
     MappingError: the models differ in more than input, positions and classes, by path.
   """
   module = registry.create_model(name, **overrides)
-  image = jnp.zeros((1, *module.image_size, module.num_channels))
-  target = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))['params']
   source = traverse_util.flatten_dict(dict(jax.device_get(variables['params'])), sep='/')
   for v in range(len(image_model.patch_sizes)):
     kernel = source[f'patches_{v}/kernel']
@@ -354,22 +363,26 @@ def audio_start(
     source[f'{path}/columns'] = places.mean(axis=0) - places.mean(axis=(0, 1))
     if extra:
       source[f'{path}/class_position'] = table[:1]
-  lines, problems, adapted = [], [], {}
-  for path, leaf in traverse_util.flatten_dict(target, sep='/').items():
+  lines, problems, adapted, fresh = [], [], {}, []
+  for path, leaf in _shapes(module).items():
     given = source.pop(path, None)
-    action = 'from the image model'
     if path.startswith('head/') and (given is None or given.shape != leaf.shape):
-      given, action = leaf, 'new: freshly initialised'
+      fresh.append(path)
+      lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
+      continue
     if given is None or given.shape != leaf.shape:
       had = 'nothing' if given is None else given.shape
       problems.append(f'{path}: {leaf.shape} is wanted, the image model has {had}')
       continue
     adapted[path] = np.asarray(given, leaf.dtype)
-    lines.append(convert.Line('', (), path, leaf.shape, action))
+    lines.append(convert.Line('', (), path, leaf.shape, 'from the image model'))
   problems += [f'{path}: the audio model has none' for path in source]
   if problems:
     raise mapping_lib.MappingError(
       f'the image model does not fit {name}:\n  ' + '\n  '.join(problems)
     )
+  if fresh:
+    initial = _initial(module, seed)
+    adapted |= {path: initial[path] for path in fresh}
   params = traverse_util.unflatten_dict(adapted, sep='/')
   return convert.Conversion(name, overrides, {'params': params}, tuple(lines))

@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax.attention import pooled
+
+
+def _draw(*shape, dtype=np.float64, seed=0):
+  return jnp.asarray(np.random.RandomState(seed).standard_normal(shape), dtype)
+
+
+def _randomised(variables, seed=1):
+  rng = np.random.RandomState(seed)
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), variables)
+
+
+def _norm(x, params):
+  mean, std = x.mean(-1, keepdims=True), np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  return (x - mean) / std * np.asarray(params['scale']) + np.asarray(params['bias'])
+
+
+def _pool(x, params, stride):
+  """By the definition: [batch, height, width, heads, head_dim], one filter for all heads."""
+  kernel = np.asarray(params['kernel'])[:, :, 0]
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+  rows, columns = range(0, x.shape[1], stride), range(0, x.shape[2], stride)
+  out = np.stack(
+    [
+      np.stack(
+        [np.einsum('bijhd,ijd->bhd', padded[:, y : y + 3, u : u + 3], kernel) for u in columns], 1
+      )
+      for y in rows
+    ],
+    1,
+  )
+  return _norm(out, params['norm'])
+
+
+def _expected(x, params, stride):
+  """Pooled attention of a map without a class token."""
+  qkv = np.einsum('byxc,cthd->tbyxhd', x, np.asarray(params['qkv']['kernel']))
+  qkv += np.asarray(params['qkv']['bias'])[:, None, None, None]
+  query = qkv[0].reshape(x.shape[0], -1, *qkv.shape[-2:])
+  key, value = (
+    _pool(part, params[f'pool_{name}'], stride).reshape(x.shape[0], -1, *qkv.shape[-2:])
+    for part, name in zip(qkv[1:], ('key', 'value'), strict=True)
+  )
+  scores = np.einsum('bqhd,bkhd->bhqk', query, key) / np.sqrt(query.shape[-1])
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  out = np.einsum('bhqk,bkhd->bqhd', weights, value)
+  out = np.einsum('bqhd,hdc->bqc', out, np.asarray(params['out']['kernel']))
+  return (out + np.asarray(params['out']['bias'])).reshape(x.shape)
+
+
+@pytest.mark.parametrize(('size', 'stride'), [((5, 4), 2), ((3, 6), 1)], ids=str)
+def test_a_map_attends_to_its_pooled_self(size, stride):
+  with jax.enable_x64(True):
+    x = _draw(2, *size, 6)
+    module = pooled.PooledAttention(2, stride, param_dtype=jnp.float64)
+    variables = _randomised(jax.eval_shape(module.init, jax.random.key(0), x))
+    out = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(
+      out, _expected(np.asarray(x), variables['params'], stride), atol=1e-12
+    )
+
+
+def test_a_class_token_is_pooled_with_nothing():
+  with jax.enable_x64(True):
+    x = _draw(2, 1 + 12, 2, 3)
+    kernel = _draw(3, 3, 1, 3, seed=1)
+    out = pooled.convolve_heads(x, kernel, (4, 3), 2)
+    np.testing.assert_array_equal(out[:, 0], x[:, 0])
+    without = pooled.convolve_heads(x[:, 1:], kernel, (4, 3), 2)
+    np.testing.assert_allclose(out[:, 1:], without, atol=1e-14)
+    assert without.shape == (2, 4, 2, 3)
+
+
+def test_pooled_queries_shrink_the_map_and_may_widen_it():
+  x = jax.ShapeDtypeStruct((1, 5, 7, 8), jnp.float32)
+  module = pooled.PooledAttention(4, 2, query_stride=2, channels=16)
+  out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+  assert out.shape == (1, 3, 4, 16)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (5, 3)], ids=str)
+def test_both_forms_of_the_maximum_and_their_gradients_are_the_same(size):
+  with jax.enable_x64(True):
+    x = _draw(2, *size, 3)
+    expected = pooled._window_max_pool(x)
+    np.testing.assert_array_equal(pooled._shifted_max_pool(x), expected)
+    cotangent = _draw(*expected.shape, seed=1)
+    gradients = [
+      jax.vjp(form, x)[1](cotangent)[0]
+      for form in (pooled._window_max_pool, pooled._shifted_max_pool)
+    ]
+    np.testing.assert_allclose(*gradients, atol=1e-14)
+
+
+def test_attention_across_views_sees_both_and_returns_the_first_token_s_weights():
+  grids = ((4, 2), (2, 1))
+  x = _draw(2, 1 + 8 + 2, 4, dtype=np.float32)
+  module = pooled.CrossViewAttention(2, (2, 1))
+  variables = _randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), x, grids)))
+  run = jax.jit(lambda x: module.apply(variables, x, grids))
+  out, weights = run(x)
+  assert out.shape == x.shape
+  # The class token, 2 x 1 places of the first view and 2 x 1 of the second.
+  assert weights.shape == (2, 2, 1 + 2 + 2)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+  changed, _ = run(x.at[:, -1].add(1))
+  assert np.abs(changed - out)[:, :-1].max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ('module', 'shape', 'message'),
+  [
+    (pooled.PooledAttention(3), (1, 2, 2, 4), 'num_heads=3 does not divide'),
+    (pooled.PooledAttention(2), (1, 4, 4), 'tokens need their grid'),
+  ],
+  ids=['heads', 'grid'],
+)
+def test_what_does_not_fit_is_refused(module, shape, message):
+  with pytest.raises(ValueError, match=message):
+    module.init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_too_few_tokens_for_a_grid_are_refused():
+  with pytest.raises(ValueError, match='5 tokens do not fill a grid of 2 x 3'):
+    pooled.split_tokens(jnp.zeros((1, 5, 4)), (2, 3))
