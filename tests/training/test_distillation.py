@@ -1,5 +1,7 @@
 """A student learns from a frozen teacher inside the one step, and a run with a teacher resumes."""
 
+import contextlib
+
 from etils import epath
 from flax import linen as nn
 import jax
@@ -154,16 +156,19 @@ def test_the_teacher_may_be_a_run(config, tmp_path):
     teacher.model = models.model_config('test_two_heads', width=64, distillation=False)
   teacher.task.distillation.kind = 'none'
   teacher.ema.decay = 0.5
-  teacher.num_steps = 1
-  loop.train(teacher, workdir)
+  experiment = experiment_lib.setup(teacher, steps_per_epoch=10)
+  state = experiment.init_state()
+  average = jax.tree.map(lambda x: x + 1, state.ema)
+  with contextlib.closing(checkpoints.Checkpointer(workdir / 'checkpoints')) as checkpointer:
+    checkpointer.save(1, state.replace(ema=average), config=teacher)
+  config_lib.save(teacher, workdir / 'config.json')
   config.task.distillation.teacher_weights = str(workdir)
-  loaded = weights.load_frozen(experiment_lib.setup(config))['teacher']
-  trained = weights.load(experiment_lib.setup(teacher), workdir)
-  jax.tree.map(np.testing.assert_array_equal, loaded, trained)
+  loaded = weights.load_frozen(experiment_lib.setup(config, steps_per_epoch=10))['teacher']
+  jax.tree.map(np.testing.assert_array_equal, loaded, average)
 
   config.task.distillation.teacher.name = 'test_two_other_heads'
   with pytest.raises(config_lib.ConfigError, match=r'is a run of .test_two_heads., not of'):
-    weights.load_frozen(experiment_lib.setup(config))
+    weights.load_frozen(experiment_lib.setup(config, steps_per_epoch=10))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from crossattn_jax.training import experiment as experiment_lib
 
 @pytest.fixture
 def config(tiny_config):
-  """A stage with both kinds of block for 16 x 16 images."""
+  """One SwiftFormer encoder, which has every kind of layer, for 16 x 16 images."""
   with tiny_config.unlocked():
     tiny_config.model = models.model_config(
       'swiftformer_xs',
       image_size=(16, 16),
       widths=(16,),
-      depths=(2,),
+      depths=(1,),
       layer_scale=0.5,
       distillation=False,
       num_classes=10,
