@@ -46,6 +46,17 @@ SLOW = {
     'seg_uper_head_train',
     'seg_upernet_mini_train_losses',
   },
+  'mmvit': {
+    'cross_block_nopool',
+    'mmvit_base_224',
+    'mmvit_base_audio',
+    'mmvit_tiny_64x48',
+    'mmvit_tiny_meanpool',
+    'mmvit_tiny_separable_32x80',
+    'mmvit_tiny_train',
+    'mvit_block_plain_nocls',
+    'mvit_block_scaled_nocls',
+  },
   'ccnet': {
     'abn_eval',
     'aspp_module_train',
