@@ -40,6 +40,5 @@ def get_config(variant: str = 'alone') -> ml_collections.ConfigDict:
   config.optimizer.decay_include = swiftformer.CHANNEL_FACTORS
   if variant == 'taught':
     config.task.distillation.kind = 'hard'
-    with config.unlocked():
-      config.task.distillation.teacher = teacher
+    config.task.distillation.teacher = teacher
   return config

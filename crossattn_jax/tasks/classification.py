@@ -49,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
         'kind': 'none',
         'weight': 0.5,
         'temperature': 1.0,
-        # As `config.model`: any registered model and its fields.
+        # As `config.model`: any registered model and its fields; the student's classes by default.
         'teacher': {'name': config_dict.placeholder(str)},
         # The teacher's: a file that `python -m crossattn_jax.parity convert` wrote, or a workdir.
         'teacher_weights': config_dict.placeholder(str),
@@ -95,7 +95,10 @@ class Classification(base.Task):
         f'{key}: weight={config.weight} must be in [0, 1], temperature={config.temperature} '
         'positive'
       )
-    teacher = models.create_model(**config.teacher)
+    teacher = models.create_model(
+      **{'num_classes': self.model.num_classes}
+      | {field: value for field, value in config.teacher.items() if value is not None}
+    )
     if teacher.num_classes != self.model.num_classes:
       raise ValueError(
         f'the teacher {config.teacher.name!r} has {teacher.num_classes} classes, the student '
