@@ -166,6 +166,7 @@ SLOW = {
     'swiftformer_xs_features_grad',
     'swiftformer_xs_train',
     'swiftformer_xs_v1_weights_ones',
+    'teacher_regnet_bottleneck',
     'teacher_regnety_160',
     'train_loss_xs',
   },
