@@ -82,6 +82,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Images are padded to multiples of this size with the mean colour, label maps with 255: the more,
   # the fewer programs are compiled. 1 pads nothing.
   config.evaluation.bucket_step = 1
+  # The same of the label maps where images are resized, which costs little.
+  config.evaluation.label_step = 512
   return config
 
 
@@ -277,12 +279,16 @@ def _bucket(example: sources.Example, config: ml_collections.ConfigDict) -> _Buc
 
 
 def _bucket_of(size: Sequence[int], config: ml_collections.ConfigDict) -> _Bucket:
-  step = config.evaluation.bucket_step
+  options = config.evaluation
+  image_step = label_step = options.bucket_step
+  if options.resize != 'native':
+    label_step = options.label_step
 
-  def rounded(size: Sequence[int]) -> tuple[int, int]:
+  def rounded(size: Sequence[int], step: int) -> tuple[int, int]:
     return tuple(-(-side // step) * step for side in size)
 
-  return _Bucket(rounded(_fitted_size(size, config)[-1]), rounded(size))
+  fitted = _fitted_size(size, config)[-1]
+  return _Bucket(rounded(fitted, image_step), rounded(size, label_step))
 
 
 def _fitted_size(size: Sequence[int], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
@@ -507,3 +513,4 @@ def _check(config: ml_collections.ConfigDict) -> None:
   is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
   require(evaluation.stretch_to >= 1, 'evaluation.stretch_to', 'at least 1 pixel')
   require(evaluation.bucket_step >= 1, 'evaluation.bucket_step', 'at least 1 pixel')
+  require(evaluation.label_step >= 1, 'evaluation.label_step', 'at least 1 pixel')

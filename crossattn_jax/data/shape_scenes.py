@@ -54,7 +54,7 @@ GROUNDS = {
 _GROUND_DEPTH = (12.0, 8.0)
 # Of objects over the ground below their centre; at least half the ground's slope over the largest.
 _HEIGHTS = (1.2, 4.0)
-_RADII = (0.09, 0.22)
+_RADII = (0.11, 0.25)
 # Objects of which less can be seen are left out.
 _VISIBLE_SHARE = 0.4
 _VISIBLE_AREA = 0.003
@@ -222,7 +222,7 @@ def render_scene(seed: int, index: int, size: int = 128) -> Scene:
         visible=float(seen.sum() / _area(item)),
         color=color,
         texture=texture,
-        size='small' if radius < 0.13 else 'large' if radius > 0.18 else 'medium',
+        size='small' if radius < 0.15 else 'large' if radius > 0.20 else 'medium',
         depth=item.depth,
         temperature=float(temperatures[i]),
       )
@@ -242,7 +242,7 @@ def render_scene(seed: int, index: int, size: int = 128) -> Scene:
 
 def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
   """Draws objects, nearest first, and drops those that nearer ones hide."""
-  number = int(rng.integers(3, 9))
+  number = int(rng.integers(3, 8))
   shapes = rng.integers(len(SHAPES), size=number)
   centers = rng.uniform(0.08, 0.92, (number, 2)) * size
   radii = rng.uniform(*_RADII, number) * size

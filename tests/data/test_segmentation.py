@@ -213,6 +213,7 @@ def test_evaluation_shows_every_pixel_once_in_few_shapes(ade20k_config, process_
 def test_evaluation_fits_and_stretches_images_and_leaves_labels_alone(ade20k_config):
   options = ade20k_config.evaluation
   options.resize, options.base_size, options.stretch_to = 'fit', (128, 40), 32
+  options.label_step = 1
   batches = take(segmentation.eval_dataset(ade20k_config, batch_size=1))
   by_label = {batch['label'].shape[1:]: batch['image'].shape[1:3] for batch in batches}
   # 30 x 50 -> 40 x 67 -> 64 x 96, and so on.
