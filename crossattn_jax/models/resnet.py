@@ -122,8 +122,8 @@ class ResNet(nn.Module):
     depths: bottlenecks of each stage.
     widths: inside the bottlenecks of each stage.
     stem_widths: of the convolutions of the stem.
-    output_stride: 32; 16 and 8 keep the last one or two stages at the resolution before them and
-      dilate their convolutions instead, from the first block on.
+    output_stride: 32; 16, 8 and 4 keep the last one, two or three stages at the resolution before
+      them and dilate their convolutions instead, from the first block on.
     multi_grid: factors of the dilation of the last stage's blocks.
     ceil_mode: of the pool in the stem; see `DeepStem`.
     absolute_scale: whether norms are those of Inplace-ABN; see `BatchNorm`.
@@ -148,8 +148,8 @@ class ResNet(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if self.output_stride not in (8, 16, 32):
-      raise ValueError(f'output_stride={self.output_stride} is not one of 8, 16, 32')
+    if self.output_stride not in (4, 8, 16, 32):
+      raise ValueError(f'output_stride={self.output_stride} is not one of 4, 8, 16, 32')
     if len(self.depths) != len(self.widths):
       raise ValueError(f'depths={self.depths} needs one entry for each of widths={self.widths}')
     super().__post_init__()

@@ -4,10 +4,14 @@ import difflib
 
 import ml_collections
 
-from crossattn_jax.tasks import audio_classification, classification
+from crossattn_jax.tasks import audio_classification, classification, segmentation
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
 
-_TASKS = {'audio_classification': audio_classification, 'classification': classification}
+_TASKS = {
+  'audio_classification': audio_classification,
+  'classification': classification,
+  'segmentation': segmentation,
+}
 
 __all__ = [
   'Batch',

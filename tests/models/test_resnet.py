@@ -25,11 +25,12 @@ def test_the_output_stride_bounds_the_maps():
   assert _shapes() == [(25, 33, 256), (13, 17, 512), (7, 9, 1024), (4, 5, 2048)]
   assert _shapes(output_stride=16)[2:] == [(7, 9, 1024), (7, 9, 2048)]
   assert _shapes(output_stride=8)[1:] == [(13, 17, 512), (13, 17, 1024), (13, 17, 2048)]
+  assert _shapes(output_stride=4)[3] == (25, 33, 2048)
 
 
 def test_wrong_fields_and_images_are_named():
-  with pytest.raises(ValueError, match='output_stride=4 is not one of'):
-    models.create_model('resnet50_deep_stem', output_stride=4)
+  with pytest.raises(ValueError, match='output_stride=2 is not one of'):
+    models.create_model('resnet50_deep_stem', output_stride=2)
   with pytest.raises(ValueError, match=r'depths=\(1, 1\) needs one entry'):
     models.create_model('resnet50_deep_stem', depths=(1, 1))
   with pytest.raises(ValueError, match='transpose NCHW'):

@@ -1,0 +1,61 @@
+"""Labels the pixels of images with the exported model in this folder.
+
+  python load_and_run.py IMAGE...
+
+Writes IMAGE_labels.png (labels as the data set has them) and IMAGE_colors.png beside each. Needs
+nothing but `pip install jax flatbuffers safetensors pillow`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax import export
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+
+def load(folder):
+  """Returns the description of the model, and it: {'image': [b, h, w, c]} -> {'logits': ...}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def preprocess(path, steps):
+  """Returns an image file as the model wants it, float32 [height, width, channels]."""
+  image = Image.open(path)
+  if image.mode.startswith('I;16'):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  image = image.convert(steps['mode'])
+  height, width = steps['resize']['size']
+  image = image.resize((width, height), Image.Resampling[steps['resize']['interpolation'].upper()])
+  pixels = np.asarray(image, np.float32)
+  if steps['channels'] == 'bgr':
+    pixels = pixels[..., ::-1]
+  return (pixels - np.float32(steps['mean'])) / np.float32(steps['std'])
+
+
+def main(paths):
+  """Writes labels and colours of each image, and prints how much of it each class covers."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  for path in map(pathlib.Path, paths):
+    pixels = preprocess(path, spec['preprocessing'])
+    classes = np.asarray(model({'image': pixels[None]})['logits'][0].argmax(-1)).astype(np.uint8)
+    with Image.open(path) as image:
+      size = image.size
+    classes = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
+    for name, table in (('labels', spec['labels']), ('colors', spec['palette'])):
+      written = Image.fromarray(np.asarray(table, np.uint8)[classes])
+      written.save(path.with_name(f'{path.stem}_{name}.png'))
+    shares = np.bincount(classes.ravel(), minlength=len(spec['classes'])) / classes.size
+    best = [index for index in np.argsort(-shares)[:5] if shares[index]]
+    print(path, *(f'{spec["classes"][index]} {shares[index]:.1%}' for index in best), sep='  ')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
