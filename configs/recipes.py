@@ -51,3 +51,67 @@ def imagenet_classification(
   config.evaluation.every_epochs = 1.0
   config.logging.every_steps = 50
   return config
+
+
+def shape_scenes() -> ml_collections.ConfigDict:
+  """Semantic segmentation of 64 x 64 pixel procedural scenes, for small models on a CPU."""
+  config = config_lib.default_config('segmentation')
+  config.dataset.name = 'shape_scenes/64'
+  config.dataset.image_size = (64, 64)
+  config.dataset.cache = True
+  config.dataset.augmentation.scales = (0.8, 1.0, 1.25)
+  config.batch_size = 16
+  config.num_epochs = 10.0
+  config.optimizer.name = 'adamw'
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.clip_norm = 1.0
+  config.schedule.name = 'polynomial'
+  config.schedule.power = 0.9
+  config.schedule.learning_rate = 3e-3
+  config.schedule.warmup_epochs = 0.5
+  config.evaluation.batch_size = 50
+  config.evaluation.every_epochs = 2.0
+  config.logging.every_steps = 20
+  config.checkpoint.best_metric = 'mean_iou'
+  return config
+
+
+def ccnet() -> ml_collections.ConfigDict:
+  """What CCNet's training script has for every data set: colours, scales, SGD, poly schedule."""
+  config = config_lib.default_config('segmentation')
+  config.dataset.channels = 'bgr'
+  config.dataset.mean = (104.00698793, 116.66876762, 122.67891434)
+  config.dataset.std = (1.0, 1.0, 1.0)
+  config.task.evaluation.absent_classes = 'zero'
+  config.optimizer.name = 'sgd'
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.decay_vectors = True
+  config.schedule.name = 'polynomial'
+  config.schedule.power = 0.9
+  config.schedule.learning_rate = 1e-2
+  config.checkpoint.best_metric = 'mean_iou'
+  config.logging.every_steps = 50
+  return config
+
+
+def ade20k(config: ml_collections.ConfigDict) -> None:
+  """Sets what mmsegmentation has for ADE20K: augmentation, and images of evaluation.
+
+  Args:
+    config: a segmentation experiment, changed in place.
+  """
+  config.dataset.name = 'ade20k_folder'
+  config.dataset.train_split = 'training'
+  config.dataset.eval_split = 'validation'
+  config.dataset.augmentation.resize = 'ratio'
+  config.dataset.augmentation.base_size = (2048, 512)
+  config.dataset.augmentation.ratio = (0.5, 2.0)
+  config.dataset.augmentation.max_class_share = 0.75
+  config.dataset.augmentation.photometric = True
+  config.dataset.evaluation.resize = 'fit'
+  config.dataset.evaluation.base_size = (2048, 512)
+  config.task.evaluation.average_probabilities = True
+  config.task.evaluation.absent_classes = 'skip'
+  config.checkpoint.best_metric = 'mean_iou'
+  config.logging.every_steps = 50
