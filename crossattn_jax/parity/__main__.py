@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from crossattn_jax.models import variables_io
-from crossattn_jax.parity import adapters, bounds, convert, replay, report
+from crossattn_jax.models import segmentor, variables_io
+from crossattn_jax.parity import adapters, bounds, convert, replay, report, segmentation
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -43,7 +43,17 @@ def _convert(args: argparse.Namespace) -> int:
     printer.table(('PyTorch', 'shape'), [(key, str(x.shape)) for key, x in state.items()])
     printer.line(f'{args.output}: {len(state)} tensors of {saved.name}')
     return 0
-  conversion = convert.to_flax(args.model, convert.read_checkpoint(args.input), overrides)
+  state = convert.read_checkpoint(args.input)
+  if args.start is not None:
+    conversion = segmentation.start_from_classifier(
+      args.model, state, args.start, overrides, args.head
+    )
+  elif args.head is not None:
+    conversion = segmentation.convert_segmentor(args.model, state, overrides)
+    if conversion.name != f'{args.model}+{args.head}':
+      raise ValueError(f'{args.input}: holds {conversion.name}, not {args.model}+{args.head}')
+  else:
+    conversion = convert.to_flax(args.model, state, overrides)
   if args.new_head is not None or args.new_image_size is not None:
     conversion = convert.adapt(
       conversion, num_classes=args.new_head, image_size=args.new_image_size
@@ -151,6 +161,18 @@ def _parser() -> argparse.ArgumentParser:
   _add_override(command, 'field of the model that the checkpoint differs in: num_classes=10')
   command.add_argument(
     '--new-head', type=int, metavar='CLASSES', help='replace the classifiers by fresh ones'
+  )
+  command.add_argument(
+    '--head',
+    choices=segmentor.HEADS,
+    help="the checkpoint is mmsegmentation's, of MODEL with this head",
+  )
+  command.add_argument(
+    '--start',
+    type=int,
+    metavar='CLASSES',
+    help='INPUT is a classifier: take the backbone of MODEL (with --head) from it, and initialise '
+    'the rest for this many classes',
   )
   command.add_argument(
     '--new-image-size', type=_image_size, metavar='HxW', help='resize the position embeddings'

@@ -199,6 +199,7 @@ def backbone_rules(stages: int) -> list[Rule]:
   return rules
 
 
+RESNET_HEAD = [Rule('fc.weight', 'head/kernel', 'linear'), Rule('fc.bias', 'head/bias')]
 RCCA = [
   *unit_rules('conva.0', 'conva.1', 'reduction'),
   *prefixed(criss_cross_rules(2), 'cca.', 'attention/'),
@@ -302,11 +303,7 @@ def describe_resnet(module: resnet.ResNet) -> adapters.ModelParity:
   shape = (1, module.num_channels, *module.image_size)
   taps = {f'layer{s + 1}': (f'stage_{s}', _first) for s in range(len(module.depths))}
   return adapters.ModelParity(
-    rules=[
-      *backbone_rules(len(module.depths)),
-      Rule('fc.weight', 'head/kernel', 'linear'),
-      Rule('fc.bias', 'head/bias'),
-    ],
+    rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
     call=lambda model, inputs: {'logits': model(_channels_last(inputs['image']))[0]},
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
     taps={'maxpool': ('stem', _first), **taps},
@@ -582,19 +579,25 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
       maps = (_channels_first(x) for x in (logits, features['auxiliary_logits']))
       return _criterion(c['loss'], c, *maps, target), updated
 
-    values = []
-    for step in range(c['steps']):
+    @jax.jit
+    def train_step(params, model_state, state, image, target):
       (loss, model_state), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-        params, model_state, inputs[f'image{step}'], inputs[f'target{step}']
+        params, model_state, image, target
       )
       updates, state = optimizer.update(gradients, state, params)
-      params = optax.apply_updates(params, updates)
+      return optax.apply_updates(params, updates), model_state, state, loss
+
+    values = []
+    for step in range(c['steps']):
+      params, model_state, state, loss = train_step(
+        params, model_state, state, inputs[f'image{step}'], inputs[f'target{step}']
+      )
       values.append(loss)
 
     parameters = adapter.mapping.only('params')
     change = parameters.to_torch({'params': jax.tree.map(jnp.subtract, params, initial)})
     final = adapter.mapping.to_torch({'params': params, **model_state})
-    logits, features = module.apply(
+    logits, features = jax.jit(module.apply)(
       {'params': params, **model_state}, _channels_last(inputs['image0'])
     )
     order = c['parameter_order']
@@ -618,7 +621,8 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
         outputs[key] = final[key]
     return outputs, {}
 
-  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
+  # One step is compiled, and run three times.
+  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping, jit=False)
 
 
 # Losses.

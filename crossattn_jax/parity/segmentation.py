@@ -20,10 +20,10 @@ from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.models import biformer, crossformer, registry, segmentor, swiftformer
 from crossattn_jax.parity import adapters, convert
 from crossattn_jax.parity import biformer as biformer_parity
+from crossattn_jax.parity import ccnet as ccnet_parity
 from crossattn_jax.parity import crossformer as crossformer_parity
 from crossattn_jax.parity import mapping as mapping_lib
 from crossattn_jax.parity import swiftformer as swiftformer_parity
-from crossattn_jax.parity.ccnet import conv_rules, unit_rules
 from crossattn_jax.parity.mapping import Rule, prefixed
 from crossattn_jax.tasks import segmentation_losses as losses
 
@@ -52,12 +52,12 @@ def _resize(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 def _unit(torch: str, flax: str) -> list[Rule]:
   """The rules of a convolution with norm and activation."""
-  return unit_rules(f'{torch}.conv', f'{torch}.bn', flax)
+  return ccnet_parity.unit_rules(f'{torch}.conv', f'{torch}.bn', flax)
 
 
 PYRAMID = [
-  *conv_rules('lateral_convs.{i}.conv', 'lateral_{i}'),
-  *conv_rules('fpn_convs.{i}.conv', 'output_{i}'),
+  *ccnet_parity.conv_rules('lateral_convs.{i}.conv', 'lateral_{i}'),
+  *ccnet_parity.conv_rules('fpn_convs.{i}.conv', 'output_{i}'),
 ]
 FPN_HEAD = [
   *(
@@ -66,7 +66,7 @@ FPN_HEAD = [
     for i in range(max(1, level))
     for rule in _unit(f'scale_heads.{level}.{2 * i}', f'level_{level}_conv_{i}')
   ),
-  *conv_rules('conv_seg', 'classifier'),
+  *ccnet_parity.conv_rules('conv_seg', 'classifier'),
 ]
 UPER_HEAD = [
   *(
@@ -78,9 +78,9 @@ UPER_HEAD = [
   *_unit('lateral_convs.{i}', 'lateral_{i}'),
   *_unit('fpn_convs.{i}', 'output_{i}'),
   *_unit('fpn_bottleneck', 'fusion'),
-  *conv_rules('conv_seg', 'classifier'),
+  *ccnet_parity.conv_rules('conv_seg', 'classifier'),
 ]
-FCN_HEAD = [*_unit('convs.0', 'conv'), *conv_rules('conv_seg', 'classifier')]
+FCN_HEAD = [*_unit('convs.0', 'conv'), *ccnet_parity.conv_rules('conv_seg', 'classifier')]
 SEMANTIC_FPN = [
   *prefixed(PYRAMID, 'neck.', 'pyramid/'),
   *prefixed(FPN_HEAD, 'decode_head.', 'decoder/'),
@@ -163,25 +163,112 @@ def convert_segmentor(
   overrides = {'backbone': True, **(overrides or {})}
   shapes = {key: tuple(value.shape) for key, value in state.items()}
   module = build_segmentor(registry.create_model(name, **overrides), shapes)
-  height, width = module.image_size
-  image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  template = jax.eval_shape(module.init, jax.random.key(0), image)
-  mapping = mapping_lib.build_mapping(segmentor_rules(module), template)
+  mapping = mapping_lib.build_mapping(segmentor_rules(module), _template(module))
   variables = mapping.to_flax(state)
   lines = []
   for key, value in state.items():
     entry = mapping.find(key)
-    path = '/'.join((entry.collection, *entry.path)) if entry else ''
-    lines.append(
-      convert.Line(
-        key,
-        value.shape,
-        path,
-        entry.flax_shape if entry else (),
-        entry.layout.name if entry else 'dropped: the model computes it',
-      )
-    )
+    lines.append(_dropped(key, value) if entry is None else _line(entry, key))
   return convert.Conversion(f'{name}+{module.head}', overrides, variables, tuple(lines))
+
+
+def start_from_classifier(
+  name: str,
+  state: Mapping[str, np.ndarray],
+  num_classes: int,
+  overrides: Mapping[str, Any] | None = None,
+  head: str | None = None,
+  seed: int = 0,
+) -> convert.Conversion:
+  """Initialises a network whose backbone was trained as a classifier.
+
+  Args:
+    name: of a network that has its own head, such as 'ccnet_resnet101', or of the backbone.
+    state: of the classifier, as `convert.read_checkpoint` returns it.
+    num_classes: of the network.
+    overrides: of `create_model`.
+    head: of the `Segmentor`, where `name` is a backbone.
+    seed: of what the classifier does not have: the heads, and the norms of a backbone's results.
+
+  Returns:
+    The conversion, of a model called NAME or NAME+HEAD; `config.weights` takes its file.
+
+  Raises:
+    mapping.MappingError: naming every missing, unexpected and misshapen key.
+  """
+  overrides = dict(overrides or {})
+  if head is None:
+    overrides['num_classes'] = num_classes
+    module = registry.create_model(name, **overrides)
+    rules = ccnet_parity.backbone_rules(len(module.depths))
+    classifier_rules = ccnet_parity.RESNET_HEAD
+  else:
+    overrides['backbone'] = True
+    backbone = registry.create_model(name, **overrides)
+    module = segmentor.Segmentor(backbone=backbone, num_classes=num_classes, head=head)
+    rules = _backbone_rules(backbone)
+    classifier = registry.create_model(name, **{**overrides, 'backbone': False})
+    classifier_rules = _backbone_rules(classifier)
+  template = _template(module)
+  prefix, flat, lines, problems = 'backbone/', {}, [], []
+  used, fresh = set(), []
+  for path, leaf in traverse_util.flatten_dict(dict(template), sep='/').items():
+    collection, _, inner = path.partition('/')
+    own = [rule for rule in rules if rule.collection == collection]
+    keys = [rule.key_of(inner.removeprefix(prefix)) for rule in own]
+    rule, key = next(((r, k) for r, k in zip(own, keys, strict=True) if k in state), (None, None))
+    if not inner.startswith(prefix) or (rule is None and 'output_norm' in inner):
+      fresh.append(path)
+      lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
+    elif rule is None:
+      problems.append(f'missing: {next(filter(None, keys), path)} for {path}')
+    else:
+      used.add(key)
+      shape = tuple(rule.layout.torch_shape(leaf.shape))
+      if state[key].shape != shape:
+        problems.append(f'misshapen: {key} is {state[key].shape}, expected {shape}')
+        continue
+      flat[path] = rule.layout.to_flax(state[key], leaf.shape)
+      lines.append(convert.Line(key, shape, path, leaf.shape, rule.layout.name))
+  for key, value in state.items():
+    if key in used:
+      continue
+    if any(rule.path_of(key) or rule.drops(key) for rule in [*rules, *classifier_rules]):
+      lines.append(_dropped(key, value, "the classifier's"))
+    else:
+      problems.append(f'unexpected: {key} {value.shape}')
+  if problems:
+    raise mapping_lib.MappingError(
+      f'the state dict is not of the classifier that {name} starts from '
+      f'({len(problems)} problems):\n  ' + '\n  '.join(problems)
+    )
+
+  # Compiled, the initialisation of everything else is never computed.
+  @jax.jit
+  def initial():
+    variables = module.init(jax.random.key(seed), jnp.zeros((1, *module.image_size, 3)))
+    every = traverse_util.flatten_dict(dict(variables), sep='/')
+    return {path: every[path] for path in fresh}
+
+  flat |= {path: np.asarray(value) for path, value in initial().items()}
+  variables = traverse_util.unflatten_dict(flat, sep='/')
+  return convert.Conversion(
+    name if head is None else f'{name}+{head}', overrides, variables, tuple(lines)
+  )
+
+
+def _template(module: nn.Module) -> Mapping[str, Any]:
+  image = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), image)
+
+
+def _line(entry: mapping_lib.Entry, key: str) -> convert.Line:
+  path = '/'.join((entry.collection, *entry.path))
+  return convert.Line(key, entry.torch_shape, path, entry.flax_shape, entry.layout.name)
+
+
+def _dropped(key: str, value: np.ndarray, why: str = 'the model computes it') -> convert.Line:
+  return convert.Line(key, value.shape, '', (), f'dropped: {why}')
 
 
 # Recorded heads.

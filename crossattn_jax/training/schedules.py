@@ -112,7 +112,8 @@ def create_schedule(
   decay = _create_decay(config, base_lr, total_steps - decay_start, steps_per_epoch)
 
   def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-    step = jnp.maximum(jnp.asarray(count) - steps_late, 0)
+    # Of the widest integers: 32 of them divide in float32, whatever the default float is.
+    step = jnp.maximum(jnp.asarray(count).astype(jnp.result_type(int)) - steps_late, 0)
     if config.per_epoch:
       step = step // steps_per_epoch * steps_per_epoch
     rate = decay(jnp.maximum(step - decay_start, 0))
