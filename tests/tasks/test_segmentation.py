@@ -1,6 +1,8 @@
 """The task counts every pixel once, weighs its losses, and draws what it predicts."""
 
 import json
+import runpy
+import sys
 
 from etils import epath
 import jax
@@ -240,3 +242,31 @@ def test_a_sliding_window_refuses_several_scales(config):
   config.task.evaluation.flip = True
   with pytest.raises(ValueError, match='a sliding window has one scale'):
     tasks.create_task(config)
+
+
+@pytest.mark.slow
+def test_the_exported_model_labels_images_without_this_library(config, tmp_path, monkeypatch):
+  from crossattn_jax.models import variables_io
+  from crossattn_jax.training import export
+
+  task = tasks.create_task(config)
+  variables = variables_of(task)
+  config.num_steps = 1
+  fields = {name: x for name, x in config.model.items() if x is not None and name != 'name'}
+  variables_io.save_variables(tmp_path / 'w.safetensors', variables, config.model.name, fields)
+  config.weights = str(tmp_path / 'w.safetensors')
+  export.export_model(config, None, epath.Path(tmp_path / 'exported'), platforms=['cpu'])
+  rng = np.random.default_rng(0)
+  Image.fromarray(rng.integers(256, size=(66, 33, 3), dtype=np.uint8)).save(tmp_path / 'a.png')
+  script = str(tmp_path / 'exported' / 'load_and_run.py')
+  monkeypatch.setattr(sys, 'argv', [script, str(tmp_path / 'a.png')])
+  runpy.run_path(script, run_name='__main__')
+
+  resized = np.asarray(Image.open(tmp_path / 'a.png').resize((33, 33), Image.Resampling.BILINEAR))
+  batch = data.prepare_image(resized, config.dataset)
+  expected = jax.jit(task.predict)(variables, batch)['classes'][0]
+  labels = np.asarray(Image.open(tmp_path / 'a_labels.png'))
+  assert labels.shape == (66, 33)
+  assert (labels[::2] == expected).mean() > 0.99
+  colors = np.asarray(Image.open(tmp_path / 'a_colors.png'))
+  np.testing.assert_array_equal(colors, shape_scenes.PALETTE[labels])

@@ -1,0 +1,122 @@
+"""Segmentation trains from the one loop: on every mesh alike, and in bfloat16 with large scores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax import models, parallel
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import experiment as experiment_lib
+
+
+@pytest.fixture
+def config():
+  """A CCNet that compiles in seconds, with all losses that look at the whole batch."""
+  config = config_lib.default_config('segmentation')
+  with config.unlocked():
+    config.model = models.model_config(
+      'ccnet_resnet50',
+      num_classes=7,
+      depths=(1, 1, 1, 1),
+      widths=(4, 4, 8, 8),
+      stem_widths=(4, 4, 8),
+      head_channels=16,
+      context_channels=16,
+      embedding=4,
+      dropout_rate=0.0,
+    )
+  config.dataset.name = 'shape_scenes/tiny'
+  config.dataset.image_size = (33, 33)
+  config.task.loss = 'ohem'
+  config.task.ohem_min_kept = 2048
+  config.task.consistency_weight = 0.5
+  config.batch_size = 8
+  config.num_steps = 100
+  config.optimizer.name = 'sgd'
+  config.optimizer.momentum = 0.0
+  config.schedule.name = 'constant'
+  config.schedule.learning_rate = 1.0
+  config.sharding.fsdp_min_size = 256
+  return config
+
+
+def _batch(config, dtype=np.float32):
+  rng = np.random.default_rng(0)
+  shape = (config.batch_size, *config.dataset.image_size)
+  label = np.repeat(np.repeat(rng.integers(0, 8, (shape[0], 4, 4)), 9, 1), 9, 2)[:, :33, :33]
+  return {
+    'image': rng.standard_normal((*shape, 3)).astype(dtype) + label[..., None].astype(dtype),
+    'label': np.where(label == 7, 255, label).astype(np.int32),
+  }
+
+
+def _scaled(params, factors):
+  """Multiplies parameters whose path ends so; gates become one."""
+
+  def scale(path, leaf):
+    name = '/'.join(str(key.key) for key in path)
+    if name.endswith('gate'):
+      return jnp.ones_like(leaf)
+    return leaf * next((factor for end, factor in factors.items() if name.endswith(end)), 1)
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [(2, 2, 2, 1), (1, 8, 1, 1), (2, 2, 1, 2)], ids=str)
+def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(config, sizes):
+  config.model.param_dtype = 'float64'
+  with jax.enable_x64(True):
+    results = []
+    for mesh in (
+      parallel.create_mesh(devices=jax.devices()[:1]),
+      parallel.create_mesh(*sizes),
+    ):
+      experiment = experiment_lib.setup(config, mesh, steps_per_epoch=10)
+      state = experiment.init_state()
+      state = state.replace(params=_scaled(state.params, {}))
+      state = jax.device_put(state, experiment.state_shardings)
+      with jax.set_mesh(mesh):
+        batch = parallel.global_batch(_batch(config, np.float64), mesh)
+        results.append(jax.device_get(experiment.train_step(state, batch)))
+  (one, one_metrics), (eight, eight_metrics) = results
+  assert float(eight_metrics['loss']) == pytest.approx(float(one_metrics['loss']), rel=1e-12)
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path((eight.params, eight.model_state)),
+    jax.tree.leaves((one.params, one.model_state)),
+    strict=True,
+  ):
+    bound = 1e-10 * max(np.abs(y).max(), 1)
+    np.testing.assert_allclose(x, y, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.slow
+def test_bfloat16_with_scores_and_logits_in_the_thousands_stays_finite_and_learns(config):
+  config.model.dtype = 'bfloat16'
+  config.optimizer.name = 'adam'
+  config.schedule.learning_rate = 3e-2
+  config.max_bad_steps = 1
+  mesh = parallel.create_mesh(devices=jax.devices()[:1])
+  experiment = experiment_lib.setup(config, mesh, steps_per_epoch=10)
+  state = experiment.init_state()
+  factors = {'query/kernel': 300, 'key/kernel': 300, 'classifier/kernel': 3000}
+  state = state.replace(params=_scaled(state.params, factors))
+  losses = []
+  with jax.set_mesh(mesh):
+    batch = _batch(config)
+    (logits, features), _ = jax.jit(
+      lambda variables, image: experiment.task.model.apply(
+        variables, image, train=True, mutable=['batch_stats']
+      )
+    )(state.variables, batch['image'])
+    assert jnp.abs(logits).max() > 1000
+    # Nothing but the largest score counts.
+    assert features['attention/1'].max(-1).mean() > 0.99
+    for _ in range(12):
+      state, metrics = experiment.train_step(state, batch)
+      assert metrics['bad_steps'] == 0
+      losses.append(float(metrics['loss']))
+  assert losses[0] > 100
+  assert losses[-1] < 0.7 * losses[0]
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
