@@ -6,6 +6,7 @@ sees whole images, padded so that few different shapes occur; batches hold one s
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import io
 import os
 from typing import Any
@@ -167,8 +168,8 @@ def eval_dataset(
   rows = batching.rows_per_process(batch_size, process_index, process_count)
   source = sources.create_source(config.name, config.eval_split, config.data_dir)
   buckets: dict[_Bucket, list[int]] = {}
-  for index in range(len(source)):
-    buckets.setdefault(_bucket(source[index], config), []).append(index)
+  for index, size in enumerate(_image_sizes(config.name, config.eval_split, config.data_dir)):
+    buckets.setdefault(_bucket(size, config), []).append(index)
   slots = [
     (bucket, index)
     for bucket, indices in buckets.items()
@@ -209,7 +210,7 @@ def read_image(
 def prepare_image(image: np.ndarray, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
   """Resizes, normalises and pads an image, uint8 `[height, width, 3]`, as evaluation does."""
   size = image.shape[:2]
-  bucket = _bucket_of(size, config)
+  bucket = _bucket(size, config)
   pixels = _normalized(_fitted(image, config), config)
   return {
     'image': _padded(pixels, bucket.image, 0)[None],
@@ -269,16 +270,14 @@ class _Bucket:
   label: tuple[int, int]
 
 
-def _bucket(example: sources.Example, config: ml_collections.ConfigDict) -> _Bucket:
-  """From the header of the image; unreadable ones, which are masked, take little room."""
-  try:
-    width, height = Image.open(io.BytesIO(example['image'])).size
-  except OSError:
-    return _bucket_of((config.evaluation.bucket_step,) * 2, config)
-  return _bucket_of((height, width), config)
+@functools.lru_cache
+def _image_sizes(name: str, split: str, data_dir: str | None) -> tuple[tuple[int, int], ...]:
+  """(height, width) of every image of a split; read once, however often it is evaluated."""
+  source = sources.create_source(name, split, data_dir)
+  return tuple(source.image_size(index) for index in range(len(source)))
 
 
-def _bucket_of(size: Sequence[int], config: ml_collections.ConfigDict) -> _Bucket:
+def _bucket(size: Sequence[int], config: ml_collections.ConfigDict) -> _Bucket:
   options = config.evaluation
   image_step = label_step = options.bucket_step
   if options.resize != 'native':

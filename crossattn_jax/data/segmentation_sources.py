@@ -3,11 +3,13 @@
 from collections.abc import Callable
 import dataclasses
 import difflib
+import io
 import os
 import pathlib
-from typing import Protocol, TypedDict
+from typing import BinaryIO, Protocol, TypedDict
 
 import numpy as np
+from PIL import Image
 import tensorflow_datasets as tfds
 
 from crossattn_jax.data import ade20k, cityscapes, shape_scenes, sources
@@ -81,6 +83,9 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Example: ...
 
+  def image_size(self, index: int) -> tuple[int, int]:
+    """(height, width) of an image, without decoding it; (1, 1) where that fails."""
+
 
 def find_taxonomy(name: str) -> Taxonomy:
   """The classes of a data set; needs no files.
@@ -150,6 +155,8 @@ class TfdsSource:
       for feature, kind in builder.info.features.items()
       if isinstance(kind, tfds.features.Image)
     ]
+    # Often all images of a data set have one size.
+    self._size = builder.info.features[image].shape[:2]
     self._examples = sources.open_split(
       builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
     )
@@ -163,6 +170,12 @@ class TfdsSource:
     if self._key is not None:
       key += f' ({example[self._key].decode()})'
     return {'image': example[self._image], 'label': example[self._label], 'key': key}
+
+  def image_size(self, index: int) -> tuple[int, int]:
+    """See `Source`."""
+    if None not in self._size:
+      return self._size
+    return _size_in_header(io.BytesIO(self._examples[index][self._image]))
 
 
 class PairSource:
@@ -185,6 +198,18 @@ class PairSource:
       'label': pathlib.Path(label).read_bytes(),
       'key': image,
     }
+
+  def image_size(self, index: int) -> tuple[int, int]:
+    """See `Source`."""
+    return _size_in_header(self.pairs[index][0])
+
+
+def _size_in_header(file: str | BinaryIO) -> tuple[int, int]:
+  try:
+    with Image.open(file) as image:
+      return image.height, image.width
+  except OSError:
+    return 1, 1
 
 
 def _cityscapes_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
