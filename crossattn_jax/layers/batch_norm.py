@@ -19,6 +19,7 @@ class BatchNorm(nn.Module):
     momentum: share of the old running statistics that stays, 1 minus PyTorch's.
     epsilon: added to the variance.
     absolute_scale: see above.
+    scale_init: of the scale.
     dtype: of the result.
     param_dtype: of the parameters and of the running statistics.
   """
@@ -26,6 +27,7 @@ class BatchNorm(nn.Module):
   momentum: float = 0.9
   epsilon: float = 1e-5
   absolute_scale: bool = False
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -39,7 +41,7 @@ class BatchNorm(nn.Module):
         collection 'batch_stats' is mutable; otherwise by the running statistics.
     """
     shape = x.shape[-1:]
-    scale = self.param('scale', nn.initializers.ones, shape, self.param_dtype)
+    scale = self.param('scale', self.scale_init, shape, self.param_dtype)
     bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, self.param_dtype)
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape, self.param_dtype)

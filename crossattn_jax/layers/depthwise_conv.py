@@ -133,6 +133,7 @@ class DepthwiseConv(nn.Module):
 
   Attributes:
     side: of the square kernel, odd.
+    use_bias: whether a bias is added.
     kernel_init: of the kernel; torch's default where None.
     bias_init: likewise.
     dtype: of the computation.
@@ -140,6 +141,7 @@ class DepthwiseConv(nn.Module):
   """
 
   side: int
+  use_bias: bool = True
   kernel_init: nn.initializers.Initializer | None = None
   bias_init: nn.initializers.Initializer | None = None
   dtype: jnp.dtype | None = None
@@ -153,6 +155,9 @@ class DepthwiseConv(nn.Module):
     init, channels = initializers.torch_convolution(self.side**2), x.shape[-1]
     shape = (self.side, self.side, 1, channels)
     kernel = self.param('kernel', self.kernel_init or init, shape, self.param_dtype)
+    if not self.use_bias:
+      x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+      return depthwise_convolution(x, kernel)
     bias = self.param('bias', self.bias_init or init, (channels,), self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     return depthwise_convolution(x, kernel) + bias

@@ -1,6 +1,7 @@
 """One file per system, and the registry of named variants."""
 
 from crossattn_jax.models import (  # noqa: F401  (register their variants)
+  atfuse,
   biformer,
   ccnet,
   crossformer,

@@ -10,6 +10,13 @@ from crossattn_jax.parity import bounds, cases, replay
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 # Full-size models beyond one of each kind, and variations of a kind: minutes together.
 SLOW = {
+  'atfuse': {
+    'atfuse_eval_128',
+    'atfuse_eval_480x640',
+    'atfuse_eval_odd_45x62',
+    'atfuse_train_64x48',
+    'atfuse_train_loss_32x40',
+  },
   'crossformer': {
     'cls_large_224',
     'cls_pp_huge_224',
