@@ -422,6 +422,8 @@ def _network(manifest: Manifest, context: str = 'rcca') -> ccnet.CCNet:
     context=context,
     recurrence=c['recurrence'] if isinstance(c['recurrence'], int) else max(c['recurrence']),
     dropout_rate=0.0,
+    # At the official size the activations of all blocks are 14 GB in float64.
+    remat=max(shape[-1] for shape in manifest['shapes'].values()) > 600,
   )
 
 
