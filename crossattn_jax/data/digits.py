@@ -6,14 +6,14 @@ Nothing is downloaded: scikit-learn ships the data inside its package. It is the
 """
 
 from collections.abc import Iterator
-import contextlib
 import io
 import os
 
-from absl import logging
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
+
+from crossattn_jax.data import writing
 
 _TEST_EVERY = 5
 
@@ -64,34 +64,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | os.PathLike[str] | None = None) -> None:
-  """Writes the dataset below `data_dir` unless it is there.
-
-  TFDS writes into a temporary folder and renames it, so that a reader never sees half a dataset.
-  Of several processes that prepare at once the first to finish wins.
+  """Writes the dataset below `data_dir` unless it is there; see `writing.write_once`.
 
   Args:
     data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
   """
-  builder = Digits(data_dir=data_dir, file_format='array_record')
-  if builder.data_path.exists():
-    return
-  try:
-    with _quiet():
-      builder.download_and_prepare()
-  except OSError:
-    # Renaming onto a folder that is not empty: another process has finished in the meantime.
-    if not builder.data_path.exists():
-      raise
-  else:
-    logging.info('wrote the digits dataset to %s', builder.data_dir)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides TFDS's progress bars and its talk of a download that does not take place."""
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    tfds.enable_progress_bar()
+  writing.write_once(Digits(data_dir=data_dir, file_format='array_record'))

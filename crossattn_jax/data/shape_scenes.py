@@ -5,16 +5,16 @@ tasks of this library learn: segmentation, detection, captions, sketches, therma
 """
 
 from collections.abc import Iterator
-import contextlib
 import dataclasses
 import functools
 import io
 import os
 
-from absl import logging
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
+
+from crossattn_jax.data import writing
 
 SHAPES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 CLASS_NAMES = ('ground', *SHAPES)
@@ -549,7 +549,7 @@ def _encode(pixels: np.ndarray, image_format: str = 'png') -> io.BytesIO:
 
 
 def prepare(name: str = 'shape_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:
-  """Writes the dataset below `data_dir` unless it is there, as `digits.prepare` does.
+  """Writes the dataset below `data_dir` unless it is there; see `writing.write_once`.
 
   Args:
     name: 'shape_scenes' or with a configuration: 'shape_scenes/64'.
@@ -565,26 +565,4 @@ def prepare(name: str = 'shape_scenes', data_dir: str | os.PathLike[str] | None 
       f'unknown dataset {name!r}; expected one of '
       f'{", ".join(f"shape_scenes/{each}" for each in known)}'
     )
-  builder = ShapeScenes(config=config, data_dir=data_dir, file_format='array_record')
-  if builder.data_path.exists():
-    return
-  try:
-    with _quiet():
-      builder.download_and_prepare()
-  except OSError:
-    # Renaming onto a folder that is not empty: another process has finished in the meantime.
-    if not builder.data_path.exists():
-      raise
-  else:
-    logging.info('wrote shape scenes to %s', builder.data_dir)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides TFDS's progress bars and its talk of a download that does not take place."""
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    tfds.enable_progress_bar()
+  writing.write_once(ShapeScenes(config=config, data_dir=data_dir, file_format='array_record'))

@@ -1,0 +1,41 @@
+"""Writing the data sets that this library generates, as TFDS datasets."""
+
+from collections.abc import Iterator
+import contextlib
+import io
+
+from absl import logging
+import tensorflow_datasets as tfds
+
+
+def write_once(builder: tfds.core.DatasetBuilder) -> None:
+  """Writes a dataset unless it is there.
+
+  TFDS writes into a temporary folder and renames it, so that a reader never sees half a dataset.
+  Of several processes that write at once the first to finish wins.
+
+  Args:
+    builder: of a dataset that needs no download.
+  """
+  if builder.data_path.exists():
+    return
+  try:
+    with _quiet():
+      builder.download_and_prepare()
+  except OSError:
+    # Renaming onto a folder that is not empty: another process has finished in the meantime.
+    if not builder.data_path.exists():
+      raise
+  else:
+    logging.info('wrote dataset %s to %s', builder.name, builder.data_dir)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides TFDS's progress bars and its talk of a download that does not take place."""
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
