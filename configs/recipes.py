@@ -53,24 +53,32 @@ def imagenet_classification(
   return config
 
 
-def shape_scenes() -> ml_collections.ConfigDict:
-  """Semantic segmentation of 64 x 64 pixel procedural scenes, for small models on a CPU."""
+def shape_scenes(side: int) -> ml_collections.ConfigDict:
+  """Semantic segmentation of 64 x 64 pixel procedural scenes, for small models on a CPU.
+
+  Args:
+    side: of the square images that the model gets: enlarged, small shapes cover more pixels of its
+      maps.
+  """
   config = config_lib.default_config('segmentation')
   config.dataset.name = 'shape_scenes/64'
-  config.dataset.image_size = (64, 64)
+  config.dataset.image_size = (side, side)
   config.dataset.cache = True
-  config.dataset.augmentation.scales = (0.8, 1.0, 1.25)
-  config.batch_size = 16
-  config.num_epochs = 10.0
+  config.dataset.augmentation.scales = tuple(factor * side / 64 for factor in (0.8, 1.0, 1.25))
+  config.dataset.evaluation.resize = 'fit'
+  config.dataset.evaluation.base_size = (side, side)
+  config.dataset.evaluation.label_step = 64
+  config.batch_size = 8
+  config.num_epochs = 5.0
   config.optimizer.name = 'adamw'
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
   config.schedule.name = 'polynomial'
   config.schedule.power = 0.9
-  config.schedule.learning_rate = 3e-3
-  config.schedule.warmup_epochs = 0.5
+  config.schedule.learning_rate = 2e-3
+  config.schedule.warmup_epochs = 0.25
   config.evaluation.batch_size = 50
-  config.evaluation.every_epochs = 2.0
+  config.evaluation.every_epochs = 1.0
   config.logging.every_steps = 20
   config.checkpoint.best_metric = 'mean_iou'
   return config
