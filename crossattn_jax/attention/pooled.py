@@ -172,8 +172,7 @@ class PooledAttention(nn.Module):
   def _attend(self, x: jax.Array, grid: Grid) -> jax.Array:
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     channels = x.shape[-1] if self.channels is None else self.channels
-    qkv = project_heads(x, self.num_heads, channels, self.kernel_init, **types)
-    query, key, value = jnp.moveaxis(qkv, 2, 0)
+    query, key, value = project_heads(x, self.num_heads, channels, self.kernel_init, **types)
     if self.query_stride is not None:
       query = PoolHeads(self.query_stride, name='pool_query', **types)(query, grid)
     key = PoolHeads(self.stride, name='pool_key', **types)(key, grid)
@@ -214,22 +213,18 @@ class CrossViewAttention(nn.Module):
       float32; keys are the extra tokens, then the pooled positions of each view.
     """
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    qkv = project_heads(x, self.num_heads, x.shape[-1], self.kernel_init, **types)
-    query, key, value = jnp.moveaxis(qkv, 2, 0)
+    query, key, value = project_heads(x, self.num_heads, x.shape[-1], self.kernel_init, **types)
     if self.strides is not None:
-      views = split_views(qkv, grids)
-      pooled = []
-      for name, index in (('key', 1), ('value', 2)):
-        pooled.append(
-          jnp.concatenate(
-            [
-              PoolHeads(stride, name=f'pool_{name}_{v}', **types)(view[:, :, index], grid)
-              for v, (view, grid, stride) in enumerate(zip(views, grids, self.strides, strict=True))
-            ],
-            axis=1,
-          )
-        )
-      key, value = pooled
+
+      def pool(name: str, tokens: jax.Array) -> jax.Array:
+        views = zip(split_views(tokens, grids), grids, self.strides, strict=True)
+        pooled = [
+          PoolHeads(stride, name=f'pool_{name}_{v}', **types)(view, grid)
+          for v, (view, grid, stride) in enumerate(views)
+        ]
+        return jnp.concatenate(pooled, axis=1)
+
+      key, value = pool('key', key), pool('value', value)
     out = attend(query, key, value)
     return merge_heads(out, x.shape[-1], self.out_init, **types), _weights(query[:, 0], key)
 
@@ -251,17 +246,19 @@ def project_heads(
   channels: int,
   kernel_init: nn.initializers.Initializer,
   **types: jnp.dtype | None,
-) -> jax.Array:
-  """The fused projection 'qkv' of a module: `[batch, tokens, 3, heads, head_dim]`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Query, key and value by the fused projection 'qkv' of a module: `[batch, tokens, heads, d]`."""
   if channels % num_heads:
     raise ValueError(f'num_heads={num_heads} does not divide the width {channels}')
-  return nn.DenseGeneral(
+  qkv = nn.DenseGeneral(
     (3, num_heads, channels // num_heads),
     kernel_init=kernel_init,
     dot_general=linear_lib.dot_general,
     name='qkv',
     **types,
   )(x)
+  # The gradient of a split is one concatenation, that of three slices a sum.
+  return tuple(part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
