@@ -228,6 +228,11 @@ class CrossFormer(nn.Module):
     return self.head(self.norm(x).mean(dim=(1, 2)))
 
 
+def create_model(variant: str) -> CrossFormer:
+  """Builds a variant as timm would."""
+  return CrossFormer(variant)
+
+
 def difference(variant: str) -> float:
   """The relative difference of both sides' logits for the same weights and images."""
   import jax.numpy as jnp

@@ -5,8 +5,8 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
 For each model the forward pass and a whole training step (forward, cross-entropy, backward, AdamW)
 in float32. Each side is a process of its own with the same cores; they take turns, one sample each,
 and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each
-round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`),
-and for MMViT, which nobody has published, a plain module (`benchmarks/torch_mmvit.py`).
+round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and plain
+modules for those that no package has: MMViT and CrossFormer (`benchmarks/torch_*.py`).
 """
 
 import argparse
@@ -69,15 +69,16 @@ def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
 
 
 def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Callable[[], None]:
-  """Returns what runs one sample of timm's model of that name, or of benchmarks.torch_mmvit's."""
+  """Returns what runs one sample of timm's model of that name, or of a plain module."""
   import timm
   import torch
 
-  from benchmarks import torch_mmvit
+  from benchmarks import torch_crossformer, torch_mmvit
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  build = torch_mmvit if model_name in torch_mmvit.VARIANTS else timm
+  plain = (module for module in (torch_crossformer, torch_mmvit) if model_name in module.VARIANTS)
+  build = next(plain, timm)
   model = build.create_model(model_name)
   size = model.default_cfg['input_size']
   image = torch.randn(batch, *size)

@@ -60,8 +60,10 @@ class Grouping:
     return self.padded_size != self.size
 
   @property
-  def _layout(self) -> dict[str, int]:
-    return {'g': self.group[0], 'h': self.group[1], 'i': self.interval[0], 'j': self.interval[1]}
+  def lengths(self) -> dict[str, int]:
+    """Of the axes in `split`: regions `r` and `s`, tokens `g` and `h`, intervals `i` and `j`."""
+    (rows, columns), (g, h), (i, j) = self.padded_size, self.group, self.interval
+    return {'r': rows // (g * i), 's': columns // (h * j), 'g': g, 'h': h, 'i': i, 'j': j}
 
   def pad(self, x: jax.Array) -> jax.Array:
     """Puts zeros around a map `[batch, height, width, ...]`."""
@@ -69,15 +71,11 @@ class Grouping:
 
   def split(self, x: jax.Array) -> jax.Array:
     """Sorts a padded map `[batch, height, width, ...]` into `[batch, groups, tokens, ...]`."""
-    return rearrange(x, 'b (r g i) (s h j) ... -> b (r s i j) (g h) ...', **self._layout)
+    return rearrange(x, 'b (r g i) (s h j) ... -> b (r s i j) (g h) ...', **self.lengths)
 
-  def join(self, groups: jax.Array) -> jax.Array:
-    """The inverse of `pad` and `split`."""
-    regions = self.padded_size[0] // (self.group[0] * self.interval[0])
-    padded = rearrange(
-      groups, 'b (r s i j) (g h) ... -> b (r g i) (s h j) ...', r=regions, **self._layout
-    )
-    return self.crop(padded)
+  def merge(self, groups: jax.Array) -> jax.Array:
+    """The inverse of `split`."""
+    return rearrange(groups, 'b (r s i j) (g h) ... -> b (r g i) (s h j) ...', **self.lengths)
 
   def crop(self, x: jax.Array) -> jax.Array:
     """The inverse of `pad`."""
@@ -236,10 +234,76 @@ def grouped_attention(
   return jnp.einsum('bgnqk,bgknd->bgqnd', weights.astype(value.dtype), value)
 
 
+def _group_attention(
+  qkv: jax.Array, bias: jax.Array | None, grouping: Grouping, scale: float
+) -> jax.Array:
+  """Attention of a padded map by `grouped_attention`."""
+  groups = (
+    parallel.constrain(grouping.split(part), 'batch', 'tokens', None, 'heads', None)
+    for part in jnp.moveaxis(qkv, 3, 0)
+  )
+  return grouping.merge(grouped_attention(*groups, bias, grouping.real_tokens(), scale=scale))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cpu_attention(
+  qkv: jax.Array, bias: jax.Array | None, grouping: Grouping, scale: float
+) -> jax.Array:
+  """The same for CPUs: one transposition each way, and a backward pass of five products."""
+  return _cpu_forward(qkv, bias, grouping, scale)[0]
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  dtype = jnp.promote_types(a.dtype, jnp.float32)
+  return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+
+# A padded map, and its groups with the heads before the tokens; see `Grouping.split`.
+_MAP, _HEADS = 'b (r g i) (s h j)', 'b (r s i j) n (g h)'
+
+
+def _transpose(x: jax.Array, source: str, target: str, grouping: Grouping) -> jax.Array:
+  return rearrange(x, f'{source} -> {target}', **grouping.lengths)
+
+
+def _cpu_forward(qkv, bias, grouping, scale):
+  parts = _transpose(qkv, f'{_MAP} c n d', f'c {_HEADS} d', grouping)
+  query, key, value = parts
+  scores = _product('bgnqd,bgnkd->bgnqk', query, key) * scale
+  real = grouping.real_tokens()
+  offset = 0 if bias is None else bias.astype(scores.dtype)
+  if real is not None:
+    offset += jnp.where(real, 0, _MASKED).astype(scores.dtype)[:, None, None]
+  scores += offset
+  weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+  weights /= weights.sum(axis=-1, keepdims=True)
+  out = _product('bgnqk,bgnkd->bgnqd', weights.astype(value.dtype), value)
+  result = _transpose(out.astype(value.dtype), f'{_HEADS} d', f'{_MAP} n d', grouping)
+  return result, (parts, bias, weights, out)
+
+
+def _cpu_backward(grouping, scale, residuals, d_result):
+  parts, bias, weights, out = residuals
+  query, key, value = parts.astype(weights.dtype)
+  d_out = _transpose(d_result.astype(weights.dtype), f'{_MAP} n d', f'{_HEADS} d', grouping)
+  delta = (d_out * out).sum(axis=-1, keepdims=True)
+  d_scores = weights * (_product('bgnqd,bgnkd->bgnqk', d_out, value) - delta)
+  d_bias = None if bias is None else d_scores.sum(axis=(0, 1)).astype(bias.dtype)
+  d_scaled = d_scores * scale
+  d_parts = (
+    _product('bgnqk,bgnkd->bgnqd', d_scaled, key),
+    _product('bgnqk,bgnqd->bgnkd', d_scaled, query),
+    _product('bgnqk,bgnqd->bgnkd', weights, d_out),
+  )
+  d_parts = jnp.stack([part.astype(parts.dtype) for part in d_parts])
+  return _transpose(d_parts, f'c {_HEADS} d', f'{_MAP} c n d', grouping), d_bias
+
+
+_cpu_attention.defvjp(_cpu_forward, _cpu_backward)
+
+
 def long_short_distance_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  qkv: jax.Array,
   grouping: Grouping,
   bias: jax.Array | None = None,
   *,
@@ -248,21 +312,23 @@ def long_short_distance_attention(
   """Attends within the groups of a map; padding is never looked at.
 
   Args:
-    query: `[batch, height, width, heads, head_dim]`.
-    key: the same shape.
-    value: the same shape.
+    qkv: query, key and value of each position, `[batch, height, width, 3, heads, head_dim]`.
     grouping: of `find_grouping` for this size.
     bias: added to the scores, `[heads, tokens, tokens]` of a group.
     scale: of the scores; head_dim^-0.5 by default.
 
   Returns:
-    The same shape in `value`'s dtype.
+    `[batch, height, width, heads, head_dim]` in `qkv`'s dtype; the softmax is computed in at least
+    float32.
   """
-  groups = (
-    parallel.constrain(grouping.split(grouping.pad(x)), 'batch', 'tokens', None, 'heads', None)
-    for x in (query, key, value)
+  scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+  out = jax.lax.platform_dependent(
+    grouping.pad(qkv),
+    bias,
+    cpu=lambda qkv, bias: _cpu_attention(qkv, bias, grouping, scale),
+    default=lambda qkv, bias: _group_attention(qkv, bias, grouping, scale),
   )
-  return grouping.join(grouped_attention(*groups, bias, grouping.real_tokens(), scale=scale))
+  return grouping.crop(out)
 
 
 class DynamicPositionBias(nn.Module):
@@ -375,10 +441,7 @@ class LongShortDistanceAttention(nn.Module):
       x = grouping.pad(x)
       cut = Grouping(grouping.padded_size, grouping.group, grouping.interval)
     qkv = nn.DenseGeneral((3, self.num_heads, channels // self.num_heads), name='qkv', **common)(x)
-    query, key, value = (
-      parallel.constrain(part, 'batch', 'height', 'width', 'heads', None)
-      for part in jnp.moveaxis(qkv, 3, 0)
-    )
+    qkv = parallel.constrain(qkv, 'batch', 'height', 'width', None, 'heads', None)
     bias = None
     if self.position_bias:
       # The original divides the width by four twice.
@@ -386,12 +449,12 @@ class LongShortDistanceAttention(nn.Module):
         self.num_heads, channels // 4 // 4, param_dtype=self.param_dtype, name='position_bias'
       )
       bias = relative_position_bias(table(relative_offsets(grouping.group)))
-    out = long_short_distance_attention(query, key, value, cut, bias)
+    out = long_short_distance_attention(qkv, cut, bias)
     if not self.mask_padding:
       out = grouping.crop(out)
     out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(out)
     if not with_weights:
       return out
-    query, key = (cut.split(cut.pad(part)) for part in (query, key))
+    query, key, _ = jnp.moveaxis(cut.split(cut.pad(qkv)), 3, 0)
     weights = grouped_attention_weights(query, key, bias, cut.real_tokens())
     return out, weights.mean(axis=2)

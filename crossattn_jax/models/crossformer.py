@@ -120,6 +120,11 @@ class CrossScaleEmbedding(nn.Module):
         side,
         stride=self.stride,
         padding=(side - self.stride) // 2,
+        conv_general_dilated=(
+          convolution.conv_general_dilated
+          if self.norm_first
+          else convolution.large_kernel_convolution
+        ),
         name=f'conv_{i}',
         **types,
       )(x)
@@ -500,7 +505,7 @@ class CrossFormer(nn.Module):
         # The group and the token that look, as maps of the group's shape.
         asks = grouping.split(grouping.pad(query))
         attended = jnp.einsum('bgq,bgqk->bgk', asks, weights)
-        maps[f'stage {s + 1} {kind}'] = grouping.join(attended), query
+        maps[f'stage {s + 1} {kind}'] = grouping.crop(grouping.merge(attended)), query
     return maps
 
   @nn.nowrap
