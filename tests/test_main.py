@@ -125,12 +125,12 @@ def test_export_writes_a_model_that_its_script_runs(run, main_environment, train
   ('argument', 'message'),
   [
     ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
-    ('--config.optimiser.name=sgd', 'config.optimizer.name'),
-    ('--config.model.num_head=(2,2)', 'config.model.num_heads'),
-    ('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'"),
+    pytest.param('--config.optimiser.name=sgd', 'config.optimizer.name', marks=pytest.mark.slow),
+    pytest.param('--config.model.num_head=(2,2)', 'config.model.num_heads', marks=pytest.mark.slow),
+    pytest.param('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'", marks=pytest.mark.slow),
     ('--config.dataset.name=digit', "'digits'"),
     ('--config.mesh.data=3', 'mesh data=3'),
-    ('--config.profile.steps=3', 'first and the last step'),
+    pytest.param('--config.profile.steps=3', 'first and the last step', marks=pytest.mark.slow),
   ],
 )
 def test_a_wrong_value_is_refused_by_name_without_a_traceback(run, tmp_path, argument, message):
@@ -283,6 +283,7 @@ def test_two_processes_train_to_the_metrics_of_one(
   assert (workdir / 'predictions.png').exists()
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace(run, tmp_path):
   result = run(f'--workdir={tmp_path}/run', '--config.num_steps=6', '--config.profile.steps=3,5')
   assert result.returncode == 0, result.stderr

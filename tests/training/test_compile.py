@@ -334,6 +334,7 @@ def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+@pytest.mark.slow
 def test_a_quick_compilation_computes_and_communicates_the_same(report, small_config):
   whole = report('v5e:4x4', data=16)
   small_config.mesh.data = 16
@@ -347,6 +348,7 @@ def test_a_quick_compilation_computes_and_communicates_the_same(report, small_co
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+@pytest.mark.slow
 def test_tensor_parallelism_reduces_activations(report):
   mixed = report('v5e:4x4', data=4, fsdp=2, tensor=2)
   assert mixed.mesh == {'data': 4, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
