@@ -134,7 +134,7 @@ def sheet(
     pictures.show_image(grid[0, column], sample.image)
     pictures.show_image(grid[1, column], _laid_over(sample.image, sample.predicted, palette))
     pictures.show_image(grid[2, column], _laid_over(sample.image, sample.true, palette))
-    grid[1, column].set_title(f'{right:.1%} of pixels', fontsize=8)
+    grid[1, column].set_title(f'{right:.1%} right', fontsize=8, loc='right')
   for row, title in enumerate(('image', 'predicted', 'true')):
     grid[row, 0].set_title(title, fontsize=8, loc='left')
   _legend(page, [sample.predicted for sample in samples], names, palette)
