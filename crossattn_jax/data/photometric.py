@@ -1,7 +1,4 @@
-"""Photometric distortion of SSD, as mmsegmentation has it.
-
-Source: Liu et al. 2016 (arXiv 1512.02325), section 2.2 of the supplement to Howard 2013.
-"""
+"""Photometric distortion as SSD (arXiv 1512.02325, section 2.2) and mmsegmentation have it."""
 
 import numpy as np
 from PIL import Image
