@@ -68,10 +68,14 @@ def softmax_attention(
     mask: bool `[batch, context_tokens]`, as in `factorized_attention`.
 
   Returns:
-    `[batch, tokens, heads, head_dim]`. Scores are scaled by `head_dim^-0.5`.
+    `[batch, tokens, heads, head_dim]` in `value`'s dtype. Scores are scaled by `head_dim^-0.5`.
   """
-  mask = None if mask is None else mask[:, None, None, :]
-  return jax.nn.dot_product_attention(query, key, value, mask=mask)
+  # `jax.nn.dot_product_attention` has no float64.
+  dtype = jnp.promote_types(value.dtype, jnp.float32)
+  scores = jnp.einsum('bnhc,bmhc->bhnm', query, key, preferred_element_type=dtype)
+  scores *= query.shape[-1] ** -0.5
+  weights = nn.softmax(scores, where=None if mask is None else mask[:, None, None, :])
+  return jnp.einsum('bhnm,bmhc->bnhc', weights.astype(value.dtype), value)
 
 
 def inject(

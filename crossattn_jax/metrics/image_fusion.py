@@ -42,7 +42,7 @@ _SSIM_CONSTANTS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _SSIM_SIDE = 11
 # Wang, Simoncelli, Bovik 2003, section 3.2.
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_MS_SSIM_SIDE = (_SSIM_SIDE - 1) * 2 ** (len(_MS_SSIM_WEIGHTS) - 1) + 1
+_MS_SSIM_SIDE = _SSIM_SIDE * 2 ** (len(_MS_SSIM_WEIGHTS) - 1)
 # Below, a scale of `visual_information_fidelity` has no pixel.
 SMALLEST_SIDE = 41
 
@@ -124,7 +124,7 @@ def multi_scale_structural_similarity(first: np.ndarray, second: np.ndarray) -> 
   Scales are means of 2 x 2 pixels. Negative structure counts as 0.
 
   Raises:
-    ValueError: a side is shorter than 161 pixels.
+    ValueError: a side is shorter than 176 pixels.
   """
   if min(first.shape) < _MS_SSIM_SIDE:
     raise ValueError(
@@ -209,7 +209,7 @@ def fusion_metrics(
 
   Returns:
     Values by the names in `DIRECTIONS`. 'MS_SSIM', a mean over both images, is left out where the
-    images have a side of less than 161 pixels.
+    images have a side of less than 176 pixels.
 
   Raises:
     ValueError: the images differ in size, or have a side of less than 41 pixels.

@@ -97,6 +97,10 @@ SOURCES['official']['regnety_160'] = Weights(
 SOURCES['timm']['regnety_160'] = Weights(
   f'{_TIMM_HUB}/regnety_160.deit_in1k/resolve/main/model.safetensors'
 )
+SOURCES['official']['atfuse'] = Weights(
+  'https://raw.githubusercontent.com/songlei-xiong/ATFuse/'
+  '1fd64810843ae872ab4998105e2fd3b2b1deafb4/model/best_ckp.pth'
+)
 
 # Published where only a browser gets them: registered name -> file and the page that links it.
 _BY_HAND = {
