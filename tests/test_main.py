@@ -127,7 +127,11 @@ def test_export_writes_a_model_that_its_script_runs(run, main_environment, train
     ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
     pytest.param('--config.optimiser.name=sgd', 'config.optimizer.name', marks=pytest.mark.slow),
     pytest.param('--config.model.num_head=(2,2)', 'config.model.num_heads', marks=pytest.mark.slow),
-    pytest.param('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'", marks=pytest.mark.slow),
+    pytest.param(
+      '--config.model.name=crosvit_tiny_240',
+      "did you mean 'crossvit_tiny_240'",
+      marks=pytest.mark.slow,
+    ),
     ('--config.dataset.name=digit', "'digits'"),
     ('--config.mesh.data=3', 'mesh data=3'),
     pytest.param('--config.profile.steps=3', 'first and the last step', marks=pytest.mark.slow),
