@@ -51,7 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation = ml_collections.ConfigDict()
   # Mixes a waveform and its labels with those of another clip, weight from Beta(alpha, alpha).
   config.augmentation.mixup = ml_collections.ConfigDict({'probability': 0.5, 'alpha': 10.0})
-  # SpecAugment: masks one stripe of less than so many mel bins and one of frames; 0 is off.
+  # SpecAugment: masks one stripe of at most so many mel bins and one of frames; 0 is off.
   config.augmentation.mask_mel_bins = 48
   config.augmentation.mask_frames = 192
   return config
