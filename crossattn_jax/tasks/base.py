@@ -148,7 +148,34 @@ class Task(abc.ABC):
   def metrics(self, evaluation: Evaluation) -> dict[str, float]:
     """Final metrics from the total contribution of all batches."""
 
+  def reduce_examples(self, examples: Any) -> Any:
+    """What is kept of the `Evaluation.examples` of a batch, on the host; everything by default.
+
+    For metrics that no device computes, and for examples whose shape differs between batches.
+
+    Args:
+      examples: pytree of numpy arrays `[rows, ...]`, masked rows already removed.
+
+    Returns:
+      The same or another pytree of arrays `[rows, ...]`; only the number of rows may differ between
+      batches.
+    """
+    return examples
+
   # What it looks like.
+
+  def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
+    """The files that `--input` names: itself, or those in the folder.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    files = (
+      sorted(path for path in inputs.glob('*') if path.is_file()) if inputs.is_dir() else [inputs]
+    )
+    if not files or not files[0].exists():
+      raise FileNotFoundError(f'--input={inputs}: no such file, or an empty folder')
+    return files
 
   @abc.abstractmethod
   def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
@@ -162,7 +189,7 @@ class Task(abc.ABC):
 
     Args:
       variables: of the model.
-      inputs: files.
+      inputs: files, as `list_inputs` returns them.
       output: an existing folder.
 
     Returns:

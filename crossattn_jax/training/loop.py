@@ -100,7 +100,7 @@ def predict(
   Args:
     config: of the experiment.
     workdir: of the run.
-    inputs: a file or a folder.
+    inputs: a file or a folder, or what else the task takes.
     output: folder for results and pictures; made if it does not exist.
 
   Returns:
@@ -109,12 +109,8 @@ def predict(
   Raises:
     FileNotFoundError: there is no input.
   """
-  files = (
-    sorted(path for path in inputs.glob('*') if path.is_file()) if inputs.is_dir() else [inputs]
-  )
-  if not files or not files[0].exists():
-    raise FileNotFoundError(f'--input={inputs}: no such file, or an empty folder')
   experiment = experiment_lib.setup(config)
+  files = experiment.task.list_inputs(inputs)
   output.mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)
@@ -143,7 +139,8 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
       sums = jax.tree.map(_exact, evaluation.sums)
       total = sums if total is None else jax.tree.map(np.add, total, sums)
       if evaluation.examples is not None:
-        examples.append(jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples))
+        rows = jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples)
+        examples.append(experiment.task.reduce_examples(rows))
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   return experiment.task.metrics(tasks.Evaluation(total, joined))
 

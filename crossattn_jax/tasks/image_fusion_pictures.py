@@ -1,0 +1,82 @@
+"""Pictures of fused images: files for machines, and sheets beside what they were fused from."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import io
+
+from etils import epath
+from matplotlib import figure
+import numpy as np
+from PIL import Image
+
+from crossattn_jax.tasks import pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A pair and what was made of it, uint8 `[height, width]` or `[height, width, 3]`.
+
+  Attributes:
+    visible: image.
+    infrared: image.
+    fused: image.
+  """
+
+  visible: np.ndarray
+  infrared: np.ndarray
+  fused: np.ndarray
+
+
+def write_image(path: epath.Path, image: np.ndarray) -> None:
+  """Writes uint8 `[height, width]` or `[height, width, 3]` as a PNG."""
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'png')
+  path.write_bytes(buffer.getvalue())
+
+
+def _show(axes, image: np.ndarray) -> None:
+  if image.ndim == 2:
+    # Else matplotlib stretches the levels that occur to black and white.
+    image = np.repeat(image[..., None], 3, axis=-1)
+  pictures.show_image(axes, image)
+
+
+def side_by_side(
+  path: epath.Path, sample: Sample, attention: Mapping[str, pictures.Attention]
+) -> None:
+  """Draws both images, the fused one, and attention maps over it.
+
+  Args:
+    path: of the PNG.
+    sample: of the pair.
+    attention: named maps over the fused image.
+  """
+  panels = {'visible': sample.visible, 'infrared': sample.infrared, 'fused': sample.fused}
+  tall = sample.fused.shape[0] / sample.fused.shape[1]
+  count = len(panels) + len(attention)
+  page = figure.Figure(figsize=(3.4 * count, 3.4 * tall + 0.4), layout='constrained')
+  axes = page.subplots(1, count)
+  for panel, (title, image) in zip(axes, panels.items(), strict=False):
+    _show(panel, image)
+    panel.set_title(title, fontsize=9)
+  for panel, (title, shown) in zip(axes[len(panels) :], attention.items(), strict=True):
+    pictures.show_attention(panel, sample.fused, shown)
+    panel.set_title(title, fontsize=9)
+  pictures.save(page, path)
+
+
+def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
+  """Draws pairs in columns: visible, infrared, fused.
+
+  Args:
+    path: of the PNG.
+    samples: at least one.
+  """
+  page = figure.Figure(figsize=(1.9 * len(samples), 6.0), layout='constrained')
+  grid = page.subplots(3, len(samples), squeeze=False)
+  for column, sample in enumerate(samples):
+    for row, title in enumerate(('visible', 'infrared', 'fused')):
+      _show(grid[row, column], getattr(sample, title))
+      if column == 0:
+        grid[row, 0].set_title(title, fontsize=8, loc='left')
+  pictures.save(page, path)

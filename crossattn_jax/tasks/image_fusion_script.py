@@ -1,0 +1,78 @@
+"""Fuses a visible and an infrared image with the exported model in this folder.
+
+  python load_and_run.py VISIBLE INFRARED FUSED.png
+
+Images of any size up to that of the exported program. Colours are those of the visible image. Needs
+nothing but `pip install jax flatbuffers safetensors pillow`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax import export
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+
+def load(folder):
+  """Returns the description of the model, and it: inputs by name -> {'fused': [b, h, w, 1]}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def read(path):
+  """Returns an image file as uint8 RGB [height, width, 3]."""
+  image = Image.open(path)
+  if image.mode.startswith('I;16'):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  return np.asarray(image.convert('RGB'))
+
+
+def to_luma(image, steps):
+  """Returns the luma of RGB levels, [height, width]."""
+  weighted = image.astype(np.int32) @ np.asarray(steps['weights'], np.int32)
+  return (weighted + steps['add']) >> steps['shift']
+
+
+def recolor(fused, image, own):
+  """Returns fused levels with the chrominance of an image, uint8 RGB."""
+
+  def to_bytes(values):
+    return np.clip(np.rint(values), 0, 255)
+
+  red = to_bytes(0.713 * (image[..., 0] - own.astype(float)) + 128) - 128
+  blue = to_bytes(0.564 * (image[..., 2] - own.astype(float)) + 128) - 128
+  colors = [fused + 1.403 * red, fused - 0.714 * red - 0.344 * blue, fused + 1.773 * blue]
+  return to_bytes(np.stack(colors, axis=-1)).astype(np.uint8)
+
+
+def main(visible_path, infrared_path, fused_path):
+  """Writes the fused image."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  visible, infrared = read(visible_path), read(infrared_path)
+  size = visible.shape[:2]
+  if infrared.shape[:2] != size:
+    sys.exit(f'{visible_path} and {infrared_path} differ in size: {size}, {infrared.shape[:2]}')
+  height, width = spec['inputs']['visible']['shape'][1:3]
+  if size[0] > height or size[1] > width:
+    sys.exit(f'the exported model takes images of up to {height} x {width} pixels, not {size}')
+  levels = [to_luma(image, spec['preprocessing']['luma']) for image in (visible, infrared)]
+  margins = [(0, height - size[0]), (0, width - size[1])]
+  inputs = [np.pad(x.astype(np.float32), margins)[None, ..., None] for x in levels]
+  names = {'visible': inputs[0], 'infrared': inputs[1], 'size': np.array([size], np.int32)}
+  fused = np.asarray(model(names)['fused'])[0, : size[0], : size[1], 0]
+  fused = np.clip(np.rint(fused) if spec['rounding'] == 'round' else fused, 0, 255).astype(np.uint8)
+  grey = (visible == visible[..., :1]).all()
+  Image.fromarray(fused if grey else recolor(fused, visible, levels[0])).save(fused_path)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) != 4:
+    sys.exit(__doc__)
+  main(*sys.argv[1:])
