@@ -13,6 +13,7 @@ samples_of() {
 }
 samples_of crossvit_digits digits
 samples_of biformer_digits biformer_digits
+samples_of crossformer_digits crossformer_digits
 samples_of swiftformer_digits swiftformer_digits
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \

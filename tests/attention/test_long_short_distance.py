@@ -23,13 +23,11 @@ DECISIONS = [
 ]
 SIZES = [
   ((8, 8), 'short', 4, 1, {}),
-  ((12, 8), 'long', 2, 2, {}),
   ((7, 5), 'long', 2, 2, {}),
   ((7, 10), 'long', 3, 3, {}),  # some groups are padding only
   ((7, 6), 'long', 2, 2, {'center_padding': True}),
   ((7, 8), 'long', 2, 3, {'lda': 'global'}),
   ((3, 7), 'long', 4, 2, {'small_map': 'pad'}),
-  ((3, 7), 'long', 4, 2, {}),
 ]
 HEADS, HEAD_DIM = 2, 4
 

@@ -10,6 +10,8 @@ import pytest
 from configs import (
   biformer_digits,
   biformer_imagenet,
+  crossformer_digits,
+  crossformer_imagenet,
   crossvit_digits,
   crossvit_imagenet,
   swiftformer_digits,
@@ -48,6 +50,32 @@ def test_every_biformer_has_an_imagenet_experiment(model):
   config_lib.validate(config)
   assert models.create_model(**config.model).drop_path_rate >= 0.1
   assert tuple(config.dataset.image_size) == (224, 224)
+
+
+@pytest.mark.parametrize('model', models.list_models('crossformer_*'))
+def test_every_crossformer_has_an_imagenet_experiment(model):
+  config = crossformer_imagenet.get_config(model)
+  config_lib.validate(config)
+  assert models.create_model(**config.model).drop_path_rate >= 0.1
+  assert tuple(config.dataset.image_size) == (224, 224)
+
+
+def test_crossformer_schedule_is_the_recorded_one_an_update_late():
+  config = crossformer_imagenet.get_config()
+  recorded = np.load(
+    pathlib.Path(__file__).parents[1] / 'reference' / 'crossformer' / 'lr_schedules.npz'
+  )
+  steps = recorded['out/cosine/steps'].astype(int)
+  with jax.enable_x64(True):
+    schedule = schedules.create_schedule(
+      config.schedule,
+      base_lr=schedules.scaled_learning_rate(config.schedule, config.batch_size),
+      total_steps=300 * 40,
+      steps_per_epoch=40,
+    )
+    rates = [float(schedule(step + 1)) for step in steps]
+    assert float(schedule(0)) == rates[0]
+  np.testing.assert_allclose(rates, recorded['out/cosine/lr'], rtol=1e-9)
 
 
 def test_biformer_schedule_is_the_official_one():
@@ -135,7 +163,9 @@ def test_swiftformer_schedule_is_the_recorded_one():
   np.testing.assert_allclose(epochs, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize('experiment', [biformer_digits, crossvit_digits, swiftformer_digits])
+@pytest.mark.parametrize(
+  'experiment', [biformer_digits, crossformer_digits, crossvit_digits, swiftformer_digits]
+)
 def test_digits_needs_no_network_and_little_time(experiment):
   config = experiment.get_config()
   assert config.dataset.name == 'digits'

@@ -103,9 +103,11 @@ def test_every_registered_model_is_described():
     assert described.heads == ('head',)
 
 
+@pytest.mark.torch
 def test_official_files_are_read_without_their_configuration_s_library(tmp_path, monkeypatch):
   """They hold the configuration as an object of yacs, beside the weights."""
-  torch = pytest.importorskip('torch')
+  import torch
+
   module = types.ModuleType('yacs.config')
 
   class CfgNode(dict):
