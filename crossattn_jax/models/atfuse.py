@@ -280,9 +280,9 @@ class ATFuse(nn.Module):
       Maps `[batch, rows, columns]` by the injection.
     """
     titles = {
-      'discrepancy': 'discrepancy of infrared',
-      'common_0': 'common with visible',
-      'common_1': 'common with infrared',
+      'discrepancy': '1: discrepancy of infrared',
+      'common_0': '2: common with visible',
+      'common_1': '3: common with infrared',
     }
     return {
       title: features[f'weights/{name}']

@@ -109,7 +109,8 @@ def predict(
   Raises:
     FileNotFoundError: there is no input.
   """
-  experiment = experiment_lib.setup(config)
+  # No data set is needed to count steps.
+  experiment = experiment_lib.setup(config, steps_per_epoch=1000)
   files = experiment.task.list_inputs(inputs)
   output.mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(experiment.mesh):

@@ -15,6 +15,7 @@ samples_of crossvit_digits digits
 samples_of biformer_digits biformer_digits
 samples_of crossformer_digits crossformer_digits
 samples_of swiftformer_digits swiftformer_digits
+samples_of atfuse_shapes atfuse_shapes
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \
   --png docs/images/layer_errors.png
