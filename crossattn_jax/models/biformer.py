@@ -408,8 +408,8 @@ class BiFormer(nn.Module):
     Returns:
       Logits `[batch, num_classes]` in at least float32 (without classes the mean of the last map;
       with `backbone` the four maps), and features:
-        'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s; with
-          `backbone` after its own norm.
+        'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s;
+          with `backbone` after its own norm.
         'routing/{s}/{i}': regions that each region attends to in block i of stage s, int32
           `[batch, regions, top_k]`, the most akin first. Only where attention is routed.
         'evidence': how much each position of the last map contributes to the largest logit,

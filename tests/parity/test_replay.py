@@ -188,8 +188,8 @@ SLOW = {
   },
 }
 
-# Three steps of SGD in float32: inputs of ReLUs within rounding of 0 change their sign, here and in
-# PyTorch, and the steps enlarge what follows. PyTorch's recorded run was spared (error 3e-6).
+# Exact in float64. Why the steps after the first, whose gradients are within the bound, lose ten
+# times as much in float32 as PyTorch's recorded run (error 3e-6) is not known; docs/ccnet.md.
 OUTSIDE_IN_FLOAT32 = {'ccnet/train_steps_r2': 'delta_norm 4e-5, bound 1.3e-5'}
 
 
