@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.schedule.learning_rate = 1e-4
   config.schedule.boundary_epochs = (50, 100, 200, 400)
   config.schedule.factor = 0.5
-  config.evaluation.batch_size = 8
+  config.evaluation.batch_size = 16
   config.evaluation.every_epochs = 50.0
   config.logging.every_steps = 50
   config.checkpoint.best_metric = 'loss'
