@@ -240,6 +240,7 @@ def uninterrupted(run, tmp_path_factory):
   return history(workdir)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(
   command, run, main_environment, uninterrupted, tmp_path
 ):

@@ -464,7 +464,9 @@ def mixup_loss_adapter(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(logits: jax.Array, labels: jax.Array) -> Arrays:
-    target = mixing.mixup_targets(labels, logits.shape[-1], 0.37, 0.1, logits.dtype)
+    # The original makes its targets in float32, whatever the logits are.
+    target = mixing.mixup_targets(labels, logits.shape[-1], 0.37, 0.1, jnp.float32)
+    target = target.astype(logits.dtype)
     loss = losses.soft_target_cross_entropy(logits, target).mean(keepdims=True)
     return {'loss': loss, 'target': target}
 

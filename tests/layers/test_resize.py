@@ -81,8 +81,8 @@ def test_position_embeddings_keep_the_class_token_and_resize_the_grid():
 
 
 def test_position_embeddings_of_another_grid_are_refused():
-  with pytest.raises(ValueError, match=r'16 position embeddings do not cover .* \(4, 4\) = 16'):
-    resize.resize_position_embedding(jnp.zeros((1, 16, 8)), (4, 4), (5, 5))
+  with pytest.raises(ValueError, match=r'18 position embeddings do not cover .* \(4, 4\) = 16'):
+    resize.resize_position_embedding(jnp.zeros((1, 18, 8)), (4, 4), (5, 5))
 
 
 def test_aligned_corners_keep_the_first_and_the_last_sample():

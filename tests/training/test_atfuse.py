@@ -40,6 +40,7 @@ def _step(config, mesh, initial=None):
     return before, *jax.device_get(experiment.train_step(state, batch))
 
 
+@pytest.mark.slow
 def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(config):
   """With SGD a parameter's change is its gradient."""
   config.model.param_dtype = 'float64'

@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tiny_config, workdir):
   ('first', 'second'),
   [
     pytest.param((2, 2, 2), None, marks=pytest.mark.slow, id='8 to 1'),
-    pytest.param(None, (1, 8, 1), id='1 to 8'),
+    pytest.param(None, (1, 8, 1), marks=pytest.mark.slow, id='1 to 8'),
   ],
 )
 def test_a_checkpoint_moves_between_meshes(tiny_config, workdir, first, second):

@@ -75,7 +75,7 @@ def one_device_step():
 @pytest.mark.parametrize(
   ('sizes', 'depths'),
   [
-    ((2, 2, 2, 1), (1,)),
+    pytest.param((2, 2, 2, 1), (1,), marks=pytest.mark.slow),
     # A scaled block, and a stage with a cross block only.
     pytest.param((2, 2, 2, 1), (1, 0), marks=pytest.mark.slow),
     pytest.param((1, 8, 1, 1), (1, 0), marks=pytest.mark.slow),

@@ -68,9 +68,8 @@ def one_device_step():
   return compute
 
 
-@pytest.mark.parametrize(
-  'sizes', [(2, 2, 2, 1), pytest.param((1, 8, 1, 1), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [(2, 2, 2, 1), (1, 8, 1, 1)], ids=str)
 def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(
   exact_config, one_device_step, sizes
 ):
