@@ -1,7 +1,7 @@
 r"""CCNet on procedural scenes: recurrent criss-cross attention, small enough for a CPU.
 
-300 scenes of 64 x 64 pixels are evaluated; it has not been trained to its end yet. Needs no network;
-the scenes are rendered on first use.
+300 scenes of 64 x 64 pixels are evaluated; it has not been trained to its end yet. Needs no
+network; the scenes are rendered on first use.
 
   python main.py --config=configs/ccnet_shapes.py --workdir=/tmp/ccnet_shapes
 """

@@ -1,7 +1,7 @@
 r"""Semantic FPN on a small BiFormer, on procedural scenes, small enough for a CPU.
 
-300 scenes of 64 x 64 pixels are evaluated; it has not been trained to its end yet. Needs no network;
-the scenes are rendered on first use.
+300 scenes of 64 x 64 pixels are evaluated; it has not been trained to its end yet. Needs no
+network; the scenes are rendered on first use.
 Any backbone and head will do: `--config.task.head=upernet`.
 
   python main.py --config=configs/semantic_fpn_shapes.py --workdir=/tmp/semantic_fpn_shapes
