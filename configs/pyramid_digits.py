@@ -1,19 +1,19 @@
-r"""A plain pyramid with any attention on scikit-learn's handwritten digits, one minute each.
+r"""A plain pyramid with any attention on scikit-learn's handwritten digits.
 
-Everything but the attention is equal; colabs/attention_variants.ipynb trains all of them.
+Everything but the attention is equal.
 
   python main.py --config=configs/pyramid_digits.py:criss_cross --workdir=/tmp/pyramid_digits
 """
 
 import ml_collections
 
-from configs import biformer_digits
+from configs import recipes
 from crossattn_jax import models
 
 
 def get_config(attention: str = 'global') -> ml_collections.ConfigDict:
   """Returns the experiment of one attention."""
-  config = biformer_digits.get_config()
+  config = recipes.digits((32, 32))
   config.model = models.model_config(
     'pyramid_tiny',
     attention=attention,

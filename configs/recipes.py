@@ -53,6 +53,38 @@ def imagenet_classification(
   return config
 
 
+def digits(image_size: tuple[int, int]) -> ml_collections.ConfigDict:
+  """Scikit-learn's handwritten digits, 8 x 8 pixels, for small models on a CPU; without a model.
+
+  Args:
+    image_size: (height, width) that they are enlarged to.
+  """
+  config = config_lib.default_config('classification')
+  config.dataset.name = 'digits'
+  config.dataset.image_size = image_size
+  config.dataset.eval_split = 'test'
+  config.dataset.mean = (0.5,)
+  config.dataset.std = (0.5,)
+  config.dataset.cache = True
+  # A pixel of the digits.
+  config.dataset.augmentation.padding = image_size[0] // 8
+  config.dataset.augmentation.flip = 0.0
+  config.dataset.augmentation.rand_augment.num_ops = 0
+  config.dataset.augmentation.color_jitter = 0.0
+  config.dataset.augmentation.random_erasing.probability = 0.0
+  config.batch_size = 64
+  config.num_epochs = 40.0
+  config.schedule.learning_rate = 2e-3
+  config.schedule.warmup_epochs = 2.0
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.clip_norm = 1.0
+  config.task.label_smoothing = 0.1
+  config.evaluation.batch_size = 128
+  config.evaluation.every_epochs = 10.0
+  config.logging.every_steps = 20
+  return config
+
+
 def shape_scenes(side: int) -> ml_collections.ConfigDict:
   """Semantic segmentation of 64 x 64 pixel procedural scenes, for small models on a CPU.
 

@@ -1,5 +1,7 @@
 """Segmentation trains from the one loop: on every mesh alike, and in bfloat16 with large scores."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,30 +67,11 @@ def _scaled(params, factors):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(2, 2, 2, 1), (1, 8, 1, 1), (2, 2, 1, 2)], ids=str)
-def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(config, sizes):
-  config.model.param_dtype = 'float64'
-  with jax.enable_x64(True):
-    results = []
-    for mesh in (
-      parallel.create_mesh(devices=jax.devices()[:1]),
-      parallel.create_mesh(*sizes),
-    ):
-      experiment = experiment_lib.setup(config, mesh, steps_per_epoch=10)
-      state = experiment.init_state()
-      state = state.replace(params=_scaled(state.params, {}))
-      state = jax.device_put(state, experiment.state_shardings)
-      with jax.set_mesh(mesh):
-        batch = parallel.global_batch(_batch(config, np.float64), mesh)
-        results.append(jax.device_get(experiment.train_step(state, batch)))
-  (one, one_metrics), (eight, eight_metrics) = results
-  assert float(eight_metrics['loss']) == pytest.approx(float(one_metrics['loss']), rel=1e-12)
-  for (path, x), y in zip(
-    jax.tree_util.tree_leaves_with_path((eight.params, eight.model_state)),
-    jax.tree.leaves((one.params, one.model_state)),
-    strict=True,
-  ):
-    bound = 1e-10 * max(np.abs(y).max(), 1)
-    np.testing.assert_allclose(x, y, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
+def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(
+  config, assert_mesh_equals_one_device, sizes
+):
+  open_gates = functools.partial(_scaled, factors={})
+  assert_mesh_equals_one_device(config, _batch, sizes, change=open_gates)
 
 
 @pytest.mark.slow
