@@ -10,12 +10,11 @@ import math
 import os
 from typing import Any
 
-from absl import logging
 import grain
 import ml_collections
 import numpy as np
 
-from crossattn_jax.data import audio_sources, batching, spectrogram
+from crossattn_jax.data import audio_sources, pipeline, spectrogram
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -33,20 +32,10 @@ def default_config() -> ml_collections.ConfigDict:
   # Of the log-mel values; the model gets (x - mean) / (2 std).
   config.mean = spectrogram.MEAN
   config.std = spectrogram.STD
-  config.shuffle = True
   # Draws training clips with probabilities proportional to the sum of 1 / count over their classes,
   # with replacement, instead of going through all of them.
   config.balanced = False
-  # 'error' stops at a clip that cannot be read, 'skip' replaces it (training) or masks it.
-  config.unreadable = 'error'
-  # Worker processes; 0 works in threads of this process.
-  config.num_workers = 0
-  # Threads per (worker) process, each building one batch.
-  config.num_threads = 2
-  # Keeps decoded training waveforms in the memory of each (worker) process: for small datasets.
-  config.cache = False
-  # Batches that each (worker) process holds ready.
-  config.prefetch = 2
+  pipeline.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
   # Mixes a waveform and its labels with those of another clip, weight from Beta(alpha, alpha).
@@ -84,8 +73,8 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
-  return batching.iterate(train_examples(config, seed), config, rows, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
 
 
 def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
@@ -130,11 +119,11 @@ def eval_dataset(
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
   _check(config)
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
   source = _eval_source(config)
   num_batches = math.ceil(len(source) / batch_size)
   examples = grain.MapDataset.range(num_batches * batch_size).map(_EvalExample(source, config))
-  return batching.iterate(examples, config, rows, process_index, process_count)
+  return pipeline.iterate(examples, config, rows, process_index, process_count)
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -242,16 +231,12 @@ class _TrainExample:
 
   def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns the clip at an index, or else the next readable one, and how many were not."""
-    count = len(self.source)
-    for skipped in range(count):
-      example = self.source[(index + skipped) % count]
-      waveform = _decode(example, self.config, self.config.train_split)
-      if waveform is not None:
-        return waveform, _multi_hot(example['labels'], self.source), skipped
-    raise ValueError(
-      f'none of the {count} clips of {self.config.name!r}, split {self.config.train_split!r}, '
-      'can be read'
+    config = self.config
+    described = f'clips of {config.name!r}, split {config.train_split!r},'
+    waveform, example, skipped = pipeline.next_readable(
+      self.source, index, lambda x: _decode(x, config, config.train_split), described
     )
+    return waveform, _multi_hot(example['labels'], self.source), skipped
 
 
 @dataclasses.dataclass
@@ -337,11 +322,7 @@ def _decode(
     message = (
       f'unreadable clip {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
     )
-    if config.unreadable == 'error':
-      raise ValueError(
-        f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
-      ) from error
-    logging.warning('skipped %s', message)
+    pipeline.refuse_or_skip(message, error, config)
     return None
 
 
@@ -359,20 +340,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
   """Refuses wrong values, naming the key."""
   options = config.augmentation
 
-  def require(condition: bool, key: str, expected: str) -> None:
-    if not condition:
-      value: Any = config
-      for part in key.split('.'):
-        value = value[part]
-      raise ValueError(f'dataset.{key} must be {expected}, got {value!r}')
-
+  pipeline.check_options(config)
+  require = pipeline.requirement(config)
   require(config.num_mel_bins >= 1, 'num_mel_bins', 'at least 1')
   require(config.num_frames >= 1, 'num_frames', 'at least 1')
   require(config.std > 0, 'std', 'positive')
-  require(config.unreadable in ('error', 'skip'), 'unreadable', "'error' or 'skip'")
-  require(config.num_workers >= 0, 'num_workers', 'at least 0')
-  require(config.num_threads >= 1, 'num_threads', 'at least 1')
-  require(config.prefetch >= 1, 'prefetch', 'at least 1 batch')
   require(0 <= options.mixup.probability <= 1, 'augmentation.mixup.probability', 'a probability')
   require(options.mixup.alpha > 0, 'augmentation.mixup.alpha', 'positive')
   require(options.mask_mel_bins >= 0, 'augmentation.mask_mel_bins', 'at least 0')

@@ -6,19 +6,17 @@ threads; process p of P gets the p-th of P equal contiguous runs of its rows. An
 augmentation depends on (seed, position) only.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import math
 import os
 from typing import Any
 
-from absl import logging
 import grain
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import augmentation, batching, image_ops, rand_augment, sources
+from crossattn_jax.data import augmentation, image_ops, pipeline, rand_augment, sources
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,20 +46,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.crop_fraction = 224 / 256
   # Of every resize and of RandAugment: 'bilinear', 'bicubic' or 'lanczos'.
   config.interpolation = 'bicubic'
-  config.shuffle = True
   # Copies of an image, differently augmented, that follow one another; an epoch then is
   # floor(N / 256) * 256 samples. 1 switches it off.
   config.repeated_augmentation = 1
-  # 'error' stops at an image that cannot be read, 'skip' replaces it (training) or masks it.
-  config.unreadable = 'error'
-  # Worker processes; 0 works in threads of this process.
-  config.num_workers = 0
-  # Threads per (worker) process, each building one batch.
-  config.num_threads = 2
-  # Keeps decoded training images in the memory of each (worker) process: for small datasets.
-  config.cache = False
-  # Batches that each (worker) process holds ready.
-  config.prefetch = 2
+  pipeline.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
   # 'random_resized', 'padded', 'none', or 'auto': padded for images of at most 32 pixels.
@@ -109,8 +97,8 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
-  return batching.iterate(train_examples(config, seed), config, rows, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
 
 
 def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
@@ -160,11 +148,11 @@ def eval_dataset(
     ValueError: a wrong value in the config, or a dataset that cannot be opened.
   """
   _check(config)
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
   source = _eval_source(config)
   num_batches = math.ceil(len(source) / batch_size)
   examples = grain.MapDataset.range(num_batches * batch_size).map(_EvalExample(source, config))
-  return batching.iterate(examples, config, rows, process_index, process_count)
+  return pipeline.iterate(examples, config, rows, process_index, process_count)
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
@@ -296,16 +284,12 @@ class _TrainExample:
 
   def _read(self, index: int) -> tuple[Image.Image, int, int]:
     """Returns the image at an index, or else the next readable one, and how many were not."""
-    count = len(self.source)
-    for skipped in range(count):
-      example = self.source[(index + skipped) % count]
-      image = _decode(example, self.config, self.config.train_split)
-      if image is not None:
-        return image, example['label'], skipped
-    raise ValueError(
-      f'none of the {count} images of {self.config.name!r}, split {self.config.train_split!r}, '
-      'can be read'
+    config = self.config
+    described = f'images of {config.name!r}, split {config.train_split!r},'
+    image, example, skipped = pipeline.next_readable(
+      self.source, index, lambda x: _decode(x, config, config.train_split), described
     )
+    return image, example['label'], skipped
 
   def _cropped(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     if self._crop == 'random_resized':
@@ -354,11 +338,7 @@ def _decode(
     message = (
       f'unreadable image {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
     )
-    if config.unreadable == 'error':
-      raise ValueError(
-        f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
-      ) from error
-    logging.warning('skipped %s', message)
+    pipeline.refuse_or_skip(message, error, config)
     return None
 
 
@@ -395,12 +375,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
   """Refuses wrong values, naming the key."""
   options = config.augmentation
 
-  def require(condition: bool, key: str, expected: str, root: Mapping = config) -> None:
-    if not condition:
-      value = root
-      for part in key.split('.'):
-        value = value[part]
-      raise ValueError(f'dataset.{key} must be {expected}, got {value!r}')
+  pipeline.check_options(config)
+  require = pipeline.requirement(config)
 
   def is_probability(value: float) -> bool:
     return 0 <= value <= 1
@@ -420,10 +396,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
   filters = ', '.join(map(repr, image_ops.INTERPOLATIONS))
   require(config.interpolation in image_ops.INTERPOLATIONS, 'interpolation', f'one of {filters}')
   require(config.repeated_augmentation >= 1, 'repeated_augmentation', 'at least 1 copy')
-  require(config.unreadable in ('error', 'skip'), 'unreadable', "'error' or 'skip'")
-  require(config.num_workers >= 0, 'num_workers', 'at least 0')
-  require(config.num_threads >= 1, 'num_threads', 'at least 1')
-  require(config.prefetch >= 1, 'prefetch', 'at least 1 batch')
   crops = ('auto', 'random_resized', 'padded', 'none')
   require(options.crop in crops, 'augmentation.crop', f'one of {", ".join(map(repr, crops))}')
   require(

@@ -4,21 +4,21 @@ The stream of training examples is a function of the seed alone, as in `classifi
 sees whole images, padded so that few different shapes occur; batches hold one shape each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
+import functools
 import io
 import os
 from typing import Any
 
-from absl import logging
 from etils import epath
 import grain
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import batching, image_ops
 from crossattn_jax.data import image_fusion_sources as sources
+from crossattn_jax.data import image_ops, pipeline
 
 # What models pad images to.
 _STRIDE = 4
@@ -37,17 +37,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.image_size = (128, 128)
   # How often an epoch has a crop of each pair.
   config.crops_per_pair = 20
-  config.shuffle = True
-  # 'error' stops at a pair that cannot be read, 'skip' replaces it (training) or masks it.
-  config.unreadable = 'error'
-  # Worker processes; 0 works in threads of this process.
-  config.num_workers = 0
-  # Threads per (worker) process, each building one batch.
-  config.num_threads = 2
-  # Keeps decoded training images in the memory of each (worker) process: for small data sets.
-  config.cache = False
-  # Batches that each (worker) process holds ready.
-  config.prefetch = 2
+  pipeline.add_options(config)
 
   config.evaluation = ml_collections.ConfigDict()
   # Images are padded to multiples of this size: the more, the fewer programs are compiled. Results
@@ -117,8 +107,8 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a data set that cannot be opened.
   """
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
-  return batching.iterate(train_examples(config, seed), config, rows, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
 
 
 def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
@@ -168,18 +158,12 @@ def eval_dataset(
     ValueError: a wrong value in the config, or a data set that cannot be opened.
   """
   _check(config)
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
   source = sources.create_source(config.name, config.eval_split, config.data_dir)
-  buckets: dict[tuple[int, int], list[int]] = {}
-  for index in range(len(source)):
-    buckets.setdefault(_bucket(source[index]['visible'], config), []).append(index)
-  slots = [
-    (bucket, index)
-    for bucket, indices in buckets.items()
-    for index in indices + [-1] * (-len(indices) % batch_size)
-  ]
+  sizes = _image_sizes(config.name, config.eval_split, config.data_dir)
+  slots = pipeline.bucket_slots((_rounded(size, config) for size in sizes), batch_size)
   examples = grain.MapDataset.range(len(slots)).map(_EvalExample(source, config, slots))
-  return batching.iterate(examples, config, rows, process_index, process_count)
+  return pipeline.iterate(examples, config, rows, process_index, process_count)
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
@@ -239,13 +223,20 @@ def _padded(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   return np.pad(image.astype(np.float32), margins)[..., None]
 
 
-def _bucket(data: bytes, config: ml_collections.ConfigDict) -> tuple[int, int]:
+@functools.lru_cache
+def _image_sizes(name: str, split: str, data_dir: str | None) -> tuple[tuple[int, int], ...]:
+  """(height, width) of the visible images of a split; read once, however often it is evaluated."""
+  source = sources.create_source(name, split, data_dir)
+  return tuple(_image_size(source[index]['visible']) for index in range(len(source)))
+
+
+def _image_size(data: bytes) -> tuple[int, int]:
   """From the header of the image; unreadable ones, which are masked, take little room."""
   try:
     width, height = Image.open(io.BytesIO(data)).size
   except OSError:
-    return _rounded((1, 1), config)
-  return _rounded((height, width), config)
+    return 1, 1
+  return height, width
 
 
 def _decode(example: sources.Example) -> Pair:
@@ -277,11 +268,7 @@ def _decode_luma(
     pair = _decode(example)
   except image_ops.UnreadableImageError as error:
     message = f'unreadable pair of dataset {config.name!r}, split {split!r}: {error}'
-    if config.unreadable == 'error':
-      raise ValueError(
-        f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
-      ) from error
-    logging.warning('skipped %s', message)
+    pipeline.refuse_or_skip(message, error, config)
     return None
   return luma(pair.visible), luma(pair.infrared)
 
@@ -324,16 +311,15 @@ class _TrainExample:
 
   def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns the pair at an index, or else the next readable one, and how many were not."""
-    count = len(self.source)
-    for skipped in range(count):
-      example = self.source[(index + skipped) % count]
-      decoded = _decode_luma(example, self.config, self.config.train_split)
-      if decoded is not None:
-        return *decoded, skipped
-    raise ValueError(
-      f'none of the {count} pairs of {self.config.name!r}, split {self.config.train_split!r}, can '
-      'be read'
+    config = self.config
+    described = f'pairs of {config.name!r}, split {config.train_split!r},'
+    decoded, _, skipped = pipeline.next_readable(
+      self.source,
+      index,
+      lambda example: _decode_luma(example, config, config.train_split),
+      described,
     )
+    return *decoded, skipped
 
 
 @dataclasses.dataclass
@@ -373,21 +359,11 @@ def describe_preprocessing() -> dict[str, Any]:
 
 def _check(config: ml_collections.ConfigDict) -> None:
   """Refuses wrong values, naming the key."""
-
-  def require(condition: bool, key: str, expected: str, root: Mapping = config) -> None:
-    if not condition:
-      value = root
-      for part in key.split('.'):
-        value = value[part]
-      raise ValueError(f'dataset.{key} must be {expected}, got {value!r}')
-
+  pipeline.check_options(config)
+  require = pipeline.requirement(config)
   size = config.image_size
   require(len(size) == 2 and min(size) > 0, 'image_size', '(height, width) in pixels')
   require(config.crops_per_pair >= 1, 'crops_per_pair', 'at least 1')
-  require(config.unreadable in ('error', 'skip'), 'unreadable', "one of 'error', 'skip'")
-  require(config.num_workers >= 0, 'num_workers', 'at least 0')
-  require(config.num_threads >= 1, 'num_threads', 'at least 1')
-  require(config.prefetch >= 1, 'prefetch', 'at least 1 batch')
   step = config.evaluation.bucket_step
   require(
     step >= 1 and step % _STRIDE == 0, 'evaluation.bucket_step', f'a positive multiple of {_STRIDE}'

@@ -4,20 +4,19 @@ The stream of training examples is a function of the seed alone, as in `classifi
 sees whole images, padded so that few different shapes occur; batches hold one shape each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import io
 import os
 from typing import Any
 
-from absl import logging
 import grain
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import batching, image_ops, photometric
+from crossattn_jax.data import image_ops, photometric, pipeline
 from crossattn_jax.data import segmentation_augmentation as augmentation
 from crossattn_jax.data import segmentation_sources as sources
 
@@ -48,17 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Of levels 0..255, in that order.
   config.mean = (123.675, 116.28, 103.53)
   config.std = (58.395, 57.12, 57.375)
-  config.shuffle = True
-  # 'error' stops at a file that cannot be read, 'skip' replaces it (training) or masks it.
-  config.unreadable = 'error'
-  # Worker processes; 0 works in threads of this process.
-  config.num_workers = 0
-  # Threads per (worker) process, each building one batch.
-  config.num_threads = 2
-  # Keeps decoded training images in the memory of each (worker) process: for small data sets.
-  config.cache = False
-  # Batches that each (worker) process holds ready.
-  config.prefetch = 2
+  pipeline.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
   # 'scales' (CCNet): the image's size times one of `scales`. 'ratio' (mmsegmentation): the image
@@ -113,8 +102,8 @@ def train_dataset(
   Raises:
     ValueError: a wrong value in the config, or a data set that cannot be opened.
   """
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
-  return batching.iterate(train_examples(config, seed), config, rows, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
 
 
 def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
@@ -165,18 +154,12 @@ def eval_dataset(
     ValueError: a wrong value in the config, or a data set that cannot be opened.
   """
   _check(config)
-  rows = batching.rows_per_process(batch_size, process_index, process_count)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
   source = sources.create_source(config.name, config.eval_split, config.data_dir)
-  buckets: dict[_Bucket, list[int]] = {}
-  for index, size in enumerate(_image_sizes(config.name, config.eval_split, config.data_dir)):
-    buckets.setdefault(_bucket(size, config), []).append(index)
-  slots = [
-    (bucket, index)
-    for bucket, indices in buckets.items()
-    for index in indices + [-1] * (-len(indices) % batch_size)
-  ]
+  sizes = _image_sizes(config.name, config.eval_split, config.data_dir)
+  slots = pipeline.bucket_slots((_bucket(size, config) for size in sizes), batch_size)
   examples = grain.MapDataset.range(len(slots)).map(_EvalExample(source, config, slots))
-  return batching.iterate(examples, config, rows, process_index, process_count)
+  return pipeline.iterate(examples, config, rows, process_index, process_count)
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
@@ -355,16 +338,15 @@ class _TrainExample:
 
   def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns the example at an index, or else the next readable one, and how many were not."""
-    count = len(self.source)
-    for skipped in range(count):
-      example = self.source[(index + skipped) % count]
-      decoded = _decode(example, self._taxonomy, self.config, self.config.train_split)
-      if decoded is not None:
-        return *decoded, skipped
-    raise ValueError(
-      f'none of the {count} examples of {self.config.name!r}, split {self.config.train_split!r}, '
-      'can be read'
+    config = self.config
+    described = f'examples of {config.name!r}, split {config.train_split!r},'
+    decoded, _, skipped = pipeline.next_readable(
+      self.source,
+      index,
+      lambda example: _decode(example, self._taxonomy, config, config.train_split),
+      described,
     )
+    return *decoded, skipped
 
   def _ratio_crop(
     self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
@@ -446,11 +428,7 @@ def _decode(
     message = (
       f'unreadable example {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
     )
-    if config.unreadable == 'error':
-      raise ValueError(
-        f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
-      ) from error
-    logging.warning('skipped %s', message)
+    pipeline.refuse_or_skip(message, error, config)
     return None
 
 
@@ -466,13 +444,8 @@ def _decode_label(data: bytes) -> np.ndarray:
 
 def _check(config: ml_collections.ConfigDict) -> None:
   """Refuses wrong values, naming the key."""
-
-  def require(condition: bool, key: str, expected: str, root: Mapping = config) -> None:
-    if not condition:
-      value = root
-      for part in key.split('.'):
-        value = value[part]
-      raise ValueError(f'dataset.{key} must be {expected}, got {value!r}')
+  pipeline.check_options(config)
+  require = pipeline.requirement(config)
 
   def is_choice(key: str, choices: Sequence[str], value: str) -> None:
     require(value in choices, key, f'one of {", ".join(map(repr, choices))}')
@@ -485,10 +458,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
   is_choice('channels', CHANNELS, config.channels)
   require(len(config.mean) == 3, 'mean', 'three values, one per colour')
   require(len(config.std) == 3 and min(config.std) > 0, 'std', 'three positive values')
-  is_choice('unreadable', ('error', 'skip'), config.unreadable)
-  require(config.num_workers >= 0, 'num_workers', 'at least 0')
-  require(config.num_threads >= 1, 'num_threads', 'at least 1')
-  require(config.prefetch >= 1, 'prefetch', 'at least 1 batch')
   is_choice('augmentation.resize', TRAIN_SIZES, options.resize)
   require(
     len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
