@@ -13,9 +13,9 @@ import fnmatch
 import json
 import math
 import pathlib
-import subprocess
 import sys
 
+from benchmarks import tpu_reports
 from crossattn_jax import models
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,16 +47,6 @@ def command(name: str, topology: str, images_per_chip: int, effort: float) -> li
     f'--config={recipes()[name]}',
     *(f'--config.{key}={value}' for key, value in keys.items()),
   ]
-
-
-def make(arguments: list[str]) -> dict:
-  """The report's record, or the error of a step that cannot be compiled."""
-  result = subprocess.run(
-    [sys.executable, *arguments[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  if result.returncode:
-    return {'error': result.stderr.splitlines()[-1]}
-  return json.loads(result.stdout.splitlines()[-1])
 
 
 def row(name: str, record: dict) -> str:
@@ -98,7 +88,7 @@ def main() -> None:
     line = command(name, arguments.topology, arguments.images_per_chip, arguments.effort)
     if records.get(name, {}).get('command') != line:
       print(' '.join(line), file=sys.stderr)
-      records[name] = make(line) | {'command': line}
+      records[name] = tpu_reports.make(line) | {'command': line}
       arguments.json.write_text(json.dumps(records, indent=1) + '\n')
   print(
     '| model | parameters, M | forward, GFLOP | memory, GiB | step, ms | images/s | MFU '

@@ -47,10 +47,14 @@ def command(name: str) -> list[str]:
   ]
 
 
-def make(name: str) -> dict:
-  """The report's record, or the error of a step that cannot be compiled."""
+def make(arguments: list[str]) -> dict:
+  """The record of a report, or the error of a step that cannot be compiled.
+
+  Args:
+    arguments: the command line, 'python' first.
+  """
   result = subprocess.run(
-    [sys.executable, *command(name)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    [sys.executable, *arguments[1:]], cwd=ROOT, capture_output=True, text=True, check=False
   )
   if result.returncode:
     return {'error': result.stderr.splitlines()[-1]}
@@ -96,7 +100,7 @@ def main() -> None:
   for name in arguments.names:
     if name not in records:
       print(' '.join(command(name)), file=sys.stderr)
-      records[name] = make(name)
+      records[name] = make(command(name))
       arguments.json.write_text(json.dumps(records, indent=1) + '\n')
   print(
     '| slice | mesh | images per chip | remat | state, MiB | temporaries, GiB | total, GiB | TFLOP '

@@ -72,30 +72,6 @@ def convolve_heads(tokens: jax.Array, kernel: jax.Array, grid: Grid, stride: int
   return join_tokens(extra, rearrange(pooled, 'b y x (h d) -> b y x h d', h=heads))
 
 
-def _shifted_max_pool(image: jax.Array) -> jax.Array:
-  margin = (_SIDE // 2, _SIDE // 2)
-  for axis in (1, 2):
-    margins = [(0, 0)] * image.ndim
-    margins[axis] = margin
-    padded = jnp.pad(image, margins, constant_values=-jnp.inf)
-    ends = range(image.shape[axis], image.shape[axis] + _SIDE)
-    shifted = [jax.lax.slice_in_dim(padded, start, end, 2, axis) for start, end in enumerate(ends)]
-    image = jnp.maximum(jnp.maximum(*shifted[:2]), shifted[2])
-  return image
-
-
-def _window_max_pool(image: jax.Array) -> jax.Array:
-  return nn.max_pool(image, (_SIDE, _SIDE), (2, 2), ((_SIDE // 2,) * 2,) * 2)
-
-
-def max_pool(image: jax.Array) -> jax.Array:
-  """Halves a map by maxima over 3 x 3 positions: `[batch, height, width, channels]`.
-
-  CPUs take element-wise maxima, of whose gradient XLA's scatter takes many times the time.
-  """
-  return jax.lax.platform_dependent(image, cpu=_shifted_max_pool, default=_window_max_pool)
-
-
 class PoolHeads(nn.Module):
   """`convolve_heads` and a layer norm over each head's channels, extra tokens included.
 

@@ -29,6 +29,7 @@ from crossattn_jax.layers import (
   drop_path,
   initializers,
   mlp,
+  pooling,
   resize,
 )
 from crossattn_jax.models import registry
@@ -147,7 +148,7 @@ class PoolingBlock(nn.Module):
     if self.scale:
       skip = nn.Dense(channels, kernel_init=initializers.linear, name='skip', **options.types)
       extra, image = pooled.split_tokens(skip(normed), grid)
-      x = pooled.join_tokens(extra, pooled.max_pool(image))
+      x = pooled.join_tokens(extra, pooling.max_pool(image, 3, 2, padding=1))
     x += drop(attended, train)
     forward = options.mlp(channels, initializers.linear)
     x += drop(forward(options.layer_norm('norm2')(x)), train)

@@ -84,20 +84,6 @@ def test_pooled_queries_shrink_the_map_and_may_widen_it():
   assert out.shape == (1, 3, 4, 16)
 
 
-@pytest.mark.parametrize('size', [(4, 6), (5, 3)], ids=str)
-def test_both_forms_of_the_maximum_and_their_gradients_are_the_same(size):
-  with jax.enable_x64(True):
-    x = _draw(2, *size, 3)
-    expected = pooled._window_max_pool(x)
-    np.testing.assert_array_equal(pooled._shifted_max_pool(x), expected)
-    cotangent = _draw(*expected.shape, seed=1)
-    gradients = [
-      jax.vjp(form, x)[1](cotangent)[0]
-      for form in (pooled._window_max_pool, pooled._shifted_max_pool)
-    ]
-    np.testing.assert_allclose(*gradients, atol=1e-14)
-
-
 def test_attention_across_views_sees_both_and_returns_the_first_token_s_weights():
   grids = ((4, 2), (2, 1))
   x = _draw(2, 1 + 8 + 2, 4, dtype=np.float32)
