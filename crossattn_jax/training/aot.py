@@ -226,7 +226,7 @@ class CompileReport:
     table.add_row('images/s', f'{self.images_per_second:.4g}', 'of the slice, if so')
     table.add_row('MFU', f'{self.mfu:.1%}', f'of {self.chip.peak_flops / 1e12:g} TFLOP/s')
     table.add_section()
-    quick = f'with effort {self.effort:g}: a pod runs a faster program' if self.effort else ''
+    quick = f'with effort {self.effort:g}; a run has another program' if self.effort else ''
     table.add_row('compiled in', f'{self.compile_seconds:.0f} s', quick)
     return table
 
@@ -239,7 +239,7 @@ def compile_report(
   Args:
     config: of the experiment. `config.mesh` is laid over the topology.
     topology: chip and shape of the slice, such as 'v5e:4x4', 'v5p:4x4x4'.
-    effort: of the compiler for a fast program, from -1 to 1; 0 is what a run uses. -1 halves the
+    effort: of the compiler for a fast program, from -1 to 1; 0 is what a run has. -1 halves the
       time of compiling. What is computed and communicated stays, memory nearly so; cycles are up to
       2.5 times as many.
 

@@ -50,7 +50,7 @@ def test_a_source_without_a_readable_example_is_refused():
 
 def test_unreadable_examples_stop_or_are_logged(config):
   error = OSError('broken')
-  with pytest.raises(ValueError, match="broken file; .*set dataset.unreadable = 'skip'") as raised:
+  with pytest.raises(ValueError, match=r"broken file; .*set dataset.unreadable = 'skip'") as raised:
     pipeline.refuse_or_skip('broken file', error, config)
   assert raised.value.__cause__ is error
   config.unreadable = 'skip'
