@@ -144,26 +144,19 @@ class AudioClassification(base.Task):
     logits, features = self.model.apply(variables, batch['image'])
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     outputs = {'scores': jax.nn.sigmoid(wide)}
-    if hasattr(self.model, 'attention_maps'):
-      for name, values in self.model.attention_maps(features).items():
-        outputs[f'attention_maps/{name}'] = values
-    return outputs
+    return outputs | pictures.attention_outputs(self.model, features)
 
   def write_predictions(
     self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
   ) -> list[dict[str, Any]]:
     """Writes `predictions.json` and a picture per .wav file: spectrogram, classes, attention."""
     predict = jax.jit(self.predict)
-    records = []
+    records, used = [], set()
     for path in inputs:
       image = data.read_audio(path, self.config.dataset)
       outputs = jax.device_get(predict(variables, {'image': image[None]}))
       clip = self._clip(image, outputs, 0, None)
-      shown = output / f'{path.stem}.png'
-      number = 1
-      while str(shown) in [earlier['picture'] for earlier in records]:
-        number += 1
-        shown = output / f'{path.stem}_{number}.png'
+      shown = output / f'{pictures.unused_name(path.stem, used)}.png'
       pictures.audio_clip(shown, clip)
       best = np.argsort(-outputs['scores'][0], kind='stable')[:_SHOWN]
       records.append(
@@ -218,18 +211,13 @@ class AudioClassification(base.Task):
   ) -> pictures.Clip:
     scores = outputs['scores'][row]
     best = np.argsort(-scores, kind='stable')[:_SHOWN]
-    prefix = 'attention_maps/'
     true = None if label is None else [self._class_name(int(i)) for i in np.flatnonzero(label)]
     return pictures.Clip(
       spectrogram=image[..., 0],
       seconds=spectrogram.num_samples(image.shape[1]) / spectrogram.SAMPLE_RATE,
       scores=[(self._class_name(int(index)), float(scores[index])) for index in best],
       true=true,
-      attention={
-        key.removeprefix(prefix): pictures.Attention(values[row])
-        for key, values in outputs.items()
-        if key.startswith(prefix)
-      },
+      attention=pictures.attention_of(outputs, row),
     )
 
   def _class_name(self, index: int) -> str:

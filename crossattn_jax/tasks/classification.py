@@ -282,18 +282,14 @@ class Classification(base.Task):
         logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
       )
     }
-    for kind in ('maps', 'queries'):
-      if hasattr(self.model, f'attention_{kind}'):
-        for name, values in getattr(self.model, f'attention_{kind}')(features).items():
-          outputs[f'attention_{kind}/{name}'] = values
-    return outputs
+    return outputs | pictures.attention_outputs(self.model, features)
 
   def write_predictions(
     self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
   ) -> list[dict[str, Any]]:
     """Writes `predictions.json` and a picture per image with its best classes and attention."""
     predict = jax.jit(self.predict)
-    records = []
+    records, used = [], set()
     for path in inputs:
       image, picture = data.read_image(path, self.config.dataset)
       outputs = jax.device_get(predict(variables, {'image': image[None]}))
@@ -309,17 +305,13 @@ class Classification(base.Task):
           for index in best
         ],
       }
-      shown = output / f'{path.stem}.png'
-      number = 1
-      while str(shown) in [earlier['picture'] for earlier in records]:
-        number += 1
-        shown = output / f'{path.stem}_{number}.png'
+      shown = output / f'{pictures.unused_name(path.stem, used)}.png'
       record['picture'] = str(shown)
       pictures.classified_image(
         shown,
         picture,
         [(entry['name'], entry['probability']) for entry in record['classes']],
-        _attention(outputs, 0),
+        pictures.attention_of(outputs, 0),
       )
       records.append(record)
     (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
@@ -336,7 +328,7 @@ class Classification(base.Task):
         predicted=self._class_name(int(np.argmax(outputs['probabilities'][row]))),
         true=self._class_name(int(batch['label'][row])),
         probability=float(np.max(outputs['probabilities'][row])),
-        attention=_attention(outputs, row),
+        attention=pictures.attention_of(outputs, row),
       )
       for row in range(len(shown))
       if batch['mask'][row]
@@ -363,14 +355,3 @@ class Classification(base.Task):
 
   def _class_name(self, index: int) -> str:
     return self.class_names[index] if index < len(self.class_names) else str(index)
-
-
-def _attention(outputs: dict[str, np.ndarray], row: int) -> dict[str, pictures.Attention]:
-  prefix = 'attention_maps/'
-  shown = {}
-  for name in (key.removeprefix(prefix) for key in outputs if key.startswith(prefix)):
-    query = outputs.get(f'attention_queries/{name}')
-    shown[name] = pictures.Attention(
-      outputs[prefix + name][row], None if query is None else query[row]
-    )
-  return shown

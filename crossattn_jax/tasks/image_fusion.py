@@ -198,10 +198,7 @@ class ImageFusion(base.Task):
       variables, batch['visible'], batch['infrared'], size=batch['size']
     )
     outputs = {'fused': self._to_bytes(fused[..., 0])}
-    if hasattr(self.model, 'attention_maps'):
-      for name, values in self.model.attention_maps(features).items():
-        outputs[f'attention_maps/{name}'] = values
-    return outputs
+    return outputs | pictures.attention_outputs(self.model, features)
 
   def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
     """The files of pairs, all visible ones first.
@@ -387,16 +384,14 @@ def _attention(
   outputs: Mapping[str, np.ndarray], size: tuple[int, int]
 ) -> dict[str, pictures.Attention]:
   """The maps of the first pair, without what is beyond it."""
-  prefix = 'attention_maps/'
   bucket = outputs['fused'].shape[1:3]
   shown = {}
-  for key, maps in outputs.items():
-    if key.startswith(prefix):
-      rows, columns = (
-        -(-side * count // length)
-        for side, count, length in zip(size, maps.shape[1:3], bucket, strict=True)
-      )
-      shown[key.removeprefix(prefix)] = pictures.Attention(maps[0, :rows, :columns])
+  for name, attention in pictures.attention_of(outputs, 0).items():
+    rows, columns = (
+      -(-side * count // length)
+      for side, count, length in zip(size, attention.weights.shape, bucket, strict=True)
+    )
+    shown[name] = pictures.Attention(attention.weights[:rows, :columns])
   return shown
 
 

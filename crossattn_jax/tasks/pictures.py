@@ -5,6 +5,8 @@ import dataclasses
 import io
 
 from etils import epath
+from flax import linen as nn
+import jax
 from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
@@ -41,6 +43,41 @@ class Sample:
   true: str
   probability: float
   attention: Mapping[str, Attention]
+
+
+def attention_outputs(model: nn.Module, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Attention maps `[batch, rows, columns]` of a model's features, where it has any. Inside jit.
+
+  Returns:
+    'attention_maps/NAME', and where what looks has a place 'attention_queries/NAME', of the model's
+    methods `attention_maps(features)` and `attention_queries(features)`.
+  """
+  return {
+    f'{kind}/{name}': values
+    for kind in ('attention_maps', 'attention_queries')
+    if hasattr(model, kind)
+    for name, values in getattr(model, kind)(features).items()
+  }
+
+
+def attention_of(outputs: Mapping[str, np.ndarray], row: int) -> dict[str, Attention]:
+  """The maps of one example among `attention_outputs`, by name."""
+  prefix = 'attention_maps/'
+  shown = {}
+  for name in (key.removeprefix(prefix) for key in outputs if key.startswith(prefix)):
+    query = outputs.get(f'attention_queries/{name}')
+    shown[name] = Attention(outputs[prefix + name][row], None if query is None else query[row])
+  return shown
+
+
+def unused_name(name: str, used: set[str]) -> str:
+  """The name, or with a number where it is among `used`, to which the result is added."""
+  number, candidate = 1, name
+  while candidate in used:
+    number += 1
+    candidate = f'{name}_{number}'
+  used.add(candidate)
+  return candidate
 
 
 def save(sheet: figure.Figure, path: epath.Path) -> None:

@@ -291,10 +291,7 @@ class Segmentation(base.Task):
     outputs = {'classes': self._classes(variables, batch)}
     if hasattr(self.model, 'attention_maps'):
       _, features = self.model.apply(variables, batch['image'])
-      for kind in ('maps', 'queries'):
-        if hasattr(self.model, f'attention_{kind}'):
-          for name, values in getattr(self.model, f'attention_{kind}')(features).items():
-            outputs[f'attention_{kind}/{name}'] = values
+      outputs |= pictures.attention_outputs(self.model, features)
     return outputs
 
   def write_predictions(
@@ -316,7 +313,7 @@ class Segmentation(base.Task):
       outputs = jax.device_get(predict(variables, batch))
       height, width = batch['label_size'][0]
       classes = outputs['classes'][0, :height, :width].astype(np.uint8)
-      name = _unused(path.stem, used)
+      name = pictures.unused_name(path.stem, used)
       files = {'picture': output / f'{name}.png'}
       files |= {kind: folder / f'{name}.png' for kind, folder in folders.items()}
       segmentation_pictures.write_labels(files['labels'], self._taxonomy.to_labels(classes))
@@ -352,14 +349,7 @@ class Segmentation(base.Task):
     self, batch: base.Batch, outputs: dict[str, np.ndarray]
   ) -> tuple[np.ndarray, dict[str, pictures.Attention]] | None:
     """The network's input and its attention maps; None without any."""
-    prefix = 'attention_maps/'
-    shown = {
-      key.removeprefix(prefix): pictures.Attention(
-        value[0], outputs.get(key.replace('maps', 'queries', 1), [None])[0]
-      )
-      for key, value in outputs.items()
-      if key.startswith(prefix)
-    }
+    shown = pictures.attention_of(outputs, 0)
     if not shown:
       return None
     return data.denormalize(batch['image'][0], self.config.dataset), shown
@@ -403,16 +393,6 @@ class Segmentation(base.Task):
       },
       script=script,
     )
-
-
-def _unused(name: str, used: set[str]) -> str:
-  """The name, or with a number where it is taken."""
-  number, candidate = 1, name
-  while candidate in used:
-    number += 1
-    candidate = f'{name}_{number}'
-  used.add(candidate)
-  return candidate
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
