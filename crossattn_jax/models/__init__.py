@@ -2,10 +2,12 @@
 
 from crossattn_jax.models import (  # noqa: F401  (register their variants)
   atfuse,
+  bert,
   biformer,
   ccnet,
   crossformer,
   crossvit,
+  mmca,
   mmvit,
   pyramid,
   regnet,

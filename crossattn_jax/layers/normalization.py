@@ -1,0 +1,19 @@
+"""Normalisation to unit length."""
+
+import jax
+import jax.numpy as jnp
+
+
+def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+  """Divides by max(length, epsilon) along the last axis, in at least float32; zeros stay zeros.
+
+  Args:
+    x: `[..., channels]`.
+    epsilon: the shortest length that becomes 1.
+
+  Returns:
+    Of the same shape. Its gradient is finite at zero, where that of the norm is not.
+  """
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  squares = jnp.sum(x**2, axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(squares, epsilon**2))
