@@ -374,38 +374,29 @@ class MMCA(nn.Module):
     _, scores = loop(self, None, jax.tree.map(split, words))
     return jnp.moveaxis(scores, 0, 1).reshape(-1, chunks * chunk)[:, :count]
 
-  def pair_embeddings(
+  def embed_pairs(
     self, images: Features, texts: Features, train: bool = False
-  ) -> tuple[jax.Array, jax.Array]:
-    """Embeds every image together with every sentence, by the cross-attention module.
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Embeds pairs by the cross-attention module, text i with image i.
 
     Args:
       images: as `encode_images` returns them.
-      texts: as `encode_texts` returns them.
+      texts: as many, as `encode_texts` returns them.
       train: whether it drops.
 
     Returns:
-      Embeddings of the images and of the texts, both of length one, `[images, texts, width]`.
+      Embeddings of the images and of the texts, of length one, both `[pairs, width]`; and the
+      attention weights of the last unit, `[pairs, heads, tokens, tokens]`: from the token of a row
+      to those of the columns, which sum to one; regions first, then words.
     """
-    regions, words = self._project(images, texts)
-    regions = jax.tree.map(lambda x: x[:, None], regions)
-    words = jax.tree.map(lambda x: x[None], words)
-    return self._attend_across(regions, words, train)[:2]
+    image_embedding, text_embedding, weights = self._attend_across(
+      *self._project(images, texts), train
+    )
+    return image_embedding, text_embedding, jnp.concatenate(weights, axis=-2)
 
   def cross_attention_maps(self, images: Features, texts: Features) -> jax.Array:
-    """What regions and words of matching pairs take from each other, for pictures.
-
-    Args:
-      images: as `encode_images` returns them.
-      texts: as many, as `encode_texts` returns them; text i is paired with image i.
-
-    Returns:
-      Attention weights of the last unit of the cross-attention module, `[pairs, heads, tokens,
-      tokens]`: from the tokens of a row to those of the columns, which sum to one; regions first,
-      then words.
-    """
-    _, _, weights = self._attend_across(*self._project(images, texts), train=False)
-    return jnp.concatenate(weights, axis=-2)
+    """What regions and words of pairs take from each other: the weights of `embed_pairs`."""
+    return self.embed_pairs(images, texts)[2]
 
   def _project(self, images: Features, texts: Features) -> Sequence[joint_attention.Projected]:
     """The first cross-attention unit's projections, which all pairs of an item share."""

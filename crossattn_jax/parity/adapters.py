@@ -118,7 +118,7 @@ class ModelParity:
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
 _models: dict[tuple[str, str], Callable[[nn.Module], ModelParity]] = {}
 # Systems whose models `describe_model` looks through.
-SYSTEMS = ('atfuse', 'biformer', 'ccnet', 'crossformer', 'crossvit', 'mmvit', 'swiftformer')
+SYSTEMS = ('atfuse', 'biformer', 'ccnet', 'crossformer', 'crossvit', 'mmca', 'mmvit', 'swiftformer')
 
 
 def register_adapter(system: str, module: str):
