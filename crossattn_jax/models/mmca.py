@@ -377,16 +377,17 @@ class MMCA(nn.Module):
   def embed_pairs(
     self, images: Features, texts: Features, train: bool = False
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Embeds pairs by the cross-attention module, text i with image i.
+    """Embeds pairs by the cross-attention module: text i with image i.
 
     Args:
       images: as `encode_images` returns them.
-      texts: as many, as `encode_texts` returns them.
+      texts: as many, as `encode_texts` returns them. Leading axes broadcast: images with another
+        axis after the first, and texts with one before, are all pairs.
       train: whether it drops.
 
     Returns:
-      Embeddings of the images and of the texts, of length one, both `[pairs, width]`; and the
-      attention weights of the last unit, `[pairs, heads, tokens, tokens]`: from the token of a row
+      Embeddings of the images and of the texts, of length one, both `[..., width]`; and the
+      attention weights of the last unit, `[..., heads, tokens, tokens]`: from the token of a row
       to those of the columns, which sum to one; regions first, then words.
     """
     image_embedding, text_embedding, weights = self._attend_across(

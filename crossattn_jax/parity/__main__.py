@@ -28,8 +28,8 @@ def _convert(args: argparse.Namespace) -> int:
   overrides = dict(args.override or [])
   printer = report.Printer()
   if variables_io.is_variables_file(args.input):
-    if args.new_head is not None or args.new_image_size is not None:
-      raise ValueError('--new-head and --new-image-size apply to conversions from PyTorch')
+    if any(x is not None for x in (args.new_head, args.new_image_size, args.fresh)):
+      raise ValueError('--new-head, --new-image-size and --fresh apply to conversions from PyTorch')
     saved = variables_io.load_variables(args.input)
     if saved.name != args.model:
       raise ValueError(f'{args.input}: holds variables of {saved.name!r}, not of {args.model!r}')
@@ -43,6 +43,8 @@ def _convert(args: argparse.Namespace) -> int:
     printer.table(('PyTorch', 'shape'), [(key, str(x.shape)) for key, x in state.items()])
     printer.line(f'{args.output}: {len(state)} tensors of {saved.name}')
     return 0
+  if args.fresh is not None and (args.start is not None or args.head is not None):
+    raise ValueError('--fresh initialises what a checkpoint lacks; so does --start, for --head')
   state = convert.read_checkpoint(args.input)
   if args.start is not None:
     conversion = segmentation.start_from_classifier(
@@ -52,6 +54,8 @@ def _convert(args: argparse.Namespace) -> int:
     conversion = segmentation.convert_segmentor(args.model, state, overrides)
     if conversion.name != f'{args.model}+{args.head}':
       raise ValueError(f'{args.input}: holds {conversion.name}, not {args.model}+{args.head}')
+  elif args.fresh is not None:
+    conversion = convert.to_flax_in_part(args.model, state, overrides, args.fresh)
   else:
     conversion = convert.to_flax(args.model, state, overrides)
   if args.new_head is not None or args.new_image_size is not None:
@@ -173,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     metavar='CLASSES',
     help='INPUT is a classifier: take the backbone of MODEL (with --head) from it, and initialise '
     'the rest for this many classes',
+  )
+  command.add_argument(
+    '--fresh',
+    type=int,
+    metavar='SEED',
+    help='initialise the modules that INPUT lacks altogether: MMCA from a BERT, or from a SAEM',
   )
   command.add_argument(
     '--new-image-size', type=_image_size, metavar='HxW', help='resize the position embeddings'

@@ -7,7 +7,7 @@ name; nothing is dropped, resized or initialised unless asked for.
 
 import argparse
 import collections
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import pathlib
 import pickle
@@ -27,6 +27,8 @@ from crossattn_jax.parity import mapping as mapping_lib
 
 # Keys under which training checkpoints keep the state dict, most specific first.
 _WRAPPERS = ('model_state', 'model', 'state_dict')
+# What became of an array that the checkpoint lacks.
+_FRESH = 'new: freshly initialised'
 
 
 class CheckpointError(ValueError):
@@ -77,8 +79,9 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Reads a PyTorch state dict without executing anything.
 
   Training checkpoints (a dict with 'model' or 'state_dict' among other things) are unwrapped, and
-  the prefix 'module.' of data-parallel training is removed. Half-precision tensors are widened to
-  float32, which loses nothing.
+  the prefix 'module.' of data-parallel training is removed. Of a list of state dicts, keys are
+  prefixed by their place, '0.' the first. Half-precision tensors are widened to float32, which
+  loses nothing.
 
   Args:
     path: `.safetensors`, or what `torch.save` wrote.
@@ -125,8 +128,12 @@ def _load_torch(path: pathlib.Path) -> dict[str, Any]:
   except (RuntimeError, EOFError, OSError) as error:
     raise CheckpointError(f'{path}: cannot be read ({error}); download it again') from error
   for wrapper in _WRAPPERS:
-    if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-      content = content[wrapper]
+    wrapped = content.get(wrapper) if isinstance(content, dict) else None
+    if isinstance(wrapped, list) and all(isinstance(part, dict) for part in wrapped):
+      # State dicts of several modules.
+      wrapped = {f'{i}.{key}': x for i, part in enumerate(wrapped) for key, x in part.items()}
+    if isinstance(wrapped, dict):
+      content = wrapped
       break
   if not isinstance(content, dict) or not all(
     isinstance(value, torch.Tensor) for value in content.values()
@@ -173,15 +180,64 @@ def to_flax(
     variables = mapping.to_flax(state)
   except mapping_lib.MappingError as error:
     raise mapping_lib.MappingError(f'{name}: {error}') from error
+  return Conversion(name, overrides, variables, tuple(_report(mapping, state)))
+
+
+def _report(mapping: mapping_lib.Mapping, state: Mapping[str, np.ndarray]) -> list[Line]:
   lines = []
   for key, value in state.items():
     entry = mapping.find(key)
     if entry is None:
-      lines.append(Line(key, value.shape, '', (), 'dropped: the model computes it'))
+      lines.append(
+        Line(key, value.shape, '', (), 'dropped: the model computes it, or does without it')
+      )
     else:
       path = '/'.join((entry.collection, *entry.path))
       lines.append(Line(key, value.shape, path, entry.flax_shape, entry.layout.name))
-  return Conversion(name, overrides, variables, tuple(lines))
+  return lines
+
+
+def to_flax_in_part(
+  name: str,
+  state: Mapping[str, np.ndarray],
+  overrides: Mapping[str, Any] | None = None,
+  seed: int = 0,
+) -> Conversion:
+  """Converts a state dict of some of a model's modules and initialises the others, to train them.
+
+  Args:
+    name: of the model.
+    state: as `read_checkpoint` returns it. A module that it has anything of, it must have whole.
+    overrides: of `create_model`.
+    seed: of the initialisation.
+
+  Raises:
+    mapping.MappingError: naming every missing, unexpected and misshapen key.
+  """
+  overrides = dict(overrides or {})
+  module = registry.create_model(name, **overrides)
+  mapping, template = model_mapping(name, module)
+  entries = [mapping.find(key) for key in state]
+  given = {(entry.collection, entry.path[0]) for entry in entries if entry is not None}
+  if not given:
+    keys = ', '.join(list(state)[:3])
+    raise mapping_lib.MappingError(f'{name}: nothing of it is in the state dict: {keys}, ...')
+  part = dataclasses.replace(
+    mapping,
+    entries=tuple(x for x in mapping.entries if (x.collection, x.path[0]) in given),
+  )
+  try:
+    converted = part.to_flax(state)
+  except mapping_lib.MappingError as error:
+    raise mapping_lib.MappingError(f'{name}: {error}') from error
+  flat = traverse_util.flatten_dict(converted, sep='/')
+  lines = _report(part, state)
+  fresh = [path for path in traverse_util.flatten_dict(template, sep='/') if path not in flat]
+  parity = adapters.describe_model(name, module)
+  for path, leaf in _initialise(module, parity, seed, fresh).items():
+    flat[path] = leaf
+    lines.append(Line('', (), path, leaf.shape, _FRESH))
+  return Conversion(name, overrides, traverse_util.unflatten_dict(flat, sep='/'), tuple(lines))
 
 
 def to_torch(
@@ -244,15 +300,17 @@ def adapt(
   parity = adapters.describe_model(name, target)
   template = adapters.model_template(target, parity.call, parity.inputs)
   flat = traverse_util.flatten_dict(dict(conversion.variables), sep='/')
-  new_heads = _fresh_heads(target, parity, seed) if num_classes else {}
+  flat_template = traverse_util.flatten_dict(dict(template), sep='/')
+  head_paths = [path for path in flat_template if _is_head(path, parity.heads)]
+  new_heads = _initialise(target, parity, seed, head_paths) if num_classes else {}
   lines = {line.flax_path: line for line in conversion.report}
 
   adapted, problems = {}, []
-  for path, leaf in traverse_util.flatten_dict(dict(template), sep='/').items():
+  for path, leaf in flat_template.items():
     inner = path.split('/', 1)[1]
     if num_classes is not None and _is_head(path, parity.heads):
       adapted[path] = new_heads[path]
-      lines[path] = Line('', (), path, leaf.shape, 'new: freshly initialised')
+      lines[path] = Line('', (), path, leaf.shape, _FRESH)
     elif path in flat and flat[path].shape == leaf.shape:
       adapted[path] = flat[path]
     elif path in flat and image_size is not None and inner in parity.position_embeddings:
@@ -286,15 +344,15 @@ def _is_head(path: str, heads: Any) -> bool:
   return any(inner.startswith(f'{head}/') for head in heads)
 
 
-def _fresh_heads(
-  module: nn.Module, parity: adapters.ModelParity, seed: int
+def _initialise(
+  module: nn.Module, parity: adapters.ModelParity, seed: int, paths: Collection[str]
 ) -> dict[str, np.ndarray]:
   # Compiled, the initialisation of everything else is never computed.
   @jax.jit
-  def heads(inputs):
+  def wanted(inputs):
     variables = module.init(jax.random.key(seed), inputs, method=parity.call)
     flat = traverse_util.flatten_dict(dict(variables), sep='/')
-    return {path: leaf for path, leaf in flat.items() if _is_head(path, parity.heads)}
+    return {path: flat[path] for path in paths}
 
   zeros = {name: np.zeros(x.shape, x.dtype) for name, x in parity.inputs.items()}
-  return jax.tree.map(np.asarray, heads(zeros))
+  return jax.tree.map(np.asarray, wanted(zeros))

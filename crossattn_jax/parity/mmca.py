@@ -165,14 +165,16 @@ def describe(module: mmca.MMCA) -> adapters.ModelParity:
 @adapters.register_models('mmca', 'bert_*')
 def describe_bert(module: bert.Bert) -> adapters.ModelParity:
   """Says how a registered BERT corresponds to that of `transformers`, with or without its heads."""
-  ids = jax.ShapeDtypeStruct((1, 32), jnp.int32)
+  ids = jax.ShapeDtypeStruct((1, module.max_positions), jnp.int32)
+  rules = bert_rules(module.pooler)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     words, features = model(inputs['input_ids'], inputs['attention_mask'] != 0)
-    return {'last_hidden_state': words, 'pooler_output': features['pooled']}
+    outputs = {'last_hidden_state': words}
+    return outputs | ({'pooler_output': features['pooled']} if module.pooler else {})
 
   return adapters.ModelParity(
-    rules=[*bert_rules(), *prefixed(bert_rules(), 'bert.')],
+    rules=[*rules, *prefixed(rules, 'bert.')],
     call=call,
     inputs={'input_ids': ids, 'attention_mask': ids},
   )
@@ -218,17 +220,15 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
   def call(model: mmca.MMCA, inputs: Arrays) -> Arrays:
     images = model.encode_images(inputs['regions'])
     texts = model.encode_texts(inputs['words'], inputs['mask'] != 0)
-    # Every image with every sentence.
-    shape = len(inputs['regions']), len(inputs['words'])
-    first, second = (index.ravel() for index in jnp.indices(shape))
     paired_images, paired_texts, _ = model.embed_pairs(
-      jax.tree.map(lambda x: x[first], images), jax.tree.map(lambda x: x[second], texts)
+      jax.tree.map(lambda x: x[:, None], images), jax.tree.map(lambda x: x[None], texts)
     )
-    paired_images, paired_texts = (x.reshape(*shape, -1) for x in (paired_images, paired_texts))
+    self_scores = images['embedding'] @ texts['embedding'].T
+    cross_scores = jnp.sum(paired_images * paired_texts, axis=-1)
     return {
-      'S': model.score(images, texts),
-      'S_self': images['embedding'] @ texts['embedding'].T,
-      'S_cross': jnp.sum(paired_images * paired_texts, axis=-1),
+      'S': self_scores + model.alpha * cross_scores,
+      'S_self': self_scores,
+      'S_cross': cross_scores,
       'i0': images['embedding'],
       'c0': texts['embedding'],
       'i1': paired_images,

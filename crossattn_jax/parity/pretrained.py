@@ -91,6 +91,9 @@ for _variant in ('xs', 's', 'l1', 'l3'):
     f'https://huggingface.co/MBZUAI/swiftformer-{_variant}/resolve/main/pytorch_model.bin',
     overrides=(('attn_weights', 'ones'),),
   )
+SOURCES['transformers']['bert_base_uncased'] = Weights(
+  'https://huggingface.co/google-bert/bert-base-uncased/resolve/main/model.safetensors'
+)
 SOURCES['official']['regnety_160'] = Weights(
   'https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth'
 )
