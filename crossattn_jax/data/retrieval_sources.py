@@ -63,6 +63,9 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Example:
     """Raises `image_ops.UnreadableImageError` for an image without usable regions."""
 
+  def key(self, index: int) -> str:
+    """The id of an image."""
+
   def picture(self, index: int) -> Picture | None:
     """The image itself, where it is at hand."""
 
@@ -173,7 +176,7 @@ class RegionFilesSource:
     return len(self._captions) // self.captions_per_image
 
   def __getitem__(self, index: int) -> Example:
-    key = self._key(index)
+    key = self.key(index)
     regions = np.asarray(self._features[index * self._stride], np.float32)
     if not np.isfinite(regions).all():
       raise image_ops.UnreadableImageError(
@@ -183,6 +186,10 @@ class RegionFilesSource:
     captions = self._captions[first : first + self.captions_per_image]
     return Example(regions, tuple(captions), key)
 
+  def key(self, index: int) -> str:
+    """The id of an image, made of its place where there are no ids."""
+    return f'{self._path.stem}[{index}]' if self._ids is None else self._ids[index]
+
   def picture(self, index: int) -> Picture | None:
     """The image file that `image_files` names; None without it.
 
@@ -191,16 +198,13 @@ class RegionFilesSource:
     """
     if self._image_files is None:
       return None
-    path = self._image_files.format(self._key(index))
+    path = self._image_files.format(self.key(index))
     try:
       return Picture(Image.open(path).convert('RGB'), None)
     except OSError as error:
       raise ValueError(
         f'dataset.image_files={self._image_files!r}: cannot read the image {path!r} ({error})'
       ) from error
-
-  def _key(self, index: int) -> str:
-    return f'{self._path.stem}[{index}]' if self._ids is None else self._ids[index]
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:
@@ -256,6 +260,10 @@ class ShapeScenesSource:
       captions=scene_captions.captions(example['caption'].decode(), items),
       key=key,
     )
+
+  def key(self, index: int) -> str:
+    """The id of a scene."""
+    return self._examples[index]['id'].decode()
 
   def picture(self, index: int) -> Picture:
     """The scene with the boxes of its regions."""

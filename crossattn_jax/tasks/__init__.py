@@ -4,13 +4,20 @@ import difflib
 
 import ml_collections
 
-from crossattn_jax.tasks import audio_classification, classification, image_fusion, segmentation
+from crossattn_jax.tasks import (
+  audio_classification,
+  classification,
+  image_fusion,
+  retrieval,
+  segmentation,
+)
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
 
 _TASKS = {
   'audio_classification': audio_classification,
   'classification': classification,
   'image_fusion': image_fusion,
+  'retrieval': retrieval,
   'segmentation': segmentation,
 }
 

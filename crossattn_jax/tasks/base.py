@@ -162,6 +162,20 @@ class Task(abc.ABC):
     """
     return examples
 
+  def evaluate_examples(self, variables: Variables, examples: Any) -> Any:
+    """What all examples give together, such as scores of all pairs of them; themselves by default.
+
+    Every process calls it once per evaluation under the ambient mesh, and may use all devices.
+
+    Args:
+      variables: of the model.
+      examples: of all batches, as `reduce_examples` left them; None where there are none.
+
+    Returns:
+      What `metrics` gets as `Evaluation.examples`.
+    """
+    return examples
+
   # What it looks like.
 
   def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:

@@ -143,6 +143,7 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
         rows = jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples)
         examples.append(experiment.task.reduce_examples(rows))
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
+  joined = experiment.task.evaluate_examples(variables, joined)
   return experiment.task.metrics(tasks.Evaluation(total, joined))
 
 

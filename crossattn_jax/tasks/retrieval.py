@@ -1,0 +1,476 @@
+"""Retrieval between images and sentences: each finds the other by a score of all pairs."""
+
+from collections.abc import Callable, Sequence
+import functools
+import json
+import pathlib
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from crossattn_jax import models
+from crossattn_jax.data import retrieval as data
+from crossattn_jax.data import word_pieces
+from crossattn_jax.metrics import retrieval as metrics
+from crossattn_jax.tasks import base, retrieval_pictures, retrieval_scoring
+from crossattn_jax.tasks import retrieval_losses as losses
+from crossattn_jax.tasks import retrieval_search as search
+
+# Answers that pictures and records have.
+_ANSWERS = 5
+# Images among which the sheet of a run's end searches.
+_SAMPLE_IMAGES = 256
+# Queries of each kind in it.
+_SAMPLES = 4
+# Captions per image in the blocks of all pairs: as many as images have.
+_BLOCK_TEXTS = 5
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The `task` and `dataset` sections of a retrieval experiment."""
+  config = ml_collections.ConfigDict()
+  config.task = ml_collections.ConfigDict(
+    {
+      'name': 'retrieval',
+      # By how much a pair should score higher than its negatives: all pairs of an image and a
+      # caption of the global batch that do not belong together.
+      'margin': 0.2,
+      # Whether only the hardest negative of each image and of each caption counts, or all do.
+      'hardest': True,
+      # Whether other captions of the same image are no negatives.
+      'exclude_same_image': False,
+      # Of SAEM's further losses; 0 leaves them out.
+      'angular_weight': 0.0,
+      'norm_weight': 0.0,
+      # Captions that are paired with the images of a batch at a time, by which memory is bounded,
+      # in training and in evaluation. What is computed does not depend on it.
+      'chunk': 8,
+    }
+  )
+  config.task.evaluation = ml_collections.ConfigDict(
+    {
+      # Whether images and captions of the whole split are searched.
+      'all_pairs': True,
+      # Also, or else, the split is cut into so many folds that are searched separately, and metrics
+      # averaged as 'folds/...': 5 for the "1K" results on the 5,000 test images of MS-COCO.
+      'folds': ml_collections.config_dict.placeholder(int),
+    }
+  )
+  config.dataset = data.default_config()
+  return config
+
+
+def create_task(config: ml_collections.ConfigDict) -> 'Retrieval':
+  """Builds the task; see `tasks.create_task`."""
+  return Retrieval(config)
+
+
+class Retrieval(base.Task):
+  """Finds the captions of an image and the image of a caption."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    super().__init__(config)
+    _check(config, self.model)
+
+  def create_model(self) -> nn.Module:
+    """Builds the model that `config.model` names."""
+    return models.create_model(**self.config.model)
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """As many images as captions; pair i belongs together."""
+    config = self.config.dataset
+    shapes = {
+      'regions': ((config.num_regions, config.region_dim), jnp.float32),
+      'region_mask': ((config.num_regions,), jnp.bool_),
+      'words': ((config.max_words,), jnp.int32),
+      'word_mask': ((config.max_words,), jnp.bool_),
+      'image': ((), jnp.int32),
+    }
+    return {
+      name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+      for name, (shape, dtype) in shapes.items()
+    }
+
+  def init(self, rng: jax.Array) -> base.Variables:
+    """Initial variables of the model."""
+    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
+    return self.model.init({'params': rng}, batch)
+
+  def loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """The triplet loss over all pairs of the global batch, summed over its images and captions."""
+    config = self.config.task
+    scores, features = self.model.apply(
+      variables, batch, train=train, chunk=config.chunk, rngs={'dropout': rng}
+    )
+    loss = losses.triplet_loss(
+      scores,
+      margin=config.margin,
+      hardest=config.hardest,
+      image_ids=batch['image'] if config.exclude_same_image else None,
+    ).sum()
+    reported = {'triplet_loss': loss, 'accuracy': _batch_accuracy(scores)}
+    if config.angular_weight:
+      angular = losses.angular_loss(features['image_embedding'], features['text_embedding']).sum()
+      reported['angular_loss'] = angular
+      loss += config.angular_weight * angular
+    if config.norm_weight:
+      image_branch = {
+        name: tree
+        for name, tree in variables['params'].items()
+        if name.startswith(('region_projection', 'image_unit'))
+      }
+      loss += config.norm_weight * losses.norm_penalty(image_branch)
+    return loss, (reported, {})
+
+  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """Endless batches of pairs."""
+    self._check_vocabulary()
+    return data.train_dataset(
+      self.config.dataset,
+      batch_size=batch_size,
+      seed=self.config.seed,
+      process_index=block,
+      process_count=num_blocks,
+    )
+
+  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
+    """One pass over the images of the evaluation split, each with all captions, with 'mask'."""
+    self._check_vocabulary()
+    return data.eval_dataset(
+      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
+    )
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Training batches in an epoch, which has every caption once."""
+    return data.steps_per_epoch(self.config.dataset, batch_size)
+
+  def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
+    """Encodes images `[batch, ...]` and their captions `[batch, captions, ...]`, each alone."""
+    rows, captions, length = batch['words'].shape
+    apply = functools.partial(self.model.apply, variables)
+    images = apply(batch['regions'], batch['region_mask'], method='encode_images')
+    words, mask = (batch[name].reshape(-1, length) for name in ('words', 'word_mask'))
+    texts = apply(words, mask, method='encode_texts')
+    texts = jax.tree.map(lambda x: x.reshape(rows, captions, *x.shape[1:]), texts)
+    return base.Evaluation(
+      sums={'count': jnp.sum(batch['mask'], dtype=jnp.int32)},
+      examples={'images': images, 'texts': texts},
+    )
+
+  def evaluate_examples(self, variables: base.Variables, examples: Any) -> dict[str, Any]:
+    """Scores of all pairs, and of the pairs of each fold.
+
+    Args:
+      variables: of the model.
+      examples: encoded images and captions, as `evaluate` has them.
+
+    Returns:
+      By the beginning of the metrics' names, arrays `[images, captions]`.
+
+    Raises:
+      ValueError: the folds do not divide the images.
+    """
+    config = self.config.task.evaluation
+    images, texts = examples['images'], examples['texts']
+    count, captions = texts['mask'].shape[:2]
+    scores: dict[str, list[np.ndarray]] = {}
+    if config.all_pairs:
+      scores[''] = [self._score(variables, images, _flat(texts))]
+    if config.folds is not None:
+      if count % config.folds:
+        raise ValueError(
+          f'config.task.evaluation.folds={config.folds} do not divide the {count} images of split '
+          f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
+        )
+      scores['folds/'] = []
+      size = count // config.folds
+      for start in range(0, count, size):
+        rows = slice(start, start + size)
+        if config.all_pairs:
+          part = scores[''][0][rows, start * captions : (start + size) * captions]
+        else:
+          fold = jax.tree.map(lambda x, rows=rows: x[rows], (images, texts))
+          part = self._score(variables, fold[0], _flat(fold[1]))
+        scores['folds/'].append(part)
+    return scores
+
+  def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
+    """What `metrics.retrieval_metrics` has, means over folds as 'folds/NAME', number of images."""
+    results = {}
+    for prefix, parts in evaluation.examples.items():
+      tables = [metrics.retrieval_metrics(x, x.shape[1] // x.shape[0]) for x in parts]
+      for name in tables[0]:
+        results[prefix + name] = float(np.mean([table[name] for table in tables]))
+    return results | {'examples': int(evaluation.sums['count'])}
+
+  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
+    """Scores pairs, image i with sentence i.
+
+    Args:
+      variables: of the model.
+      batch: 'regions', 'region_mask', 'words' and 'word_mask' as in training.
+
+    Returns:
+      'score' `[pairs]`.
+    """
+    apply = functools.partial(self.model.apply, variables)
+    images = apply(batch['regions'], batch['region_mask'], method='encode_images')
+    texts = apply(batch['words'], batch['word_mask'], method='encode_texts')
+
+    def score(image: dict[str, jax.Array], text: dict[str, jax.Array]) -> jax.Array:
+      alone = jax.tree.map(lambda x: x[None], (image, text))
+      return apply(*alone, method='score')[0, 0]
+
+    return {'score': jax.vmap(score)(images, texts)}
+
+  def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
+    """Text files with queries: `inputs`, or those in the folder.
+
+    Raises:
+      FileNotFoundError: there are none.
+      ValueError: a file is no text.
+    """
+    files = super().list_inputs(inputs)
+    for path in files:
+      if path.suffix.lower() != '.txt':
+        raise ValueError(
+          f'--input={inputs}: expected .txt files with a query per line, a sentence or the id of '
+          f'an image of the evaluation split, not {path.name!r}'
+        )
+    return files
+
+  def write_predictions(
+    self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
+  ) -> list[dict[str, Any]]:
+    """Searches the evaluation split for the queries of text files.
+
+    A line that is the id of an image of the split finds captions, any other line is a sentence and
+    finds images. Written are `predictions.json`, and for query n `query_n.png`, a sheet with the
+    five best answers, and `query_n_attention.png`, what attends to what in the best pair.
+
+    Args:
+      variables: of the model.
+      inputs: text files.
+      output: an existing folder.
+
+    Returns:
+      One record per query.
+
+    Raises:
+      ValueError: there is no query.
+    """
+    lines = [line.strip() for path in inputs for line in path.read_text().splitlines()]
+    queries = [line for line in lines if line]
+    if not queries:
+      raise ValueError(f'{", ".join(map(str, inputs))}: no line with a query')
+    gallery = self._gallery(variables)
+    rows = {key: row for row, key in enumerate(gallery.keys)}
+    results = self._search(
+      variables,
+      gallery,
+      [search.Query(row=rows[x]) if x in rows else search.Query(sentence=x) for x in queries],
+    )
+    records = []
+    for number, result in enumerate(results, start=1):
+      files = {'picture': output / f'query_{number}.png'}
+      retrieval_pictures.retrieval_sheet(files['picture'], [result.shown(gallery)])
+      if self.model.cross_attention:
+        files['attention'] = output / f'query_{number}_attention.png'
+        self._draw_attention(variables, gallery, result, files['attention'])
+      record = result.record(gallery) | {kind: str(path) for kind, path in files.items()}
+      records.append(record)
+    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
+    return records
+
+  def write_samples(self, variables: base.Variables, path: epath.Path) -> None:
+    """Writes a sheet of captions and images of the evaluation split and what they find in it."""
+    gallery = self._gallery(variables, _SAMPLE_IMAGES)
+    count, captions = gallery.texts['mask'].shape[:2]
+    rows = np.unique(np.linspace(0, count - 1, 2 * _SAMPLES).astype(int)).tolist()
+    queries = [
+      search.Query(gallery.captions(row)[number % captions], row)
+      for number, row in enumerate(rows[::2])
+    ]
+    queries += [search.Query(row=row) for row in rows[1::2]]
+    results = self._search(variables, gallery, queries)
+    retrieval_pictures.retrieval_sheet(path, [result.shown(gallery) for result in results])
+
+  def serving(self) -> base.Serving:
+    """Pairs of regions and word pieces in, their scores out."""
+    specs = self.batch_spec(1)
+    return base.Serving(
+      run=self.predict,
+      inputs={
+        name: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype)
+        for name in ('regions', 'region_mask', 'words', 'word_mask')
+      },
+      description={'vocabulary': self._tokenizer.vocabulary},
+      script=pathlib.Path(__file__).with_name('retrieval_script.py'),
+    )
+
+  def _gallery(self, variables: base.Variables, limit: int | None = None) -> search.Gallery:
+    """Encodes the evaluation split, or the first batches of it that have `limit` images."""
+    numbers, encoded = [], []
+    for batch in self.eval_data(self._eval_batch_size, 0, 1):
+      kept = batch['mask']
+      examples = jax.device_get(self._evaluate(variables, batch)).examples
+      encoded.append(jax.tree.map(lambda x, kept=kept: x[kept], examples))
+      numbers.append(batch['image'][kept])
+      if limit is not None and sum(map(len, numbers)) >= limit:
+        break
+    examples = jax.tree.map(lambda *parts: np.concatenate(parts), *encoded)
+    config = self.config.dataset
+    source = data.open_split(config, config.eval_split)
+    return search.Gallery(source, np.concatenate(numbers), **examples)
+
+  def _search(
+    self, variables: base.Variables, gallery: search.Gallery, queries: Sequence[search.Query]
+  ) -> list[search.Result]:
+    """Finds the best answers to each query."""
+    captions = gallery.texts['mask'].shape[1]
+    sentences = [query.sentence for query in queries if query.sentence is not None]
+    rows = [query.row for query in queries if query.sentence is None]
+    scores = {}
+    if sentences:
+      texts = self._encode_sentences(variables, sentences)
+      scores[True] = iter(self._score(variables, gallery.images, texts).T)
+    if rows:
+      images = {name: x[rows] for name, x in gallery.images.items()}
+      scores[False] = iter(self._score(variables, images, _flat(gallery.texts)))
+    return [
+      search.best_answers(query, next(scores[query.sentence is not None]), captions, _ANSWERS)
+      for query in queries
+    ]
+
+  def _encode_sentences(
+    self, variables: base.Variables, sentences: Sequence[str]
+  ) -> dict[str, np.ndarray]:
+    words, mask = (np.stack(x) for x in zip(*map(self._tokenizer, sentences), strict=True))
+    return jax.device_get(self._encode_texts(variables, words, mask))
+
+  def _draw_attention(
+    self,
+    variables: base.Variables,
+    gallery: search.Gallery,
+    result: search.Result,
+    path: epath.Path,
+  ) -> None:
+    """Draws what attends to what in the best pair."""
+    best = result.answers[0]
+    sentence = result.query.sentence
+    if sentence is None:
+      sentence = gallery.captions(best.row)[best.caption]
+    images = {name: x[best.row][None] for name, x in gallery.images.items()}
+    texts = self._encode_sentences(variables, [sentence])
+    weights = jax.device_get(self._attend(variables, images, texts))
+    weights = weights[0].mean(axis=0)
+    regions, slots = images['mask'][0], images['mask'].shape[1]
+    words, word_mask = self._tokenizer(sentence)
+    retrieval_pictures.attention_picture(
+      path,
+      gallery.image_item(best.row),
+      self._tokenizer.pieces(words, word_mask),
+      retrieval_pictures.PairAttention(
+        regions_from_words=weights[:slots, slots:][regions][:, word_mask],
+        words_from_regions=weights[slots:, :slots][word_mask][:, regions],
+      ),
+    )
+
+  def _score(
+    self,
+    variables: base.Variables,
+    images: retrieval_scoring.Encoded,
+    texts: retrieval_scoring.Encoded,
+  ) -> np.ndarray:
+    rows = self._eval_batch_size
+    return retrieval_scoring.score_all_pairs(
+      self._score_block, variables, images, texts, (rows, _BLOCK_TEXTS * rows)
+    )
+
+  @property
+  def _eval_batch_size(self) -> int:
+    return self.config.evaluation.batch_size or self.config.batch_size
+
+  # Compiled once, however often they are called.
+
+  @functools.cached_property
+  def _evaluate(self) -> Callable[..., base.Evaluation]:
+    return jax.jit(self.evaluate)
+
+  @functools.cached_property
+  def _encode_texts(self) -> Callable[..., dict[str, jax.Array]]:
+    return jax.jit(functools.partial(self.model.apply, method='encode_texts'))
+
+  @functools.cached_property
+  def _attend(self) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(self.model.apply, method='cross_attention_maps'))
+
+  @functools.cached_property
+  def _score_block(self) -> Callable[..., jax.Array]:
+    return retrieval_scoring.create_block_scorer(self.model, self.config.task.chunk)
+
+  @functools.cached_property
+  def _tokenizer(self) -> word_pieces.WordPieces:
+    return data.tokenizer(self.config.dataset)
+
+  def _check_vocabulary(self) -> None:
+    """Refuses word pieces that the text encoder does not know."""
+    size, known = len(self._tokenizer.vocabulary), self.model.vocab_size
+    if size > known:
+      raise ValueError(
+        f'dataset.vocabulary has {size} word pieces, {self.config.model.name!r} knows {known}: set '
+        'config.model.vocab_size, or the vocabulary of its text encoder'
+      )
+
+
+def _flat(texts: retrieval_scoring.Encoded) -> retrieval_scoring.Encoded:
+  """Captions `[images, captions, ...]` as sentences `[images * captions, ...]`."""
+  return {name: x.reshape(-1, *x.shape[2:]) for name, x in texts.items()}
+
+
+def _batch_accuracy(scores: jax.Array) -> jax.Array:
+  """How often images and captions of a batch find each other."""
+  own = jnp.arange(scores.shape[0])
+  return jnp.mean(jnp.stack([scores.argmax(axis=0) == own, scores.argmax(axis=1) == own]))
+
+
+def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+  """Refuses wrong values, naming the key."""
+  if config.accumulation_steps > 1:
+    raise ValueError(
+      f'config.accumulation_steps={config.accumulation_steps}: negatives are those of the whole '
+      'batch, which is therefore not split; lower config.task.chunk to save memory'
+    )
+  if not model.text_layers:
+    raise ValueError(
+      f'{config.model.name!r} takes word features, but data sets have sentences: choose a model '
+      "with a text encoder, such as 'mmca_bert_base' or 'mmca_small', or set "
+      'config.model.text_layers'
+    )
+  dataset = config.dataset
+  if dataset.region_dim != model.region_dim:
+    raise ValueError(
+      f'config.dataset.region_dim={dataset.region_dim}, but config.model.region_dim is '
+      f'{model.region_dim}'
+    )
+  if dataset.max_words > model.max_positions:
+    raise ValueError(
+      f'config.dataset.max_words={dataset.max_words}, but the text encoder knows '
+      f'config.model.max_positions={model.max_positions}'
+    )
+  if config.task.chunk < 1:
+    raise ValueError(f'config.task.chunk={config.task.chunk} must be positive')
+  evaluation = config.task.evaluation
+  if not evaluation.all_pairs and evaluation.folds is None:
+    raise ValueError(
+      'config.task.evaluation.all_pairs=False leaves nothing to evaluate: set '
+      'config.task.evaluation.folds'
+    )

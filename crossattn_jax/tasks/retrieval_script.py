@@ -1,0 +1,75 @@
+"""Searches images for sentences with the exported model in this folder.
+
+  python load_and_run.py REGIONS.npy "a sentence" ["another sentence" ...]
+
+REGIONS.npy holds the region features of the images, float [images, regions, channels]. Prints the
+rows of the images that fit best. Needs nothing but `pip install jax flatbuffers safetensors
+tokenizers`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax import export
+import numpy as np
+from safetensors.numpy import load_file
+import tokenizers
+
+SHOWN = 5
+
+
+def load(folder):
+  """Returns the description of the model, and it: inputs by name -> {'score': [pairs]}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def to_words(sentence, spec):
+  """Returns the numbers of a sentence's word pieces and which of them are real, [words] each."""
+  numbers = {piece: number for number, piece in enumerate(spec['vocabulary'])}
+  tokenizer = tokenizers.BertWordPieceTokenizer(numbers, lowercase=True)
+  length = spec['inputs']['words']['shape'][1]
+  tokenizer.enable_truncation(length)
+  tokenizer.enable_padding(length=length, pad_id=numbers['[PAD]'])
+  encoding = tokenizer.encode(sentence)
+  return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool)
+
+
+def to_regions(path, spec):
+  """Returns the features of all images in the model's slots and which of those are used."""
+  features = np.load(path).astype(np.float32)
+  slots, channels = spec['inputs']['regions']['shape'][1:]
+  if features.ndim != 3 or features.shape[1] > slots or features.shape[2] != channels:
+    sys.exit(f'{path}: expected features [images, up to {slots}, {channels}], not {features.shape}')
+  used = features.shape[1]
+  regions = np.pad(features, ((0, 0), (0, slots - used), (0, 0)))
+  return regions, np.tile(np.arange(slots) < used, (len(regions), 1))
+
+
+def main(path, sentences):
+  """Prints the best images of each sentence."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  regions, region_mask = to_regions(path, spec)
+  # A batch has one image: any model can be called so, one exported for a fixed number too.
+  size = spec['batch_size'] or 1
+  for sentence in sentences:
+    words, word_mask = (np.tile(x, (size, 1)) for x in to_words(sentence, spec))
+    scores = []
+    for start in range(0, len(regions), size):
+      rows = np.minimum(np.arange(start, start + size), len(regions) - 1)
+      inputs = {'regions': regions[rows], 'region_mask': region_mask[rows]}
+      scores.append(np.asarray(model(inputs | {'words': words, 'word_mask': word_mask})['score']))
+    scores = np.concatenate(scores)[: len(regions)]
+    best = np.argsort(-scores, kind='stable')[:SHOWN]
+    print(sentence, *(f'image {index} {scores[index]:.3f}' for index in best), sep='  ')
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 3:
+    sys.exit(__doc__)
+  main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,271 @@
+"""The task scores every pair once, however it is cut into blocks, and shows what it finds."""
+
+import functools
+import json
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from crossattn_jax import models, parallel, tasks
+from crossattn_jax.metrics import retrieval as metrics
+from crossattn_jax.tasks import retrieval_scoring, retrieval_search
+from crossattn_jax.training import config as config_lib
+
+SMALL = {
+  'region_dim': 16,
+  'word_dim': 8,
+  'width': 8,
+  'num_heads': 2,
+  'mlp_dim': 8,
+  'conv_channels': 4,
+  'cross_conv_channels': 4,
+  'text_layers': 1,
+  'text_heads': 2,
+  'text_mlp_dim': 8,
+  'max_positions': 24,
+}
+
+
+def small_config(data_dir=None, **model):
+  """An MMCA that compiles in seconds, on ten scenes."""
+  config = config_lib.default_config('retrieval')
+  with config.unlocked():
+    config.model = models.model_config('mmca_small', **(SMALL | model))
+  config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', data_dir
+  config.dataset.eval_split = 'validation'
+  config.dataset.num_regions, config.dataset.region_dim = 8, 16
+  config.dataset.max_words = 24
+  config.batch_size = 4
+  config.task.chunk = 3
+  return config
+
+
+def variables_of(task):
+  variables = jax.jit(task.init)(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  # Larger than they start, so that scores differ.
+  return jax.tree.map(
+    lambda x: jnp.asarray(x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)), variables
+  )
+
+
+def encoded(task, variables, batch_size):
+  """Encoded images and captions, as the loop gathers them."""
+  evaluate = jax.jit(task.evaluate)
+  rows = []
+  for batch in task.eval_data(batch_size, 0, 1):
+    examples = jax.device_get(evaluate(variables, batch)).examples
+    rows.append(jax.tree.map(lambda x, kept=batch['mask']: x[kept], examples))
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
+@pytest.fixture(scope='module')
+def trained(datasets_dir):
+  """A task, variables, its encoded split and the scores of the model itself."""
+  task = tasks.create_task(small_config(datasets_dir))
+  variables = variables_of(task)
+  examples = encoded(task, variables, 5)
+  texts = {name: x.reshape(-1, *x.shape[2:]) for name, x in examples['texts'].items()}
+  score = jax.jit(functools.partial(task.model.apply, method='score'))
+  return task, variables, examples, np.asarray(score(variables, examples['images'], texts))
+
+
+def test_every_pair_is_scored_once_whatever_the_batch_size(trained, datasets_dir):
+  task, variables, examples, expected = trained
+  assert expected.shape == (10, 50)
+  assert expected.std() > 0.05
+  (scores,) = task.evaluate_examples(variables, examples)['']
+  np.testing.assert_allclose(scores, expected, atol=1e-5)
+  config = small_config(datasets_dir)
+  config.evaluation.batch_size = 3
+  other = tasks.create_task(config)
+  (scores,) = other.evaluate_examples(variables, encoded(other, variables, 3))['']
+  np.testing.assert_allclose(scores, expected, atol=1e-5)
+  evaluation = tasks.Evaluation({'count': np.array(10)}, {'': [scores]})
+  assert task.metrics(evaluation) == {**metrics.retrieval_metrics(scores), 'examples': 10}
+
+
+def test_blocks_are_split_over_the_devices_without_communication(trained):
+  task, variables, examples, expected = trained
+  texts = {name: x.reshape(-1, *x.shape[2:]) for name, x in examples['texts'].items()}
+  score = retrieval_scoring.create_block_scorer(task.model, 4)
+  mesh = parallel.create_mesh(data=4, fsdp=2)
+  with jax.set_mesh(mesh):
+    scores = retrieval_scoring.score_all_pairs(score, variables, examples['images'], texts, (4, 24))
+    rows = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        (16, *x.shape[1:]), x.dtype, sharding=parallel.batch_sharding(mesh)
+      ),
+      examples['images'],
+    )
+    replicated = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(mesh)),
+      (variables, texts),
+    )
+    program = score.lower(replicated[0], rows, replicated[1]).compile().as_text()
+  np.testing.assert_allclose(scores, expected, atol=1e-5)
+  # Nothing is exchanged but the scores.
+  exchanged = [line for line in program.splitlines() if ' all-' in line and '= ' in line]
+  assert len(exchanged) == 1
+  assert 'f32[16,50]' in exchanged[0]
+
+
+@pytest.mark.parametrize('all_pairs', [True, False])
+def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
+  _, variables, examples, expected = trained
+  config = small_config(datasets_dir)
+  config.task.evaluation.folds = 2
+  config.task.evaluation.all_pairs = all_pairs
+  task = tasks.create_task(config)
+  scores = task.evaluate_examples(variables, examples)
+  results = task.metrics(tasks.Evaluation({'count': np.array(10)}, scores))
+  halves = metrics.retrieval_metrics(expected, folds=2)
+  assert {name: results[f'folds/{name}'] for name in halves} == pytest.approx(halves)
+  assert ('rsum' in results) == all_pairs
+  config.task.evaluation.folds = 3
+  with pytest.raises(ValueError, match='folds=3 do not divide the 10 images of split'):
+    tasks.create_task(config).evaluate_examples(variables, examples)
+
+
+def batch_of(task, size=4):
+  batch = next(iter(task.train_data(size, 0, 1)))
+  return {name: x for name, x in batch.items() if name != 'skipped'}
+
+
+@pytest.fixture(scope='module')
+def saem(datasets_dir):
+  """A task without cross-attention, which compiles faster, its variables and a batch."""
+  task = tasks.create_task(small_config(datasets_dir, cross_attention=False))
+  return task, variables_of(task), batch_of(task)
+
+
+def loss_of(task, variables, batch):
+  return jax.jit(functools.partial(task.loss, train=False))(variables, batch, jax.random.key(0))
+
+
+def test_the_loss_is_the_sum_over_the_batch_and_counts_other_captions_as_asked(saem):
+  task, variables, batch = saem
+  spec = {name: (x.shape, x.dtype) for name, x in task.batch_spec(4).items()}
+  assert {name: (x.shape, x.dtype) for name, x in batch.items()} == spec
+  scores, _ = jax.jit(task.model.apply)(variables, batch)
+  excess = np.maximum(0.2 + scores - np.diagonal(scores)[:, None], 0)
+  excess_across = np.maximum(0.2 + scores - np.diagonal(scores), 0)
+  negative = 1 - np.eye(4)
+  loss, (reported, _) = loss_of(task, variables, batch)
+  expected = (excess * negative).max(1).sum() + (excess_across * negative).max(0).sum()
+  assert loss == pytest.approx(expected, rel=1e-5)
+  own = np.arange(4)
+  found = np.mean([scores.argmax(0) == own, scores.argmax(1) == own])
+  assert reported['accuracy'] == pytest.approx(found)
+
+  config = task.config.copy_and_resolve_references()
+  config.task.hardest, config.task.exclude_same_image = False, True
+  batch |= {'image': np.array([3, 3, 7, 8], np.int32)}
+  negative[0, 1] = negative[1, 0] = 0
+  loss, _ = loss_of(tasks.create_task(config), variables, batch)
+  assert loss == pytest.approx(((excess + excess_across) * negative).sum(), rel=1e-5)
+
+
+def test_saem_is_an_option_with_its_further_losses(saem):
+  task, variables, batch = saem
+  config = task.config.copy_and_resolve_references()
+  config.task.angular_weight, config.task.norm_weight = 0.5, 0.01
+  loss, (reported, _) = loss_of(tasks.create_task(config), variables, batch)
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
+    if path[0].key in ('region_projection', 'image_unit_0') and path[-1].key == 'kernel'
+  ]
+  assert len(kernels) == 7
+  norms = sum(np.linalg.norm(kernel) for kernel in kernels)
+  expected = reported['triplet_loss'] + 0.5 * reported['angular_loss'] + 0.01 * norms
+  assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_path):
+  task, variables, _, expected = trained
+  gallery = task._gallery(variables)
+  (tmp_path / 'queries.txt').write_text(f'a red star on sand\n\n{gallery.keys[3]}\n')
+  output = epath.Path(tmp_path / 'out')
+  output.mkdir()
+  inputs = task.list_inputs(epath.Path(tmp_path / 'queries.txt'))
+  records = task.write_predictions(variables, inputs, output)
+  assert json.loads((output / 'predictions.json').read_text()) == records
+  sentence, image = records
+  assert (sentence['kind'], image['kind']) == ('sentence', 'image')
+  assert {answer['image'] for answer in sentence['answers']} < set(gallery.keys)
+  best = np.argsort(-expected[3], kind='stable')[:5]
+  for answer, index in zip(image['answers'], best, strict=True):
+    assert answer['image'] == gallery.keys[index // 5]
+    assert answer['caption'] == gallery.captions(index // 5)[index % 5]
+    assert answer['score'] == pytest.approx(expected[3, index], abs=1e-5)
+  for record in records:
+    for kind in ('picture', 'attention'):
+      assert Image.open(record[kind]).width > 300
+  task.write_samples(variables, output / 'samples.png')
+  assert (output / 'samples.png').exists()
+
+
+def test_answers_are_right_where_they_belong_to_the_query():
+  scores = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
+  image = retrieval_search.best_answers(retrieval_search.Query(row=1), scores, 2, 3)
+  assert [(x.row, x.caption) for x in image.answers] == [(0, 1), (1, 1), (2, 1)]
+  sentence = retrieval_search.best_answers(retrieval_search.Query('a'), scores, 2, 2)
+  assert [(x.row, x.caption, x.score) for x in sentence.answers] == [(1, None, 0.9), (3, None, 0.8)]
+
+
+def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
+  task, variables, _, _ = trained
+  (tmp_path / 'photo.png').write_bytes(b'')
+  with pytest.raises(ValueError, match=r"expected \.txt files with a query per line.*'photo\.png'"):
+    task.list_inputs(epath.Path(tmp_path))
+  empty = epath.Path(tmp_path / 'queries.txt')
+  empty.write_text('\n')
+  with pytest.raises(ValueError, match=r'queries\.txt: no line with a query'):
+    task.write_predictions(variables, [empty], epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('accumulation_steps', 2, r'negatives are those of the whole batch.*lower config\.task\.chunk'),
+    ('model.text_layers', 0, "'mmca_small' takes word features, but data sets have sentences"),
+    ('dataset.region_dim', 8, r'region_dim=8, but config\.model\.region_dim is 16'),
+    ('dataset.max_words', 30, r'max_words=30, but the text encoder knows .*max_positions=24'),
+    ('task.chunk', 0, r'config\.task\.chunk=0 must be positive'),
+    ('task.evaluation.all_pairs', False, 'leaves nothing to evaluate: set'),
+  ],
+)
+def test_wrong_values_are_refused_by_key(key, value, message):
+  config = small_config()
+  *sections, name = key.split('.')
+  section = config
+  for part in sections:
+    section = section[part]
+  section[name] = value
+  with pytest.raises(ValueError, match=message):
+    tasks.create_task(config)
+
+
+def test_a_vocabulary_that_is_larger_than_the_text_encoders_is_refused(datasets_dir):
+  task = tasks.create_task(small_config(datasets_dir, vocab_size=60))
+  with pytest.raises(ValueError, match="has 64 word pieces, 'mmca_small' knows 60"):
+    task.train_data(4, 0, 1)
+
+
+def test_the_served_model_scores_pairs_as_the_model_does(trained):
+  task, variables, _, _ = trained
+  serving, batch = task.serving(), batch_of(task)
+  inputs = {name: batch[name] for name in serving.inputs}
+  assert {name: x.shape[1:] for name, x in inputs.items()} == {
+    name: spec.shape for name, spec in serving.inputs.items()
+  }
+  scores, _ = jax.jit(task.model.apply)(variables, batch)
+  served = jax.jit(serving.run)(variables, inputs)['score']
+  np.testing.assert_allclose(served, np.diagonal(scores), atol=1e-5)
+  assert len(json.loads(json.dumps(serving.description))['vocabulary']) == 64
+  assert serving.script.exists()
