@@ -236,6 +236,11 @@ class Entry:
     )
 
 
+def _entry(rule: Rule, torch_key: str, path: tuple[str, ...], shape: Shape) -> Entry:
+  torch_shape = tuple(rule.layout.torch_shape(shape))
+  return Entry(torch_key, torch_shape, rule.collection, path, shape, rule.layout)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mapping:
   """The correspondence for one model; see `build_mapping`.
@@ -257,13 +262,14 @@ class Mapping:
     return {(entry.collection, '/'.join(entry.path)): entry for entry in self.entries}
 
   def find(self, torch_key: str) -> Entry | None:
-    """The entry of a torch key in any spelling that the rules know, or None."""
+    """The entry of a torch key, laid out as its spelling has it; None where no rule knows it."""
     if torch_key in self._by_key:
       return self._by_key[torch_key]
     for rule in self.rules:
       path = rule.path_of(torch_key)
       if path is not None:
-        return self._by_path.get((rule.collection, path))
+        entry = self._by_path.get((rule.collection, path))
+        return None if entry is None else _entry(rule, torch_key, entry.path, entry.flax_shape)
     return None
 
   def drops(self, torch_key: str) -> bool:
@@ -289,14 +295,15 @@ class Mapping:
         if not self.drops(key):
           problems.append(f'unexpected: {key} {tuple(shape)}')
         continue
-      found[entry].append(key)
+      found[entry.collection, entry.path].append(key)
       if tuple(shape) != entry.torch_shape:
         problems.append(f'misshapen: {key} is {tuple(shape)}, expected {entry}')
     for entry in self.entries:
-      if entry not in found:
+      keys = found[entry.collection, entry.path]
+      if not keys:
         problems.append(f'missing: {entry}')
-      elif len(found[entry]) > 1:
-        problems.append(f'repeated: {" and ".join(found[entry])} are both {entry}')
+      elif len(keys) > 1:
+        problems.append(f'repeated: {" and ".join(keys)} are both {entry}')
     if problems:
       raise MappingError(
         f'the state dict does not fit this model ({len(problems)} problems of '
@@ -374,8 +381,7 @@ def build_mapping(
     for rule in rules:
       key = rule.key_of(name) if rule.collection == collection else None
       if key is not None:
-        torch_shape = tuple(rule.layout.torch_shape(shape))
-        entries.append(Entry(key, torch_shape, collection, path[1:], shape, rule.layout))
+        entries.append(_entry(rule, key, path[1:], shape))
         break
     else:
       without_rule.append(f'{"/".join(path)} {list(shape)}')
@@ -384,10 +390,6 @@ def build_mapping(
   mapping = Mapping(tuple(entries), tuple(rules))
   if torch_shapes is not None:
     mapping.check(torch_shapes)
-    in_order = [
-      dataclasses.replace(mapping.find(key), torch_key=key)
-      for key in torch_shapes
-      if not mapping.drops(key)
-    ]
+    in_order = [mapping.find(key) for key in torch_shapes if not mapping.drops(key)]
     mapping = dataclasses.replace(mapping, entries=tuple(in_order))
   return mapping

@@ -3,7 +3,7 @@
 MMCA has the state dict of a PyTorch module that was written from its specification (docs/mmca.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -23,7 +23,10 @@ from crossattn_jax.tasks import retrieval_losses as losses
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-# How SAEM's are called; it keeps the image's and the text's state dict as a list.
+# What scale and bias of a norm are called: by PyTorch, and by BERT's first authors and SAEM.
+Names = tuple[str, str]
+_TORCH, _GOOGLE = ('weight', 'bias'), ('gamma', 'beta')
+# SAEM keeps a list of the image branch's and the text branch's state dict.
 _SAEM_IMAGE, _SAEM_TEXT = '0.', '1.'
 # Of cases that do not say it, by their width.
 _HEADS = {32: 4}
@@ -47,7 +50,7 @@ def _affine(torch: str, flax: str, layout: str, bias_layout: str = 'identity') -
   ]
 
 
-def _norm(torch: str, flax: str, names: tuple[str, str] = ('weight', 'bias')) -> list[Rule]:
+def _norm(torch: str, flax: str, names: Names = _TORCH) -> list[Rule]:
   scale, bias = names
   return [Rule(f'{torch}.{scale}', f'{flax}/scale'), Rule(f'{torch}.{bias}', f'{flax}/bias')]
 
@@ -64,8 +67,8 @@ def unit_rules() -> list[Rule]:
   ]
 
 
-def bert_unit_rules(norm_names: tuple[str, str] = ('weight', 'bias')) -> list[Rule]:
-  """The rules of a transformer unit as BERT and SAEM have it."""
+def bert_unit_rules(norm_names: Names) -> list[Rule]:
+  """The rules of a transformer unit as BERT and SAEM have it, norms in one of the spellings."""
   attention = 'attention.self.{name:query|key|value}'
   return [
     *_affine(attention, '{name}', 'linear_heads_out', 'linear_heads_out'),
@@ -77,8 +80,8 @@ def bert_unit_rules(norm_names: tuple[str, str] = ('weight', 'bias')) -> list[Ru
   ]
 
 
-def bert_rules(pooler: bool = True) -> list[Rule]:
-  """The rules of BERT, whose norms have had two spellings; what it was pretrained by is dropped."""
+def bert_rules(pooler: bool = True, spellings: Sequence[Names] = (_TORCH, _GOOGLE)) -> list[Rule]:
+  """The rules of BERT, norms in either spelling; the heads of its pretraining are dropped."""
   rules = [
     *(
       Rule(f'embeddings.{torch}_embeddings.weight', f'{flax}_embedding/embedding')
@@ -88,7 +91,7 @@ def bert_rules(pooler: bool = True) -> list[Rule]:
     Rule('embeddings.position_ids', None),
     Rule('cls.{any:.*}', None),
   ]
-  for names in (('weight', 'bias'), ('gamma', 'beta')):
+  for names in spellings:
     rules += _norm('embeddings.LayerNorm', 'embedding_norm', names)
     rules += prefixed(bert_unit_rules(names), 'encoder.layer.{layer}.', 'layer_{layer}/')
   return rules
@@ -101,9 +104,7 @@ def phrase_cnn_rules() -> list[Rule]:
 
 def saem_image_rules() -> list[Rule]:
   """The rules of SAEM's image branch."""
-  units = [
-    rule for names in (('gamma', 'beta'), ('weight', 'bias')) for rule in bert_unit_rules(names)
-  ]
+  units = [rule for names in (_GOOGLE, _TORCH) for rule in bert_unit_rules(names)]
   return [
     *_affine('mapping', 'region_projection', 'linear'),
     *prefixed(units, 'layer.', 'image_unit_0/'),
@@ -113,7 +114,7 @@ def saem_image_rules() -> list[Rule]:
 def saem_text_rules(pooler: bool = True) -> list[Rule]:
   """The rules of SAEM's text branch."""
   return [
-    *prefixed(bert_rules(pooler), 'bert.', 'bert/'),
+    *prefixed(bert_rules(pooler, (_GOOGLE, _TORCH)), 'bert.', 'bert/'),
     *_affine('convs1.{i}', 'text_cnn/conv_{i}', _IMAGE_CONV),
     *_affine('mapping', 'text_cnn/fc', 'linear'),
   ]

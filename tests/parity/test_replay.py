@@ -57,6 +57,14 @@ SLOW = {
     'seg_uper_head_train',
     'seg_upernet_mini_train_losses',
   },
+  'mmca': {
+    'cross_pair',
+    'mmca_default',
+    'mmca_train_step',
+    'saem_image_branch_default',
+    'similarity_nomask',
+    'similarity_variant',
+  },
   'mmvit': {
     'cross_block_nopool',
     'mmvit_base_224',
