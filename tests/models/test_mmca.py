@@ -210,7 +210,7 @@ def test_attention_maps_are_shares_of_the_regions_and_words_of_a_pair(model, var
   np.testing.assert_array_equal((maps > 0).all(axis=(1, 2)), takes_part)
 
 
-@pytest.mark.parametrize('frozen', [True, False])
+@pytest.mark.parametrize('frozen', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_frozen_text_encoder_gets_no_gradient_and_never_drops(frozen):
   model = models.create_model(
     'saem', drop_rate=0.5, freeze_text_encoder=frozen, mask_padding=True, **SMALL, **BERT

@@ -58,9 +58,12 @@ SLOW = {
     'seg_upernet_mini_train_losses',
   },
   'mmca': {
+    'bert_tiny',
     'cross_pair',
     'mmca_default',
     'mmca_train_step',
+    'phrase_cnn_unmasked',
+    'saem_image_branch',
     'saem_image_branch_default',
     'similarity_nomask',
     'similarity_variant',
