@@ -80,6 +80,15 @@ def angular_loss(images: jax.Array, texts: jax.Array, *, tan_squared: float = 1.
   return cost(texts) + cost(images)
 
 
+def angular_weight(epoch: jax.Array) -> jax.Array:
+  """SAEM's weight of the angular loss: 0.5, a tenth of it every 5 epochs, 0 after the 21st.
+
+  Args:
+    epoch: counted from 0, a scalar; fractions are cut.
+  """
+  return jnp.where(epoch < 21, 0.5 * 0.1 ** jnp.floor(epoch / 5), 0.0)
+
+
 def norm_penalty(params: Any) -> jax.Array:
   """Sum of the lengths, not squared, of all kernels; SAEM takes 0.01 of the image branch's.
 

@@ -67,6 +67,11 @@ def test_the_angular_loss_is_its_equation():
     assert np.all(np.isfinite(losses.angular_loss(100 * images, 100 * texts)))
 
 
+def test_the_weight_of_the_angular_loss_falls_and_ends():
+  weights = [float(losses.angular_weight(jnp.float32(epoch))) for epoch in (0, 4.9, 5, 20.5, 21)]
+  np.testing.assert_allclose(weights, [0.5, 0.5, 0.05, 5e-5, 0], rtol=1e-6)
+
+
 def test_the_norm_penalty_is_of_kernels_only():
   params = {
     'projection': {'kernel': jnp.array([[3.0, 0.0], [0.0, 4.0]]), 'bias': jnp.ones(2)},
