@@ -155,3 +155,32 @@ def ade20k(config: ml_collections.ConfigDict) -> None:
   config.task.evaluation.absent_classes = 'skip'
   config.checkpoint.best_metric = 'mean_iou'
   config.logging.every_steps = 50
+
+
+def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
+  """SAEM's recipe (yiling2018/saem) for region features and captions as SCAN distributes them.
+
+  Args:
+    model: name of a registered model with a text encoder. Of 'saem_*' also the losses are SAEM's.
+  """
+  config = config_lib.default_config('retrieval')
+  config.model = models.model_config(model, dtype='bfloat16')
+  config.dataset.name = 'region_files'
+  config.dataset.train_split = 'train'
+  config.dataset.eval_split = 'dev'
+  config.task.margin = 0.2
+  config.task.saem_losses = model.startswith('saem')
+  config.batch_size = 64
+  config.num_epochs = 30.0
+  config.optimizer.name = 'adam'
+  config.optimizer.clip_norm = 2.0
+  config.optimizer.multipliers = (('bert/.*', 0.0),)
+  config.schedule.name = 'step'
+  config.schedule.learning_rate = 1e-4
+  config.schedule.boundary_epochs = (10, 20)
+  config.schedule.factor = 0.1
+  config.evaluation.every_steps = 1000
+  config.checkpoint.best_metric = 'rsum'
+  config.checkpoint.use = 'best'
+  config.logging.every_steps = 50
+  return config

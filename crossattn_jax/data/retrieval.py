@@ -97,6 +97,7 @@ def train_dataset(
       `words`: numbers of word pieces, int32 `[b, max_words]`.
       `word_mask`: bool `[b, max_words]`, False after [SEP].
       `image`: number of the image in the split, int32 `[b]`.
+      `epoch`: which pass over the captions this is, from 0, int32 `[b]`.
       `skipped`: int32 `[b]`, the number of unreadable images that this row stands in for.
 
   Raises:
@@ -118,7 +119,7 @@ def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDat
   pairs = grain.MapDataset.range(len(source) * source.captions_per_image)
   if config.shuffle:
     pairs = pairs.shuffle(seed)
-  return pairs.repeat().map(_TrainExample(source, config))
+  return pairs.repeat().map_with_index(_TrainExample(source, config))
 
 
 def eval_dataset(
@@ -137,7 +138,7 @@ def eval_dataset(
     process_count: number of processes, which divides `batch_size`.
 
   Returns:
-    Batches of numpy arrays as those of `train_dataset`, but for
+    Batches of numpy arrays as those of `train_dataset`, without `epoch`, and
       `words`, `word_mask`: of all captions, `[b, captions, max_words]`.
       `mask`: bool `[b]`, False for padding and for unreadable images.
       `skipped`: int32 `[b]`, 1 for the latter.
@@ -220,8 +221,9 @@ class _TrainExample:
     self._decode = _Decoder(self.config, self.config.train_split)
     self._cache: dict[int, tuple[_Decoded, int, int]] | None = {} if self.config.cache else None
 
-  def __call__(self, pair: int) -> dict[str, np.ndarray]:
-    index, caption = divmod(pair, self.source.captions_per_image)
+  def __call__(self, position: int, pair: int) -> dict[str, np.ndarray]:
+    captions = self.source.captions_per_image
+    index, caption = divmod(pair, captions)
     if self._cache is None:
       decoded, image, skipped = self._read(index)
     else:
@@ -234,6 +236,7 @@ class _TrainExample:
       'words': decoded.words[caption],
       'word_mask': decoded.word_mask[caption],
       'image': np.int32(image),
+      'epoch': np.int32(position // (len(self.source) * captions)),
       'skipped': np.int32(skipped),
     }
 

@@ -22,6 +22,9 @@ from crossattn_jax.tasks import base, retrieval_pictures, retrieval_scoring
 from crossattn_jax.tasks import retrieval_losses as losses
 from crossattn_jax.tasks import retrieval_search as search
 
+# Modules whose kernels SAEM keeps short, and by how much.
+_IMAGE_BRANCH = ('region_projection', 'image_unit')
+_NORM_WEIGHT = 0.01
 # Answers that pictures and records have.
 _ANSWERS = 5
 # Images among which the sheet of a run's end searches.
@@ -42,12 +45,15 @@ def default_config() -> ml_collections.ConfigDict:
       # caption of the global batch that do not belong together.
       'margin': 0.2,
       # Whether only the hardest negative of each image and of each caption counts, or all do.
+      # Before the given epoch, counted from 0, all do: a network that knows nothing yet may learn
+      # nothing from the hardest.
       'hardest': True,
+      'hardest_from_epoch': 0,
       # Whether other captions of the same image are no negatives.
       'exclude_same_image': False,
-      # Of SAEM's further losses; 0 leaves them out.
-      'angular_weight': 0.0,
-      'norm_weight': 0.0,
+      # Whether SAEM's further losses are added: the angular loss, whose weight decays by the epoch,
+      # and 0.01 times the lengths of the image branch's kernels.
+      'saem_losses': False,
       # Captions that are paired with the images of a batch at a time, by which memory is bounded,
       # in training and in evaluation. What is computed does not depend on it.
       'chunk': 8,
@@ -91,6 +97,7 @@ class Retrieval(base.Task):
       'words': ((config.max_words,), jnp.int32),
       'word_mask': ((config.max_words,), jnp.bool_),
       'image': ((), jnp.int32),
+      'epoch': ((), jnp.int32),
     }
     return {
       name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
@@ -110,29 +117,37 @@ class Retrieval(base.Task):
     scores, features = self.model.apply(
       variables, batch, train=train, chunk=config.chunk, rngs={'dropout': rng}
     )
-    loss = losses.triplet_loss(
+    triplet_loss = functools.partial(
+      losses.triplet_loss,
       scores,
       margin=config.margin,
-      hardest=config.hardest,
       image_ids=batch['image'] if config.exclude_same_image else None,
-    ).sum()
+    )
+    loss = triplet_loss(hardest=config.hardest).sum()
+    epoch = batch['epoch'].max()
+    if config.hardest and config.hardest_from_epoch:
+      early = triplet_loss(hardest=False).sum()
+      loss = jnp.where(epoch < config.hardest_from_epoch, early, loss)
     reported = {'triplet_loss': loss, 'accuracy': _batch_accuracy(scores)}
-    if config.angular_weight:
+    if config.saem_losses:
       angular = losses.angular_loss(features['image_embedding'], features['text_embedding']).sum()
-      reported['angular_loss'] = angular
-      loss += config.angular_weight * angular
-    if config.norm_weight:
-      image_branch = {
-        name: tree
-        for name, tree in variables['params'].items()
-        if name.startswith(('region_projection', 'image_unit'))
-      }
-      loss += config.norm_weight * losses.norm_penalty(image_branch)
+      norms = losses.norm_penalty(
+        {name: x for name, x in variables['params'].items() if name.startswith(_IMAGE_BRANCH)}
+      )
+      loss += losses.angular_weight(epoch) * angular + _NORM_WEIGHT * norms
+      reported |= {'angular_loss': angular, 'norm_penalty': norms}
     return loss, (reported, {})
 
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless batches of pairs."""
     self._check_vocabulary()
+    if self.model.freeze_text_encoder and self.config.weights is None:
+      raise ValueError(
+        f'the text encoder of {self.config.model.name!r} is frozen and would stay as it is '
+        'initialised: set config.weights to a file that `python -m crossattn_jax.parity convert '
+        f'{self.config.model.name} BERT_CHECKPOINT FILE --fresh=0` wrote, or '
+        'config.model.freeze_text_encoder=False'
+      )
     return data.train_dataset(
       self.config.dataset,
       batch_size=batch_size,

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 import dataclasses
 import textwrap
 
-from etils import epath
-from matplotlib import figure, patches
+from etils import epath, epy
 import numpy as np
 
 from crossattn_jax.data import retrieval_sources as sources
 from crossattn_jax.tasks import pictures
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from matplotlib import figure, patches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,7 @@ def test_an_epoch_has_every_caption_once_with_its_image(config):
     seen.append((pieces[2], pieces[4]))
   assert len(set(seen[:30])) == len(set(seen[30:])) == 30
   assert seen[:30] != seen[30:]
+  assert [int(example['epoch']) for example in examples] == [0] * 30 + [1] * 30
   assert data.steps_per_epoch(config, 4) == 7
 
 

@@ -166,15 +166,26 @@ def test_the_loss_is_the_sum_over_the_batch_and_counts_other_captions_as_asked(s
   config.task.hardest, config.task.exclude_same_image = False, True
   batch |= {'image': np.array([3, 3, 7, 8], np.int32)}
   negative[0, 1] = negative[1, 0] = 0
+  expected = ((excess + excess_across) * negative).sum()
   loss, _ = loss_of(tasks.create_task(config), variables, batch)
-  assert loss == pytest.approx(((excess + excess_across) * negative).sum(), rel=1e-5)
+  assert loss == pytest.approx(expected, rel=1e-5)
+
+  config.task.hardest, config.task.hardest_from_epoch = True, 2
+  task = tasks.create_task(config)
+  early, _ = loss_of(task, variables, batch | {'epoch': np.full(4, 1, np.int32)})
+  assert early == pytest.approx(expected, rel=1e-5)
+  late, _ = loss_of(task, variables, batch | {'epoch': np.full(4, 2, np.int32)})
+  assert late == pytest.approx(
+    (excess * negative).max(1).sum() + (excess_across * negative).max(0).sum(), rel=1e-5
+  )
 
 
 def test_saem_is_an_option_with_its_further_losses(saem):
   task, variables, batch = saem
   config = task.config.copy_and_resolve_references()
-  config.task.angular_weight, config.task.norm_weight = 0.5, 0.01
-  loss, (reported, _) = loss_of(tasks.create_task(config), variables, batch)
+  config.task.saem_losses = True
+  task = tasks.create_task(config)
+  loss, (reported, _) = loss_of(task, variables, batch)
   kernels = [
     leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
@@ -182,8 +193,11 @@ def test_saem_is_an_option_with_its_further_losses(saem):
   ]
   assert len(kernels) == 7
   norms = sum(np.linalg.norm(kernel) for kernel in kernels)
-  expected = reported['triplet_loss'] + 0.5 * reported['angular_loss'] + 0.01 * norms
-  assert loss == pytest.approx(float(expected), rel=1e-5)
+  assert reported['norm_penalty'] == pytest.approx(norms, rel=1e-5)
+  rest = reported['triplet_loss'] + 0.01 * norms
+  assert loss == pytest.approx(float(rest + 0.5 * reported['angular_loss']), rel=1e-5)
+  later, _ = loss_of(task, variables, batch | {'epoch': np.full(4, 5, np.int32)})
+  assert later == pytest.approx(float(rest + 0.05 * reported['angular_loss']), rel=1e-5)
 
 
 def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_path):
@@ -254,6 +268,12 @@ def test_wrong_values_are_refused_by_key(key, value, message):
 def test_a_vocabulary_that_is_larger_than_the_text_encoders_is_refused(datasets_dir):
   task = tasks.create_task(small_config(datasets_dir, vocab_size=60))
   with pytest.raises(ValueError, match="has 64 word pieces, 'mmca_small' knows 60"):
+    task.train_data(4, 0, 1)
+
+
+def test_a_frozen_text_encoder_needs_weights(datasets_dir):
+  task = tasks.create_task(small_config(datasets_dir, freeze_text_encoder=True))
+  with pytest.raises(ValueError, match=r'would stay as it is initialised: set config\.weights'):
     task.train_data(4, 0, 1)
 
 
