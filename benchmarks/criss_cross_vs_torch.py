@@ -50,14 +50,21 @@ def jax_sample(shape: tuple[int, ...], kind: str) -> Callable[[], None]:
   return lambda: jax.block_until_ready(run(*maps))
 
 
-def torch_sample(shape: tuple[int, ...], kind: str) -> Callable[[], None]:
+def torch_sample(
+  shape: tuple[int, ...],
+  kind: str,
+  device: str = 'cpu',
+  dtype: str = 'float32',
+  compiled: bool = False,
+) -> Callable[[], None]:
   """Returns what runs one sample of the official formulation, written anew."""
   import torch
 
   batch, height, width, key_channels, channels = shape
   torch.manual_seed(0)
-  query, key = (torch.randn(batch, key_channels, height, width) for _ in range(2))
-  value, cotangent = (torch.randn(batch, channels, height, width) for _ in range(2))
+  like = {'device': device, 'dtype': getattr(torch, dtype)}
+  query, key = (torch.randn(batch, key_channels, height, width, **like) for _ in range(2))
+  value, cotangent = (torch.randn(batch, channels, height, width, **like) for _ in range(2))
 
   def by_column(x):
     return x.permute(0, 3, 1, 2).contiguous().view(batch * width, -1, height)
@@ -66,7 +73,7 @@ def torch_sample(shape: tuple[int, ...], kind: str) -> Callable[[], None]:
     return x.permute(0, 2, 1, 3).contiguous().view(batch * height, -1, width)
 
   def attend(query, key, value):
-    itself = torch.diag(torch.full((height,), float('-inf'))).repeat(batch * width, 1, 1)
+    itself = torch.diag(torch.full((height,), float('-inf'), **like)).repeat(batch * width, 1, 1)
     column = torch.bmm(by_column(query).transpose(1, 2), by_column(key)) + itself
     row = torch.bmm(by_row(query).transpose(1, 2), by_row(key))
     column = column.view(batch, width, height, height).permute(0, 2, 1, 3)
@@ -78,6 +85,9 @@ def torch_sample(shape: tuple[int, ...], kind: str) -> Callable[[], None]:
     row = torch.bmm(by_row(value), row.view(batch * height, width, width).transpose(1, 2))
     column = column.view(batch, width, -1, height).permute(0, 2, 3, 1)
     return column + row.view(batch, height, -1, width).permute(0, 2, 1, 3)
+
+  if compiled:
+    attend = torch.compile(attend)
 
   def train():
     maps = [x.detach().requires_grad_() for x in (query, key, value)]

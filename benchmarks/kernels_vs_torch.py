@@ -67,12 +67,19 @@ def jax_functions(arrays: list[np.ndarray], heads: int):
   )
 
 
-def torch_functions(arrays: list[np.ndarray], heads: int):
-  """The same, in the official formulation."""
+def torch_functions(
+  arrays: list[np.ndarray],
+  heads: int,
+  device: str = 'cpu',
+  dtype: str = 'float32',
+  compiled: bool = False,
+):
+  """The same, in the official formulation, as it is or through torch.compile."""
   import torch
 
-  query, key, value, cotangent = (torch.from_numpy(x) for x in arrays[:4])
-  routing = torch.from_numpy(arrays[4]).long()
+  to_device = lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype))
+  query, key, value, cotangent = map(to_device, arrays[:4])
+  routing = torch.from_numpy(arrays[4]).to(device).long()
   batch, regions, tokens, channels = query.shape
   scale = channels**-0.5
 
@@ -90,6 +97,9 @@ def torch_functions(arrays: list[np.ndarray], heads: int):
     scores = (heads_first(query) * scale) @ heads_first(key).transpose(2, 3)
     out = scores.softmax(dim=-1) @ heads_first(value)
     return out.transpose(1, 2).reshape(batch, regions, tokens, channels)
+
+  if compiled:
+    attend = torch.compile(attend)
 
   def forward():
     with torch.no_grad():

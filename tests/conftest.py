@@ -1,14 +1,19 @@
-"""Every test runs on eight simulated CPU devices; fixtures that several rooms share."""
+"""Every test runs on eight simulated CPU devices; fixtures that several rooms share.
+
+With CROSSATTN_JAX_TEST_PLATFORM=cuda the tests of a room run on the GPU that is here instead, those
+of `tests/kernels` above all.
+"""
 
 import os
 import tempfile
 
 # Read when jax is first imported, which happens after this file is.
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('CROSSATTN_JAX_TEST_PLATFORM', 'cpu')
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
   # Tests compile more than they compute.
-  + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  + ' --xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu')
 )
 # What several tests run is compiled once, by all workers of pytest-xdist together.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='crossattn_jax_tests_'))

@@ -145,7 +145,7 @@ def check(shape, implementation, dtype, masked=False, per_head=False):
     interpret = implementation in ('tpu', 'gpu') and jax.default_backend() != implementation
     form = api.Form(implementation, interpret=interpret)
     attend = functools.partial(api.attend, form, num_heads=heads, scale=scale)
-  with jax.enable_x64(dtype == 'float64'):
+  with jax.enable_x64(dtype == 'float64'), jax.default_matmul_precision('highest'):
     inputs = arguments(shape, dtype, masked, per_head)
     actual = jax.jit(functools.partial(value_and_vjp, attend))(*inputs)
   for name, array, exact in zip(

@@ -37,6 +37,7 @@ class _Plan:
     key_tokens: of a key region.
     qk_width: channels of a head's queries and keys.
     width: channels of a head's values.
+    most_rows: that a block may have.
     query_block: queries of a block.
     key_block: keys of a block.
   """
@@ -48,8 +49,17 @@ class _Plan:
   key_tokens: int
   qk_width: int
   width: int
+  most_rows: int
   query_block: int
   key_block: int
+
+  def of_keys(self, queries: int) -> '_Plan':
+    """For programs that own the keys of a region, which about so many queries attend to."""
+    return dataclasses.replace(
+      self,
+      query_block=min(self.most_rows, _power_of_two(queries)),
+      key_block=min(self.most_rows, _power_of_two(self.key_tokens)),
+    )
 
 
 def _plan(
@@ -75,6 +85,7 @@ def _plan(
     key_tokens=key_tokens,
     qk_width=widths[0],
     width=widths[1],
+    most_rows=block,
     query_block=min(block, _power_of_two(tokens)),
     key_block=min(block, _power_of_two(top_k * key_tokens)),
   )
@@ -244,6 +255,7 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _run(plan, kernel, name, grid, operands, outputs, products, interpret):
+  own_rows = plan.key_block if kernel is _key_gradient_kernel else plan.query_block
   image, pairs = operands[0].shape[0], grid[1] * plan.tokens * plan.top_k * plan.key_tokens
   pairs *= image
   moved = sum(x.size * x.dtype.itemsize for x in (*operands, *outputs))
@@ -254,7 +266,8 @@ def _run(plan, kernel, name, grid, operands, outputs, products, interpret):
     name=name,
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=axes) for x in outputs],
     grid=grid,
-    compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+    # A warp for sixteen rows.
+    compiler_params=plgpu.CompilerParams(num_warps=min(4, own_rows // 16), num_stages=2),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * plan.heads * plan.qk_width,
       bytes_accessed=moved,
@@ -330,11 +343,12 @@ def backward(
   edges = lax.broadcasted_iota(jnp.int32, (batch, regions * top_k), 1)
   key_of, edges = lax.sort((routing.reshape(batch, -1), edges), num_keys=1)
   first = jnp.sum(key_of[:, None] < jnp.arange(key_regions + 1)[:, None], axis=-1, dtype=jnp.int32)
+  key_plan = plan.of_keys(regions * top_k * tokens // key_regions)
   d_key, d_value = _run(
-    plan,
+    key_plan,
     _key_gradient_kernel,
     'routed_attention_backward_key',
-    (pl.cdiv(key_tokens, plan.key_block), key_regions, batch * num_heads),
+    (pl.cdiv(key_tokens, key_plan.key_block), key_regions, batch * num_heads),
     [*attended, first, edges // top_k, *given],
     [like(key), like(value)],
     4,
