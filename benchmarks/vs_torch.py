@@ -1,12 +1,14 @@
-r"""The library under jit, PyTorch eager and torch.compile side by side on this machine's CPU.
+r"""The library under jit, PyTorch eager and torch.compile side by side on this machine.
 
   python -m benchmarks.vs_torch crossvit_tiny_240 crossvit_small_240 --json=vs_torch.json
+  python -m benchmarks.vs_torch crossvit_small_240 --device=cuda --dtype=bfloat16 --batch=128
 
 For each model the forward pass and a whole training step (forward, cross-entropy, backward, AdamW)
-in float32. Each side is a process of its own with the same cores; they take turns, one sample each,
-and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each
-round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and plain
-modules for those that no package has: MMViT and CrossFormer (`benchmarks/torch_*.py`).
+in float32, or in bfloat16 with float32 parameters (`torch.autocast` there). Each side is a process
+of its own with the same cores; they take turns, one sample each, and the one that waits sleeps.
+Prints the medians and the ratio PyTorch / this library of each round: above 1 this library is
+faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
+has: MMViT and CrossFormer (`benchmarks/torch_*.py`). On a GPU both multiply float32 in TF32.
 """
 
 import argparse
@@ -23,7 +25,7 @@ SIDES = ('jax', 'eager', 'compiled')
 KINDS = ('forward', 'train')
 
 
-def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
+def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable[[], None]:
   """Returns what runs one sample of this library."""
   import jax
   import optax
@@ -32,7 +34,7 @@ def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
   from crossattn_jax.training import host_memory
 
   host_memory.keep_freed_memory()  # as main.py does
-  model = crossattn_jax.create_model(model_name)
+  model = crossattn_jax.create_model(model_name, dtype=dtype)
   image = jax.random.normal(jax.random.key(0), (batch, *model.image_size, 3))
   labels = jax.random.randint(jax.random.key(1), (batch,), 0, model.num_classes)
   variables = jax.jit(model.init)(jax.random.key(2), image)
@@ -68,7 +70,9 @@ def jax_function(model_name: str, kind: str, batch: int) -> Callable[[], None]:
   return run
 
 
-def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Callable[[], None]:
+def torch_function(
+  model_name: str, kind: str, batch: int, dtype: str, device: str, compiled: bool
+) -> Callable[[], None]:
   """Returns what runs one sample of timm's model of that name, or of a plain module."""
   import timm
   import torch
@@ -77,19 +81,27 @@ def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Ca
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
   plain = (module for module in (torch_crossformer, torch_mmvit) if model_name in module.VARIANTS)
   build = next(plain, timm)
-  model = build.create_model(model_name)
+  model = build.create_model(model_name).to(device)
   size = model.default_cfg['input_size']
-  image = torch.randn(batch, *size)
-  labels = torch.randint(0, model.num_classes, (batch,))
+  image = torch.randn(batch, *size, device=device)
+  labels = torch.randint(0, model.num_classes, (batch,), device=device)
+  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+  def finish():
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
   if kind == 'forward':
     model.eval()
     forward = torch.compile(model) if compiled else model
 
     def run():
-      with torch.inference_mode():
+      with torch.inference_mode(), autocast:
         forward(image)
+      finish()
 
     return run
   model.train()
@@ -98,18 +110,21 @@ def torch_function(model_name: str, kind: str, batch: int, compiled: bool) -> Ca
 
   def run():
     optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(forward(image), labels).backward()
+    with autocast:
+      loss = torch.nn.functional.cross_entropy(forward(image), labels)
+    loss.backward()
     optimizer.step()
+    finish()
 
   return run
 
 
-def work(side: str, model_name: str, kind: str, batch: int) -> None:
+def work(side: str, model_name: str, kind: str, batch: int, dtype: str, device: str) -> None:
   """Answers each line of standard input with the seconds of one sample, after a warm-up."""
   if side == 'jax':
-    function = jax_function(model_name, kind, batch)
+    function = jax_function(model_name, kind, batch, dtype)
   else:
-    function = torch_function(model_name, kind, batch, compiled=side == 'compiled')
+    function = torch_function(model_name, kind, batch, dtype, device, side == 'compiled')
   for _ in range(3):
     function()
   print('ready', flush=True)
@@ -122,16 +137,22 @@ def work(side: str, model_name: str, kind: str, batch: int) -> None:
 class Worker:
   """One side as a process that sleeps until it is asked for a sample."""
 
-  def __init__(self, side: str, model_name: str, kind: str, batch: int):
+  def __init__(self, side: str, model_name: str, kind: str, setting: argparse.Namespace):
     command = [sys.executable, '-m', 'benchmarks.vs_torch', '--worker', side, kind, model_name]
+    command += [f'--{name}={getattr(setting, name)}' for name in ('batch', 'dtype', 'device')]
     self._process = subprocess.Popen(
-      [*command, f'--batch={batch}'],
+      command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      # A waiting thread that spins would take the other side's cores.
-      env=os.environ | {'OMP_WAIT_POLICY': 'passive', 'JAX_PLATFORMS': 'cpu'},
+      # A waiting thread that spins would take the other side's cores, memory held ahead its memory.
+      env=os.environ
+      | {
+        'OMP_WAIT_POLICY': 'passive',
+        'JAX_PLATFORMS': setting.device,
+        'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+      },
     )
 
   def ready(self) -> str | None:
@@ -153,19 +174,20 @@ class Worker:
     self._process.communicate()
 
 
-def measure(model_name: str, kind: str, batch: int, rounds: int, sides: tuple[str, ...]) -> dict:
+def measure(model_name: str, kind: str, setting: argparse.Namespace) -> dict:
   """Returns medians in milliseconds and ratios; a side that does not work says why."""
-  record = {'model': model_name, 'kind': kind, 'batch': batch, 'errors': {}}
+  record = {'model': model_name, 'kind': kind, 'errors': {}}
+  record |= {name: getattr(setting, name) for name in ('batch', 'dtype', 'device')}
   workers, samples = {}, {}
   try:
-    for side in sides:
-      worker = Worker(side, model_name, kind, batch)
+    for side in setting.sides:
+      worker = Worker(side, model_name, kind, setting)
       workers[side] = worker
       if error := worker.ready():
         record['errors'][side] = error
       else:
         samples[side] = []
-    for _ in range(rounds):
+    for _ in range(setting.rounds):
       for side in samples:
         samples[side].append(workers[side].sample())
   finally:
@@ -185,7 +207,7 @@ def row(record: dict) -> str:
   """The record as a row of the Markdown table."""
 
   def time_of(side):
-    return f'{record["milliseconds"][side]:.0f}' if side in record['milliseconds'] else '-'
+    return f'{record["milliseconds"][side]:.3g}' if side in record['milliseconds'] else '-'
 
   def ratio(side):
     values = record.get('ratios', {}).get(side)
@@ -204,6 +226,8 @@ def main() -> None:
   )
   parser.add_argument('models', nargs='+', metavar='MODEL')
   parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
   parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES)
@@ -212,15 +236,16 @@ def main() -> None:
   args = parser.parse_args()
   if args.worker:
     side, kind = args.worker
-    work(side, args.models[0], kind, args.batch)
+    work(side, args.models[0], kind, args.batch, args.dtype, args.device)
     return
-  print(f'{len(os.sched_getaffinity(0))} cores, batch {args.batch}, medians of {args.rounds}')
+  where = f'{len(os.sched_getaffinity(0))} cores' if args.device == 'cpu' else args.device
+  print(f'{where}, {args.dtype}, batch {args.batch}, medians of {args.rounds}')
   print('| model | work | jit, ms | eager, ms | torch.compile, ms | vs eager | vs torch.compile |')
   print('|' + '---|' * 7, flush=True)
   records = []
   for name in args.models:
     for kind in args.kinds:
-      records.append(measure(name, kind, args.batch, args.rounds, tuple(args.sides)))
+      records.append(measure(name, kind, args))
       print(row(records[-1]), flush=True)
       for side, error in records[-1]['errors'].items():
         print(f'{name} {kind} {side} does not work: {error}', file=sys.stderr)
