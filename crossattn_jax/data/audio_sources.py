@@ -9,11 +9,14 @@ import os
 import pathlib
 from typing import Protocol, TypedDict
 
+from etils import epy
 import numpy as np
-from scipy import signal
 from scipy.io import wavfile
 
 from crossattn_jax.data import spectrogram, tones
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from scipy import signal
 
 TONES = 'tones'
 WAV_FOLDER = 'wav_folder'

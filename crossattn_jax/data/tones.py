@@ -6,11 +6,14 @@ A clip is a second of one to three events over faint noise, made from its split 
 import io
 import zlib
 
+from etils import epy
 import numpy as np
-from scipy import signal
 from scipy.io import wavfile
 
 from crossattn_jax.data import spectrogram
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from scipy import signal
 
 CLASS_NAMES = (
   'steady tone',

@@ -4,8 +4,11 @@ Both functions see the scores of the whole evaluation set at once, on the host: 
 no mean over examples.
 """
 
+from etils import epy
 import numpy as np
-from sklearn import metrics
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from sklearn import metrics
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

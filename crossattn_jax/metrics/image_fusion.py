@@ -7,8 +7,11 @@ function says which ones are followed, and docs/atfuse.md what to look out for.
 
 from collections.abc import Mapping
 
+from etils import epy
 import numpy as np
-from scipy import ndimage
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from scipy import ndimage
 
 # Whether more ('up') or less ('down') of a metric is better, in the order of tables.
 DIRECTIONS: Mapping[str, str] = {

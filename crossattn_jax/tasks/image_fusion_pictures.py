@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 
-from etils import epath
-from matplotlib import figure
+from etils import epath, epy
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.tasks import pictures
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from matplotlib import figure
 
 
 @dataclasses.dataclass(frozen=True)

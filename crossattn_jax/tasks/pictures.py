@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 
-from etils import epath
+from etils import epath, epy
 from flax import linen as nn
 import jax
-from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from matplotlib import figure, patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def unused_name(name: str, used: set[str]) -> str:
   return candidate
 
 
-def save(sheet: figure.Figure, path: epath.Path) -> None:
+def save(sheet: 'figure.Figure', path: epath.Path) -> None:
   """Writes a PNG; the path may be in a bucket, which matplotlib cannot open."""
   buffer = io.BytesIO()
   sheet.savefig(buffer, format='png', dpi=120)

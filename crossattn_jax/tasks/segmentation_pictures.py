@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 
-from etils import epath
-from matplotlib import figure, patches
+from etils import epath, epy
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.tasks import pictures
+
+with epy.lazy_imports():  # A second of every start; few runs need it.
+  from matplotlib import figure, patches
 
 # More classes than this do not fit below a picture; the most frequent ones are named.
 _LEGEND_ENTRIES = 16
@@ -66,7 +68,7 @@ def _laid_over(image: np.ndarray, classes: np.ndarray, palette: np.ndarray) -> n
 
 
 def _legend(
-  sheet: figure.Figure, shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray
+  sheet: 'figure.Figure', shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray
 ) -> None:
   """Names the most frequent of the classes that occur, with their colours."""
   counts = sum(np.bincount(classes.ravel(), minlength=256) for classes in shown)[: len(names)]
