@@ -167,8 +167,14 @@ def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
   [
     (('--mode=train',), '--config'),
     (('--mode=eval', '--workdir=/nonexistent'), '/nonexistent/config.json'),
-    (('--mode=predict', '--workdir=/nonexistent'), '/nonexistent/config.json'),
-    (('--mode=export', '--workdir=/nonexistent'), '/nonexistent/config.json'),
+    *(
+      pytest.param(
+        (f'--mode={mode}', '--workdir=/nonexistent'),
+        '/nonexistent/config.json',
+        marks=pytest.mark.slow,
+      )
+      for mode in ('predict', 'export')
+    ),
   ],
 )
 def test_a_missing_flag_is_named(run, arguments, message):
