@@ -164,7 +164,7 @@ def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:
 
 
 def load(path: epath.Path) -> ml_collections.ConfigDict:
-  """Reads a config that `save` wrote.
+  """Reads a config that `save` wrote; keys that later versions brought get their defaults.
 
   Raises:
     ConfigError: the file is missing, or is not JSON.
@@ -177,7 +177,17 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
     ) from error
   except json.JSONDecodeError as error:
     raise ConfigError(f'{path} is not JSON ({error}); give --config instead') from error
-  return ml_collections.ConfigDict(_tuples(saved)).lock()
+  saved = _tuples(saved)
+  _add_defaults(
+    saved, default_config(saved.get('task', {}).get('name', 'classification')).to_dict()
+  )
+  return ml_collections.ConfigDict(saved).lock()
+
+
+def _add_defaults(saved: dict[str, Any], default: dict[str, Any]) -> None:
+  for key, value in default.items():
+    if isinstance(saved.setdefault(key, value), dict) and isinstance(value, dict):
+      _add_defaults(saved[key], value)
 
 
 def _tuples(value: Any) -> Any:

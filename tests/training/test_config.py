@@ -1,5 +1,7 @@
 """A config that cannot be run is refused by name, and what was run can be read back."""
 
+import json
+
 import pytest
 
 from crossattn_jax.training import config as config_lib
@@ -53,6 +55,19 @@ def test_a_saved_config_is_the_same_again(tiny_config, tmp_path):
   loaded = config_lib.load(path)
   assert loaded.to_dict() == tiny_config.to_dict()
   config_lib.validate(loaded)
+
+
+def test_keys_that_came_after_a_config_was_saved_get_their_defaults(tiny_config, tmp_path):
+  saved = tiny_config.to_dict()
+  del saved['task']['distillation'], saved['profile'], saved['optimizer']['clip_norm']
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  loaded = config_lib.load(tmp_path / 'config.json')
+  config_lib.validate(loaded)
+  default = config_lib.default_config()
+  assert loaded.profile.to_dict() == default.profile.to_dict()
+  assert loaded.optimizer.clip_norm == default.optimizer.clip_norm
+  assert loaded.optimizer.weight_decay == tiny_config.optimizer.weight_decay
+  assert loaded.task.distillation.to_dict() == default.task.distillation.to_dict()
 
 
 @pytest.mark.parametrize(('content', 'message'), [(None, 'does not exist'), ('{', 'is not JSON')])
