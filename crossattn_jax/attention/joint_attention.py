@@ -1,9 +1,10 @@
 """Attention from each of several sets of tokens to all of them under one softmax.
 
-Source: MMCA, "Multi-Modality Cross Attention Network for Image and Sentence Matching" (Wei et al.,
-CVPR 2020), section 3.3: image regions and words are stacked, so that a region takes from regions
-and from words at once, in shares that sum to one. The sets are kept apart here: what depends on one
-of them only, its projections and the scores within it, is computed once for all its partners.
+Source: the cross-attention module of MMCA, "Multi-Modality Cross Attention Network for Image and
+Sentence Matching" (Wei et al., CVPR 2020). It stacks image regions and words, so that a region
+takes from regions and from words at once, in shares that sum to one. The sets are kept apart here:
+what depends on one of them only, its projections and the scores within it, is computed once for all
+its partners.
 """
 
 from collections.abc import Callable, Sequence

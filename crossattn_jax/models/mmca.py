@@ -10,7 +10,7 @@ either alone. The cross-attention module embeds them as a pair: regions and word
 other under one softmax. A pair's score is the similarity of the embeddings of both modules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import joint_attention
-from crossattn_jax.layers import initializers, linear, normalization
+from crossattn_jax.layers import initializers, linear, similarity
 from crossattn_jax.models import bert, registry
 
 Features = dict[str, jax.Array]
@@ -128,7 +128,7 @@ class PhraseCNN(nn.Module):
       name='fc',
       **types,
     )(x)
-    return normalization.l2_normalize(x)
+    return similarity.l2_normalize(x)
 
 
 class MMCA(nn.Module):
@@ -142,8 +142,8 @@ class MMCA(nn.Module):
     width: of embeddings, and of regions and words in the attentions.
     num_heads: of the attentions.
     mlp_dim: hidden width of the MLPs.
-    image_units: transformer units of the self-attention module, whose sentences have the text
-      encoder's.
+    image_units: transformer units in which the regions of an image attend to each other; for words
+      the text encoder did so.
     cross_attention: whether there is the cross-attention module. Without, this is SAEM.
     cross_units: its transformer units.
     cross_input: which regions it takes: 'projected', or 'self', those that have attended to each
@@ -268,7 +268,7 @@ class MMCA(nn.Module):
     for unit in self.image_unit:
       x = unit(x, mask, train)
     return {
-      'embedding': normalization.l2_normalize(masked_mean(x, mask)),
+      'embedding': similarity.l2_normalize(masked_mean(x, mask)),
       'candidates': projected if self.cross_input == 'projected' else x,
       'mask': mask,
     }
@@ -353,7 +353,7 @@ class MMCA(nn.Module):
     """The scores, and the similarities that they are made of."""
     # Each device pairs its images with all sentences.
     texts = jax.tree.map(lambda x: parallel.constrain(x, *(None,) * x.ndim), texts)
-    self_scores = images['embedding'] @ texts['embedding'].T
+    self_scores = similarity.dot_products(images['embedding'], texts['embedding'])
     if not self.cross_attention:
       return self_scores, {'self_scores': self_scores}
     cross_scores = self._cross_scores(images, texts, chunk, train)
@@ -431,11 +431,11 @@ class MMCA(nn.Module):
     for unit in self.cross_unit[1:]:
       sets = [unit.project(x, old.mask) for x, old in zip(tokens, sets, strict=True)]
       tokens, weights = unit.attend(sets, train)
-    image_embedding = normalization.l2_normalize(masked_mean(tokens[0], regions.mask))
+    image_embedding = similarity.l2_normalize(masked_mean(tokens[0], regions.mask))
     return image_embedding, self.cross_cnn(tokens[1], words.mask, train), weights
 
   def __call__(
-    self, inputs: Features, train: bool = False, chunk: int | None = None
+    self, inputs: Mapping[str, jax.Array], train: bool = False, chunk: int | None = None
   ) -> tuple[jax.Array, Features]:
     """Scores every sentence for every image.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.attention import joint_attention
-from crossattn_jax.layers import normalization
+from crossattn_jax.layers import similarity
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import bert, mmca
 from crossattn_jax.parity import adapters
@@ -399,7 +399,7 @@ def contrastive_adapter(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(im: jax.Array, s: jax.Array) -> Arrays:
-    images, texts = normalization.l2_normalize(im), normalization.l2_normalize(s)
+    images, texts = similarity.l2_normalize(im), similarity.l2_normalize(s)
     return {'loss': losses.triplet_loss(images @ texts.T).sum()}
 
   return adapters.function_adapter(run, jit=True)

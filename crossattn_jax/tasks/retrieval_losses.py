@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.layers import similarity
 from crossattn_jax.parallel import parameters
 
 
@@ -55,8 +56,8 @@ def triplet_loss(
 def angular_loss(images: jax.Array, texts: jax.Array, *, tan_squared: float = 1.0) -> jax.Array:
   """Bounds the angle at the hardest negative of the triangle that it forms with a pair.
 
-  Wang et al., "Deep Metric Learning with Angular Loss" (arXiv 1708.01682), equation 6, of the
-  largest exponent instead of their sum, as SAEM has it.
+  Wang et al., "Deep Metric Learning with Angular Loss" (arXiv 1708.01682), with the largest
+  exponential instead of the sum over the negatives, as SAEM has it.
 
   Args:
     images: embeddings `[batch, channels]`.
@@ -72,7 +73,7 @@ def angular_loss(images: jax.Array, texts: jax.Array, *, tan_squared: float = 1.
   itself = jnp.eye(len(images), dtype=bool)
 
   def cost(negatives: jax.Array) -> jax.Array:
-    exponents = 4 * tan_squared * (images + texts) @ negatives.T
+    exponents = 4 * tan_squared * similarity.dot_products(images + texts, negatives)
     exponents -= 2 * (1 + tan_squared) * matching[:, None]
     hardest = jnp.max(jnp.where(itself, -jnp.inf, exponents), axis=-1)
     return jnp.logaddexp(hardest, 0)

@@ -1,4 +1,4 @@
-"""Normalisation to unit length."""
+"""Lengths and products of embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -17,3 +17,18 @@ def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   squares = jnp.sum(x**2, axis=-1, keepdims=True)
   return x / jnp.sqrt(jnp.maximum(squares, epsilon**2))
+
+
+def dot_products(a: jax.Array, b: jax.Array) -> jax.Array:
+  """All products of two sets of embeddings, as exact as their dtype.
+
+  By default TPUs and GPUs round the factors of such a product: what is closest would change.
+
+  Args:
+    a: `[rows, channels]`.
+    b: `[columns, channels]`.
+
+  Returns:
+    `[rows, columns]`.
+  """
+  return jnp.einsum('ic,jc->ij', a, b, precision=jax.lax.Precision.HIGHEST)
