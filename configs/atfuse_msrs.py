@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_epochs = 2000.0
   config.optimizer.name = 'adamw'
   config.optimizer.weight_decay = 0.0
+  config.optimizer.max_loss_ratio = 4.0
   config.schedule.name = 'step'
   config.schedule.learning_rate = 1e-4
   config.schedule.boundary_epochs = (50, 100, 200, 400)

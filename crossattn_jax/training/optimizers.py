@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import dataclasses
 import difflib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ def default_config() -> ml_collections.ConfigDict:
       unit by unit to a fraction of the weights' norm (see `adaptive_clip`); at most one.
     clip_adaptive_elements: patterns of parameters that `clip_adaptive` treats element by element,
       such as layer scales.
+    max_loss_ratio: updates nothing on a batch whose loss is this many times that of the last one
+      that was used, or more (see `skip_large_losses`).
   """
   config = ml_collections.ConfigDict()
   config.name = 'adamw'
@@ -83,6 +85,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.clip_value = config_dict.placeholder(float)
   config.clip_adaptive = config_dict.placeholder(float)
   config.clip_adaptive_elements = ()
+  config.max_loss_ratio = config_dict.placeholder(float)
   return config
 
 
@@ -119,7 +122,7 @@ def parameter_settings(
 
 def create_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule, params: optax.Params
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer of a run.
 
   Args:
@@ -128,9 +131,9 @@ def create_optimizer(
     params: arrays or `jax.ShapeDtypeStruct`s; only their paths and shapes are used.
 
   Returns:
-    A transformation whose `update` needs `params`. Trees in its state that mirror the parameters
-    hold `optax.MaskedNode` in place of frozen ones: give `optax.tree_map_params`
-    `is_leaf=lambda x: isinstance(x, optax.MaskedNode)` if there are any.
+    A transformation whose `update` needs `params`, and takes the loss as `value`. Trees in its
+    state that mirror the parameters hold `optax.MaskedNode` in place of frozen ones: give
+    `optax.tree_map_params` `is_leaf=lambda x: isinstance(x, optax.MaskedNode)` if there are any.
 
   Raises:
     ValueError: for an unknown name, contradictory values, or a pattern that matches no parameter.
@@ -166,12 +169,62 @@ def create_optimizer(
   parts.append(optax.scale_by_learning_rate(schedule))
   optimizer = optax.chain(*parts)
   optimizer = _in_float32(optimizer)
-  if all(setting.multiplier for setting in settings.values()):
-    return optimizer
-  labels = jax.tree.map(
-    lambda factor: 'trained' if factor else 'frozen', per_parameter('multiplier', params)
-  )
-  return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+  if not all(setting.multiplier for setting in settings.values()):
+    labels = jax.tree.map(
+      lambda factor: 'trained' if factor else 'frozen', per_parameter('multiplier', params)
+    )
+    optimizer = optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+  if config.max_loss_ratio is not None:
+    return skip_large_losses(optimizer, config.max_loss_ratio)
+  return optax.with_extra_args_support(optimizer)
+
+
+class SkipLargeLossesState(NamedTuple):
+  """State of `skip_large_losses`.
+
+  Attributes:
+    last_loss: of the last batch that was used, float32.
+    inner: state of the optimizer.
+  """
+
+  last_loss: jax.Array
+  inner: optax.OptState
+
+
+def skip_large_losses(
+  optimizer: optax.GradientTransformation, ratio: float
+) -> optax.GradientTransformationExtraArgs:
+  """Updates nothing, moments included, on a batch whose loss is far above the last one's.
+
+  Part of ATFuse's training (its code; the paper does not tell).
+
+  Args:
+    optimizer: whose updates these are.
+    ratio: a loss of at least this many times that of the last batch that was used is too large.
+
+  Returns:
+    A transformation whose `update` needs the loss as `value`.
+  """
+
+  def init(params: optax.Params) -> SkipLargeLossesState:
+    return SkipLargeLossesState(jnp.full((), jnp.inf, jnp.float32), optimizer.init(params))
+
+  def update(
+    updates: optax.Updates,
+    state: SkipLargeLossesState,
+    params: optax.Params | None = None,
+    *,
+    value: jax.Array,
+    **unused: Any,
+  ) -> tuple[optax.Updates, SkipLargeLossesState]:
+    del unused
+    used = value < ratio * state.last_loss
+    updates, inner = optimizer.update(updates, state.inner, params)
+    updates = jax.tree.map(lambda u: jnp.where(used, u, 0), updates)
+    new = SkipLargeLossesState(value.astype(jnp.float32), inner)
+    return updates, jax.tree.map(lambda new, old: jnp.where(used, new, old), new, state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def adaptive_clip(

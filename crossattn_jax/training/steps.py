@@ -70,7 +70,9 @@ def make_train_step(
     gradient_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(gradient_norm)
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, value=metrics['loss']
+    )
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:

@@ -186,6 +186,23 @@ def test_clips_to_the_global_norm_or_to_a_value():
       )
 
 
+def test_a_loss_far_above_the_last_one_that_was_used_updates_nothing():
+  params = make_tree(0)
+  schedule = lambda step: LEARNING_RATE
+  optimizer = optimizers.create_optimizer(make_config(max_loss_ratio=4.0), schedule, params)
+  plain = optimizers.create_optimizer(make_config(), schedule, params)
+  state, expected_state, expected = optimizer.init(params), plain.init(params), params
+  update = jax.jit(optimizer.update)
+  for step, (loss, used) in enumerate([(9.0, True), (1.0, True), (4.0, False), (3.9, True)]):
+    updates, state = update(make_tree(step + 1), state, params, value=jnp.float32(loss))
+    params = optax.apply_updates(params, updates)
+    if used:
+      updates, expected_state = plain.update(make_tree(step + 1), expected_state, expected)
+      expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(flat(params)['gate'], flat(expected)['gate'], rtol=1e-6)
+  assert state.last_loss == pytest.approx(3.9)
+
+
 def test_adaptive_clipping_has_the_units_of_torch_layouts():
   # timm's rule on the same arrays in PyTorch's layout: a unit per index of the first dimension.
   to_torch = {
