@@ -2,6 +2,7 @@
 
 import functools
 import json
+import runpy
 
 from etils import epath
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from crossattn_jax import models, parallel, tasks
 from crossattn_jax.metrics import retrieval as metrics
-from crossattn_jax.tasks import retrieval_scoring, retrieval_search
+from crossattn_jax.tasks import retrieval_pictures, retrieval_scoring, retrieval_search
 from crossattn_jax.training import config as config_lib
 
 SMALL = {
@@ -68,13 +69,14 @@ def trained(datasets_dir):
   """A task, variables, its encoded split and the scores of the model itself."""
   task = tasks.create_task(small_config(datasets_dir))
   variables = variables_of(task)
-  examples = encoded(task, variables, 5)
+  # The last batch is filled up.
+  examples = encoded(task, variables, 4)
   texts = {name: x.reshape(-1, *x.shape[2:]) for name, x in examples['texts'].items()}
   score = jax.jit(functools.partial(task.model.apply, method='score'))
   return task, variables, examples, np.asarray(score(variables, examples['images'], texts))
 
 
-def test_every_pair_is_scored_once_whatever_the_batch_size(trained, datasets_dir):
+def test_every_pair_is_scored_once_whatever_the_blocks(trained, datasets_dir):
   task, variables, examples, expected = trained
   assert expected.shape == (10, 50)
   assert expected.std() > 0.05
@@ -83,7 +85,7 @@ def test_every_pair_is_scored_once_whatever_the_batch_size(trained, datasets_dir
   config = small_config(datasets_dir)
   config.evaluation.batch_size = 3
   other = tasks.create_task(config)
-  (scores,) = other.evaluate_examples(variables, encoded(other, variables, 3))['']
+  (scores,) = other.evaluate_examples(variables, examples)['']
   np.testing.assert_allclose(scores, expected, atol=1e-5)
   evaluation = tasks.Evaluation({'count': np.array(10)}, {'': [scores]})
   assert task.metrics(evaluation) == {**metrics.retrieval_metrics(scores), 'examples': 10}
@@ -96,22 +98,24 @@ def test_blocks_are_split_over_the_devices_without_communication(trained):
   mesh = parallel.create_mesh(data=4, fsdp=2)
   with jax.set_mesh(mesh):
     scores = retrieval_scoring.score_all_pairs(score, variables, examples['images'], texts, (4, 24))
-    rows = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        (16, *x.shape[1:]), x.dtype, sharding=parallel.batch_sharding(mesh)
-      ),
-      examples['images'],
-    )
-    replicated = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(mesh)),
-      (variables, texts),
-    )
-    program = score.lower(replicated[0], rows, replicated[1]).compile().as_text()
+    structs = [
+      jax.tree.map(
+        lambda x, shape=shape, sharding=sharding: jax.ShapeDtypeStruct(
+          (*shape, *x.shape[1:]), x.dtype, sharding=sharding
+        ),
+        items,
+      )
+      for items, shape, sharding in (
+        (examples['images'], (8,), parallel.batch_sharding(mesh)),
+        (texts, (24,), parallel.replicated(mesh)),
+      )
+    ]
+    program = score.lower(variables, *structs).compile().as_text()
   np.testing.assert_allclose(scores, expected, atol=1e-5)
   # Nothing is exchanged but the scores.
   exchanged = [line for line in program.splitlines() if ' all-' in line and '= ' in line]
   assert len(exchanged) == 1
-  assert 'f32[16,50]' in exchanged[0]
+  assert 'f32[8,24]' in exchanged[0]
 
 
 @pytest.mark.parametrize('all_pairs', [True, False])
@@ -232,6 +236,15 @@ def test_answers_are_right_where_they_belong_to_the_query():
   assert [(x.row, x.caption, x.score) for x in sentence.answers] == [(1, None, 0.9), (3, None, 0.8)]
 
 
+def test_attention_is_drawn_where_the_image_is_not_at_hand(tmp_path):
+  rng = np.random.default_rng(0)
+  attention = retrieval_pictures.PairAttention(rng.random((36, 4)), rng.random((4, 36)))
+  item = retrieval_pictures.Item('391895')
+  path = epath.Path(tmp_path / 'attention.png')
+  retrieval_pictures.attention_picture(path, item, ('[CLS]', 'a', 'dog', '[SEP]'), attention)
+  assert Image.open(path).width > 1000
+
+
 def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
   task, variables, _, _ = trained
   (tmp_path / 'photo.png').write_bytes(b'')
@@ -289,3 +302,28 @@ def test_the_served_model_scores_pairs_as_the_model_does(trained):
   np.testing.assert_allclose(served, np.diagonal(scores), atol=1e-5)
   assert len(json.loads(json.dumps(serving.description))['vocabulary']) == 64
   assert serving.script.exists()
+
+
+def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
+  task, _, _, _ = trained
+  serving = task.serving()
+  batch = {name: x[:1] for name, x in batch_of(task).items()}
+  spec = dict(serving.description) | {
+    'inputs': {name: {'shape': ['batch', *x.shape]} for name, x in serving.inputs.items()}
+  }
+  script = runpy.run_path(str(serving.script))
+  for sentence in ('A red star, on SAND', 'a ' * 40, 'unknown'):
+    for made, expected in zip(
+      script['to_words'](sentence, spec), task._tokenizer(sentence), strict=True
+    ):
+      np.testing.assert_array_equal(made, expected)
+  used = int(batch['region_mask'].sum())
+  np.save(tmp_path / 'regions.npy', batch['regions'][:, :used])
+  regions, mask = script['to_regions'](tmp_path / 'regions.npy', spec)
+  np.testing.assert_array_equal(regions, batch['regions'])
+  np.testing.assert_array_equal(mask, batch['region_mask'])
+  np.save(tmp_path / 'regions.npy', np.zeros((2, 9, 16)))
+  with pytest.raises(
+    SystemExit, match=r'expected features \[images, up to 8, 16\], not \(2, 9, 16\)'
+  ):
+    script['to_regions'](tmp_path / 'regions.npy', spec)

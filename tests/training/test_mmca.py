@@ -1,10 +1,12 @@
 """MMCA trains from the one loop: negatives of the global batch on every mesh, and in bfloat16."""
 
+from etils import epath
 import numpy as np
 import pytest
 
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import loop, metric_writers
 
 
 @pytest.fixture
@@ -60,3 +62,21 @@ def test_bfloat16_learns_and_keeps_float32_parameters(config, assert_bfloat16_le
   config.model.drop_rate = 0.0
   config.task.hardest = False
   assert_bfloat16_learns(config, _batch, steps=60, share=0.5)
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_ends_with_recalls_and_a_sheet(config, datasets_dir, tmp_path):
+  config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', datasets_dir
+  config.dataset.eval_split = 'validation'
+  config.dataset.num_regions = 8
+  config.num_steps = 2
+  config.checkpoint.best_metric = 'rsum'
+  metrics = loop.train(config, epath.Path(tmp_path))
+  assert metrics['examples'] == 10
+  assert metrics['rsum'] == pytest.approx(
+    sum(metrics[f'{way}_r{k}'] for way in ('i2t', 't2i') for k in (1, 5, 10))
+  )
+  *_, last = metric_writers.read_metrics(tmp_path)
+  assert last['eval/rsum'] == metrics['rsum']
+  assert (tmp_path / 'predictions.png').exists()
+  assert loop.evaluate(config, epath.Path(tmp_path)) == metrics
