@@ -55,7 +55,7 @@ def default_config() -> ml_collections.ConfigDict:
       # and 0.01 times the lengths of the image branch's kernels.
       'saem_losses': False,
       # Captions that are paired with the images of a batch at a time, by which memory is bounded,
-      # in training and in evaluation. What is computed does not depend on it.
+      # in training and in evaluation. Nothing but the random bits of dropout depends on it.
       'chunk': 8,
     }
   )
@@ -180,7 +180,9 @@ class Retrieval(base.Task):
       examples={'images': images, 'texts': texts},
     )
 
-  def evaluate_examples(self, variables: base.Variables, examples: Any) -> dict[str, Any]:
+  def evaluate_examples(
+    self, variables: base.Variables, examples: Any
+  ) -> dict[str, list[np.ndarray]]:
     """Scores of all pairs, and of the pairs of each fold.
 
     Args:
@@ -188,7 +190,8 @@ class Retrieval(base.Task):
       examples: encoded images and captions, as `evaluate` has them.
 
     Returns:
-      By the beginning of the metrics' names, arrays `[images, captions]`.
+      By the beginning of the metrics' names, '' for all pairs and 'folds/', one array `[images,
+      captions]` per part.
 
     Raises:
       ValueError: the folds do not divide the images.
