@@ -3,16 +3,19 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
   python -m benchmarks.vs_torch crossvit_tiny_240 crossvit_small_240 --json=vs_torch.json
   python -m benchmarks.vs_torch crossvit_small_240 --device=cuda --dtype=bfloat16 --batch=128
 
-For each model the forward pass and a whole training step (forward, cross-entropy, backward, AdamW)
-in float32, or in bfloat16 with float32 parameters (`torch.autocast` there). Each side is a process
-of its own with the same cores; they take turns, one sample each, and the one that waits sleeps.
-Prints the medians and the ratio PyTorch / this library of each round: above 1 this library is
-faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
-has: MMViT and CrossFormer (`benchmarks/torch_*.py`). On a GPU both multiply float32 in TF32.
+For each model the forward pass and a whole training step (forward, loss, backward, AdamW) in
+float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the
+cross-entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet
+loss. Each side is a process of its own with the same cores; they take turns, one sample each, and
+the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each round:
+above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and plain modules for
+those that no package has: MMViT, CrossFormer and MMCA (`benchmarks/torch_*.py`). On a GPU both
+multiply float32 in TF32.
 """
 
 import argparse
 from collections.abc import Callable
+import functools
 import json
 import os
 import pathlib
@@ -20,9 +23,32 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 SIDES = ('jax', 'eager', 'compiled')
 KINDS = ('forward', 'train')
+
+
+def jax_problem(model: Any, batch: int) -> tuple[Any, Callable[[Any], Any]]:
+  """Returns an input of a model of this library, and the loss of what the model makes of it."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from crossattn_jax.tasks import retrieval_losses
+
+  keys = jax.random.split(jax.random.key(0), 3)
+  if hasattr(model, 'num_classes'):
+    image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
+    labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    return image, lambda logits: cross_entropy(logits, labels).mean()
+  pairs = {
+    'regions': jax.random.normal(keys[0], (batch, model.num_regions, model.region_dim)),
+    'words': jax.random.normal(keys[1], (batch, model.max_words, model.word_dim)),
+    'word_mask': jnp.arange(model.max_words) < jax.random.randint(keys[2], (batch, 1), 8, 33),
+  }
+  return pairs, lambda scores: retrieval_losses.triplet_loss(scores).sum()
 
 
 def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable[[], None]:
@@ -35,24 +61,23 @@ def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable
 
   host_memory.keep_freed_memory()  # as main.py does
   model = crossattn_jax.create_model(model_name, dtype=dtype)
-  image = jax.random.normal(jax.random.key(0), (batch, *model.image_size, 3))
-  labels = jax.random.randint(jax.random.key(1), (batch,), 0, model.num_classes)
-  variables = jax.jit(model.init)(jax.random.key(2), image)
+  inputs, objective = jax_problem(model, batch)
+  variables = jax.jit(model.init)(jax.random.key(2), inputs)
   if kind == 'forward':
-    forward = jax.jit(lambda variables, image: model.apply(variables, image)[0])
-    return lambda: jax.block_until_ready(forward(variables, image))
+    forward = jax.jit(lambda variables, inputs: model.apply(variables, inputs)[0])
+    return lambda: jax.block_until_ready(forward(variables, inputs))
   params, constants = variables.pop('params'), variables
   optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
   def loss(params, constants):
-    (logits, _), constants = model.apply(
+    (result, _), constants = model.apply(
       {'params': params, **constants},
-      image,
+      inputs,
       train=True,
       rngs={'drop_path': jax.random.key(3), 'dropout': jax.random.key(4)},
       mutable=list(constants),
     )
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), constants
+    return objective(result), constants
 
   def step(state):
     params, constants, moments = state
@@ -77,17 +102,20 @@ def torch_function(
   import timm
   import torch
 
-  from benchmarks import torch_crossformer, torch_mmvit
+  from benchmarks import torch_crossformer, torch_mmca, torch_mmvit
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  plain = (module for module in (torch_crossformer, torch_mmvit) if model_name in module.VARIANTS)
-  build = next(plain, timm)
+  modules = torch_crossformer, torch_mmca, torch_mmvit
+  build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
-  size = model.default_cfg['input_size']
-  image = torch.randn(batch, *size, device=device)
-  labels = torch.randint(0, model.num_classes, (batch,), device=device)
+  if build is torch_mmca:
+    inputs, objective = torch_mmca.inputs(batch, device), torch_mmca.triplet_loss
+  else:
+    inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)
+    labels = torch.randint(0, model.num_classes, (batch,), device=device)
+    objective = functools.partial(torch.nn.functional.cross_entropy, target=labels)
   autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
 
   def finish():
@@ -100,7 +128,7 @@ def torch_function(
 
     def run():
       with torch.inference_mode(), autocast:
-        forward(image)
+        forward(*inputs)
       finish()
 
     return run
@@ -111,7 +139,7 @@ def torch_function(
   def run():
     optimizer.zero_grad()
     with autocast:
-      loss = torch.nn.functional.cross_entropy(forward(image), labels)
+      loss = objective(forward(*inputs))
     loss.backward()
     optimizer.step()
     finish()
