@@ -343,6 +343,9 @@ class MMCA(nn.Module):
 
     Returns:
       `[images, texts]`, in [-1 - alpha, 1 + alpha].
+
+    Raises:
+      ValueError: `chunk` is not positive.
     """
     scores, _ = self._score(images, texts, chunk, train)
     return scores
@@ -363,6 +366,8 @@ class MMCA(nn.Module):
   def _cross_scores(
     self, images: Features, texts: Features, chunk: int | None, train: bool
   ) -> jax.Array:
+    if chunk is not None and chunk < 1:
+      raise ValueError(f'chunk={chunk}: at least one sentence at a time, or None for all')
     regions, words = self._project(images, texts)
     regions = jax.tree.map(lambda x: x[:, None], regions)
 
@@ -372,7 +377,7 @@ class MMCA(nn.Module):
       return carry, jnp.sum(image_embedding * text_embedding, axis=-1)
 
     count = texts['mask'].shape[0]
-    if chunk is None or chunk >= count or self.is_initializing():
+    if chunk is None or self.is_initializing() or chunk >= count:
       return pair_scores(self, None, words)[1]
     chunks = -(-count // chunk)
 

@@ -269,8 +269,8 @@ def test_bfloat16_computes_units_and_neither_embeddings_nor_scores():
 def test_wrong_inputs_and_options_are_refused_by_name(model):
   inputs = _inputs(model)
 
-  def run(**changes):
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs | changes))
+  def run(chunk=None, **changes):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs | changes, chunk=chunk))
 
   with pytest.raises(ValueError, match=r'region features \[images, regions, 6\], not \(4, 5, 7\)'):
     run(regions=jnp.zeros((4, 5, 7)))
@@ -280,6 +280,8 @@ def test_wrong_inputs_and_options_are_refused_by_name(model):
     run(words=jnp.zeros((5, 7), jnp.int32))
   with pytest.raises(ValueError, match='2 slots have no room for phrases of 3 words'):
     run(words=jnp.zeros((5, 2, 8)), word_mask=jnp.ones((5, 2), bool))
+  with pytest.raises(ValueError, match='chunk=0: at least one sentence'):
+    run(chunk=0)
   with pytest.raises(ValueError, match="cross_input='regions' is not one of projected, self"):
     models.create_model('mmca', cross_input='regions')
   with pytest.raises(ValueError, match='without it, set cross_attention=False'):
