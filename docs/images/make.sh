@@ -16,6 +16,7 @@ samples_of biformer_digits biformer_digits
 samples_of crossformer_digits crossformer_digits
 samples_of swiftformer_digits swiftformer_digits
 samples_of atfuse_shapes atfuse_shapes
+samples_of mmca_shapes mmca_shapes
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \
   --png docs/images/layer_errors.png
