@@ -224,8 +224,6 @@ def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_p
   for record in records:
     for kind in ('picture', 'attention'):
       assert Image.open(record[kind]).width > 300
-  task.write_samples(variables, output / 'samples.png')
-  assert (output / 'samples.png').exists()
 
 
 def test_answers_are_right_where_they_belong_to_the_query():
