@@ -158,7 +158,8 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
   np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize('remat', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', [False, True])
 def test_a_loop_over_the_blocks_and_rematerialisation_change_nothing(remat):
   grids, options = ((2, 2), (1, 1)), mmvit.Options()
   called = mmvit.Stage(1, (1, 1), (0.0,) * 2, options)

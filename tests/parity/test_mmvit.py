@@ -126,6 +126,7 @@ def _mvit_shapes():
   return shapes | {'head.projection.weight': (1000, 16), 'head.projection.bias': (1000,)}
 
 
+@pytest.mark.slow
 def test_the_fine_view_starts_from_mvit_and_the_fusion_changes_nothing():
   state = _state(_mvit_shapes())
   start = mmvit.warm_start('mmvit_tiny', state, **FIELDS)

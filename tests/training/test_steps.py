@@ -162,6 +162,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(wide_config, one_dev
     _assert_trees_close(state.params, expected.params, 1e-10)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(wide_config, one_device_step):
   with jax.enable_x64(True):
     initial, expected, _ = one_device_step(wide_config)
