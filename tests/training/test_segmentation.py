@@ -103,3 +103,67 @@ def test_bfloat16_with_scores_and_logits_in_the_thousands_stays_finite_and_learn
   assert losses[0] > 100
   assert losses[-1] < 0.7 * losses[0]
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
+
+
+BACKBONES = {
+  'swiftformer_xs': {'widths': (8, 16, 16, 24), 'depths': (1, 1, 1, 1), 'backbone': True},
+  'biformer_tiny': {
+    'widths': (16, 16, 32, 32),
+    'depths': (1, 1, 1, 1),
+    'head_dim': 8,
+    'regions_per_side': (2, 2, 2, 1),
+    'top_k': (1, 2, 4, 0),
+    'backbone': True,
+  },
+  'crossformer_tiny': {
+    # The multilayer perceptron of its position bias has a sixteenth of the channels.
+    'widths': (64, 64, 64, 64),
+    'depths': (1, 1, 2, 1),
+    'head_dim': 32,
+    'backbone': True,
+  },
+  'pyramid_tiny': {
+    'widths': (16, 16, 32, 32),
+    'depths': (1, 1, 1, 1),
+    'head_dim': 8,
+    'num_classes': 0,
+  },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['semantic_fpn', 'upernet'])
+@pytest.mark.parametrize('name', BACKBONES)
+def test_every_pyramid_backbone_trains_with_both_heads(config, name, head):
+  with config.unlocked():
+    config.model = models.model_config(name, image_size=(64, 64), **BACKBONES[name])
+  config.dataset.image_size = (64, 64)
+  config.task.head = head
+  config.task.head_channels = config.task.pyramid_channels = 16
+  config.task.auxiliary_channels = 16
+  config.task.loss = 'cross_entropy'
+  config.task.consistency_weight = 0.0
+  # Its steps are as large for the smallest gradients.
+  config.optimizer.name = 'adam'
+  config.optimizer.epsilon = 1e-30
+  experiment = experiment_lib.setup(config, steps_per_epoch=10)
+  state = experiment.init_state()
+  before = jax.device_get(state.params)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.standard_normal((8, 64, 64, 3)).astype(np.float32),
+    'label': rng.integers(0, 7, (8, 64, 64)).astype(np.int32),
+  }
+  state, metrics = experiment.train_step(state, batch)
+  assert np.isfinite(metrics['loss'])
+  unchanged = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for (path, old), new in zip(
+      jax.tree_util.tree_leaves_with_path(before),
+      jax.tree.leaves(jax.device_get(state.params)),
+      strict=True,
+    )
+    if np.array_equal(old, new)
+  ]
+  # Only classification has the norm after the last stage.
+  assert set(unchanged) <= {'backbone/norm/bias', 'backbone/norm/scale'}
