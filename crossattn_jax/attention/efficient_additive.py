@@ -11,12 +11,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import initializers, linear, similarity
 
 Normalization = Literal['l2', 'ones', 'softmax', 'raw']
 NORMALIZATIONS = ('l2', 'ones', 'softmax', 'raw')
-
-_EPSILON = 1e-12
 
 
 class AdditiveAttention(NamedTuple):
@@ -31,15 +29,6 @@ class AdditiveAttention(NamedTuple):
   context: jax.Array
   query: jax.Array
   weights: jax.Array
-
-
-def l2_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
-  """Divides by the norm, or by 1e-12 where that is larger, in at least float32.
-
-  Zeros stay zeros, and their gradient is finite.
-  """
-  square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(square, _EPSILON**2))
 
 
 def efficient_additive_attention(
@@ -66,7 +55,10 @@ def efficient_additive_attention(
     Context, normalised query, weights. Norms, scores and sums over tokens are in at least float32.
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
-  query, key = l2_normalize(query.astype(dtype)), l2_normalize(key.astype(dtype))
+  query, key = (
+    similarity.l2_normalize(query.astype(dtype)),
+    similarity.l2_normalize(key.astype(dtype)),
+  )
   if normalization == 'ones':
     weights = jnp.ones(query.shape[:-1], dtype)
   else:
@@ -79,7 +71,7 @@ def efficient_additive_attention(
 def _weights(scores: jax.Array, normalization: Normalization) -> jax.Array:
   match normalization:
     case 'l2':
-      return l2_normalize(scores)
+      return similarity.l2_normalize(scores)
     case 'softmax':
       return nn.softmax(scores)
     case 'raw':

@@ -15,7 +15,7 @@ from scipy.io import wavfile
 
 from crossattn_jax.data import spectrogram, tones
 
-with epy.lazy_imports():  # A second of every start; few runs need it.
+with epy.lazy_imports():  # Slow to import, and few runs need it.
   from scipy import signal
 
 TONES = 'tones'

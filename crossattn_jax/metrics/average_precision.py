@@ -7,7 +7,7 @@ no mean over examples.
 from etils import epy
 import numpy as np
 
-with epy.lazy_imports():  # A second of every start; few runs need it.
+with epy.lazy_imports():  # Slow to import, and few runs need it.
   from sklearn import metrics
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from etils import epy
 import numpy as np
 
-with epy.lazy_imports():  # A second of every start; few runs need it.
+with epy.lazy_imports():  # Slow to import, and few runs need it.
   from scipy import ndimage
 
 # Whether more ('up') or less ('down') of a metric is better, in the order of tables.

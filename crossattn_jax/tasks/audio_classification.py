@@ -8,14 +8,11 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from flax import linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from crossattn_jax import models
 from crossattn_jax.data import audio as data
 from crossattn_jax.data import spectrogram
 from crossattn_jax.metrics import average_precision
@@ -40,13 +37,11 @@ def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':
 class AudioClassification(base.Task):
   """Says which of a set of classes are heard in a clip."""
 
+  data = data
+
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     self._image_shape = (config.dataset.num_mel_bins, config.dataset.num_frames, 1)
-
-  def create_model(self) -> nn.Module:
-    """Builds the model that `config.model` names."""
-    return models.create_model(**self.config.model)
 
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
@@ -57,7 +52,8 @@ class AudioClassification(base.Task):
       logging.warning('classes are shown by number: %s', error)
       return tuple(str(index) for index in range(self.model.num_classes))
 
-  def _check_classes(self) -> None:
+  def check_data(self) -> None:
+    """Refuses another number of classes than the data set has."""
     if len(self.class_names) != self.model.num_classes:
       raise ValueError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
@@ -92,28 +88,6 @@ class AudioClassification(base.Task):
     )
     loss = jnp.mean(losses.multi_label_cross_entropy(logits, batch['label']))
     return loss, ({}, updated)
-
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless augmented batches."""
-    self._check_classes()
-    return data.train_dataset(
-      self.config.dataset,
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
-    )
-
-  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """One pass over the evaluation split with 'mask'."""
-    self._check_classes()
-    return data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
-    )
-
-  def steps_per_epoch(self, batch_size: int) -> int:
-    """Training batches in an epoch."""
-    return data.steps_per_epoch(self.config.dataset, batch_size)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """The summed loss of a batch, and each clip's logits and labels."""

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
+import types
 from typing import Any
 
 from etils import epath
@@ -11,6 +12,8 @@ from flax import linen as nn
 import grain
 import jax
 import ml_collections
+
+from crossattn_jax import models
 
 Batch = Mapping[str, jax.Array]
 Variables = Mapping[str, Any]
@@ -77,9 +80,12 @@ class Task(abc.ABC):
   arguments.
 
   Attributes:
+    data: module with `train_dataset`, `eval_dataset` and `steps_per_epoch`, the input pipeline.
     config: the whole experiment.
     model: the Flax module.
   """
+
+  data: types.ModuleType
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
@@ -87,9 +93,9 @@ class Task(abc.ABC):
 
   # What is learnt.
 
-  @abc.abstractmethod
   def create_model(self) -> nn.Module:
     """Builds the model that `config.model` names."""
+    return models.create_model(**self.config.model)
 
   @abc.abstractmethod
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -126,17 +132,34 @@ class Task(abc.ABC):
 
   # Its data.
 
-  @abc.abstractmethod
+  def check_data(self) -> None:  # noqa: B027  (a hook)
+    """Refuses data that the model does not fit; takes all by default.
+
+    Raises:
+      ValueError: naming the keys that contradict each other.
+    """
+
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless batches; rows `block` of `num_blocks` of every global batch of `batch_size`."""
+    self.check_data()
+    return self.data.train_dataset(
+      self.config.dataset,
+      batch_size=batch_size,
+      seed=self.config.seed,
+      process_index=block,
+      process_count=num_blocks,
+    )
 
-  @abc.abstractmethod
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """One pass over the evaluation split; 'mask' `[batch]` is False for padding."""
+    self.check_data()
+    return self.data.eval_dataset(
+      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
+    )
 
-  @abc.abstractmethod
   def steps_per_epoch(self, batch_size: int) -> int:
     """Training batches in an epoch."""
+    return self.data.steps_per_epoch(self.config.dataset, batch_size)
 
   # How well it is learnt.
 

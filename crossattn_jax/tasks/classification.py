@@ -9,7 +9,6 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -68,14 +67,12 @@ def create_task(config: ml_collections.ConfigDict) -> 'Classification':
 class Classification(base.Task):
   """Assigns one of a fixed set of classes to an image."""
 
+  data = data
+
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     self._image_shape = (*config.dataset.image_size, len(config.dataset.mean))
     self._teacher = self._create_teacher()
-
-  def create_model(self):
-    """Builds the model that `config.model` names."""
-    return models.create_model(**self.config.model)
 
   def _create_teacher(self) -> nn.Module | None:
     """Builds the model to learn from; None without distillation."""
@@ -132,7 +129,8 @@ class Classification(base.Task):
       logging.warning('classes are shown by number: %s', error)
       return tuple(str(index) for index in range(self.model.num_classes))
 
-  def _check_classes(self) -> None:
+  def check_data(self) -> None:
+    """Refuses another number of classes than the data set has."""
     if len(self.class_names) != self.model.num_classes:
       raise ValueError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
@@ -221,28 +219,6 @@ class Classification(base.Task):
     )
     blended = (1 - config.weight) * per_example + config.weight * distilled
     return blended, {'distillation_loss': jnp.mean(distilled)}
-
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless augmented batches."""
-    self._check_classes()
-    return data.train_dataset(
-      self.config.dataset,
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
-    )
-
-  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """One pass over the evaluation split with 'mask'."""
-    self._check_classes()
-    return data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
-    )
-
-  def steps_per_epoch(self, batch_size: int) -> int:
-    """Training batches in an epoch."""
-    return data.steps_per_epoch(self.config.dataset, batch_size)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Counts of examples and hits and the summed loss of a batch."""

@@ -8,14 +8,11 @@ import pathlib
 from typing import Any
 
 from etils import epath
-from flax import linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from crossattn_jax import models
 from crossattn_jax.data import image_fusion as data
 from crossattn_jax.data import image_fusion_sources as sources
 from crossattn_jax.metrics import image_fusion as metrics
@@ -57,14 +54,12 @@ def create_task(config: ml_collections.ConfigDict) -> 'ImageFusion':
 class ImageFusion(base.Task):
   """Makes one image of a registered visible and infrared image."""
 
+  data = data
+
   def __init__(self, config: ml_collections.ConfigDict):
     _check(config)
     super().__init__(config)
     self._crop = tuple(config.dataset.image_size)
-
-  def create_model(self) -> nn.Module:
-    """Builds the model that `config.model` names."""
-    return models.create_model(**self.config.model)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Luma in 0..255 of both images, `[batch, height, width, 1]`."""
@@ -109,26 +104,6 @@ class ImageFusion(base.Task):
       intensity_weight=config.intensity_weight,
       size=size,
     )
-
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless batches of crops."""
-    return data.train_dataset(
-      self.config.dataset,
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
-    )
-
-  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """One pass over the evaluation split with 'mask', in batches of different shapes."""
-    return data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
-    )
-
-  def steps_per_epoch(self, batch_size: int) -> int:
-    """Training batches in an epoch."""
-    return data.steps_per_epoch(self.config.dataset, batch_size)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Sums of the losses, and the images, of which the host computes the metrics."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from crossattn_jax.tasks import pictures
 
-with epy.lazy_imports():  # A second of every start; few runs need it.
+with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-with epy.lazy_imports():  # A second of every start; few runs need it.
+with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure, patches
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from crossattn_jax import models
 from crossattn_jax.data import retrieval as data
 from crossattn_jax.data import word_pieces
 from crossattn_jax.metrics import retrieval as metrics
@@ -80,13 +79,11 @@ def create_task(config: ml_collections.ConfigDict) -> 'Retrieval':
 class Retrieval(base.Task):
   """Finds the captions of an image and the image of a caption."""
 
+  data = data
+
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     _check(config, self.model)
-
-  def create_model(self) -> nn.Module:
-    """Builds the model that `config.model` names."""
-    return models.create_model(**self.config.model)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """As many images as captions; pair i belongs together."""
@@ -138,9 +135,21 @@ class Retrieval(base.Task):
       reported |= {'angular_loss': angular, 'norm_penalty': norms}
     return loss, (reported, {})
 
+  def check_data(self) -> None:
+    """Refuses word pieces that the text encoder does not know."""
+    size, known = len(self._tokenizer.vocabulary), self.model.vocab_size
+    if size > known:
+      raise ValueError(
+        f'dataset.vocabulary has {size} word pieces, {self.config.model.name!r} knows {known}: set '
+        'config.model.vocab_size, or the vocabulary of its text encoder'
+      )
+
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless batches of pairs."""
-    self._check_vocabulary()
+    """Endless batches of pairs.
+
+    Raises:
+      ValueError: a frozen text encoder has no weights.
+    """
     if self.model.freeze_text_encoder and self.config.weights is None:
       raise ValueError(
         f'the text encoder of {self.config.model.name!r} is frozen and would stay as it is '
@@ -148,24 +157,7 @@ class Retrieval(base.Task):
         f'{self.config.model.name} BERT_CHECKPOINT FILE --fresh=0` wrote, or '
         'config.model.freeze_text_encoder=False'
       )
-    return data.train_dataset(
-      self.config.dataset,
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
-    )
-
-  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """One pass over the images of the evaluation split, each with all captions, with 'mask'."""
-    self._check_vocabulary()
-    return data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
-    )
-
-  def steps_per_epoch(self, batch_size: int) -> int:
-    """Training batches in an epoch, which has every caption once."""
-    return data.steps_per_epoch(self.config.dataset, batch_size)
+    return super().train_data(batch_size, block, num_blocks)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Encodes images `[batch, ...]` and their captions `[batch, captions, ...]`, each alone."""
@@ -438,15 +430,6 @@ class Retrieval(base.Task):
   @functools.cached_property
   def _tokenizer(self) -> word_pieces.WordPieces:
     return data.tokenizer(self.config.dataset)
-
-  def _check_vocabulary(self) -> None:
-    """Refuses word pieces that the text encoder does not know."""
-    size, known = len(self._tokenizer.vocabulary), self.model.vocab_size
-    if size > known:
-      raise ValueError(
-        f'dataset.vocabulary has {size} word pieces, {self.config.model.name!r} knows {known}: set '
-        'config.model.vocab_size, or the vocabulary of its text encoder'
-      )
 
 
 def _flat(texts: retrieval_scoring.Encoded) -> retrieval_scoring.Encoded:

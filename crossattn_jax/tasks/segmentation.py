@@ -7,7 +7,6 @@ from typing import Any
 
 from etils import epath
 from flax import linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -90,6 +89,8 @@ def create_task(config: ml_collections.ConfigDict) -> 'Segmentation':
 
 class Segmentation(base.Task):
   """Assigns one of a fixed set of classes to every pixel of an image."""
+
+  data = data
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._taxonomy = sources.find_taxonomy(config.dataset.name)
@@ -188,26 +189,6 @@ class Segmentation(base.Task):
 
   def _resized(self, logits: jax.Array, size: Sequence[int]) -> jax.Array:
     return resize.resize(logits, size, 'bilinear', self._align_corners)
-
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless augmented batches."""
-    return data.train_dataset(
-      self.config.dataset,
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
-    )
-
-  def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """One pass over the evaluation split with 'mask', in batches of different shapes."""
-    return data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
-    )
-
-  def steps_per_epoch(self, batch_size: int) -> int:
-    """Training batches in an epoch."""
-    return data.steps_per_epoch(self.config.dataset, batch_size)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Pixels by true and predicted class, and the number of images."""

@@ -196,7 +196,7 @@ def skip_large_losses(
 ) -> optax.GradientTransformationExtraArgs:
   """Updates nothing, moments included, on a batch whose loss is far above the last one's.
 
-  Part of ATFuse's training (its code; the paper does not tell).
+  Part of ATFuse's training (its code).
 
   Args:
     optimizer: whose updates these are.
