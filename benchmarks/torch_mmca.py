@@ -107,12 +107,12 @@ def triplet_loss(scores, margin=0.2):
   return texts.amax(1).sum() + images.amax(0).sum()
 
 
-def inputs(batch, device='cpu'):
-  """Regions, words and mask of so many pairs; sentences of 8 words and more."""
+def problem(batch, device='cpu'):
+  """Regions, words and mask of so many pairs, and their loss; sentences of 8 words and more."""
   length = torch.randint(8, WORDS + 1, (batch, 1))
   mask = torch.arange(WORDS) < length
   drawn = torch.randn(batch, REGIONS, 2048).abs(), torch.randn(batch, WORDS, 768), mask
-  return tuple(x.to(device) for x in drawn)
+  return tuple(x.to(device) for x in drawn), triplet_loss
 
 
 def create_model(name):
@@ -135,10 +135,10 @@ def main():
   variables = convert.to_flax('mmca', state).variables
   back = convert.to_torch('mmca', variables)
   model.load_state_dict({key: torch.from_numpy(value) for key, value in back.items()})
-  regions, words, mask = inputs(4)
+  (regions, words, mask), objective = problem(4)
   with torch.inference_mode():
     theirs = model(regions, words, mask)
-    their_loss = triplet_loss(theirs).item()
+    their_loss = objective(theirs).item()
   given = {'regions': regions.numpy(), 'words': words.numpy(), 'word_mask': mask.numpy()}
   ours, _ = jax.jit(crossattn_jax.create_model('mmca').apply)(variables, given)
   loss = float(retrieval_losses.triplet_loss(ours).sum())

@@ -6,11 +6,12 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
 For each model the forward pass and a whole training step (forward, loss, backward, AdamW) in
 float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the
 cross-entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet
-loss. Each side is a process of its own with the same cores; they take turns, one sample each, and
-the one that waits sleeps. Prints the medians and the ratio PyTorch / this library of each round:
-above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and plain modules for
-those that no package has: MMViT, CrossFormer and MMCA (`benchmarks/torch_*.py`). On a GPU both
-multiply float32 in TF32.
+loss; of ATFuse, which fuses pairs of images, its loss of gradients and intensities. Each side is a
+process of its own with the same cores; they take turns, one sample each, and the one that waits
+sleeps. Prints the medians and the ratio PyTorch / this library of each round: above 1 this library
+is faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
+has: MMViT, CrossFormer, MMCA and ATFuse (`benchmarks/torch_*.py`). On a GPU both multiply float32
+in TF32.
 """
 
 import argparse
@@ -29,26 +30,31 @@ SIDES = ('jax', 'eager', 'compiled')
 KINDS = ('forward', 'train')
 
 
-def jax_problem(model: Any, batch: int) -> tuple[Any, Callable[[Any], Any]]:
-  """Returns an input of a model of this library, and the loss of what the model makes of it."""
+def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+  """Returns inputs of a model of this library, and the loss of its result and those inputs."""
   import jax
   import jax.numpy as jnp
   import optax
 
-  from crossattn_jax.tasks import retrieval_losses
+  from crossattn_jax.models import atfuse, mmca
+  from crossattn_jax.tasks import image_fusion_losses, retrieval_losses
 
   keys = jax.random.split(jax.random.key(0), 3)
-  if hasattr(model, 'num_classes'):
-    image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
-    labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-    return image, lambda logits: cross_entropy(logits, labels).mean()
-  pairs = {
-    'regions': jax.random.normal(keys[0], (batch, model.num_regions, model.region_dim)),
-    'words': jax.random.normal(keys[1], (batch, model.max_words, model.word_dim)),
-    'word_mask': jnp.arange(model.max_words) < jax.random.randint(keys[2], (batch, 1), 8, 33),
-  }
-  return pairs, lambda scores: retrieval_losses.triplet_loss(scores).sum()
+  if isinstance(model, mmca.MMCA):
+    pairs = {
+      'regions': jax.random.normal(keys[0], (batch, model.num_regions, model.region_dim)),
+      'words': jax.random.normal(keys[1], (batch, model.max_words, model.word_dim)),
+      'word_mask': jnp.arange(model.max_words) < jax.random.randint(keys[2], (batch, 1), 8, 33),
+    }
+    return (pairs,), lambda scores, _: retrieval_losses.triplet_loss(scores).sum()
+  if isinstance(model, atfuse.ATFuse):
+    shape = (batch, *model.image_size, 1)
+    images = tuple(jax.random.uniform(key, shape, maxval=255) for key in keys[:2])
+    return images, lambda *images: image_fusion_losses.fusion_loss(*images).total.mean()
+  image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
+  labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
+  cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+  return (image,), lambda logits, _: cross_entropy(logits, labels).mean()
 
 
 def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable[[], None]:
@@ -62,26 +68,27 @@ def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable
   host_memory.keep_freed_memory()  # as main.py does
   model = crossattn_jax.create_model(model_name, dtype=dtype)
   inputs, objective = jax_problem(model, batch)
-  variables = jax.jit(model.init)(jax.random.key(2), inputs)
+  variables = jax.jit(model.init)(jax.random.key(2), *inputs)
   if kind == 'forward':
-    forward = jax.jit(lambda variables, inputs: model.apply(variables, inputs)[0])
-    return lambda: jax.block_until_ready(forward(variables, inputs))
+    forward = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs)[0])
+    return lambda: jax.block_until_ready(forward(variables, *inputs))
   params, constants = variables.pop('params'), variables
   optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
-  def loss(params, constants):
+  def loss(params, constants, inputs):
     (result, _), constants = model.apply(
       {'params': params, **constants},
-      inputs,
+      *inputs,
       train=True,
       rngs={'drop_path': jax.random.key(3), 'dropout': jax.random.key(4)},
       mutable=list(constants),
     )
-    return objective(result), constants
+    return objective(result, *inputs), constants
 
-  def step(state):
+  # Inputs are arguments: what depends on constants alone would be computed when it is compiled.
+  def step(state, inputs):
     params, constants, moments = state
-    gradients, constants = jax.grad(loss, has_aux=True)(params, constants)
+    gradients, constants = jax.grad(loss, has_aux=True)(params, constants, inputs)
     updates, moments = optimizer.update(gradients, moments, params)
     return optax.apply_updates(params, updates), constants, moments
 
@@ -90,7 +97,7 @@ def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable
 
   def run():
     nonlocal state
-    state = jax.block_until_ready(step(state))
+    state = jax.block_until_ready(step(state, inputs))
 
   return run
 
@@ -102,16 +109,16 @@ def torch_function(
   import timm
   import torch
 
-  from benchmarks import torch_crossformer, torch_mmca, torch_mmvit
+  from benchmarks import torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  modules = torch_crossformer, torch_mmca, torch_mmvit
+  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
-  if build is torch_mmca:
-    inputs, objective = torch_mmca.inputs(batch, device), torch_mmca.triplet_loss
+  if build in (torch_atfuse, torch_mmca):
+    inputs, objective = build.problem(batch, device)
   else:
     inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)
     labels = torch.randint(0, model.num_classes, (batch,), device=device)
