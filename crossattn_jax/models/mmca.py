@@ -25,6 +25,8 @@ from crossattn_jax.models import bert, registry
 Features = dict[str, jax.Array]
 
 CROSS_INPUTS = ('projected', 'self')
+IMAGE_BRANCHES = ('attention', 'cnn', 'gru', 'linear')
+TEXT_BRANCHES = ('cnn', 'gru', 'attention', 'mean')
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -58,6 +60,8 @@ def _product_of_windows(
 
 class PhraseCNN(nn.Module):
   """Embeds a sentence by its strongest phrases: 1-D convolutions, maxima, a linear map.
+
+  Regions, in the order that they are given in, may take the place of words.
 
   Attributes:
     width: of the embedding.
@@ -94,8 +98,8 @@ class PhraseCNN(nn.Module):
     length, channels = words.shape[-2:]
     if length < max(self.kernel_sizes):
       raise ValueError(
-        f'sentences of {length} slots have no room for phrases of {max(self.kernel_sizes)} words: '
-        'pad them, or leave out kernel_sizes'
+        f'{length} slots have no room for windows of {max(self.kernel_sizes)}, the largest of '
+        'kernel_sizes: pad them'
       )
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     count = mask.sum(axis=-1, keepdims=True)
@@ -131,6 +135,55 @@ class PhraseCNN(nn.Module):
     return similarity.l2_normalize(x)
 
 
+class GRU(nn.Module):
+  """Reads tokens in order and remembers what it read.
+
+  Attributes:
+    width: of its states.
+    bidirectional: whether a second one reads backwards; the states are the means of both.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  width: int
+  bidirectional: bool = False
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Reads tokens.
+
+    Args:
+      tokens: `[batch, tokens, channels]`.
+      mask: bool `[batch, tokens]`, True for the tokens to read, which come first.
+
+    Returns:
+      The state after each token, `[batch, tokens, width]`; without meaning at the others.
+    """
+    init = initializers.torch_convolution(self.width)
+    start = jnp.zeros((len(tokens), self.width), jnp.promote_types(tokens.dtype, self.param_dtype))
+
+    def read(name: str, **kwargs: Any) -> jax.Array:
+      cell = nn.GRUCell(
+        self.width,
+        kernel_init=init,
+        recurrent_kernel_init=init,
+        bias_init=init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        parent=None,
+      )
+      return nn.RNN(cell, name=name, **kwargs)(
+        tokens, initial_carry=start, seq_lengths=mask.sum(axis=-1)
+      )
+
+    states = read('forward')
+    if self.bidirectional:
+      states = (states + read('backward', reverse=True, keep_order=True)) / 2
+    return states
+
+
 class MMCA(nn.Module):
   """Scores how well sentences describe images.
 
@@ -142,13 +195,23 @@ class MMCA(nn.Module):
     width: of embeddings, and of regions and words in the attentions.
     num_heads: of the attentions.
     mlp_dim: hidden width of the MLPs.
+    image_branch: how the self-attention module embeds the regions of an image. 'attention': by
+      the mean after transformer units. For comparison SAEM also has 'cnn', a `PhraseCNN` of the
+      features; 'gru', the mean of the states of a bidirectional GRU that reads the features; and
+      'linear', the mean of their linear map.
     image_units: transformer units in which the regions of an image attend to each other; for words
       the text encoder did so.
+    region_conv_channels: of the windows of the image branch 'cnn', per size.
+    text_branch: how the self-attention module embeds the words of a sentence. 'cnn': by a
+      `PhraseCNN`. For comparison SAEM also has 'gru', a linear map of the mean of the states of a
+      GRU; 'attention', the mean after a linear map and a transformer unit; and 'mean', a linear map
+      of their mean.
+    gru_dim: width of the states of the text branch 'gru'.
     cross_attention: whether there is the cross-attention module. Without, this is SAEM.
     cross_units: its transformer units.
     cross_input: which regions it takes: 'projected', or 'self', those that have attended to each
       other.
-    kernel_sizes: words per phrase.
+    kernel_sizes: words per phrase, and regions per window.
     conv_channels: of the phrases of the self-attention module, per size.
     cross_conv_channels: of those of the cross-attention module.
     mask_padding: whether padding after a sentence takes no part. SAEM lets it.
@@ -173,7 +236,11 @@ class MMCA(nn.Module):
   width: int = 256
   num_heads: int = 16
   mlp_dim: int = 2048
+  image_branch: Literal['attention', 'cnn', 'gru', 'linear'] = 'attention'
   image_units: int = 1
+  region_conv_channels: int = 256
+  text_branch: Literal['cnn', 'gru', 'attention', 'mean'] = 'cnn'
+  gru_dim: int = 1024
   cross_attention: bool = True
   cross_units: int = 1
   cross_input: Literal['projected', 'self'] = 'projected'
@@ -193,8 +260,23 @@ class MMCA(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if self.cross_input not in CROSS_INPUTS:
-      raise ValueError(f'cross_input={self.cross_input!r} is not one of {", ".join(CROSS_INPUTS)}')
+    for field, choices in (
+      ('cross_input', CROSS_INPUTS),
+      ('image_branch', IMAGE_BRANCHES),
+      ('text_branch', TEXT_BRANCHES),
+    ):
+      if getattr(self, field) not in choices:
+        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    if self.image_branch == 'attention' and self.image_units < 1:
+      raise ValueError(
+        f"image_units={self.image_units}: the image branch 'attention' has at least one; "
+        "image_branch='linear' has none"
+      )
+    if self.cross_attention and self.image_branch == 'cnn' and self.cross_input == 'self':
+      raise ValueError(
+        "image_branch='cnn' embeds an image as a whole and leaves nothing of its regions: set "
+        "cross_input='projected'"
+      )
     if self.cross_attention and self.cross_units < 1:
       raise ValueError(
         f'cross_units={self.cross_units}: the cross-attention module has at least one; without it, '
@@ -216,8 +298,8 @@ class MMCA(nn.Module):
       arguments = (self.width, self.num_heads, self.mlp_dim, self.drop_rate)
       return [joint_attention.PostNormUnit(*arguments, **types) for _ in range(count)]
 
-    def phrase_cnn(channels: int) -> PhraseCNN:
-      return PhraseCNN(self.width, self.kernel_sizes, channels, self.drop_rate, **types)
+    def phrase_cnn(channels: int, drop_rate: float) -> PhraseCNN:
+      return PhraseCNN(self.width, self.kernel_sizes, channels, drop_rate, **types)
 
     if self.text_layers:
       self.bert = bert.Bert(
@@ -231,13 +313,33 @@ class MMCA(nn.Module):
         drop_rate=self.drop_rate,
         **types,
       )
-    self.region_projection = projection(self.region_dim)
-    self.image_unit = units(self.image_units)
-    self.text_cnn = phrase_cnn(self.conv_channels)
+    if self._projects_regions:
+      self.region_projection = projection(self.region_dim)
+    if self.image_branch == 'attention':
+      self.image_unit = units(self.image_units)
+    elif self.image_branch == 'cnn':
+      # SAEM's drops words only.
+      self.image_cnn = phrase_cnn(self.region_conv_channels, 0.0)
+    elif self.image_branch == 'gru':
+      self.image_gru = GRU(self.width, bidirectional=True, **types)
+    if self.text_branch == 'cnn':
+      self.text_cnn = phrase_cnn(self.conv_channels, self.drop_rate)
+    else:
+      gru = self.text_branch == 'gru'
+      self.text_projection = projection(self.gru_dim if gru else self.word_dim)
+      self.text_drop = nn.Dropout(self.drop_rate)
+      if gru:
+        self.text_gru = GRU(self.gru_dim, **types)
+      elif self.text_branch == 'attention':
+        self.text_unit = units(1)
     if self.cross_attention:
       self.word_projection = projection(self.word_dim)
       self.cross_unit = units(self.cross_units)
-      self.cross_cnn = phrase_cnn(self.cross_conv_channels)
+      self.cross_cnn = phrase_cnn(self.cross_conv_channels, self.drop_rate)
+
+  @property
+  def _projects_regions(self) -> bool:
+    return self.cross_attention or self.image_branch in ('attention', 'linear')
 
   def encode_images(
     self, regions: jax.Array, region_mask: jax.Array | None = None, train: bool = False
@@ -246,12 +348,14 @@ class MMCA(nn.Module):
 
     Args:
       regions: features `[images, regions, region_dim]`, not normalised.
-      region_mask: bool `[images, regions]`, False for padding; None where there is none.
+      region_mask: bool `[images, regions]`, False for padding, which comes last; None where there
+        is none.
       train: whether it drops.
 
     Returns:
       'embedding': of length one, `[images, width]`.
-      'candidates': the regions that the cross-attention module takes, `[images, regions, width]`.
+      'candidates': the regions that the cross-attention module takes, `[images, regions, width]`;
+        where there is one.
       'mask': `region_mask` or True, `[images, regions]`.
 
     Raises:
@@ -263,15 +367,27 @@ class MMCA(nn.Module):
         'region_dim says how many channels they have'
       )
     mask = _checked_mask('region_mask', region_mask, regions.shape[:2])
-    projected = self.region_projection(regions)
-    x = parallel.constrain(projected, 'batch', 'tokens', 'channels')
-    for unit in self.image_unit:
-      x = unit(x, mask, train)
-    return {
-      'embedding': similarity.l2_normalize(masked_mean(x, mask)),
-      'candidates': projected if self.cross_input == 'projected' else x,
-      'mask': mask,
-    }
+    projected = None
+    if self._projects_regions:
+      projected = self.region_projection(regions)
+      projected = parallel.constrain(projected, 'batch', 'tokens', 'channels')
+    if self.image_branch == 'cnn':
+      # Windows that are larger than an image reach beyond its regions.
+      embedding = self.image_cnn(jnp.where(mask[..., None], regions, 0), mask, train)
+      # As of a mean: an image without regions has none.
+      embedding = jnp.where(mask.any(axis=-1, keepdims=True), embedding, 0)
+      candidates = projected
+    else:
+      x = projected
+      if self.image_branch == 'gru':
+        x = self.image_gru(regions, mask)
+      elif self.image_branch == 'attention':
+        for unit in self.image_unit:
+          x = unit(x, mask, train)
+      embedding = similarity.l2_normalize(masked_mean(x, mask))
+      candidates = projected if self.cross_input == 'projected' else x
+    result = {'embedding': embedding, 'mask': mask}
+    return result | ({'candidates': candidates} if self.cross_attention else {})
 
   def encode_texts(
     self, words: jax.Array, mask: jax.Array | None = None, train: bool = False
@@ -298,10 +414,21 @@ class MMCA(nn.Module):
     words = self.encode_words(words, mask, train)
     if not self.mask_padding:
       mask = jnp.ones_like(mask)
-    result = {'embedding': self.text_cnn(words, mask, train), 'mask': mask}
-    if self.cross_attention:
-      result['candidates'] = self.word_projection(words)
-    return result
+    result = {'embedding': self._embed_words(words, mask, train), 'mask': mask}
+    return result | ({'candidates': self.word_projection(words)} if self.cross_attention else {})
+
+  def _embed_words(self, words: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    """Embeds sentences by the self-attention module: `[texts, width]` of length one."""
+    if self.text_branch == 'cnn':
+      return self.text_cnn(words, mask, train)
+    if self.text_branch == 'attention':
+      (unit,) = self.text_unit
+      x = masked_mean(unit(self.text_projection(words), mask, train), mask)
+    else:
+      states = self.text_gru(words, mask) if self.text_branch == 'gru' else words
+      mean = masked_mean(states, mask)
+      x = self.text_projection(self.text_drop(mean, deterministic=not train))
+    return similarity.l2_normalize(x)
 
   def encode_words(self, words: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
     """Makes features of the ids of word pieces by BERT; features are returned as they are.

@@ -126,6 +126,25 @@ def saem_rules(pooler: bool = True) -> list[Rule]:
   return [*prefixed(image, _SAEM_IMAGE), *prefixed(text, _SAEM_TEXT)]
 
 
+def branch_rules() -> list[Rule]:
+  """The rules of the branches that SAEM compares with; the names are this library's own."""
+  gates = [
+    rule
+    for side, flax in (('img', 'image'), ('txt', 'text'))
+    for rule in _affine(
+      f'{side}_gru.{{direction:forward|backward}}.{{gate:[ih][rzn]}}',
+      f'{flax}_gru/{{direction}}/cell/{{gate}}',
+      'linear',
+    )
+  ]
+  return [
+    *prefixed(phrase_cnn_rules(), 'img_cnn.', 'image_cnn/'),
+    *_affine('txt_map', 'text_projection', 'linear'),
+    *prefixed(unit_rules(), 'txt_self.', 'text_unit_0/'),
+    *gates,
+  ]
+
+
 def mmca_rules(image_units: int = 1, pooler: bool = True) -> list[Rule]:
   """The rules of MMCA with so many transformer units of the image, with or without BERT inside."""
   torch, flax = ('img_self.', '0') if image_units == 1 else ('img_self.{unit}.', '{unit}')
@@ -136,6 +155,7 @@ def mmca_rules(image_units: int = 1, pooler: bool = True) -> list[Rule]:
     *prefixed(phrase_cnn_rules(), 'txt_cnn.', 'text_cnn/'),
     *prefixed(unit_rules(), 'cross.{unit}.', 'cross_unit_{unit}/'),
     *prefixed(phrase_cnn_rules(), 'cross_cnn.', 'cross_cnn/'),
+    *branch_rules(),
     *prefixed(bert_rules(pooler), 'bert.', 'bert/'),
   ]
 

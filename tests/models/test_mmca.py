@@ -192,6 +192,92 @@ def test_sentences_shorter_than_a_phrase_have_one():
   assert np.any(embed(third) != embed(words))
 
 
+BRANCHES = [
+  ('cnn', 'mean'),
+  pytest.param('gru', 'gru', marks=pytest.mark.slow),
+  pytest.param('linear', 'attention', marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(('image_branch', 'text_branch'), BRANCHES)
+def test_branches_that_saem_compares_with_ignore_padding_and_train_all_parameters(
+  image_branch, text_branch
+):
+  model = models.create_model(
+    'saem',
+    image_branch=image_branch,
+    text_branch=text_branch,
+    mask_padding=True,
+    region_conv_channels=4,
+    gru_dim=6,
+    **SMALL,
+  )
+  inputs, variables = _inputs(model), _variables(model)
+  parts = {'cnn': 'image_cnn', 'gru': 'image_gru', 'linear': 'region_projection'}
+  texts = {'mean': set(), 'gru': {'text_gru'}, 'attention': {'text_unit_0'}}
+  expected = {parts[image_branch], 'text_projection', *texts[text_branch]}
+  assert set(variables['params']) == expected
+
+  gradient, (scores, features) = _gradient(model, variables, inputs)
+  assert scores.shape == (IMAGES, TEXTS)
+  for name in ('image_embedding', 'text_embedding'):
+    np.testing.assert_allclose(np.linalg.norm(features[name], axis=-1), 1, rtol=1e-5)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    # A constant that is added to all keys cancels.
+    if 'key/bias' not in jax.tree_util.keystr(path, simple=True, separator='/'):
+      assert np.any(leaf), jax.tree_util.keystr(path)
+
+  longer = {
+    name: jnp.pad(x, ((0, 0), (0, 2), *((0, 0),) * (x.ndim - 2))) for name, x in inputs.items()
+  }
+  for name, mask in (('regions', 'region_mask'), ('words', 'word_mask')):
+    longer[name] = jnp.where(longer[mask][..., None], longer[name], 7.0)
+  again, _ = _apply(model, variables, longer)
+  np.testing.assert_allclose(again, scores, atol=1e-6)
+
+
+def test_a_gru_reads_to_the_end_of_each_sentence_and_back():
+  """Against its equations (Cho et al. 2014, as PyTorch has them) on each sentence alone."""
+  gru = mmca.GRU(3, bidirectional=True, param_dtype=jnp.float64)
+  rng = np.random.default_rng(0)
+  words, counts = rng.standard_normal((2, 4, 2)), [4, 2]
+  mask = np.arange(4) < np.array(counts)[:, None]
+  with jax.enable_x64(True):
+    states, variables = jax.jit(gru.init_with_output)(jax.random.key(0), words, mask)
+  params = jax.device_get(variables['params'])
+
+  def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+  def read(sentence, cell):
+    def gate(name, x):
+      return x @ cell[name]['kernel'] + cell[name].get('bias', 0)
+
+    state, found = np.zeros(3), []
+    for word in sentence:
+      reset, update = (sigmoid(gate('i' + x, word) + gate('h' + x, state)) for x in 'rz')
+      new = np.tanh(gate('in', word) + reset * gate('hn', state))
+      state = (1 - update) * new + update * state
+      found.append(state)
+    return np.array(found)
+
+  for row, count in enumerate(counts):
+    sentence = words[row, :count]
+    forward = read(sentence, params['forward']['cell'])
+    backward = read(sentence[::-1], params['backward']['cell'])[::-1]
+    np.testing.assert_allclose(states[row, :count], (forward + backward) / 2, rtol=1e-12)
+
+
+def test_the_cross_attention_module_takes_what_the_image_branch_makes_of_regions():
+  fields = {**SMALL, 'cross_input': 'self'}
+  _, variables = _template('mmca', image_branch='gru', **fields)
+  assert {'image_gru', 'region_projection', 'cross_unit_0'} < set(variables['params'])
+  with pytest.raises(
+    ValueError, match="leaves nothing of its regions: set cross_input='projected'"
+  ):
+    models.create_model('mmca', image_branch='cnn', **fields)
+
+
 def test_attention_maps_are_shares_of_the_regions_and_words_of_a_pair(model, variables):
   inputs = _inputs(model, images=3, texts=3)
 
@@ -278,11 +364,15 @@ def test_wrong_inputs_and_options_are_refused_by_name(model):
     run(region_mask=jnp.ones((4, 5)))
   with pytest.raises(ValueError, match=r"not int32 of shape \(5, 7\).*'mmca_bert_base' takes ids"):
     run(words=jnp.zeros((5, 7), jnp.int32))
-  with pytest.raises(ValueError, match='2 slots have no room for phrases of 3 words'):
+  with pytest.raises(ValueError, match='2 slots have no room for windows of 3, the largest of'):
     run(words=jnp.zeros((5, 2, 8)), word_mask=jnp.ones((5, 2), bool))
   with pytest.raises(ValueError, match='chunk=0: at least one sentence'):
     run(chunk=0)
   with pytest.raises(ValueError, match="cross_input='regions' is not one of projected, self"):
     models.create_model('mmca', cross_input='regions')
+  with pytest.raises(ValueError, match="text_branch='rnn' is not one of cnn, gru, attention, mean"):
+    models.create_model('mmca', text_branch='rnn')
+  with pytest.raises(ValueError, match=r"image_units=0: .*image_branch='linear' has none"):
+    models.create_model('mmca', image_units=0)
   with pytest.raises(ValueError, match='without it, set cross_attention=False'):
     models.create_model('mmca', cross_units=0)

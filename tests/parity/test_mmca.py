@@ -104,6 +104,28 @@ def test_several_image_units_have_their_own_names():
   assert set(convert.to_flax('mmca', state, fields).variables['params']) == set(template['params'])
 
 
+BRANCHES = {'image_branch': 'gru', 'text_branch': 'gru', 'gru_dim': 5}
+
+
+def test_branches_without_an_original_have_names_of_their_own():
+  fields = {**MMCA, **BRANCHES}
+  _, template = convert.model_mapping('saem', models.create_model('saem', **fields))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda x: rng.random(x.shape, np.float32), template)
+  state = convert.to_torch('saem', variables, fields)
+  assert {'img_gru.backward.hn.bias', 'txt_gru.forward.ir.weight', 'txt_map.bias'} < set(state)
+  back = convert.to_flax('saem', state, fields).variables
+  jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+@pytest.mark.slow
+def test_branches_without_an_original_start_from_bert():
+  state = _modern(_recorded_state('bert_tiny'))
+  conversion = convert.to_flax_in_part('saem_bert_base', state, {**SAEM, **BRANCHES}, seed=0)
+  new = {line.flax_path.split('/')[1] for line in conversion.report if not line.torch_key}
+  assert new == {'image_gru', 'text_gru', 'text_projection'}
+
+
 @pytest.mark.parametrize('rename', [dict, _modern], ids=['gamma', 'weight'])
 def test_bert_is_read_in_every_spelling_that_is_published(rename):
   state = _recorded_state('bert_tiny')
