@@ -147,13 +147,15 @@ def iterate(
   """Batches, picks the rows of one process, and works ahead in threads or worker processes.
 
   Args:
-    examples: of all processes.
+    examples: of all processes; endless, or as many as fill the last global batch.
     config: with `num_threads`, `num_workers` and `prefetch`.
     rows: of a batch of one process.
     process_index: whose rows.
     process_count: number of processes.
   """
-  batches = examples.batch(rows)[process_index::process_count]
+  # Otherwise Grain rounds the number of batches up in floating point, which overflows where an
+  # endless stream has batches of one.
+  batches = examples.batch(rows, drop_remainder=True)[process_index::process_count]
   iterator = batches.to_iter_dataset(
     grain.ReadOptions(
       num_threads=config.num_threads,

@@ -1,5 +1,8 @@
 """What the input pipelines have in common."""
 
+import itertools
+
+import grain
 import ml_collections
 import pytest
 
@@ -60,3 +63,13 @@ def test_unreadable_examples_stop_or_are_logged(config):
 def test_batches_hold_one_bucket_each_in_the_order_of_the_examples():
   slots = pipeline.bucket_slots(['a', 'b', 'a', 'a', 'b'], 2)
   assert slots == [('a', 0), ('a', 2), ('a', 3), ('a', -1), ('b', 1), ('b', 4)]
+
+
+@pytest.mark.parametrize('process_count', [1, 2])
+def test_an_endless_stream_has_batches_of_one(config, process_count):
+  stream = grain.MapDataset.range(3).repeat()
+  for index in range(process_count):
+    iterator = iter(pipeline.iterate(stream, config, 1, index, process_count))
+    batches = [batch.tolist() for batch in itertools.islice(iterator, 5)]
+    iterator.close()
+    assert batches == [[(index + process_count * step) % 3] for step in range(5)]
