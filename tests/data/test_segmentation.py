@@ -1,5 +1,6 @@
 """Batches of segmentation: the same promises as those of classification, and shapes per bucket."""
 
+import io
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import os
 import numpy as np
 from PIL import Image
 import pytest
+from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from crossattn_jax.data import cityscapes, photometric, segmentation, shape_scenes
 from crossattn_jax.data import segmentation_augmentation as augmentation
@@ -270,6 +272,39 @@ def test_cityscapes_folders_and_lists_are_read(tmp_path):
     sources.create_source('cityscapes_folder', 'train', tmp_path)
   with pytest.raises(ValueError, match=r'expected leftImg8bit/val/CITY'):
     sources.create_source('cityscapes_folder', 'val', tmp_path)
+
+
+def test_cityscapes_is_read_as_the_builder_of_tfds_writes_it(tmp_path, monkeypatch):
+  labels = np.full((1024, 2048), 26, np.uint8)
+  labels[:, :5] = 3
+
+  def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, 'png')
+    return file.getvalue()
+
+  def examples(builder):
+    del builder
+    image = encoded(np.full((1024, 2048, 3), (200, 100, 50), np.uint8))
+    yield '0', {'image_id': 'ulm_1', 'image_left': image, 'segmentation_label': encoded(labels)}
+
+  builder = cityscapes_dataset_builder.Builder
+  monkeypatch.setattr(builder, '_generate_examples', examples)
+  monkeypatch.setattr(
+    builder, '_split_generators', lambda self, _: {'validation': self._generate_examples()}
+  )
+  builder(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  source = sources.create_source('cityscapes', 'validation', tmp_path)
+  assert source.image_size(0) == (1024, 2048)
+  assert source[0]['key'] == 'cityscapes/validation[0] (ulm_1)'
+
+  config = segmentation.default_config()
+  config.data_dir, config.channels = str(tmp_path), 'bgr'
+  config.mean, config.std = (50.0, 100.0, 199.0), (1.0,) * 3
+  (batch,) = take(segmentation.eval_dataset(config, batch_size=1))
+  assert (batch['image'] == (0, 0, 1)).all()
+  assert (batch['label'][:, :, :5] == 255).all()
+  assert (batch['label'][:, :, 5:] == cityscapes.CLASS_NAMES.index('car')).all()
 
 
 def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
