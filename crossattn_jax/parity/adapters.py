@@ -1,5 +1,8 @@
 """What `parity/<system>.py` tells the parity tools about a system.
 
+A system with many recorded single modules has them in `parity/<system>_modules.py`; what several
+systems share in segmentation is in `parity/segmentation*.py`.
+
 Two registrations:
 
 `@register_adapter(system, module)` on `make_adapter(manifest) -> Adapter`, one per module kind of
@@ -143,12 +146,12 @@ def register_models(system: str, pattern: str):
   return decorate
 
 
-# Modules of several systems.
-_SHARED = ('segmentation',)
+# Adapters of several systems.
+_SHARED = ('segmentation', 'segmentation_losses', 'segmentation_evaluation')
 
 
 def _import_system(system: str) -> None:
-  for module in (system, *_SHARED):
+  for module in (system, f'{system}_modules', *_SHARED):
     name = f'crossattn_jax.parity.{module}'
     try:
       importlib.import_module(name)
@@ -190,6 +193,16 @@ def describe_model(name: str, module: nn.Module) -> ModelParity:
   raise AdapterNotFound(
     f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
   )
+
+
+def channels_last(x: jax.Array) -> jax.Array:
+  """From the originals' layout, `[batch, channels, ...]`, to this library's."""
+  return jnp.moveaxis(x, 1, -1)
+
+
+def channels_first(x: jax.Array) -> jax.Array:
+  """From this library's layout, `[batch, ..., channels]`, to the originals'."""
+  return jnp.moveaxis(x, -1, 1)
 
 
 def input_structs(manifest: AnyMapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

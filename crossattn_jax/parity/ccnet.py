@@ -1,45 +1,27 @@
 """CCNet, PSPNet and DeepLabv3 and their PyTorch original: speedinghzl/CCNet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from crossattn_jax.attention import criss_cross
-from crossattn_jax.data import cityscapes, segmentation_augmentation
-from crossattn_jax.heads import aspp, pyramid_pooling, rcca
-from crossattn_jax.heads import style as style_lib
-from crossattn_jax.kernels.criss_cross import api, reference
-from crossattn_jax.layers import batch_norm, conv_norm, convolution, resize
-from crossattn_jax.metrics import segmentation as metrics
+from crossattn_jax.heads import pyramid_pooling
 from crossattn_jax.models import ccnet, resnet
-from crossattn_jax.parity import adapters, cases
+from crossattn_jax.parity import adapters, cases, segmentation_losses
 from crossattn_jax.parity import mapping as mapping_lib
 from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.tasks import segmentation_inference as inference
-from crossattn_jax.tasks import segmentation_losses as losses
 from crossattn_jax.training import optimizers, schedules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-_STYLE = style_lib.Style(corner_aligned=True, activated_norm=True, dropout_rate=0.0)
-_UNIT = functools.partial(conv_norm.ConvNorm, absolute_scale=True)
 
-
-def _channels_last(x: jax.Array) -> jax.Array:
-  return jnp.moveaxis(x, 1, -1)
-
-
-def _channels_first(x: jax.Array) -> jax.Array:
-  return jnp.moveaxis(x, -1, 1)
+# The correspondence of names, from the inside out.
 
 
 @functools.cache
@@ -62,102 +44,6 @@ def criss_cross_rules(rank: int) -> list[Rule]:
     Rule('{map:query|key|value}_conv.weight', '{map}/kernel', layout),
     Rule('{map:query|key|value}_conv.bias', '{map}/bias', layout),
   ]
-
-
-def attention_adapter(
-  manifest: Manifest, implementation: str = 'auto', interpret: bool = False
-) -> adapters.Adapter:
-  """The attention alone, by one of its implementations."""
-
-  def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Arrays:
-    q, k, v = (_channels_last(x) for x in (q, k, v))
-    out = api.attention(q, k, v, implementation, interpret=interpret)
-    scores = reference.criss_cross_scores(q, k)
-    return {
-      'out': _channels_first(out),
-      'lse': nn.logsumexp(scores, axis=-1),
-      'attention': nn.softmax(scores),
-    }
-
-  recorded = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
-  return adapters.function_adapter(
-    lambda **inputs: {name: x for name, x in run(**inputs).items() if name in recorded},
-    without_gradient=recorded - {'out'},
-    jit=True,
-  )
-
-
-@adapters.register_adapter('ccnet', 'criss_cross_attention')
-def _criss_cross_attention(manifest: Manifest) -> adapters.Adapter:
-  return attention_adapter(manifest)
-
-
-def _module(manifest: Manifest, rank: int) -> adapters.Adapter:
-  c = manifest['constructor']
-
-  def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    x, outputs = _channels_last(inputs['x']), {}
-    for r in range(c['recurrence']):
-      x = module(x)
-      outputs[f'r{r + 1}'] = _channels_first(x)
-    return outputs
-
-  return adapters.module_adapter(
-    manifest,
-    # Once at a time: the case recorded the map after each.
-    criss_cross.CrissCrossAttention(recurrence=1, reduction=c['in_dim'] // c['key_dim']),
-    rules=mapping_lib.prefixed(criss_cross_rules(rank), 'cca.', ''),
-    call=call,
-  )
-
-
-@adapters.register_adapter('ccnet', 'CrissCrossAttention')
-def _criss_cross_module(manifest: Manifest) -> adapters.Adapter:
-  return _module(manifest, rank=2)
-
-
-@adapters.register_adapter('ccnet', 'CrissCrossAttention3D')
-def _criss_cross_module_3d(manifest: Manifest) -> adapters.Adapter:
-  return _module(manifest, rank=3)
-
-
-@adapters.register_adapter('ccnet', 'cca3d_branch_as_is')
-def _community_module_3d(manifest: Manifest) -> adapters.Adapter:
-  """The file of the branch pure-python, whose mistakes are repeated here and nowhere else."""
-
-  class Module(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      channels = x.shape[-1]
-      q = nn.Dense(channels // 8, name='query')(x)
-      k = nn.Dense(channels // 8, name='key')(x)
-      v = nn.Dense(channels, name='value')(x)
-      batch, height, width, depth = x.shape[:4]
-      itself = jnp.eye(height, dtype=bool)[:, None, None]
-      scores = [
-        jnp.where(itself, -jnp.inf, jnp.einsum('bhwdc,bgwdc->bhwdg', q, k)),
-        jnp.einsum('bhwdc,bhudc->bhwdu', q, k),
-        # The pixel itself a second time.
-        jnp.einsum('bhwdc,bhwec->bhwde', q, k),
-      ]
-      weights = nn.softmax(jnp.concatenate(scores, axis=-1))
-      column, row, line = jnp.split(weights, [height, height + width], axis=-1)
-      # Axes in an order that the reshaping does not expect.
-      row = row.transpose(0, 1, 4, 2, 3).reshape(batch, height, depth, width, width)
-      out = jnp.einsum('bhwdg,bgwdc->bhwdc', column, v)
-      out += jnp.einsum('bhdwu,bhudc->bhwdc', row, v)
-      out += jnp.einsum('bhwde,bhwec->bhwdc', line, v)
-      return self.param('gate', nn.initializers.zeros, ()) * out + x
-
-  return adapters.module_adapter(
-    manifest,
-    Module(),
-    rules=criss_cross_rules(3),
-    call=lambda module, inputs: {'y': _channels_first(module(_channels_last(inputs['x'])))},
-  )
-
-
-# The correspondence of names, from the inside out.
 
 
 def norm_rules(torch: str, flax: str) -> list[Rule]:
@@ -244,31 +130,32 @@ def model_rules(module: ccnet.CCNet) -> list[Rule]:
   ]
 
 
-def _first(result: Any) -> jax.Array:
-  return _channels_first(result[0] if isinstance(result, tuple) else result)
+def first_map(result: Any) -> jax.Array:
+  """The map that a module returned, alone or first of several, in the original's layout."""
+  return adapters.channels_first(result[0] if isinstance(result, tuple) else result)
 
 
 RCCA_TAPS = {
-  'conva': ('reduction', _first),
-  'cca': ('attention', _first),
-  'convb': ('output', _first),
-  'bottleneck.1': ('fusion', _first),
+  'conva': ('reduction', first_map),
+  'cca': ('attention', first_map),
+  'convb': ('output', first_map),
+  'bottleneck.1': ('fusion', first_map),
 }
 
 
 def model_taps(module: ccnet.CCNet) -> dict[str, adapters.TapLike | None]:
   """The taps of a whole network."""
-  taps: dict[str, adapters.TapLike | None] = {'maxpool': ('backbone/stem', _first)}
+  taps: dict[str, adapters.TapLike | None] = {'maxpool': ('backbone/stem', first_map)}
   for s in range(len(module.depths)):
-    taps[f'layer{s + 1}'] = (f'backbone/stage_{s}', _first)
+    taps[f'layer{s + 1}'] = (f'backbone/stage_{s}', first_map)
   if module.auxiliary:
-    taps['dsn.1'] = ('auxiliary_head/conv', _first)
+    taps['dsn.1'] = ('auxiliary_head/conv', first_map)
   if module.context == 'rcca':
     for name, (path, to_original) in RCCA_TAPS.items():
       if name != 'cca' or module.recurrence:
         taps[f'head.{name}'] = (f'head/{path}', to_original)
   else:
-    taps['head.0'] = ('head/pooling', _first)
+    taps['head.0'] = ('head/pooling', first_map)
   return taps
 
 
@@ -282,10 +169,10 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
   """
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = model(_channels_last(inputs['image']))
-    outputs = {'logits': _channels_first(logits)}
+    logits, features = model(adapters.channels_last(inputs['image']))
+    outputs = {'logits': adapters.channels_first(logits)}
     if model.auxiliary:
-      outputs['dsn_logits'] = _channels_first(features['auxiliary_logits'])
+      outputs['dsn_logits'] = adapters.channels_first(features['auxiliary_logits'])
     return outputs
 
   return adapters.ModelParity(
@@ -301,114 +188,14 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
 def describe_resnet(module: resnet.ResNet) -> adapters.ModelParity:
   """Says how a ResNet corresponds to the classifier that the official networks start from."""
   shape = (1, module.num_channels, *module.image_size)
-  taps = {f'layer{s + 1}': (f'stage_{s}', _first) for s in range(len(module.depths))}
+  taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
   return adapters.ModelParity(
     rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
-    call=lambda model, inputs: {'logits': model(_channels_last(inputs['image']))[0]},
+    call=lambda model, inputs: {'logits': model(adapters.channels_last(inputs['image']))[0]},
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
-    taps={'maxpool': ('stem', _first), **taps},
+    taps={'maxpool': ('stem', first_map), **taps},
     heads=('head',) if module.num_classes else (),
   )
-
-
-# Recorded modules.
-
-
-@adapters.register_adapter('ccnet', 'abn')
-def _activated_norm(manifest: Manifest) -> adapters.Adapter:
-  train = manifest['mode'] == 'train'
-
-  class Norms(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      leaky = batch_norm.BatchNorm(absolute_scale=True, name='leaky')(x, train)
-      identity = batch_norm.BatchNorm(absolute_scale=True, name='identity')(x, train)
-      return nn.leaky_relu(leaky, manifest['constructor']['slope']), identity
-
-  def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    leaky, identity = module(_channels_last(inputs['x']))
-    outputs = {'leaky': _channels_first(leaky), 'identity': _channels_first(identity)}
-    if train:
-      for name, value in module.variables['batch_stats']['leaky'].items():
-        outputs[f'new_running_{name}'] = value
-    return outputs
-
-  return adapters.module_adapter(
-    manifest,
-    Norms(),
-    rules=norm_rules('{norm:leaky|identity}', '{norm}'),
-    call=call,
-    mutable=('batch_stats',) if train else (),
-    without_gradient=('new_running_mean', 'new_running_var'),
-  )
-
-
-def _map_adapter(
-  manifest: Manifest,
-  module: nn.Module,
-  rules: list[Rule],
-  taps: Mapping[str, adapters.TapLike] | None = None,
-  output: str = 'y',
-) -> adapters.Adapter:
-  """The adapter of a module that maps a map 'x' to another."""
-  train = manifest['mode'] == 'train'
-  return adapters.module_adapter(
-    manifest,
-    module,
-    rules=rules,
-    call=lambda module, inputs: {output: _first(module(_channels_last(inputs['x']), train))},
-    taps=taps,
-    mutable=('batch_stats',) if train else (),
-  )
-
-
-@adapters.register_adapter('ccnet', 'bottleneck')
-def _bottleneck(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  dilation = c['dilation'] * c['multi_grid']
-  module = resnet.Bottleneck(c['planes'], c['stride'], dilation, c['downsample'], _UNIT)
-  return _map_adapter(manifest, module, prefixed(BOTTLENECK, 'b.'))
-
-
-@adapters.register_adapter('ccnet', 'stem')
-def _stem(manifest: Manifest) -> adapters.Adapter:
-  module = resnet.DeepStem((64, 64, 128), True, _UNIT)
-
-  def call(stem: nn.Module, inputs: Arrays) -> Arrays:
-    return {'after_pool': _channels_first(stem(_channels_last(inputs['image'])))}
-
-  adapter = adapters.module_adapter(manifest, module, rules=STEM, call=call)
-
-  def run(variables, inputs):
-    outputs, taps = adapters.run_with_taps(
-      module, variables, inputs, call=call, taps={'before_pool': ('conv_2', _first)}
-    )
-    return {**outputs, **taps}, {}
-
-  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
-
-
-@adapters.register_adapter('ccnet', 'rcca_module')
-def _rcca(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  module = rcca.RCCAHead(
-    c['num_classes'], _STYLE, fused=c['out_channels'], recurrence=c['recurrence']
-  )
-  return _map_adapter(manifest, module, RCCA, RCCA_TAPS, 'logits')
-
-
-@adapters.register_adapter('ccnet', 'psp_module')
-def _psp(manifest: Manifest) -> adapters.Adapter:
-  width = manifest['constructor']['out_features']
-  module = pyramid_pooling.PyramidPooling(width, width, pooled_first=True, style=_STYLE)
-  return _map_adapter(manifest, module, PSP)
-
-
-@adapters.register_adapter('ccnet', 'aspp_module')
-def _aspp(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  module = aspp.AtrousSpatialPyramidPooling(c['inner_features'], c['out_features'], _STYLE)
-  return _map_adapter(manifest, module, ASPP)
 
 
 # Whole networks.
@@ -427,24 +214,7 @@ def _network(manifest: Manifest, context: str = 'rcca') -> ccnet.CCNet:
   )
 
 
-def _criterion(
-  name: str, c: Mapping[str, Any], pred: jax.Array, pred_dsn: jax.Array, target: jax.Array
-) -> jax.Array:
-  """One of the original's criteria, on NCHW logits of any size."""
-  main, auxiliary = (
-    resize.resize(_channels_last(x), target.shape[1:], 'bilinear', align_corners=True)
-    for x in (pred, pred_dsn)
-  )
-  if name == 'CriterionOhemDSN2':
-    return losses.cross_entropy(main, target) + losses.lovasz_softmax(main, target)
-  if name == 'CriterionOhemDSN':
-    loss = losses.ohem_cross_entropy(main, target, threshold=c['thresh'], min_kept=c['min_kept'])
-  else:
-    loss = losses.cross_entropy(main, target)
-  return loss + 0.4 * losses.cross_entropy(auxiliary, target)
-
-
-def _statistics(module: nn.Module, rules: list[Rule]) -> Arrays:
+def running_statistics(module: nn.Module, rules: Sequence[Rule]) -> Arrays:
   """Running statistics after the call, by the original's keys."""
   flat = traverse_util.flatten_dict(dict(module.variables['batch_stats']), sep='/')
   statistics = [rule for rule in rules if rule.collection == 'batch_stats']
@@ -459,18 +229,18 @@ def _network_adapter(manifest: Manifest, context: str) -> adapters.Adapter:
   rules = model_rules(module)
 
   def call(network: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = network(_channels_last(inputs['image']), train)
+    logits, features = network(adapters.channels_last(inputs['image']), train)
     outputs = {
-      'logits': _channels_first(logits),
-      'dsn_logits': _channels_first(features['auxiliary_logits']),
+      'logits': adapters.channels_first(logits),
+      'dsn_logits': adapters.channels_first(features['auxiliary_logits']),
     }
     c = manifest['constructor']
     if c['criterion']:
-      outputs['loss'] = _criterion(
+      outputs['loss'] = segmentation_losses.criterion(
         c['criterion'], c, outputs['logits'], outputs['dsn_logits'], inputs['target']
       )
     if train:
-      for key, value in _statistics(network, rules).items():
+      for key, value in running_statistics(network, rules).items():
         norm, _, name = key.rpartition('.')
         if f'out/new_{name}/{norm}' in manifest['shapes']:
           outputs[f'new_{name}/{norm}'] = value
@@ -513,15 +283,15 @@ def _recurrences(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=model_rules(module),
-    call=lambda network, inputs: {'logits': network(_channels_last(inputs['image']))[0]},
+    call=lambda network, inputs: {'logits': network(adapters.channels_last(inputs['image']))[0]},
   )
   plain = module.clone(recurrence=0)
 
   def call(network: nn.Module, inputs: Arrays) -> tuple[Arrays, jax.Array]:
-    logits, features = network(_channels_last(inputs['image']))
+    logits, features = network(adapters.channels_last(inputs['image']))
     outputs = {
-      'logits_r0': _channels_first(logits),
-      'dsn_logits': _channels_first(features['auxiliary_logits']),
+      'logits_r0': adapters.channels_first(logits),
+      'dsn_logits': adapters.channels_first(features['auxiliary_logits']),
     }
     return outputs, features['stage_3']
 
@@ -535,7 +305,7 @@ def _recurrences(manifest: Manifest) -> adapters.Adapter:
         module.clone(recurrence=r).attention_head(),
         part,
         {'x': x},
-        call=lambda head, inputs: _channels_first(head(inputs['x'])[0]),
+        call=lambda head, inputs: adapters.channels_first(head(inputs['x'])[0]),
         taps={'head.cca': RCCA_TAPS['cca']},
       )
       if r == 1:
@@ -554,7 +324,7 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=rules,
-    call=lambda network, inputs: {'logits': network(_channels_last(inputs['image0']))[0]},
+    call=lambda network, inputs: {'logits': network(adapters.channels_last(inputs['image0']))[0]},
   )
   schedule_config = schedules.default_config()
   schedule_config.name, schedule_config.power = 'polynomial', c['power']
@@ -574,12 +344,12 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     def loss_of(params, model_state, image, target):
       (logits, features), updated = module.apply(
         {'params': params, **model_state},
-        _channels_last(image),
+        adapters.channels_last(image),
         train=True,
         mutable=['batch_stats'],
       )
-      maps = (_channels_first(x) for x in (logits, features['auxiliary_logits']))
-      return _criterion(c['loss'], c, *maps, target), updated
+      maps = (adapters.channels_first(x) for x in (logits, features['auxiliary_logits']))
+      return segmentation_losses.criterion(c['loss'], c, *maps, target), updated
 
     @jax.jit
     def train_step(params, model_state, state, image, target):
@@ -600,7 +370,7 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     change = parameters.to_torch({'params': jax.tree.map(jnp.subtract, params, initial)})
     final = adapter.mapping.to_torch({'params': params, **model_state})
     logits, features = jax.jit(module.apply)(
-      {'params': params, **model_state}, _channels_last(inputs['image0'])
+      {'params': params, **model_state}, adapters.channels_last(inputs['image0'])
     )
     order = c['parameter_order']
     outputs = {
@@ -614,8 +384,8 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
         ]
       ),
       'gamma': final['head.cca.gamma'],
-      'eval_logits': _channels_first(logits),
-      'eval_dsn_logits': _channels_first(features['auxiliary_logits']),
+      'eval_logits': adapters.channels_first(logits),
+      'eval_dsn_logits': adapters.channels_first(features['auxiliary_logits']),
     }
     for name in manifest['shapes']:
       key = name.removeprefix('out/')
@@ -625,154 +395,3 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
 
   # One step is compiled, and run three times.
   return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping, jit=False)
-
-
-# Losses.
-
-
-@adapters.register_adapter('ccnet', 'loss_dsn')
-@adapters.register_adapter('ccnet', 'loss_ohem')
-@adapters.register_adapter('ccnet', 'loss_ce_lovasz')
-def _loss(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  return adapters.function_adapter(
-    lambda **inputs: {'loss': _criterion(c['criterion'], c, **inputs)}, jit=True
-  )
-
-
-@adapters.register_adapter('ccnet', 'CategoryConsistentLoss')
-def _category_consistent_loss(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-
-  def terms(embeddings: jax.Array, target: jax.Array) -> Arrays:
-    loss = losses.category_consistency(
-      embeddings,
-      target,
-      num_classes=19,
-      inner=c['delta_v'],
-      outer=c['delta_d'],
-      piecewise=c['variant'] == 'piecewise',
-    )
-    total = loss.total(c['alpha'], c['beta'], c['gamma'])
-    return {'var': loss.variance, 'dis': loss.distance, 'reg': loss.norm, 'total': total}
-
-  if 'e' in manifest['inputs']:
-    return adapters.function_adapter(lambda e, target: terms(_channels_last(e), target), jit=True)
-  return adapters.module_adapter(
-    manifest,
-    convolution.convolution(manifest['inputs']['h']['shape'][1], c['channels'], 1),
-    rules=[Rule('reduce.weight', 'kernel', 'conv'), Rule('reduce.bias', 'bias')],
-    call=lambda conv, inputs: terms(conv(_channels_last(inputs['h'])), inputs['target']),
-  )
-
-
-# Evaluation.
-
-
-class _StandIn(nn.Module):
-  """The small network that the evaluation was recorded with."""
-
-  classes: int
-
-  @nn.compact
-  def __call__(self, image):
-    x = convolution.convolution(3, 8, 3, stride=2, padding=1, name='c1')(image)
-    return convolution.convolution(8, self.classes, 3, stride=2, padding=1, name='c2')(nn.relu(x))
-
-
-def _evaluation_adapter(
-  manifest: Manifest, evaluate: Callable[[inference.Predict, jax.Array], jax.Array]
-) -> adapters.Adapter:
-  module = _StandIn(manifest['constructor']['classes'])
-  adapter = adapters.module_adapter(
-    manifest,
-    module,
-    rules=conv_rules('{name:c1|c2}', '{name}'),
-    call=lambda network, inputs: {'scores': network(_channels_last(inputs['image']))},
-  )
-
-  def run(variables, inputs):
-    scores = evaluate(lambda x: module.apply(variables, x), _channels_last(inputs['image']))
-    return {'scores': scores}, {}
-
-  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
-
-
-@adapters.register_adapter('ccnet', 'sliding')
-def _sliding(manifest: Manifest) -> adapters.Adapter:
-  tile = tuple(manifest['constructor']['tile'])
-
-  def evaluate(predict: inference.Predict, images: jax.Array) -> jax.Array:
-    scores = inference.sliding_window(predict, images, tile)
-    # The original gives every image of a batch the scores of the first.
-    return jnp.broadcast_to(scores[:1], scores.shape)
-
-  return _evaluation_adapter(manifest, evaluate)
-
-
-@adapters.register_adapter('ccnet', 'multiscale_flip')
-def _multiscale(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  return _evaluation_adapter(
-    manifest,
-    lambda predict, images: inference.multi_scale(
-      predict, images, scales=c['scales'], flip=c['flip']
-    )[0],
-  )
-
-
-@adapters.register_adapter('ccnet', 'zoom')
-def _zoom(manifest: Manifest) -> adapters.Adapter:
-  def run(image: jax.Array, label: jax.Array) -> Arrays:
-    outputs = {}
-    for zoom in manifest['constructor']['zooms']:
-      size = inference.zoomed_size(label.shape[1:], zoom)
-      linear = resize.resize(_channels_last(image), size, 'bilinear', align_corners=True)
-      rows, columns = (
-        resize.nearest_corner_aligned(length, short)
-        for length, short in zip(label.shape[1:], size, strict=True)
-      )
-      outputs[f'linear_{zoom}'] = _channels_first(linear)
-      outputs[f'nearest_{zoom}'] = label[:, rows][:, :, columns].astype(image.dtype)
-    return outputs
-
-  return adapters.function_adapter(run, jit=True)
-
-
-@adapters.register_adapter('ccnet', 'miou')
-def _miou(manifest: Manifest) -> adapters.Adapter:
-  def run(gt: jax.Array, pred: jax.Array) -> dict[str, Any]:
-    confusion = np.asarray(metrics.confusion_matrix(gt, pred, manifest['constructor']['classes']))
-    iou = metrics.intersection_over_union(confusion)
-    mean = metrics.mean_over_classes(iou, absent='zero')
-    return {'confusion': confusion, 'iou': np.nan_to_num(iou), 'miou': np.array([mean])}
-
-  return adapters.function_adapter(run, without_gradient=('iou', 'miou'))
-
-
-@adapters.register_adapter('ccnet', 'palette')
-def _palette(manifest: Manifest) -> adapters.Adapter:
-  del manifest
-  return adapters.function_adapter(lambda n: {'palette': cityscapes.voc_palette(int(n[0]))})
-
-
-@adapters.register_adapter('ccnet', 'augment')
-def _augment(manifest: Manifest) -> adapters.Adapter:
-  c = manifest['constructor']
-  mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
-
-  def run(image: jax.Array, label: jax.Array) -> dict[str, np.ndarray]:
-    train_id = cityscapes.to_train_ids(np.asarray(label))
-    outputs = {'train_id': train_id}
-    for scale, top, left, mirrored in c['draws']:
-      choice = segmentation_augmentation.Draw(scale, top, left, bool(mirrored))
-      pixels, labels = segmentation_augmentation.apply(
-        np.asarray(image), train_id, choice, c['crop'], padding=mean
-      )
-      outputs[f'image_f{scale}'] = rearrange(pixels - mean, 'h w c -> c h w')
-      outputs[f'label_f{scale}'] = labels
-    return outputs
-
-  # OpenCV rounds twice.
-  tolerances = {name: 1.001 for name in manifest['shapes'] if name.startswith('out/image_f')}
-  return adapters.function_adapter(run, tolerances=tolerances)

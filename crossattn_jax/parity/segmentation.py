@@ -6,7 +6,6 @@ All three train them in mmsegmentation, whose names of parameters they therefore
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -16,31 +15,21 @@ import numpy as np
 from crossattn_jax.heads import fcn, pyramid_pooling, semantic_fpn, upernet
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.layers import resize
-from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.models import biformer, crossformer, registry, segmentor, swiftformer
 from crossattn_jax.parity import adapters, convert
 from crossattn_jax.parity import biformer as biformer_parity
 from crossattn_jax.parity import ccnet as ccnet_parity
 from crossattn_jax.parity import crossformer as crossformer_parity
 from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import segmentation_losses as losses
 from crossattn_jax.parity import swiftformer as swiftformer_parity
 from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.tasks import segmentation_losses as losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
 _LEVELS = 4
 _STYLE = style_lib.Style(dropout_rate=0.0)
-_AUXILIARY_WEIGHT = 0.4
-
-
-def _nhwc(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b c h w -> b h w c')
-
-
-def _nchw(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b h w c -> b c h w')
 
 
 def _resize(x: jax.Array, size: Sequence[int]) -> jax.Array:
@@ -274,15 +263,6 @@ def _dropped(key: str, value: np.ndarray, why: str = 'the model computes it') ->
 # Recorded heads.
 
 
-def _statistics(module: nn.Module, rules: Sequence[Rule]) -> Arrays:
-  """Running statistics after the call, by the original's keys."""
-  flat = traverse_util.flatten_dict(dict(module.variables['batch_stats']), sep='/')
-  return {
-    next(key for r in rules if r.collection == 'batch_stats' and (key := r.key_of(path))): value
-    for path, value in flat.items()
-  }
-
-
 def _adapter(
   manifest: Manifest,
   module: nn.Module,
@@ -305,7 +285,7 @@ def _adapter(
   def called(module: nn.Module, inputs: Arrays) -> Arrays:
     outputs = call(module, inputs, train)
     if keys:
-      after = _statistics(module, rules)
+      after = ccnet_parity.running_statistics(module, rules)
       outputs |= {name: after[key] for name, key in keys.items()}
     return {name: output for name, output in outputs.items() if name in wanted}
 
@@ -321,11 +301,11 @@ def _adapter(
 
 
 def _maps(inputs: Arrays) -> list[jax.Array]:
-  return [_nhwc(inputs[f'c{level}']) for level in range(2, 2 + _LEVELS)]
+  return [adapters.channels_last(inputs[f'c{level}']) for level in range(2, 2 + _LEVELS)]
 
 
 def _maps_to_logits(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
-  return {'logits': _nchw(module(_maps(inputs), train))}
+  return {'logits': adapters.channels_first(module(_maps(inputs), train))}
 
 
 @adapters.register_adapter('crossformer', 'seg_fpn_neck')
@@ -337,7 +317,10 @@ def _pyramid(manifest: Manifest) -> adapters.Adapter:
 
   def call(pyramid: nn.Module, inputs: Arrays, train: bool) -> Arrays:
     del train
-    return {f'p{level}': _nchw(x) for level, x in enumerate(pyramid(_maps(inputs)), start=2)}
+    return {
+      f'p{level}': adapters.channels_first(x)
+      for level, x in enumerate(pyramid(_maps(inputs)), start=2)
+    }
 
   return _adapter(manifest, module, prefixed(PYRAMID, prefix), call)
 
@@ -367,7 +350,9 @@ def _fcn_head(manifest: Manifest) -> adapters.Adapter:
     manifest,
     fcn.FCNHead(c['num_classes'], _STYLE, c['channels']),
     FCN_HEAD,
-    lambda module, inputs, train: {'logits': _nchw(module(_nhwc(inputs['c4']), train))},
+    lambda module, inputs, train: {
+      'logits': adapters.channels_first(module(adapters.channels_last(inputs['c4']), train))
+    },
   )
 
 
@@ -377,9 +362,9 @@ def _semantic_fpn(manifest: Manifest) -> adapters.Adapter:
   module = semantic_fpn.SemanticFPN(c['num_classes'], _STYLE, c['fpn_channels'], c['head_channels'])
 
   def upsampled(x: jax.Array) -> jax.Array:
-    return _nchw(_resize(x, (2 * x.shape[1], 2 * x.shape[2])))
+    return adapters.channels_first(_resize(x, (2 * x.shape[1], 2 * x.shape[2])))
 
-  taps = {'decode_head.scale_heads.0': ('decoder/level_0_conv_0', _nchw)}
+  taps = {'decode_head.scale_heads.0': ('decoder/level_0_conv_0', adapters.channels_first)}
   for level in range(1, _LEVELS):
     last = f'decoder/level_{level}_conv_{level - 1}'
     taps[f'decode_head.scale_heads.{level}'] = (last, upsampled)
@@ -406,7 +391,10 @@ def _upernet_heads(manifest: Manifest) -> adapters.Adapter:
 
   def call(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
     main, auxiliary = module(_maps(inputs), train)
-    return {'logits': _nchw(main), 'aux_logits': _nchw(auxiliary)}
+    return {
+      'logits': adapters.channels_first(main),
+      'aux_logits': adapters.channels_first(auxiliary),
+    }
 
   return _adapter(
     manifest,
@@ -427,20 +415,6 @@ def _labels(inputs: Arrays) -> jax.Array:
   return labels[:, 0] if labels.ndim == 4 else labels
 
 
-def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The loss of mmsegmentation on NHWC logits of any size."""
-  return losses.cross_entropy(_resize(logits, labels.shape[1:]), labels, count_ignored=True)
-
-
-def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Hits in percent of the pixels with a class, in float32 as the original has them."""
-  valid = labels != losses.IGNORE_LABEL
-  predictions = jnp.argmax(_resize(logits, labels.shape[1:]), axis=-1)
-  share = 100.0 / (jnp.sum(valid).astype(float) + np.finfo(np.float32).eps)
-  hits = jnp.sum((predictions == labels) & valid)
-  return hits.astype(jnp.float32) * share.astype(jnp.float32)
-
-
 def _segmentor_adapter(
   manifest: Manifest,
   backbone: nn.Module,
@@ -457,21 +431,21 @@ def _segmentor_adapter(
   def logits_as_recorded(name: str, logits: jax.Array) -> jax.Array:
     """At the image's size where they were recorded so."""
     size = recorded.get(f'out/{name}', (0, 0, *logits.shape[1:3]))[2:]
-    return _nchw(_resize(logits, size))
+    return adapters.channels_first(_resize(logits, size))
 
   def call(network: nn.Module, inputs: Arrays, train: bool) -> Arrays:
-    logits, features = network(_nhwc(inputs['image']), train)
+    logits, features = network(adapters.channels_last(inputs['image']), train)
     outputs = {'logits': logits_as_recorded('logits', logits), **looks(features)}
     auxiliary = features.get('auxiliary_logits')
     if auxiliary is not None:
       outputs['aux_logits'] = logits_as_recorded('aux_logits', auxiliary)
     if {'label', 'labels'} & set(inputs):
       labels = _labels(inputs)
-      loss = outputs['decode/loss_ce'] = _loss(logits, labels)
-      outputs['decode/acc_seg'] = _accuracy(logits, labels)
+      loss = outputs['decode/loss_ce'] = losses.cross_entropy(logits, labels)
+      outputs['decode/acc_seg'] = losses.accuracy(logits, labels)
       if auxiliary is not None:
-        outputs['aux/loss_ce'] = _AUXILIARY_WEIGHT * _loss(auxiliary, labels)
-        outputs['aux/acc_seg'] = _accuracy(auxiliary, labels)
+        outputs['aux/loss_ce'] = losses.AUXILIARY_WEIGHT * losses.cross_entropy(auxiliary, labels)
+        outputs['aux/acc_seg'] = losses.accuracy(auxiliary, labels)
         loss += outputs['aux/loss_ce']
       outputs['loss'] = loss
     return outputs
@@ -528,47 +502,3 @@ def _biformer_segmentor(manifest: Manifest) -> adapters.Adapter:
     }
 
   return _segmentor_adapter(manifest, backbone, looks)
-
-
-# Losses and metrics.
-
-
-@adapters.register_adapter('crossformer', 'seg_loss_ce')
-def _loss_adapter(manifest: Manifest) -> adapters.Adapter:
-  weight = manifest['constructor']['loss_weight']
-
-  def run(logits: jax.Array, labels: jax.Array) -> Arrays:
-    logits, labels = _nhwc(logits), labels[:, 0]
-    return {'loss': weight * _loss(logits, labels), 'acc': _accuracy(logits, labels)}
-
-  return adapters.function_adapter(run, without_gradient=('acc',), jit=True)
-
-
-@adapters.register_adapter('biformer', 'loss_segmentation')
-def _two_losses_adapter(manifest: Manifest) -> adapters.Adapter:
-  del manifest
-
-  def run(logits: jax.Array, aux_logits: jax.Array, label: jax.Array) -> Arrays:
-    main, auxiliary = (_loss(_nhwc(x), label) for x in (logits, aux_logits))
-    return {'loss': main + _AUXILIARY_WEIGHT * auxiliary}
-
-  return adapters.function_adapter(run, jit=True)
-
-
-@adapters.register_adapter('crossformer', 'seg_miou')
-def _miou(manifest: Manifest) -> adapters.Adapter:
-  classes = manifest['shapes']['out/IoU'][0]
-
-  def run(pred: jax.Array, label: jax.Array) -> dict[str, np.ndarray]:
-    confusion = np.asarray(metrics.confusion_matrix(label, pred, classes))
-    iou = metrics.intersection_over_union(confusion)
-    # The original averages in float32.
-    return {
-      'aAcc': np.array([metrics.pixel_accuracy(confusion)], np.float32),
-      'IoU': np.nan_to_num(iou, nan=-1),
-      'Acc': np.nan_to_num(metrics.class_accuracy(confusion), nan=-1),
-      'mIoU': np.array([metrics.mean_over_classes(iou, absent='skip')], np.float32),
-    }
-
-  names = [name.removeprefix('out/') for name in manifest['shapes']]
-  return adapters.function_adapter(run, without_gradient=names)

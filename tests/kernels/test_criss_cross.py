@@ -11,7 +11,7 @@ import pytest
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import criss_cross
 from crossattn_jax.kernels.criss_cross import api, gpu, tpu
-from crossattn_jax.parity import cases, ccnet, replay
+from crossattn_jax.parity import cases, ccnet_modules, replay
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference/ccnet'
 ON_GPU = jax.default_backend() == 'gpu'
@@ -118,7 +118,9 @@ def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
 )
 def test_kernels_replay_the_recorded_cases(name, implementation):
   case = cases.read_case(REFERENCE / f'{name}.json')
-  adapter = ccnet.attention_adapter(case.manifest, implementation, interpreted(implementation))
+  adapter = ccnet_modules.attention_adapter(
+    case.manifest, implementation, interpreted(implementation)
+  )
   rows = replay.judge(case, adapter, 'float32', replay.run_case(case, adapter, 'float32'))
   assert {row.array for row in rows} >= {'out/out', 'out/lse', 'grad_input/q', 'grad_input/v'}
   assert all(row.passed for row in rows), rows
