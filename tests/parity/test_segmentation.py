@@ -1,10 +1,16 @@
+import json
+import pathlib
+
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from crossattn_jax import models
 from crossattn_jax.models import segmentor
-from crossattn_jax.parity import mapping, segmentation
+from crossattn_jax.parity import adapters, cases, mapping, replay, segmentation
+
+REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 
 SMALL = {
   'biformer_small': {
@@ -97,3 +103,130 @@ def test_a_backbone_without_correspondence_is_named():
   module = segmentor.Segmentor(backbone=backbone, num_classes=2)
   with pytest.raises(LookupError, match='ResNet has no PyTorch correspondence as a backbone'):
     segmentation.segmentor_rules(module)
+
+
+# Kinds of networks of which no case was recorded.
+
+
+def _read(system, name):
+  return cases.read_case(REFERENCE / system / f'{name}.json')
+
+
+def _write(folder, manifest, outputs, stored=None):
+  """Writes a case of `manifest`, changed to have these outputs and these inputs besides the image.
+
+  Outputs are arrays, or recorded ones.
+  """
+  arrays, shapes = {f'input/{name}': array for name, array in (stored or {}).items()}, {}
+  for name, output in outputs.items():
+    shapes[f'out/{name}'] = list(output.shape)
+    if isinstance(output, cases.Recorded):
+      arrays[f'sub:{output.stride}/out/{name}'] = output.values
+    else:
+      arrays[f'out/{name}'] = output
+  inputs = {'image': manifest['inputs']['image']}
+  for name, array in (stored or {}).items():
+    inputs[name] = {'kind': 'stored', 'shape': list(array.shape), 'dtype': str(array.dtype)}
+  manifest = manifest | {
+    'inputs': inputs,
+    'shapes': shapes,
+    'float32_relative_error': dict.fromkeys(shapes, 1e-6),
+    'grad_param': {},
+  }
+  np.savez(folder / 'case.npz', **arrays)
+  (folder / 'case.json').write_text(json.dumps(manifest))
+  return cases.read_case(folder / 'case.json')
+
+
+def _replayed(case):
+  """What replaying a case computes in float64, and whether it agrees with the case."""
+  adapter = adapters.find_adapter(case.manifest)
+  arrays = replay.run_case(case, adapter, 'float64')
+  return arrays, lambda case: [
+    row.array for row in replay.judge(case, adapter, 'float64', arrays) if not row.passed
+  ]
+
+
+def _cross_entropy(logits, labels):
+  """Of NCHW logits, over all pixels, those without a class included."""
+  chosen = np.take_along_axis(logits, np.where(labels == 255, 0, labels), axis=1)
+  loss = special.logsumexp(logits, axis=1, keepdims=True) - chosen
+  return np.sum(loss, where=labels != 255, keepdims=False).reshape(1) / labels.size
+
+
+@pytest.mark.slow
+def test_semantic_fpn_with_its_loss_replays(tmp_path):
+  recorded = _read('crossformer', 'seg_semantic_fpn_mini')
+  logits = recorded.recorded['out/logits']
+  rng = np.random.default_rng(0)
+  labels = rng.integers(21, size=(1, 1, *logits.shape[2:]))
+  labels[rng.random(labels.shape) < 0.1] = 255
+  manifest = recorded.manifest | {'module': 'SemanticFPN+loss'}
+  outputs = {'logits': logits, 'decode/loss_ce': np.zeros(1)}
+  case = _write(tmp_path, manifest, outputs, {'labels': labels})
+  arrays, wrong = _replayed(case)
+  assert wrong(case) == ['out/decode/loss_ce']
+  # The logits are PyTorch's, then.
+  outputs['decode/loss_ce'] = _cross_entropy(arrays['out/logits'], labels)
+  assert not wrong(_write(tmp_path, manifest, outputs, {'labels': labels}))
+
+
+@pytest.mark.slow
+def test_upernet_without_its_loss_replays(tmp_path):
+  recorded = _read('crossformer', 'seg_upernet_mini_train_losses')
+  manifest = recorded.manifest | {'module': 'UPerNet'}
+  labels = recorded.inputs['labels']
+  shape = (labels.shape[0], 21, *labels.shape[2:])
+  outputs = {'logits': np.zeros(shape), 'aux_logits': np.zeros(shape)}
+  case = _write(tmp_path, manifest, outputs)
+  arrays, wrong = _replayed(case)
+  assert wrong(case) == ['out/logits', 'out/aux_logits']
+  outputs = {name: arrays[f'out/{name}'] for name in outputs}
+  assert not wrong(_write(tmp_path, manifest, outputs))
+  # PyTorch's losses are those of these logits.
+  for name, weight, loss in (('logits', 1, 'decode/loss_ce'), ('aux_logits', 0.4, 'aux/loss_ce')):
+    expected = recorded.recorded[f'out/{loss}'].values
+    np.testing.assert_allclose(weight * _cross_entropy(outputs[name], labels), expected, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_swiftformer_with_semantic_fpn_replays(tmp_path):
+  backbone = _read('swiftformer', 'swiftformer_xs_features_grad').manifest
+  head = _read('swiftformer', 'op_semantic_fpn_eval').manifest
+  widths = [backbone['shapes'][f'out/c{level}'][1] for level in range(2, 6)]
+  head_state = []
+  for entry in head['state']:
+    if entry['key'].startswith('neck.lateral_convs') and entry['key'].endswith('weight'):
+      width = widths[int(entry['key'].split('.')[2])]
+      entry = entry | {'shape': [entry['shape'][0], width, 1, 1], 'std': width**-0.5}
+    head_state.append(entry)
+  prefixed = [entry | {'key': f'backbone.{entry["key"]}'} for entry in backbone['state']]
+  manifest = backbone | {
+    'module': 'SwiftFormer+SemanticFPN',
+    'state': prefixed + head_state,
+    'parameter_count': backbone['parameter_count']
+    + sum(int(np.prod(entry['shape'])) for entry in head_state if entry['kind'] == 'param'),
+  }
+  case = _write(tmp_path, manifest, {'logits': np.zeros((1, 5, 16, 24))})
+
+  def part(manifest, weights, inputs):
+    """By the adapter of the backbone alone or of the head alone, which PyTorch's cases judge."""
+    adapter = adapters.find_adapter(manifest)
+    with replay.precision_context('float64'):
+      variables = replay.to_precision(adapter.mapping.to_flax(weights), 'float64')
+      outputs, _ = jax.jit(adapter.run)(variables, inputs)
+      return jax.tree.map(np.asarray, outputs)
+
+  weights = {'backbone': {}, 'head': {}}
+  for key, value in case.weights.items():
+    weights['backbone' if key.startswith('backbone.') else 'head'][
+      key.removeprefix('backbone.')
+    ] = value
+  maps = part(backbone, weights['backbone'], replay.to_precision(dict(case.inputs), 'float64'))
+  inputs = {
+    name: head['inputs'][name] | {'shape': list(array.shape)} for name, array in maps.items()
+  }
+  logits = part(head | {'state': head_state, 'inputs': inputs}, weights['head'], maps)
+  _, wrong = _replayed(case)
+  assert wrong(case) == ['out/logits']
+  assert not wrong(_write(tmp_path, manifest, logits))
