@@ -9,7 +9,12 @@ SAEM 69.1 and 52.4. The recipe of MMCA itself is not known; not trained here.
     --config.weights=start.safetensors
 
 docs/mmca.md says where the files are from. SAEM, its predecessor, without cross-attention, is
-configs/mmca_flickr30k.py:saem_bert_base.
+configs/mmca_flickr30k.py:saem_bert_base. With ':mmca' and ':saem' BERT is not computed in every
+step: its features of all captions are files, which `python -m crossattn_jax.tasks.retrieval_words`
+writes once:
+
+  python main.py --config=configs/mmca_flickr30k.py:mmca --workdir=gs://BUCKET/mmca \
+    --config.dataset.data_dir=/data/f30k_precomp --config.dataset.word_files=/data/f30k_precomp
 """
 
 import ml_collections
@@ -21,6 +26,6 @@ def get_config(model: str = 'mmca_bert_base') -> ml_collections.ConfigDict:
   """Returns the experiment.
 
   Args:
-    model: 'mmca_bert_base' or 'saem_bert_base'.
+    model: 'mmca_bert_base' or 'saem_bert_base', or 'mmca' or 'saem' for words' features in files.
   """
   return recipes.image_sentence_retrieval(model)

@@ -165,7 +165,8 @@ def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
   """SAEM's recipe (yiling2018/saem) for region features and captions as SCAN distributes them.
 
   Args:
-    model: name of a registered model with a text encoder. Of 'saem_*' also the losses are SAEM's.
+    model: name of a registered model; without a text encoder, set `config.dataset.word_files`. Of
+      'saem' and 'saem_*' also the losses are SAEM's.
   """
   config = config_lib.default_config('retrieval')
   config.model = models.model_config(model, dtype='bfloat16')
@@ -178,7 +179,8 @@ def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
   config.num_epochs = 30.0
   config.optimizer.name = 'adam'
   config.optimizer.clip_norm = 2.0
-  config.optimizer.multipliers = (('bert/.*', 0.0),)
+  if models.create_model(model).text_layers:
+    config.optimizer.multipliers = (('bert/.*', 0.0),)
   config.schedule.name = 'step'
   config.schedule.learning_rate = 1e-4
   config.schedule.boundary_epochs = (10, 20)

@@ -1,16 +1,17 @@
-"""The input pipeline of image-sentence retrieval: regions and word pieces in batches, by Grain.
+"""The input pipeline of image-sentence retrieval: regions and words in batches, by Grain.
 
 The stream of training examples is a function of the seed alone, as in `classification`. A training
 example is an image with one of its captions, an evaluation example is an image with all of them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import grain
 import ml_collections
 import numpy as np
 
-from crossattn_jax.data import image_ops, pipeline, word_pieces
+from crossattn_jax.data import image_ops, pipeline, word_features, word_pieces
 from crossattn_jax.data import retrieval_sources as sources
 
 
@@ -32,6 +33,11 @@ def default_config() -> ml_collections.ConfigDict:
   config.vocabulary = ml_collections.config_dict.placeholder(str)
   # Slots for the word pieces of a caption, [CLS] and [SEP] included.
   config.max_words = 32
+  # Folder with features of the captions' words, for models without a text encoder; see
+  # `word_features`. None: words are numbers of word pieces.
+  config.word_files = ml_collections.config_dict.placeholder(str)
+  # Channels of those features.
+  config.word_dim = 768
   # Paths of the images that region files are of, with {} for the id, such as
   # '/coco/val2014/COCO_val2014_{:0>12}.jpg'. Only for pictures.
   config.image_files = ml_collections.config_dict.placeholder(str)
@@ -94,7 +100,8 @@ def train_dataset(
     Batches of numpy arrays, b = batch_size / process_count:
       `regions`: float32 `[b, num_regions, region_dim]`, zeros in slots without a region.
       `region_mask`: bool `[b, num_regions]`, False there.
-      `words`: numbers of word pieces, int32 `[b, max_words]`.
+      `words`: numbers of word pieces, int32 `[b, max_words]`; or, with `config.word_files`, their
+        features, float32 `[b, max_words, word_dim]`, zeros in slots without a word.
       `word_mask`: bool `[b, max_words]`, False after [SEP].
       `image`: number of the image in the split, int32 `[b]`.
       `epoch`: which pass over the captions this is, from 0, int32 `[b]`.
@@ -139,7 +146,7 @@ def eval_dataset(
 
   Returns:
     Batches of numpy arrays as those of `train_dataset`, without `epoch`, and
-      `words`, `word_mask`: of all captions, `[b, captions, max_words]`.
+      `words`, `word_mask`: of all captions, `[b, captions, max_words, ...]`.
       `mask`: bool `[b]`, False for padding and for unreadable images.
       `skipped`: int32 `[b]`, 1 for the latter.
 
@@ -179,17 +186,30 @@ class _Decoded:
 class _Decoder:
   """Makes arrays of examples of a split."""
 
+  source: sources.Source
   config: ml_collections.ConfigDict
   split: str
 
   def __post_init__(self):
-    self._words = tokenizer(self.config)
+    config = self.config
+    self._pieces = self._features = None
+    if config.word_files is None:
+      self._pieces = tokenizer(config)
+    else:
+      self._features = word_features.WordFeatures(
+        config.word_files,
+        self.split,
+        captions=len(self.source) * self.source.captions_per_image,
+        channels=config.word_dim,
+        max_words=config.max_words,
+      )
 
-  def __call__(self, source: sources.Source, index: int) -> _Decoded | None:
+  def __call__(self, index: int) -> _Decoded | None:
     """Reads an example; None if that fails and `config.unreadable` is 'skip'."""
     config = self.config
     try:
-      example = source[index]
+      example = self.source[index]
+      words, mask = self._words(index, example.captions)
     except image_ops.UnreadableImageError as error:
       message = f'unreadable image of dataset {config.name!r}, split {self.split!r}: {error}'
       pipeline.refuse_or_skip(message, error, config)
@@ -201,13 +221,31 @@ class _Decoder:
         f'{channels} channels; set dataset.num_regions, now {config.num_regions}, and '
         f'dataset.region_dim, now {config.region_dim}'
       )
-    words, mask = zip(*map(self._words, example.captions), strict=True)
     return _Decoded(
       regions=np.pad(example.regions, ((0, config.num_regions - count), (0, 0))),
       region_mask=np.arange(config.num_regions) < count,
-      words=np.stack(words),
-      word_mask=np.stack(mask),
+      words=words,
+      word_mask=mask,
     )
+
+  def _words(self, index: int, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Words of the captions of an image `[captions, max_words, ...]`, and their mask."""
+    if self._pieces is not None:
+      words, mask = zip(*map(self._pieces, captions), strict=True)
+      return np.stack(words), np.stack(mask)
+    words = np.zeros(self.words_shape, np.float32)
+    mask = np.zeros(self.words_shape[:-1], bool)
+    for caption in range(len(captions)):
+      features = self._features[index * len(captions) + caption]
+      words[caption, : len(features)] = features
+      mask[caption, : len(features)] = True
+    return words, mask
+
+  @property
+  def words_shape(self) -> tuple[int, ...]:
+    """Of the words of an image's captions."""
+    shape = (self.source.captions_per_image, self.config.max_words)
+    return shape if self._features is None else (*shape, self.config.word_dim)
 
 
 @dataclasses.dataclass
@@ -218,7 +256,7 @@ class _TrainExample:
   config: ml_collections.ConfigDict
 
   def __post_init__(self):
-    self._decode = _Decoder(self.config, self.config.train_split)
+    self._decode = _Decoder(self.source, self.config, self.config.train_split)
     self._cache: dict[int, tuple[_Decoded, int, int]] | None = {} if self.config.cache else None
 
   def __call__(self, position: int, pair: int) -> dict[str, np.ndarray]:
@@ -245,7 +283,7 @@ class _TrainExample:
     return pipeline.next_readable(
       range(len(self.source)),
       index,
-      lambda each: self._decode(self.source, each),
+      self._decode,
       f'images of {self.config.name!r}, split {self.config.train_split!r},',
     )
 
@@ -259,18 +297,18 @@ class _EvalExample:
   count: int
 
   def __post_init__(self):
-    self._decode = _Decoder(self.config, self.config.eval_split)
+    self._decode = _Decoder(self.source, self.config, self.config.eval_split)
 
   def __call__(self, index: int) -> dict[str, np.ndarray]:
-    decoded = self._decode(self.source, index) if index < self.count else None
+    decoded = self._decode(index) if index < self.count else None
     kept, config = decoded is not None, self.config
     if decoded is None:
-      captions = (self.source.captions_per_image, config.max_words)
+      shape = self._decode.words_shape
       decoded = _Decoded(
         regions=np.zeros((config.num_regions, config.region_dim), np.float32),
         region_mask=np.ones(config.num_regions, bool),
-        words=np.zeros(captions, np.int32),
-        word_mask=np.ones(captions, bool),
+        words=np.zeros(shape, np.int32 if config.word_files is None else np.float32),
+        word_mask=np.ones(shape[:2], bool),
       )
     return {
       **vars(decoded),
@@ -287,5 +325,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
   require(config.num_regions >= 1, 'num_regions', 'at least 1')
   require(config.region_dim >= 1, 'region_dim', 'at least 1')
   require(config.max_words >= 3, 'max_words', 'at least 3: [CLS], a piece, [SEP]')
+  require(config.word_dim >= 1, 'word_dim', 'at least 1')
   if config.eval_images is not None:
     require(config.eval_images >= 1, 'eval_images', 'at least 1, or None for all')

@@ -139,7 +139,7 @@ class RegionFilesSource:
           f'{str(path)!r} does not exist; {str(folder)!r} has the splits '
           f'{", ".join(found) or "none"}'
         )
-    self._captions = _read_lines(captions_path)
+    self._captions = read_lines(captions_path)
     rows, count = len(self._features), len(self._captions)
     self._stride = self.captions_per_image if rows == count else 1
     if self._features.ndim != 3 or rows * self.captions_per_image != count * self._stride:
@@ -153,7 +153,7 @@ class RegionFilesSource:
         f'{str(captions_path)!r} has {count} lines, which is no multiple of '
         f'{self.captions_per_image}'
       )
-    self._ids = _read_lines(ids_path) if ids_path.is_file() else None
+    self._ids = read_lines(ids_path) if ids_path.is_file() else None
     if self._ids is not None:
       if len(self._ids) == count:
         self._ids = self._ids[:: self.captions_per_image]
@@ -207,7 +207,7 @@ class RegionFilesSource:
       ) from error
 
 
-def _read_lines(path: pathlib.Path) -> list[str]:
+def read_lines(path: pathlib.Path) -> list[str]:
   """Lines without their ends; unlike `str.splitlines` other separators are part of a line."""
   return [line.strip() for line in path.read_text(encoding='utf-8').rstrip('\n').split('\n')]
 

@@ -45,7 +45,10 @@ def text_to_image_ranks(scores: np.ndarray, captions_per_image: int = 5) -> np.n
 
 
 def retrieval_metrics(
-  scores: np.ndarray, captions_per_image: int = 5, folds: int = 1
+  scores: np.ndarray,
+  captions_per_image: int = 5,
+  folds: int = 1,
+  text_scores: np.ndarray | None = None,
 ) -> dict[str, float]:
   """The table of a paper.
 
@@ -54,6 +57,7 @@ def retrieval_metrics(
     captions_per_image: of every image.
     folds: in how many parts of as many images the data is cut, in order; each is searched alone,
       and the metrics are means. COCO's 5,000 test images are "5K" at 1 and "1K" at 5.
+    text_scores: of the same shape, by which captions look for images where that is not by `scores`.
 
   Returns:
     'i2t_r1', 'i2t_r5', 'i2t_r10': how many images in 100 have one of their captions among the first
@@ -66,19 +70,22 @@ def retrieval_metrics(
     ValueError: there are not that many captions, scores are not finite, or folds are not equal.
   """
   scores = _checked(scores, captions_per_image)
+  text_scores = scores if text_scores is None else _checked(text_scores, captions_per_image)
+  if text_scores.shape != scores.shape:
+    raise ValueError(f'text_scores have shape {text_scores.shape}, scores {scores.shape}')
   images = scores.shape[0]
   if folds < 1 or images % folds:
     raise ValueError(f'{images} images cannot be cut into folds={folds} equal parts')
   size = images // folds
   tables = []
   for start in range(0, images, size):
+    rows = slice(start, start + size)
     columns = slice(start * captions_per_image, (start + size) * captions_per_image)
-    part = scores[start : start + size, columns]
     table = {
       f'{direction}_{name}': value
       for direction, ranks in (
-        ('i2t', image_to_text_ranks(part, captions_per_image)),
-        ('t2i', text_to_image_ranks(part, captions_per_image)),
+        ('i2t', image_to_text_ranks(scores[rows, columns], captions_per_image)),
+        ('t2i', text_to_image_ranks(text_scores[rows, columns], captions_per_image)),
       )
       for name, value in rank_metrics(ranks).items()
     }

@@ -1,6 +1,6 @@
 """Retrieval between images and sentences: each finds the other by a score of all pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import json
 import pathlib
@@ -22,7 +22,7 @@ from crossattn_jax.tasks import retrieval_losses as losses
 from crossattn_jax.tasks import retrieval_search as search
 
 # Modules whose kernels SAEM keeps short, and by how much.
-_IMAGE_BRANCH = ('region_projection', 'image_unit')
+_IMAGE_BRANCH = ('region_projection', 'image_')
 _NORM_WEIGHT = 0.01
 # Answers that pictures and records have.
 _ANSWERS = 5
@@ -65,6 +65,10 @@ def default_config() -> ml_collections.ConfigDict:
       # Also, or else, the split is cut into so many folds that are searched separately, and metrics
       # averaged as 'folds/...': 5 for the "1K" results on the 5,000 test images of MS-COCO.
       'folds': ml_collections.config_dict.placeholder(int),
+      # The cross-attention module scores only so many captions of each image and images of each
+      # caption, the best by the self-attention module; the others stay behind them. That is an
+      # approximation: metrics are called 'rerank_topK/...'. None scores all pairs.
+      'rerank_topk': ml_collections.config_dict.placeholder(int),
     }
   )
   config.dataset = data.default_config()
@@ -88,10 +92,13 @@ class Retrieval(base.Task):
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """As many images as captions; pair i belongs together."""
     config = self.config.dataset
+    words = ((config.max_words,), jnp.int32)
+    if self._takes_features:
+      words = ((config.max_words, config.word_dim), jnp.float32)
     shapes = {
       'regions': ((config.num_regions, config.region_dim), jnp.float32),
       'region_mask': ((config.num_regions,), jnp.bool_),
-      'words': ((config.max_words,), jnp.int32),
+      'words': words,
       'word_mask': ((config.max_words,), jnp.bool_),
       'image': ((), jnp.int32),
       'epoch': ((), jnp.int32),
@@ -137,6 +144,8 @@ class Retrieval(base.Task):
 
   def check_data(self) -> None:
     """Refuses word pieces that the text encoder does not know."""
+    if self._takes_features:
+      return
     size, known = len(self._tokenizer.vocabulary), self.model.vocab_size
     if size > known:
       raise ValueError(
@@ -150,7 +159,8 @@ class Retrieval(base.Task):
     Raises:
       ValueError: a frozen text encoder has no weights.
     """
-    if self.model.freeze_text_encoder and self.config.weights is None:
+    frozen = self.model.text_layers and self.model.freeze_text_encoder
+    if frozen and self.config.weights is None:
       raise ValueError(
         f'the text encoder of {self.config.model.name!r} is frozen and would stay as it is '
         'initialised: set config.weights to a file that `python -m crossattn_jax.parity convert '
@@ -161,11 +171,11 @@ class Retrieval(base.Task):
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Encodes images `[batch, ...]` and their captions `[batch, captions, ...]`, each alone."""
-    rows, captions, length = batch['words'].shape
+    rows, captions, _ = batch['word_mask'].shape
     apply = functools.partial(self.model.apply, variables)
     images = apply(batch['regions'], batch['region_mask'], method='encode_images')
-    words, mask = (batch[name].reshape(-1, length) for name in ('words', 'word_mask'))
-    texts = apply(words, mask, method='encode_texts')
+    texts = _flat({name: batch[name] for name in ('words', 'word_mask')})
+    texts = apply(texts['words'], texts['word_mask'], method='encode_texts')
     texts = jax.tree.map(lambda x: x.reshape(rows, captions, *x.shape[1:]), texts)
     return base.Evaluation(
       sums={'count': jnp.sum(batch['mask'], dtype=jnp.int32)},
@@ -174,7 +184,7 @@ class Retrieval(base.Task):
 
   def evaluate_examples(
     self, variables: base.Variables, examples: Any
-  ) -> dict[str, list[np.ndarray]]:
+  ) -> dict[str, list[np.ndarray | retrieval_scoring.Reranked]]:
     """Scores of all pairs, and of the pairs of each fold.
 
     Args:
@@ -183,7 +193,7 @@ class Retrieval(base.Task):
 
     Returns:
       By the beginning of the metrics' names, '' for all pairs and 'folds/', one array `[images,
-      captions]` per part.
+      captions]` per part; with `rerank_topk`, 'rerank_topK/...' and a `Reranked` per part.
 
     Raises:
       ValueError: the folds do not divide the images.
@@ -191,32 +201,36 @@ class Retrieval(base.Task):
     config = self.config.task.evaluation
     images, texts = examples['images'], examples['texts']
     count, captions = texts['mask'].shape[:2]
-    scores: dict[str, list[np.ndarray]] = {}
+    score, prefix = self._score, ''
+    if config.rerank_topk is not None:
+      score, prefix = self._rerank, f'rerank_top{config.rerank_topk}/'
+    scores: dict[str, list[np.ndarray | retrieval_scoring.Reranked]] = {}
     if config.all_pairs:
-      scores[''] = [self._score(variables, images, _flat(texts))]
+      scores[prefix] = [score(variables, images, _flat(texts))]
     if config.folds is not None:
       if count % config.folds:
         raise ValueError(
           f'config.task.evaluation.folds={config.folds} do not divide the {count} images of split '
           f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
         )
-      scores['folds/'] = []
+      folds = scores[f'{prefix}folds/'] = []
       size = count // config.folds
       for start in range(0, count, size):
         rows = slice(start, start + size)
-        if config.all_pairs:
+        if config.all_pairs and config.rerank_topk is None:
           part = scores[''][0][rows, start * captions : (start + size) * captions]
         else:
+          # The best of a fold are others than the best of all.
           fold = jax.tree.map(lambda x, rows=rows: x[rows], (images, texts))
-          part = self._score(variables, fold[0], _flat(fold[1]))
-        scores['folds/'].append(part)
+          part = score(variables, fold[0], _flat(fold[1]))
+        folds.append(part)
     return scores
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """What `metrics.retrieval_metrics` has, means over folds as 'folds/NAME', number of images."""
     results = {}
     for prefix, parts in evaluation.examples.items():
-      tables = [metrics.retrieval_metrics(x, x.shape[1] // x.shape[0]) for x in parts]
+      tables = [_table(scores) for scores in parts]
       for name in tables[0]:
         results[prefix + name] = float(np.mean([table[name] for table in tables]))
     return results | {'examples': int(evaluation.sums['count'])}
@@ -263,8 +277,9 @@ class Retrieval(base.Task):
     """Searches the evaluation split for the queries of text files.
 
     A line that is the id of an image of the split finds captions, any other line is a sentence and
-    finds images. Written are `predictions.json`, and for query n `query_n.png`, a sheet with the
-    five best answers, and `query_n_attention.png`, what attends to what in the best pair.
+    finds images; without a text encoder it must be one of the split's captions. Written are
+    `predictions.json`, and for query n `query_n.png`, a sheet with the five best answers, and
+    `query_n_attention.png`, what attends to what in the best pair.
 
     Args:
       variables: of the model.
@@ -275,7 +290,7 @@ class Retrieval(base.Task):
       One record per query.
 
     Raises:
-      ValueError: there is no query.
+      ValueError: there is no query, or a sentence that cannot be encoded.
     """
     lines = [line.strip() for path in inputs for line in path.read_text().splitlines()]
     queries = [line for line in lines if line]
@@ -314,7 +329,7 @@ class Retrieval(base.Task):
     retrieval_pictures.retrieval_sheet(path, [result.shown(gallery) for result in results])
 
   def serving(self) -> base.Serving:
-    """Pairs of regions and word pieces in, their scores out."""
+    """Pairs of regions and words in, their scores out."""
     specs = self.batch_spec(1)
     return base.Serving(
       run=self.predict,
@@ -322,7 +337,7 @@ class Retrieval(base.Task):
         name: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype)
         for name in ('regions', 'region_mask', 'words', 'word_mask')
       },
-      description={'vocabulary': self._tokenizer.vocabulary},
+      description={'vocabulary': None if self._takes_features else self._tokenizer.vocabulary},
       script=pathlib.Path(__file__).with_name('retrieval_script.py'),
     )
 
@@ -350,7 +365,7 @@ class Retrieval(base.Task):
     rows = [query.row for query in queries if query.sentence is None]
     scores = {}
     if sentences:
-      texts = self._encode_sentences(variables, sentences)
+      texts = self._encode_sentences(variables, gallery, sentences)
       scores[True] = iter(self._score(variables, gallery.images, texts).T)
     if rows:
       images = {name: x[rows] for name, x in gallery.images.items()}
@@ -361,8 +376,11 @@ class Retrieval(base.Task):
     ]
 
   def _encode_sentences(
-    self, variables: base.Variables, sentences: Sequence[str]
+    self, variables: base.Variables, gallery: search.Gallery, sentences: Sequence[str]
   ) -> dict[str, np.ndarray]:
+    if self._takes_features:
+      rows, captions = zip(*map(gallery.place_of, sentences), strict=True)
+      return {name: x[list(rows), list(captions)] for name, x in gallery.texts.items()}
     words, mask = (np.stack(x) for x in zip(*map(self._tokenizer, sentences), strict=True))
     return jax.device_get(self._encode_texts(variables, words, mask))
 
@@ -379,15 +397,21 @@ class Retrieval(base.Task):
     if sentence is None:
       sentence = gallery.captions(best.row)[best.caption]
     images = {name: x[best.row][None] for name, x in gallery.images.items()}
-    texts = self._encode_sentences(variables, [sentence])
+    texts = self._encode_sentences(variables, gallery, [sentence])
     weights = jax.device_get(self._attend(variables, images, texts))
     weights = weights[0].mean(axis=0)
     regions, slots = images['mask'][0], images['mask'].shape[1]
-    words, word_mask = self._tokenizer(sentence)
+    if self._takes_features:
+      # What they were computed of is not known here.
+      word_mask = texts['mask'][0]
+      pieces = [str(number) for number in range(1, 1 + np.count_nonzero(word_mask))]
+    else:
+      words, word_mask = self._tokenizer(sentence)
+      pieces = self._tokenizer.pieces(words, word_mask)
     retrieval_pictures.attention_picture(
       path,
       gallery.image_item(best.row),
-      self._tokenizer.pieces(words, word_mask),
+      pieces,
       retrieval_pictures.PairAttention(
         regions_from_words=weights[:slots, slots:][regions][:, word_mask],
         words_from_regions=weights[slots:, :slots][word_mask][:, regions],
@@ -404,6 +428,28 @@ class Retrieval(base.Task):
     return retrieval_scoring.score_all_pairs(
       self._score_block, variables, images, texts, (rows, _BLOCK_TEXTS * rows)
     )
+
+  def _rerank(
+    self,
+    variables: base.Variables,
+    images: retrieval_scoring.Encoded,
+    texts: retrieval_scoring.Encoded,
+  ) -> retrieval_scoring.Reranked:
+    config = self.config.task
+    return retrieval_scoring.rerank_best_pairs(
+      self._score_pairs,
+      variables,
+      images,
+      texts,
+      alpha=self.model.alpha,
+      top_k=config.evaluation.rerank_topk,
+      block=self._eval_batch_size * config.chunk,
+    )
+
+  @property
+  def _takes_features(self) -> bool:
+    """Whether words come as features, and not as the numbers of word pieces."""
+    return self.config.dataset.word_files is not None
 
   @property
   def _eval_batch_size(self) -> int:
@@ -428,13 +474,26 @@ class Retrieval(base.Task):
     return retrieval_scoring.create_block_scorer(self.model, self.config.task.chunk)
 
   @functools.cached_property
+  def _score_pairs(self) -> Callable[..., jax.Array]:
+    return retrieval_scoring.create_pair_scorer(self.model)
+
+  @functools.cached_property
   def _tokenizer(self) -> word_pieces.WordPieces:
     return data.tokenizer(self.config.dataset)
 
 
-def _flat(texts: retrieval_scoring.Encoded) -> retrieval_scoring.Encoded:
+def _flat(texts: Mapping[str, Any]) -> dict[str, Any]:
   """Captions `[images, captions, ...]` as sentences `[images * captions, ...]`."""
   return {name: x.reshape(-1, *x.shape[2:]) for name, x in texts.items()}
+
+
+def _table(scores: np.ndarray | retrieval_scoring.Reranked) -> dict[str, float]:
+  """The metrics of a part of the split."""
+  of_texts = None
+  if isinstance(scores, retrieval_scoring.Reranked):
+    scores, of_texts = scores
+  captions = scores.shape[1] // scores.shape[0]
+  return metrics.retrieval_metrics(scores, captions, text_scores=of_texts)
 
 
 def _batch_accuracy(scores: jax.Array) -> jax.Array:
@@ -450,19 +509,29 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
       f'config.accumulation_steps={config.accumulation_steps}: negatives are those of the whole '
       'batch, which is therefore not split; lower config.task.chunk to save memory'
     )
-  if not model.text_layers:
-    raise ValueError(
-      f'{config.model.name!r} takes word features, but data sets have sentences: choose a model '
-      "with a text encoder, such as 'mmca_bert_base' or 'mmca_small', or set "
-      'config.model.text_layers'
-    )
   dataset = config.dataset
+  if not model.text_layers and dataset.word_files is None:
+    raise ValueError(
+      f'{config.model.name!r} takes word features, but data sets have sentences: set '
+      'config.dataset.word_files to the folder of those that `python -m '
+      'crossattn_jax.tasks.retrieval_words` computes, or choose a model with a text encoder, such '
+      "as 'mmca_bert_base' or 'mmca_small'"
+    )
+  if model.text_layers and dataset.word_files is not None:
+    raise ValueError(
+      f'config.dataset.word_files={dataset.word_files!r}, but {config.model.name!r} has a text '
+      "encoder, which takes word pieces: set it to None, or choose a model without, such as 'mmca'"
+    )
+  if dataset.word_files is not None and dataset.word_dim != model.word_dim:
+    raise ValueError(
+      f'config.dataset.word_dim={dataset.word_dim}, but config.model.word_dim is {model.word_dim}'
+    )
   if dataset.region_dim != model.region_dim:
     raise ValueError(
       f'config.dataset.region_dim={dataset.region_dim}, but config.model.region_dim is '
       f'{model.region_dim}'
     )
-  if dataset.max_words > model.max_positions:
+  if model.text_layers and dataset.max_words > model.max_positions:
     raise ValueError(
       f'config.dataset.max_words={dataset.max_words}, but the text encoder knows '
       f'config.model.max_positions={model.max_positions}'
@@ -470,6 +539,14 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   if config.task.chunk < 1:
     raise ValueError(f'config.task.chunk={config.task.chunk} must be positive')
   evaluation = config.task.evaluation
+  if evaluation.rerank_topk is not None:
+    key = f'config.task.evaluation.rerank_topk={evaluation.rerank_topk}'
+    if evaluation.rerank_topk < 1:
+      raise ValueError(f'{key} must be positive, or None to score all pairs')
+    if not model.cross_attention:
+      raise ValueError(
+        f'{key}: {config.model.name!r} has no cross-attention module, whose pairs would be fewer'
+      )
   if not evaluation.all_pairs and evaluation.folds is None:
     raise ValueError(
       'config.task.evaluation.all_pairs=False leaves nothing to evaluate: set '

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -21,6 +21,18 @@ Encoded = Mapping[str, np.ndarray]
 _BLOCKS_AHEAD = 2
 
 
+class Reranked(NamedTuple):
+  """Scores that are complete for the best few pairs of every query only.
+
+  Attributes:
+    of_images: by which images search for texts, `[images, texts]`.
+    of_texts: by which texts search for images, `[images, texts]`.
+  """
+
+  of_images: np.ndarray
+  of_texts: np.ndarray
+
+
 def create_block_scorer(model: nn.Module, chunk: int) -> Callable[..., jax.Array]:
   """Returns the jitted `(variables, images, texts) -> scores [images, texts]`, all on all devices.
 
@@ -33,6 +45,21 @@ def create_block_scorer(model: nn.Module, chunk: int) -> Callable[..., jax.Array
   def score(variables, images, texts):
     scores = model.apply(variables, images, texts, chunk=chunk, method='score')
     return parallel.constrain(scores, None, None)
+
+  return score
+
+
+def create_pair_scorer(model: nn.Module) -> Callable[..., jax.Array]:
+  """Returns the jitted `(variables, images, texts) -> similarities [pairs]` of images with texts.
+
+  Args:
+    model: with a method `embed_pairs(images, texts)`.
+  """
+
+  @jax.jit
+  def score(variables, images, texts):
+    image, text, _ = model.apply(variables, images, texts, method='embed_pairs')
+    return parallel.constrain(jnp.sum(image * text, axis=-1), None)
 
   return score
 
@@ -60,25 +87,24 @@ def score_all_pairs(
   Returns:
     `[images, texts]` in the model's dtype of scores.
   """
-  mesh = jax.sharding.get_mesh()
-  shards = 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
   num_images, num_texts = (len(items['mask']) for items in (images, texts))
-  rows = -(-min(block[0], num_images) // shards) * shards
+  rows = _divisible(min(block[0], num_images))
   columns = min(block[1], num_texts)
   image_starts, text_starts = range(0, num_images, rows), range(0, num_texts, columns)
 
-  def blocks() -> Iterator[tuple[int, int, jax.Array]]:
+  def blocks() -> Iterator[tuple[tuple[int, int], jax.Array]]:
     """Places and scores of blocks, which may still be under way."""
     for column in text_starts:
-      text_block = _place(texts, column, columns, PartitionSpec())
+      text_block = _place(texts, _filled_up(column, columns, num_texts), PartitionSpec())
       for row in image_starts:
-        image_block = _place(images, row, rows, PartitionSpec(parallel.BATCH_AXES))
-        yield row, column, score_block(variables, image_block, text_block)
+        index = _filled_up(row, rows, num_images)
+        image_block = _place(images, index, PartitionSpec(parallel.BATCH_AXES))
+        yield (row, column), score_block(variables, image_block, text_block)
 
   scores = None
   with _progress_bar() as bar:
     task = bar.add_task('pairs', total=len(image_starts) * len(text_starts))
-    for row, column, values in _read_late(blocks()):
+    for (row, column), values in _read_late(blocks()):
       if scores is None:
         scores = np.empty((num_images, num_texts), values.dtype)
       part = scores[row : row + rows, column : column + columns]
@@ -87,23 +113,93 @@ def score_all_pairs(
   return scores
 
 
-def _read_late(
-  blocks: Iterator[tuple[int, int, jax.Array]],
-) -> Iterator[tuple[int, int, np.ndarray]]:
-  """Reads blocks on the host while later ones are computed."""
+def rerank_best_pairs(
+  score_pairs: Callable[..., jax.Array],
+  variables: Mapping[str, Any],
+  images: Encoded,
+  texts: Encoded,
+  *,
+  alpha: float,
+  top_k: int,
+  block: int,
+) -> Reranked:
+  """Scores only pairs that are among the best of their image or text by the embeddings alone.
+
+  An approximation of `score_all_pairs`: what the embeddings of the items alone rank behind the
+  `top_k` best of a query stays behind them, in that order.
+
+  Args:
+    score_pairs: see `create_pair_scorer`. It sees one shape.
+    variables: of the model.
+    images: as the model encodes them. With several processes each has all of them.
+    texts: likewise.
+    alpha: weight of what `score_pairs` returns.
+    top_k: texts of each image, and images of each text, that are scored; all if there are fewer.
+    block: pairs that are scored at a time.
+
+  Returns:
+    Scores whose order is that of the results; of pairs that were scored they are the model's.
+  """
+  similarities = images['embedding'] @ texts['embedding'].T
+  best_texts = _are_best(similarities, top_k)
+  best_images = _are_best(similarities.T, top_k).T
+  rows, columns = np.nonzero(best_texts | best_images)
+  block = _divisible(min(block, len(rows)))
+  starts = range(0, len(rows), block)
+
+  def blocks() -> Iterator[tuple[int, jax.Array]]:
+    for start in starts:
+      index, spec = _filled_up(start, block, len(rows)), PartitionSpec(parallel.BATCH_AXES)
+      placed = _place(images, rows[index], spec), _place(texts, columns[index], spec)
+      yield start, score_pairs(variables, *placed)
+
+  scores = similarities.copy()
+  with _progress_bar() as bar:
+    task = bar.add_task('best pairs', total=len(starts))
+    for start, values in _read_late(blocks()):
+      places = slice(start, start + block)
+      scores[rows[places], columns[places]] += alpha * values[: len(rows) - start]
+      bar.advance(task)
+  # Both similarities are at least -1.
+  behind = similarities - (3 + abs(alpha))
+  return Reranked(np.where(best_texts, scores, behind), np.where(best_images, scores, behind))
+
+
+def _are_best(scores: np.ndarray, count: int) -> np.ndarray:
+  """Which entries are among the `count` largest of their row."""
+  result = np.ones(scores.shape, bool)
+  if count < scores.shape[1]:
+    rest = np.argpartition(-scores, count, axis=1)[:, count:]
+    np.put_along_axis(result, rest, False, axis=1)
+  return result
+
+
+def _read_late(blocks: Iterator[tuple[Any, jax.Array]]) -> Iterator[tuple[Any, np.ndarray]]:
+  """Reads blocks, each with its place, on the host while later ones are computed."""
   pending = collections.deque()
   for block in blocks:
     pending.append(block)
     if len(pending) > _BLOCKS_AHEAD:
-      row, column, values = pending.popleft()
-      yield row, column, np.asarray(values)
-  for row, column, values in pending:
-    yield row, column, np.asarray(values)
+      place, values = pending.popleft()
+      yield place, np.asarray(values)
+  for place, values in pending:
+    yield place, np.asarray(values)
 
 
-def _place(items: Encoded, start: int, count: int, spec: PartitionSpec) -> dict[str, jax.Array]:
-  """Puts `count` items on the devices of the ambient mesh; the last one fills up."""
-  index = np.minimum(np.arange(start, start + count), len(items['mask']) - 1)
+def _divisible(count: int) -> int:
+  """At least `count`, for equal parts on the devices over which the ambient mesh splits a batch."""
+  mesh = jax.sharding.get_mesh()
+  shards = 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+  return -(-count // shards) * shards
+
+
+def _filled_up(start: int, count: int, total: int) -> np.ndarray:
+  """The indices of `count` of `total` items; the last one fills up."""
+  return np.minimum(np.arange(start, start + count), total - 1)
+
+
+def _place(items: Encoded, index: np.ndarray, spec: PartitionSpec) -> dict[str, jax.Array]:
+  """Puts items on the devices of the ambient mesh."""
   mesh = jax.sharding.get_mesh()
 
   def put(values: np.ndarray) -> jax.Array:

@@ -2,9 +2,10 @@
 
   python load_and_run.py REGIONS.npy "a sentence" ["another sentence" ...]
 
-REGIONS.npy holds the region features of the images, float [images, regions, channels]. Prints the
-rows of the images that fit best. Needs nothing but `pip install jax flatbuffers safetensors
-tokenizers`.
+REGIONS.npy holds the region features of the images, float [images, regions, channels]. For a model
+without a text encoder ("vocabulary": null in preprocessing.json) each sentence is a file of its
+words' features, float [words, channels]. Prints the rows of the images that fit best. Needs nothing
+but `pip install jax flatbuffers safetensors tokenizers`.
 """
 
 import json
@@ -30,7 +31,15 @@ def load(folder):
 
 
 def to_words(sentence, spec):
-  """Returns the numbers of a sentence's word pieces and which of them are real, [words] each."""
+  """Returns the words of a sentence in the model's slots, and which of those are used."""
+  if spec['vocabulary'] is None:
+    features = np.load(sentence).astype(np.float32)
+    slots, channels = spec['inputs']['words']['shape'][1:]
+    if features.ndim != 2 or len(features) > slots or features.shape[1] != channels:
+      sys.exit(
+        f'{sentence}: expected features [up to {slots} words, {channels}], not {features.shape}'
+      )
+    return np.pad(features, ((0, slots - len(features)), (0, 0))), np.arange(slots) < len(features)
   numbers = {piece: number for number, piece in enumerate(spec['vocabulary'])}
   tokenizer = tokenizers.BertWordPieceTokenizer(numbers, lowercase=True)
   length = spec['inputs']['words']['shape'][1]
@@ -58,7 +67,7 @@ def main(path, sentences):
   # A batch has one image: any model can be called so, one exported for a fixed number too.
   size = spec['batch_size'] or 1
   for sentence in sentences:
-    words, word_mask = (np.tile(x, (size, 1)) for x in to_words(sentence, spec))
+    words, word_mask = (np.stack([x] * size) for x in to_words(sentence, spec))
     scores = []
     for start in range(0, len(regions), size):
       rows = np.minimum(np.arange(start, start + size), len(regions) - 1)

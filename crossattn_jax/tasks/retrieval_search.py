@@ -37,6 +37,27 @@ class Gallery:
     """The captions of an image."""
     return self.source[int(self.numbers[row])].captions
 
+  def place_of(self, sentence: str) -> tuple[int, int]:
+    """Row and number of a caption.
+
+    Raises:
+      ValueError: no image has it.
+    """
+    if sentence not in self._places:
+      raise ValueError(
+        f'{sentence!r} is no caption of the split: the model takes word features, which other '
+        'sentences have only with a text encoder; ask by a caption or by the id of an image'
+      )
+    return self._places[sentence]
+
+  @functools.cached_property
+  def _places(self) -> dict[str, tuple[int, int]]:
+    return {
+      caption: (row, number)
+      for row in range(len(self.numbers))
+      for number, caption in enumerate(self.captions(row))
+    }
+
   def image_item(self, row: int) -> pictures.Item:
     """An image, for a picture."""
     return pictures.Item(self.keys[row], self.source.picture(int(self.numbers[row])))

@@ -8,7 +8,13 @@ import pytest
 
 from crossattn_jax.data import retrieval as data
 from crossattn_jax.data import retrieval_sources as sources
-from crossattn_jax.data import scene_captions, scene_regions, shape_scenes, word_pieces
+from crossattn_jax.data import (
+  scene_captions,
+  scene_regions,
+  shape_scenes,
+  word_features,
+  word_pieces,
+)
 
 _VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'image', 'caption', *'012345', '##1')
 
@@ -165,6 +171,47 @@ def test_evaluation_sees_the_first_images_in_order_with_all_captions(config):
   words = data.tokenizer(config)
   pieces = words.pieces(second['words'][0, 4], second['word_mask'][0, 4])
   assert pieces == ['[CLS]', 'image', '2', 'caption', '4', '[SEP]']
+
+
+def test_words_may_be_features_that_were_computed_before(config, tmp_path):
+  """Word w of caption c of image i is i + c / 10 + w / 100; captions have 1 to 5 words."""
+  for split, images in (('train', 6), ('dev', 4)):
+    lengths = [1 + caption for _ in range(images) for caption in range(5)]
+    captions = [
+      np.tile(i + c / 10 + np.arange(1 + c)[:, None] / 100, (1, 3))
+      for i in range(images)
+      for c in range(5)
+    ]
+    word_features.write_word_features(tmp_path, split, lengths, captions, 3)
+  config.word_files, config.word_dim, config.vocabulary = str(tmp_path), 3, None
+  example = data.train_examples(config, 3)[0]
+  assert example['words'].shape == (8, 3)
+  count = int(example['word_mask'].sum())
+  assert example['word_mask'].tolist() == [True] * count + [False] * (8 - count)
+  expected = example['image'] + (count - 1) / 10 + np.arange(count) / 100
+  np.testing.assert_allclose(example['words'][:count, 0], expected, rtol=1e-6)
+  assert not example['words'][count:].any()
+
+  config.eval_images = 3
+  first, second = data.eval_dataset(config, batch_size=2)
+  assert first['words'].shape == second['words'].shape == (2, 5, 8, 3)
+  assert first['words'].dtype == second['words'].dtype == np.float32
+  np.testing.assert_allclose(first['words'][1, :, 0, 1], 1 + np.arange(5) / 10, rtol=1e-6)
+  assert first['word_mask'].sum(axis=-1).tolist() == [[1, 2, 3, 4, 5]] * 2
+  config.word_dim = 4
+  with pytest.raises(ValueError, match=r"dev_words\.npy' .* expected floats \[60, 4\]"):
+    data.eval_dataset(config, batch_size=2)
+
+
+def test_word_features_that_are_not_finite_are_skipped_on_request(config, tmp_path):
+  captions = [np.full((1, 3), np.nan if number == 7 else 0.0) for number in range(20)]
+  word_features.write_word_features(tmp_path, 'dev', [1] * 20, captions, 3)
+  config.word_files, config.word_dim = str(tmp_path), 3
+  with pytest.raises(ValueError, match=r'caption 7: rows 7 to 7 of .*dev_words\.npy.* not finite'):
+    list(data.eval_dataset(config, batch_size=4))
+  config.unreadable = 'skip'
+  (batch,) = data.eval_dataset(config, batch_size=4)
+  assert batch['mask'].tolist() == [True, False, True, True]
 
 
 def test_regions_that_are_not_finite_are_skipped_on_request(config, tmp_path):

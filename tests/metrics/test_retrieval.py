@@ -46,6 +46,14 @@ def test_folds_are_searched_alone():
   assert retrieval.retrieval_metrics(scores, captions_per_image=2)['i2t_r1'] == 50
 
 
+def test_captions_may_search_by_other_scores():
+  found, lost = np.kron(np.eye(4), np.ones((1, 2))), np.zeros((4, 8))
+  table = retrieval.retrieval_metrics(found, captions_per_image=2, text_scores=lost)
+  assert (table['i2t_r1'], table['t2i_r1']) == (100, 25)
+  with pytest.raises(ValueError, match=r'text_scores have shape \(3, 6\), scores \(4, 8\)'):
+    retrieval.retrieval_metrics(found, captions_per_image=2, text_scores=lost[:3, :6])
+
+
 def test_scores_that_cannot_be_ranked_are_refused():
   scores = np.zeros((4, 20))
   with pytest.raises(ValueError, match=r'\[images, 3 \* images\], not of shape \(4, 20\)'):

@@ -12,8 +12,15 @@ from PIL import Image
 import pytest
 
 from crossattn_jax import models, parallel, tasks
+from crossattn_jax.data import retrieval as data
 from crossattn_jax.metrics import retrieval as metrics
-from crossattn_jax.tasks import retrieval_pictures, retrieval_scoring, retrieval_search
+from crossattn_jax.models import variables_io
+from crossattn_jax.tasks import (
+  retrieval_pictures,
+  retrieval_scoring,
+  retrieval_search,
+  retrieval_words,
+)
 from crossattn_jax.training import config as config_lib
 
 SMALL = {
@@ -133,6 +140,50 @@ def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
   config.task.evaluation.folds = 3
   with pytest.raises(ValueError, match='folds=3 do not divide the 10 images of split'):
     tasks.create_task(config).evaluate_examples(variables, examples)
+
+
+def test_the_best_pairs_alone_are_an_approximation_that_says_so(trained, datasets_dir):
+  _, variables, examples, expected = trained
+  config = small_config(datasets_dir)
+  config.task.evaluation.rerank_topk = 50
+  task = tasks.create_task(config)
+  scores = task.evaluate_examples(variables, examples)
+  assert set(scores) == {'rerank_top50/'}
+  for each in scores['rerank_top50/'][0]:
+    np.testing.assert_allclose(each, expected, atol=1e-5)
+
+  config.task.evaluation.rerank_topk = 3
+  scores = task.evaluate_examples(variables, examples)
+  (reranked,) = scores['rerank_top3/']
+  texts = examples['texts']['embedding'].reshape(50, -1)
+  alone = examples['images']['embedding'] @ texts.T
+  for got, full, similarities in (
+    (reranked.of_images, expected, alone),
+    (reranked.of_texts.T, expected.T, alone.T),
+  ):
+    for row, line in enumerate(similarities):
+      order = np.argsort(-line)
+      best = sorted(order[:3], key=lambda index, row=row, full=full: -full[row, index])
+      assert np.argsort(-got[row]).tolist() == [*best, *order[3:]]
+      np.testing.assert_allclose(got[row, best], full[row, best], atol=1e-5)
+  results = task.metrics(tasks.Evaluation({'count': np.array(10)}, scores))
+  exhaustive = metrics.retrieval_metrics(expected)
+  assert set(results) == {*(f'rerank_top3/{name}' for name in exhaustive), 'examples'}
+  assert any(results[f'rerank_top3/{name}'] != x for name, x in exhaustive.items())
+
+
+@pytest.mark.slow
+def test_the_best_pairs_of_folds_are_split_over_the_devices(trained, datasets_dir):
+  _, variables, examples, expected = trained
+  config = small_config(datasets_dir)
+  config.task.evaluation.rerank_topk, config.task.evaluation.folds = 25, 2
+  config.task.evaluation.all_pairs = False
+  task = tasks.create_task(config)
+  with jax.set_mesh(parallel.create_mesh(data=4, fsdp=2)):
+    scores = task.evaluate_examples(variables, examples)
+  results = task.metrics(tasks.Evaluation({'count': np.array(10)}, scores))
+  halves = metrics.retrieval_metrics(expected, folds=2)
+  assert {name: results[f'rerank_top25/folds/{name}'] for name in halves} == pytest.approx(halves)
 
 
 def batch_of(task, size=4):
@@ -258,11 +309,17 @@ def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
   ('key', 'value', 'message'),
   [
     ('accumulation_steps', 2, r'negatives are those of the whole batch.*lower config\.task\.chunk'),
-    ('model.text_layers', 0, "'mmca_small' takes word features, but data sets have sentences"),
+    (
+      'model.text_layers',
+      0,
+      r'takes word features, .* set config\.dataset\.word_files to the folder',
+    ),
+    ('dataset.word_files', '/data', r"word_files='/data', but 'mmca_small' has a text encoder"),
     ('dataset.region_dim', 8, r'region_dim=8, but config\.model\.region_dim is 16'),
     ('dataset.max_words', 30, r'max_words=30, but the text encoder knows .*max_positions=24'),
     ('task.chunk', 0, r'config\.task\.chunk=0 must be positive'),
     ('task.evaluation.all_pairs', False, 'leaves nothing to evaluate: set'),
+    ('task.evaluation.rerank_topk', 0, r'rerank_topk=0 must be positive, or None'),
   ],
 )
 def test_wrong_values_are_refused_by_key(key, value, message):
@@ -274,6 +331,99 @@ def test_wrong_values_are_refused_by_key(key, value, message):
   section[name] = value
   with pytest.raises(ValueError, match=message):
     tasks.create_task(config)
+
+
+def test_options_that_other_models_do_not_have_are_refused():
+  config = small_config(cross_attention=False)
+  config.task.evaluation.rerank_topk = 5
+  with pytest.raises(ValueError, match="rerank_topk=5: 'mmca_small' has no cross-attention module"):
+    tasks.create_task(config)
+  config = small_config(text_layers=0)
+  config.dataset.word_files = '/data'
+  with pytest.raises(ValueError, match=r'word_dim=768, but config\.model\.word_dim is 8'):
+    tasks.create_task(config)
+
+
+def features_config(task, variables, folder, splits=('validation',)):
+  """A model without the text encoder, and the features that it makes of captions, in a folder."""
+  config = task.config.copy_and_resolve_references()
+  for split in splits:
+    source = data.open_split(config.dataset, split)
+    captions = [caption for i in range(len(source)) for caption in source[i].captions]
+    retrieval_words.write_caption_features(
+      task.model, variables, task._tokenizer, captions, folder, split, batch_size=16
+    )
+  config.model.text_layers = 0
+  config.dataset.word_files, config.dataset.word_dim = str(folder), SMALL['word_dim']
+  return config
+
+
+def test_features_that_were_computed_before_are_those_of_the_text_encoder(trained, tmp_path):
+  task, variables, examples, _ = trained
+  task = tasks.create_task(features_config(task, variables, tmp_path))
+  params = {name: x for name, x in variables['params'].items() if name != 'bert'}
+  batch = next(iter(task.eval_data(4, 0, 1)))
+  found = jax.jit(task.evaluate)({'params': params}, batch).examples['texts']
+  expected = {name: x[:4] for name, x in examples['texts'].items()}
+  np.testing.assert_array_equal(found['mask'], expected['mask'])
+  np.testing.assert_allclose(found['embedding'], expected['embedding'], atol=1e-5)
+  mask = expected['mask']
+  np.testing.assert_allclose(found['candidates'][mask], expected['candidates'][mask], atol=1e-5)
+  with pytest.raises(ValueError, match='the weights are of no text encoder: expected'):
+    retrieval_words.write_caption_features(task.model, {}, None, [], tmp_path, 'train')
+
+
+@pytest.mark.slow
+def test_a_model_learns_the_same_of_features_and_is_asked_by_captions(trained, tmp_path):
+  original, variables, _, _ = trained
+  config = features_config(original, variables, tmp_path, ('train', 'validation'))
+  task = tasks.create_task(config)
+  spec = {name: (x.shape, x.dtype) for name, x in task.batch_spec(4).items()}
+  batch = batch_of(task)
+  assert {name: (x.shape, x.dtype) for name, x in batch.items()} == spec
+  params = {'params': {name: x for name, x in variables['params'].items() if name != 'bert'}}
+  loss, _ = loss_of(task, params, batch)
+  expected, _ = loss_of(original, variables, batch_of(original))
+  assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+  gallery = task._gallery(params)
+  caption = gallery.captions(2)[3]
+  queries = epath.Path(tmp_path / 'queries.txt')
+  queries.write_text(f'{caption}\n{gallery.keys[1]}\n')
+  by_caption, by_image = task.write_predictions(params, [queries], epath.Path(tmp_path))
+  assert (by_caption['query'], by_image['query']) == (caption, gallery.keys[1])
+  assert Image.open(by_image['attention']).width > 300
+  queries.write_text('a dog\n')
+  with pytest.raises(ValueError, match=r"'a dog' is no caption of the split: .*ask by a caption"):
+    task.write_predictions(params, [queries], epath.Path(tmp_path))
+
+
+@pytest.mark.slow
+def test_features_are_computed_by_the_command_line(trained, tmp_path, capsys):
+  task, variables, _, _ = trained
+  weights = tmp_path / 'weights.safetensors'
+  overrides = {**SMALL, 'region_dim': 16}
+  variables_io.save_variables(weights, variables, 'mmca_small', overrides)
+  vocabulary = tmp_path / 'vocab.txt'
+  vocabulary.write_text('\n'.join(task._tokenizer.vocabulary) + '\n')
+  (tmp_path / 'dev_caps.txt').write_text('a red star on sand\na blue disc\n')
+  retrieval_words.main(
+    [
+      str(weights),
+      str(tmp_path / 'dev_caps.txt'),
+      f'--vocabulary={vocabulary}',
+      f'--output={tmp_path / "out"}',
+      '--max_words=24',
+      '--dtype=float16',
+    ]
+  )
+  assert 'dev_lengths.npy' in capsys.readouterr().out
+  assert np.load(tmp_path / 'out' / 'dev_lengths.npy').tolist() == [7, 5]
+  written = np.load(tmp_path / 'out' / 'dev_words.npy')
+  assert (written.dtype, written.shape) == (np.float16, (12, 8))
+  words, mask = (x[None] for x in task._tokenizer('a red star on sand'))
+  expected = task.model.apply(variables, words, mask, method='encode_words')
+  np.testing.assert_allclose(written[:7], expected[0, :7], rtol=1e-3, atol=1e-3)
 
 
 def test_a_vocabulary_that_is_larger_than_the_text_encoders_is_refused(datasets_dir):
@@ -320,6 +470,12 @@ def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
   regions, mask = script['to_regions'](tmp_path / 'regions.npy', spec)
   np.testing.assert_array_equal(regions, batch['regions'])
   np.testing.assert_array_equal(mask, batch['region_mask'])
+  features = np.ones((2, 8))
+  np.save(tmp_path / 'words.npy', features)
+  feature_spec = {'vocabulary': None, 'inputs': {'words': {'shape': ['batch', 4, 8]}}}
+  words, mask = script['to_words'](tmp_path / 'words.npy', feature_spec)
+  np.testing.assert_array_equal(words, np.pad(features, ((0, 2), (0, 0))))
+  assert mask.tolist() == [True, True, False, False]
   np.save(tmp_path / 'regions.npy', np.zeros((2, 9, 16)))
   with pytest.raises(
     SystemExit, match=r'expected features \[images, up to 8, 16\], not \(2, 9, 16\)'
