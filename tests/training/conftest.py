@@ -56,7 +56,7 @@ def assert_mesh_equals_one_device(one_device_steps):
     config.schedule.learning_rate = 1.0
     config.schedule.warmup_steps = 0
     with jax.enable_x64(True):
-      batch, key = make_batch(config, np.float64), str(config.model)
+      batch, key = make_batch(config, np.float64), str((config.model, config.task))
       if key not in one_device_steps:
         mesh = parallel.create_mesh(devices=jax.devices()[:1])
         one_device_steps[key] = step(config, mesh, batch, **options)

@@ -51,9 +51,11 @@ def _batch(config, dtype=np.float32):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('hardest', [True, False])
 def test_loss_and_gradients_on_eight_devices_equal_those_of_one(
-  config, assert_mesh_equals_one_device
+  config, assert_mesh_equals_one_device, hardest
 ):
+  config.task.hardest = hardest
   assert_mesh_equals_one_device(config, _batch, (2, 2, 2, 1))
 
 
