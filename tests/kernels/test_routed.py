@@ -22,6 +22,8 @@ SHAPES = {
   'heads in two units': (1, 1, 80, 12, 16, 4, 32, 32, 1),
   'streamed': (1, 2, 16, 12, 16, 4, 64, 64, 2),
   'large regions': (1, 2, 128, 3, 128, 2, 32, 32, 1),
+  'large regions, two keys': (1, 2, 128, 9, 128, 2, 64, 64, 2),
+  'large regions, narrow': (1, 2, 128, 9, 128, 1, 32, 32, 2),
 }
 # The form that these shapes make the TPU implementation take.
 TPU_FORMS = {
@@ -33,6 +35,8 @@ TPU_FORMS = {
   'heads in two units': 'resident',
   'streamed': 'streamed',
   'large regions': 'streamed',
+  'large regions, two keys': 'streamed',
+  'large regions, narrow': 'streamed',
 }
 FORMS = [
   ('reference', 'bfloat16'),
@@ -87,6 +91,7 @@ def form(monkeypatch, request):
   name = getattr(request.node, 'callspec', None) and request.node.callspec.params.get('name')
   if TPU_FORMS.get(name) == 'streamed':
     monkeypatch.setattr(tpu, 'RESIDENT_BYTES', 0)
+    monkeypatch.setattr(tpu, 'FORWARD_RESIDENT_BYTES', 0)
 
 
 def arguments(shape, dtype, masked=False, per_head=False):
@@ -168,9 +173,17 @@ def test_value_and_gradients_match_the_definition(name, implementation, dtype):
       (batch, key_regions, key_tokens, heads * width),
       top_k,
       jnp.dtype(dtype).itemsize,
+      gradients=True,
     )
     assert form == TPU_FORMS[name]
   check(shape, implementation, dtype)
+
+
+def test_the_gradient_may_stream_what_the_value_keeps(monkeypatch):
+  monkeypatch.setattr(tpu, 'RESIDENT_BYTES', 0)
+  api._traced_once.cache_clear()
+  check(SHAPES['many regions'], 'tpu', 'float32')
+  api._traced_once.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -23,22 +23,32 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from crossattn_jax.kernels.routed import reference, xla
+from crossattn_jax.kernels.routed import xla
 
 LANES = 128
 # A multiple of the rows of a tile in float32 (8) and in bfloat16 (16).
 ROWS = 16
 # Queries whose scores are in one matrix.
 UNIT_ROWS = 256
-# Queries and units of a grid step, if its regions are small.
+# Keys of a task, whose scores with the queries of a unit are in one matrix.
+TASK_KEYS = 256
+# Queries and tasks of a grid step, if its regions are small.
 STEP_QUERIES = 512
-STEP_UNITS = 16
+STEP_TASKS = 16
+# Tasks that begin before one ends. The matrix units take products in the order of the program: what
+# they shall do during a softmax must come before it.
+AHEAD = 6
+AHEAD_OF_GRADIENTS = 3
 # Queries and keys of an image up to which all keys are scored.
 DENSE_TOKENS = 1024
 # Of a query; the scores of a unit must fit. Also the most queries of a region.
 MOST_KEYS = 4096
 # Keys and values of an image that stay in VMEM.
 RESIDENT_BYTES = 2 * 2**20
+# The same where nothing is summed over them.
+FORWARD_RESIDENT_BYTES = 4 * 2**20
+# Gradients of the queries of an image, in float32, that are summed in VMEM.
+QUERY_SUM_BYTES = 8 * 2**20
 # What a kernel may take of the vector memory. Without a word it gets 16 MiB, which is all that a
 # core of a v4 has; wide regions of many keys take a little more on the others.
 LIMIT_BYTES = 64 * 2**20
@@ -143,6 +153,11 @@ class _Plan:
     return self.top_k if self.form == 'streamed' else 1
 
   @property
+  def keys(self) -> int:
+    """That the queries of a region are scored with."""
+    return self.key_tokens * (1 if self.form == 'dense' else self.top_k)
+
+  @property
   def one_head_a_unit(self) -> bool:
     """Whether heads have enough queries to fill the lanes."""
     return self.tokens >= LANES or self.form == 'dense'
@@ -157,9 +172,9 @@ class _Plan:
     joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
     return joined if channels_first == self.channels_first else joined.T
 
-  def store(self, x: jax.Array, ref: Any) -> jax.Array:
-    """`[tokens, channels]` as a region of `ref` wants it."""
-    x = x.T if self.channels_first else x
+  def store(self, x: jax.Array, ref: Any, channels_first: bool = False) -> jax.Array:
+    """`[tokens, channels]`, or the other way round, as a region of `ref` wants it."""
+    x = x if channels_first == self.channels_first else x.T
     if self.form == 'dense':
       x = x.astype(jnp.float32).reshape(ref.shape[1:])
     return x.astype(ref.dtype)
@@ -222,7 +237,16 @@ def _sum_keys(
 
 
 def _collect(plan: _Plan, sums: list[jax.Array], width: int) -> jax.Array:
-  """A region, `[tokens, channels]`, from the transposed results of its units."""
+  """A region from the transposed results of its units.
+
+  Args:
+    plan: of the call.
+    sums: what `_sum_keys` gave for each.
+    width: channels of a head.
+
+  Returns:
+    `[channels, tokens]` if there is one head a unit, else `[tokens, channels]`.
+  """
   units = plan.units
   groups = []
   for group in dict.fromkeys(unit.group for unit in units):
@@ -231,7 +255,7 @@ def _collect(plan: _Plan, sums: list[jax.Array], width: int) -> jax.Array:
       of_heads = [
         jnp.concatenate([x for unit, x in of_group if unit.heads.start == h], axis=1) for h in group
       ]
-      groups.append(jnp.concatenate(of_heads).T)
+      groups += of_heads
       continue
     total = 0.0
     for unit, x in of_group:
@@ -242,7 +266,8 @@ def _collect(plan: _Plan, sums: list[jax.Array], width: int) -> jax.Array:
         own = (channel >= first) & (channel < first + width)
         total += jnp.where(own, rows[i * unit.stop : (i + 1) * unit.stop], 0.0)
     groups.append(total)
-  return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
+  axis = 0 if plan.one_head_a_unit else 1
+  return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=axis)
 
 
 def _lanes(unit: _Unit, tokens: int) -> slice:
@@ -251,13 +276,17 @@ def _lanes(unit: _Unit, tokens: int) -> slice:
   return slice(start, start + unit.rows)
 
 
-def _pipelined(tasks: list[Any], begin: Any, end: Any) -> None:
-  """Begins every task before the one before it ends, so that their work can overlap."""
-  begun = begin(tasks[0])
+def _split_keys(keys: int) -> list[slice]:
+  """The keys of the tasks of a unit."""
+  return [slice(start, min(start + TASK_KEYS, keys)) for start in range(0, keys, TASK_KEYS)]
+
+
+def _pipelined(tasks: list[Any], begin: Any, end: Any, ahead: int = 1) -> None:
+  """Ends every task after so many others have begun, so that their work can overlap."""
+  begun = [begin(task) for task in tasks[:ahead]]
   for i, task in enumerate(tasks):
-    following = begin(tasks[i + 1]) if i + 1 < len(tasks) else None
-    end(task, begun)
-    begun = following
+    begun += [begin(following) for following in tasks[i + ahead : i + ahead + 1]]
+    end(task, begun.pop(0))
 
 
 class _Regions:
@@ -279,8 +308,9 @@ class _Regions:
     return ref[0] if self.plan.form == 'dense' else ref[0, region]
 
   def put(self, ref: Any, region: int, x: jax.Array) -> None:
-    """Writes `[tokens, channels]` of a query region."""
-    ref[0, slice(None) if self.plan.form == 'dense' else region] = self.plan.store(x, ref)
+    """Writes what `_collect` gave for a query region."""
+    x = self.plan.store(x, ref, channels_first=self.plan.one_head_a_unit)
+    ref[0, slice(None) if self.plan.form == 'dense' else region] = x
 
   def parts(self, refs: list[Any], region: int) -> list[jax.Array]:
     """The regions of keys, values or mask that a query region attends to."""
@@ -338,12 +368,12 @@ def _named(plan: _Plan, routing: jax.Array) -> jax.Array:
 def _forward_kernel(plan: _Plan, *refs: Any) -> None:
   routing_ref, query_ref, *operands, out_ref, log_sum_ref = refs
   regions = _Regions(plan, routing_ref, operands)
-  units, width = plan.units, plan.heads.width
-  loaded, sums = {}, {}
+  units, width, splits = plan.units, plan.heads.width, _split_keys(plan.keys)
+  loaded, unfinished, sums = {}, [], {}
 
-  def begin(task: tuple[int, _Unit]) -> jax.Array:
-    region, unit = task
-    if unit is units[0]:
+  def begin(task: tuple[int, _Unit, slice]) -> jax.Array:
+    region, unit, some = task
+    if region not in loaded:
       loaded[region] = (
         plan.load(regions.own(query_ref, region)),
         plan.load(*regions.parts(regions.keys, region)),
@@ -351,18 +381,27 @@ def _forward_kernel(plan: _Plan, *refs: Any) -> None:
         regions.seen(region),
       )
     query, keys, _, seen = loaded[region]
-    return _scores(plan, unit, keys, query, seen)
+    return _scores(plan, unit, keys[some], query, None if seen is None else seen[some])
 
-  def end(task: tuple[int, _Unit], scores: jax.Array) -> None:
-    region, unit = task
+  def end(task: tuple[int, _Unit, slice], scores: jax.Array) -> None:
+    region, unit, some = task
     _, _, values, seen = loaded[region]
     largest = jnp.max(scores, axis=0, keepdims=True)
+    if some != splits[0]:
+      largest_before, rows_before = unfinished.pop()
+      largest = jnp.maximum(largest, largest_before)
     weights = jnp.exp2(scores - largest)
     if seen is not None:
-      weights *= _columns(seen, unit)
+      weights *= _columns(seen, unit)[some]
     # Ones below the values sum the weights.
     ones = jnp.ones((ROWS, len(weights)), values.dtype)
-    rows = _sum_keys(plan, unit, values, weights.astype(values.dtype), width, ones)
+    weights = weights.astype(values.dtype)
+    rows = _sum_keys(plan, unit, values[:, some], weights, width, ones)
+    if some != splits[0]:
+      rows += rows_before * jnp.exp2(largest_before - largest)
+    if some != splits[-1]:
+      unfinished.append((largest, rows))
+      return
     total = rows[-ROWS : 1 - ROWS]
     total = jnp.where(total == 0, 1.0, total)
     sums.setdefault(region, []).append(rows[:-ROWS] / total)
@@ -372,24 +411,24 @@ def _forward_kernel(plan: _Plan, *refs: Any) -> None:
     if unit is units[-1]:
       regions.put(out_ref, region, _collect(plan, sums.pop(region), width))
 
-  _pipelined([(region, unit) for region in range(plan.block) for unit in units], begin, end)
+  tasks = [
+    (region, unit, some) for region in range(plan.block) for unit in units for some in splits
+  ]
+  _pipelined(tasks, begin, end, AHEAD)
 
 
 def _differences(
-  plan: _Plan,
-  unit: _Unit,
   begun: tuple[jax.Array, jax.Array],
   log_sum: jax.Array,
   mean: jax.Array,
-  seen: jax.Array | None,
+  columns: jax.Array | None,
   dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
   """Weights and gradients of the scores, but for their scale: `[keys, rows]`."""
   scores, d_weights = begun
   weights = jnp.exp2(scores - log_sum * LOG2_E)
-  if seen is not None:
+  if columns is not None:
     # Not a product: of a query that sees no key, the weights may be infinite.
-    columns = _columns(seen, unit)
     weights = jnp.where(columns > 0, weights * columns, 0.0)
   return weights.astype(dtype), (weights * (d_weights - mean)).astype(dtype)
 
@@ -446,9 +485,8 @@ def _backward_kernel(plan: _Plan, *refs: Any) -> None:
     of, lanes = loaded[region], _lanes(unit, plan.tokens)
     mean = _row_sums(unit.stack(of['means'], heads.width))
     log_sum = log_sum_ref[0, 0, region : region + 1, lanes]
-    weights, d_scores = _differences(
-      plan, unit, begun, log_sum, mean, of['seen'], of['query'].dtype
-    )
+    columns = None if of['seen'] is None else _columns(of['seen'], unit)
+    weights, d_scores = _differences(begun, log_sum, mean, columns, of['query'].dtype)
     d_query = _sum_keys(plan, unit, of['keys_t'], d_scores, heads.qk_width)
     sums.setdefault(region, []).append(d_query)
     if plan.form == 'streamed':
@@ -481,16 +519,21 @@ def _backward_kernel(plan: _Plan, *refs: Any) -> None:
         ref[0] = total.astype(ref.dtype).reshape(ref.shape[1:])
 
 
-def _edges_kernel(plan: _Plan, *refs: Any) -> None:
+def _edges_kernel(plan: _Plan, fused: bool, *refs: Any) -> None:
   """Gradients of keys and values, for edges that are sorted by key region.
 
-  An edge is a query region and a key region that it names.
+  An edge is a query region and a key region that it names. Fused, gradients of the queries too:
+  written where a region names one, else summed in VMEM.
   """
-  key_of, _, query_ref, d_out_ref, log_sum_ref, mean_ref, key_ref, value_ref, *refs = refs
+  key_of, query_of, query_ref, d_out_ref, log_sum_ref, *refs = refs
+  # The query kernel leaves the means; without it they are made from the result.
+  mean_or_out_ref, key_ref, value_ref, *refs = refs
   seen = _not_padding(plan, 1) if plan.padding else None
   seen = refs.pop(0)[0, 0] if plan.masked else seen
-  _, _, d_key_ref, d_value_ref, *totals = refs
-  heads = plan.heads
+  d_key_ref, d_value_ref, *refs = refs
+  d_query_ref = refs.pop(0) if fused else None
+  totals, refs = refs[:2], refs[2:]
+  heads, splits = plan.heads, _split_keys(plan.key_tokens)
   place, count = pl.program_id(1), pl.num_programs(1)
   edge = pl.program_id(0) * count + place
   key_region = key_of[edge]
@@ -502,40 +545,103 @@ def _edges_kernel(plan: _Plan, *refs: Any) -> None:
     for total in totals:
       total[...] = jnp.zeros_like(total)
 
+  load_first = functools.partial(plan.load, channels_first=True)
   keys, values = plan.load(key_ref[0, 0]), plan.load(value_ref[0, 0])
   query, d_out = plan.load(query_ref[0, 0]), plan.load(d_out_ref[0, 0])
+  if plan.one_head_a_unit:
+    query_t, d_out_t = load_first(query_ref[0, 0]), load_first(d_out_ref[0, 0])
+  if fused:
+    keys_t, out_t = load_first(key_ref[0, 0]), load_first(mean_or_out_ref[0, 0])
+  means, sums = {}, {}
 
-  def begin(unit: _Unit) -> tuple[jax.Array, jax.Array]:
+  def begin(task: tuple[_Unit, slice]) -> tuple[jax.Array, jax.Array]:
+    unit, some = task
     d_rows = unit.stack(d_out, heads.width)
     return (
-      _scores(plan, unit, keys, query, seen),
-      _product(values[:, unit.channels(heads.width)], d_rows, (1, 1)),
+      _scores(plan, unit, keys[some], query, None if seen is None else seen[some]),
+      _product(values[some, unit.channels(heads.width)], d_rows, (1, 1)),
     )
 
-  def end(unit: _Unit, begun: tuple[jax.Array, jax.Array]) -> None:
-    lanes = _lanes(unit, plan.tokens)
-    weights, d_scores = _differences(
-      plan, unit, begun, log_sum_ref[0, 0, :, lanes], mean_ref[0, 0, :, lanes], seen, query.dtype
-    )
-    for total, rows, ref, x, width in (
-      (totals[0], d_scores, query_ref, query, heads.qk_width),
-      (totals[1], weights, d_out_ref, d_out, heads.width),
-    ):
-      if plan.one_head_a_unit:
-        h = unit.heads.start
-        own = slice(h * width, (h + 1) * width)
-        x = plan.load(ref[0, 0], channels_first=True)[own, unit.start : unit.stop]
-        total[own] += _product(x, rows, (1, 1))
+  def end(task: tuple[_Unit, slice], begun: tuple[jax.Array, jax.Array]) -> None:
+    unit, some = task
+    lanes, tokens = _lanes(unit, plan.tokens), slice(unit.start, unit.stop)
+    own = lambda width: slice(unit.heads.start * width, unit.heads.stop * width)
+    if unit not in means:
+      if fused:
+        parts = (x[own(heads.width), tokens].astype(jnp.float32) for x in (d_out_t, out_t))
+        means[unit] = jnp.sum(math.prod(parts), axis=0, keepdims=True)
       else:
-        total[:, unit.channels(width)] += _product(rows, unit.stack(x, width), (1, 0))
+        means[unit] = mean_or_out_ref[0, 0, :, lanes]
+    weights, d_scores = _differences(
+      begun,
+      log_sum_ref[0, 0, :, lanes],
+      means[unit],
+      None if seen is None else _columns(seen, unit)[some],
+      query.dtype,
+    )
+    if fused:
+      part = _sum_keys(plan, unit, keys_t[:, some], d_scores, heads.qk_width)
+      sums[unit] = sums[unit] + part if unit in sums else part
+    if plan.one_head_a_unit:
+      for total, rows, x, width in (
+        (totals[0], d_scores, query_t, heads.qk_width),
+        (totals[1], weights, d_out_t, heads.width),
+      ):
+        total[own(width), some] += _product(x[own(width), tokens], rows, (1, 1))
+    else:
+      for total, rows, x, width in (
+        (totals[0], d_scores, query, heads.qk_width),
+        (totals[1], weights, d_out, heads.width),
+      ):
+        total[some, unit.channels(width)] += _product(rows, unit.stack(x, width), (1, 0))
 
-  _pipelined(plan.units, begin, end)
+  tasks = [(unit, some) for unit in plan.units for some in splits]
+  _pipelined(tasks, begin, end, AHEAD_OF_GRADIENTS)
+
+  if fused:
+    d_query = _collect(plan, list(sums.values()), heads.qk_width)
+    if plan.top_k == 1:
+      d_query_ref[0, 0] = plan.store(d_query * plan.scale, d_query_ref, channels_first=True)
+    else:
+      _add_to_queries(refs, d_query_ref, query_of[edge], d_query)
 
   @pl.when(last)
   def _():
     for ref, total in ((d_key_ref, totals[0][...] * plan.scale), (d_value_ref, totals[1][...])):
-      total = total.T if plan.one_head_a_unit else total
-      ref[0, 0] = plan.store(total, ref)
+      ref[0, 0] = plan.store(total, ref, channels_first=plan.one_head_a_unit)
+
+
+def _add_to_queries(scratch: list[Any], ref: Any, code: jax.Array, d_query: jax.Array) -> None:
+  """Adds an edge's part to the gradient of its query region; `code` is of `_sort_edges`."""
+  totals, semaphore = scratch
+  region, is_first = code >> 1, code & 1
+  totals[region] = jnp.where(is_first == 1, 0.0, totals[region]) + d_query
+  image, last = pl.program_id(0), pl.program_id(1) == pl.num_programs(1) - 1
+
+  @pl.when(last)
+  def _():
+    copy = pltpu.make_async_copy(totals, ref.at[image], semaphore)
+    copy.start()
+    copy.wait()
+
+
+def _fill_kernel(named: Any, *refs: Any) -> None:
+  """Writes zeros to the regions that are not named."""
+  _, _, *results, zeros, other_zeros, semaphore = refs
+  for zero in (zeros, other_zeros):
+    zero[...] = jnp.zeros_like(zero)
+
+  def fill(region: jax.Array, carry: None) -> None:
+    @pl.when(named[region] == 0)
+    def _():
+      for zero, result in zip((zeros, other_zeros), results, strict=True):
+        copy = pltpu.make_async_copy(zero, result.at[region], semaphore)
+        copy.start()
+        copy.wait()
+
+    return carry
+
+  lax.fori_loop(0, results[0].shape[0], fill, None)
 
 
 # --- The functions -----------------------------------------------------------------------------
@@ -561,13 +667,15 @@ def _prepare(
   key_mask: jax.Array | None,
   num_heads: int,
   scale: float,
+  gradients: bool,
 ) -> _Call:
   """Chooses the form, and brings the operands into its shapes."""
   batch, regions, _, channels = query.shape
   key_regions, key_tokens = key.shape[1:3]
   top_k = routing.shape[-1]
   heads = _Heads(num_heads, channels // num_heads, value.shape[-1] // num_heads)
-  form = choose_form(query.shape, key.shape, value.shape, top_k, query.dtype.itemsize)
+  shapes = (query.shape, key.shape, value.shape)
+  form = choose_form(*shapes, top_k, query.dtype.itemsize, gradients=gradients)
   channels_first, padding = False, 0
   if form == 'dense':
     tokens, key_tokens = regions * query.shape[2], key_regions * key_tokens
@@ -598,7 +706,8 @@ def _prepare(
     channels_first=channels_first,
   )
   if form == 'resident':
-    fits = max(1, min(STEP_QUERIES // tokens, STEP_UNITS // len(plan.units)))
+    tasks = len(plan.units) * len(_split_keys(plan.keys))
+    fits = max(1, min(STEP_QUERIES // tokens, STEP_TASKS // tasks))
     plan = dataclasses.replace(plan, block=max(n for n in range(1, fits + 1) if regions % n == 0))
     routing = routing.reshape(batch, 1, regions * top_k)
   if channels_first:
@@ -611,7 +720,13 @@ def _pad_tokens(x: jax.Array) -> jax.Array:
 
 
 def choose_form(
-  query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], top_k: int, itemsize: int
+  query: tuple[int, ...],
+  key: tuple[int, ...],
+  value: tuple[int, ...],
+  top_k: int,
+  itemsize: int,
+  *,
+  gradients: bool,
 ) -> str:
   """Where the keys of these shapes are best kept.
 
@@ -621,6 +736,7 @@ def choose_form(
     value: shape.
     top_k: key regions of a query region.
     itemsize: of the elements, in bytes.
+    gradients: whether those of keys and values are summed.
 
   Returns:
     'dense', 'resident', 'streamed', or 'xla' where the scores of a few queries would not fit.
@@ -636,7 +752,8 @@ def choose_form(
     return 'xla'
   lanes = sum(channels + -channels % LANES for channels in (key[-1], value[-1]))
   resident = key_regions * padded * lanes * itemsize
-  return 'resident' if resident <= RESIDENT_BYTES else 'streamed'
+  most = RESIDENT_BYTES if gradients else FORWARD_RESIDENT_BYTES
+  return 'resident' if resident <= most else 'streamed'
 
 
 def forward(
@@ -651,7 +768,7 @@ def forward(
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests."""
-  call = _prepare(query, key, value, routing, key_mask, num_heads, scale)
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, gradients=False)
   plan = call.plan
   if plan.form == 'xla':
     return xla.forward(query, key, value, routing, key_mask, num_heads=num_heads, scale=scale)
@@ -678,7 +795,7 @@ def backward(
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests."""
-  call = _prepare(query, key, value, routing, key_mask, num_heads, scale)
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, gradients=True)
   plan = call.plan
   if plan.form == 'xla':
     arguments = (query, key, value, routing, key_mask, out, log_sum, d_out)
@@ -690,7 +807,9 @@ def backward(
   log_sum = _unflatten_log_sum(call, log_sum, query)
   operands = [call.query, d_out, out, log_sum]
   outputs = [(call.query.shape, query.dtype, _query_spec(plan, call.query.shape))]
-  if plan.form == 'streamed':
+  if plan.form == 'streamed' and _fuses(call):
+    d_key, d_value, d_query = _run_edges(call, d_out, log_sum, out, interpret, fused=True)
+  elif plan.form == 'streamed':
     outputs.append(_log_sum_output(call))
     d_query, mean = _run(
       _backward_kernel,
@@ -701,7 +820,7 @@ def backward(
       interpret,
       products=3,
     )
-    d_key, d_value = _run_edges(call, d_out, log_sum, mean, interpret)
+    d_key, d_value = _run_edges(call, d_out, log_sum, mean, interpret, fused=False)
   else:
     scratch = []
     for x in (call.key, call.value):
@@ -861,52 +980,126 @@ def _cost(
   )
 
 
+def _fuses(call: _Call) -> bool:
+  """Whether one kernel makes all gradients of the streamed form."""
+  plan, regions = call.plan, call.query.shape[1]
+  sums = 4 * regions * plan.tokens * plan.heads.count * plan.heads.qk_width
+  return plan.one_head_a_unit and (plan.top_k == 1 or sums <= QUERY_SUM_BYTES)
+
+
+def _sort_edges(call: _Call) -> tuple[jax.Array, jax.Array]:
+  """Pairs of a query region and a key region that it names, sorted by key region.
+
+  Args:
+    call: with a routing `[batch, regions, top_k]`.
+
+  Returns:
+    Key regions `[batch * edges + 1]`, since the kernel looks one edge ahead, and `[batch * edges]`
+    twice the query region, plus one at the first of its edges.
+  """
+  routing, batch = call.routing, len(call.routing)
+  # The sort is stable: the first choice of the least key region comes first.
+  choice = lax.broadcasted_iota(jnp.int32, routing.shape, 2)
+  is_first = choice == jnp.argmin(routing, axis=2, keepdims=True)
+  codes = 2 * lax.broadcasted_iota(jnp.int32, routing.shape, 1) + is_first
+  key_of, codes = lax.sort((routing.reshape(batch, -1), codes.reshape(batch, -1)), num_keys=1)
+  return jnp.pad(key_of.reshape(-1), (0, 1)), codes.reshape(-1)
+
+
 def _run_edges(
-  call: _Call, d_out: jax.Array, log_sum: jax.Array, mean: jax.Array, interpret: bool
+  call: _Call,
+  d_out: jax.Array,
+  log_sum: jax.Array,
+  mean_or_out: jax.Array,
+  interpret: bool,
+  *,
+  fused: bool,
 ) -> list[jax.Array]:
-  """The gradients of keys and values where they are too large to be summed in VMEM."""
+  """The gradients of keys and values where they are too large to be summed in VMEM.
+
+  Args:
+    call: of the streamed form.
+    d_out: like the result.
+    log_sum: as `_log_sum_output` says.
+    mean_or_out: fused the result, else what the query kernel returned.
+    interpret: see `backward`.
+    fused: whether the gradient of the queries is made too.
+
+  Returns:
+    Gradients of keys, of values and, fused, of queries.
+  """
   plan, (batch, regions) = call.plan, call.query.shape[:2]
   edges = regions * plan.top_k
-  key_of, order = lax.sort(
-    (call.routing.reshape(batch, edges), lax.broadcasted_iota(jnp.int32, (batch, edges), 1)),
-    num_keys=1,
-  )
-  # The kernel looks one edge ahead.
-  key_of = jnp.pad(key_of.reshape(-1), (0, 1))
-  of_query = lambda b, e, key_of, query_of: (b, query_of[b * edges + e], 0, 0)
-  of_key = lambda b, e, key_of, query_of: (b, key_of[b * edges + e], 0, 0)
+  widths = plan.heads.count * plan.heads.qk_width, plan.heads.count * plan.heads.width
+  of_query = lambda b, e, key_of, codes: (b, codes[b * edges + e] >> 1, 0, 0)
+  of_key = lambda b, e, key_of, codes: (b, key_of[b * edges + e], 0, 0)
   spec = lambda x, index: pl.BlockSpec((1, 1, *x.shape[2:]), index)
-  by_query = [call.query, d_out, log_sum, mean]
+  by_query = [call.query, d_out, log_sum, mean_or_out]
   by_key = [call.key, call.value] + ([] if call.seen is None else [call.seen])
   outputs = [(x.shape, x.dtype, spec(x, of_key)) for x in by_key[:2]]
-  # Regions that no query names are never written: they stay zero.
-  zeros = [reference.zeros(x.shape, x.dtype, x) for x in by_key[:2]]
-  first_zeros = 2 + len(by_query) + len(by_key)
-  scratch = [(plan.key_tokens, plan.heads.count * plan.heads.qk_width)]
-  scratch.append((plan.key_tokens, plan.heads.count * plan.heads.width))
+  sums = [(plan.key_tokens, width) for width in widths]
   if plan.one_head_a_unit:
-    scratch = [shape[::-1] for shape in scratch]
-  return pl.pallas_call(
-    functools.partial(_edges_kernel, plan),
-    name='routed_attention_backward_key',
+    sums = [shape[::-1] for shape in sums]
+  scratch = [pltpu.VMEM(shape, jnp.float32) for shape in sums]
+  if fused and plan.top_k == 1:
+    outputs.append((call.query.shape, call.query.dtype, spec(call.query, of_query)))
+  elif fused:
+    shape = (batch, regions, widths[0], plan.tokens)
+    outputs.append((shape, jnp.float32, pl.BlockSpec(memory_space=pl.ANY)))
+    scratch += [pltpu.VMEM(shape[1:], jnp.float32), pltpu.SemaphoreType.DMA]
+  d_key, d_value, *d_query = pl.pallas_call(
+    functools.partial(_edges_kernel, plan, fused),
+    name='routed_attention_backward' if fused else 'routed_attention_backward_key',
     out_shape=[_struct(shape, dtype, call) for shape, dtype, _ in outputs],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(batch, edges),
-      in_specs=[
-        *(spec(x, of_query) for x in by_query),
-        *(spec(x, of_key) for x in by_key),
-        *(pl.BlockSpec(memory_space=pl.ANY) for _ in zeros),
-      ],
+      in_specs=[*(spec(x, of_query) for x in by_query), *(spec(x, of_key) for x in by_key)],
       out_specs=[spec for *_, spec in outputs],
-      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+      scratch_shapes=scratch,
     ),
-    input_output_aliases={first_zeros: 0, first_zeros + 1: 1},
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'), vmem_limit_bytes=LIMIT_BYTES
     ),
     cost_estimate=_cost(
-      call, batch * edges * plan.tokens * plan.key_tokens, 4, [*by_query, *by_key], outputs
+      call,
+      batch * edges * plan.tokens * plan.key_tokens,
+      5 if fused else 4,
+      [*by_query, *by_key],
+      outputs,
     ),
     interpret=interpret,
-  )(key_of, (order // plan.top_k).reshape(-1), *by_query, *by_key, *zeros)
+  )(*_sort_edges(call), *by_query, *by_key)
+  d_key, d_value = _fill(call, d_key, d_value, interpret)
+  if fused and plan.top_k > 1:
+    (d_query,) = d_query
+    d_query = (d_query * plan.scale).astype(call.query.dtype)
+    return d_key, d_value, d_query if plan.channels_first else jnp.swapaxes(d_query, 2, 3)
+  return d_key, d_value, *d_query
+
+
+def _fill(call: _Call, d_key: jax.Array, d_value: jax.Array, interpret: bool) -> list[jax.Array]:
+  """Zeros for regions that no query names, which no step has written."""
+  batch, key_regions = call.key.shape[:2]
+  region = lax.broadcasted_iota(jnp.int32, (1, key_regions, 1), 1)
+  named = jnp.any(call.routing.reshape(batch, 1, -1) == region, axis=2)
+  gradients = [x.reshape(batch * key_regions, *x.shape[2:]) for x in (d_key, d_value)]
+  anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * 2
+  filled = pl.pallas_call(
+    _fill_kernel,
+    name='routed_attention_backward_fill',
+    out_shape=[_struct(x.shape, x.dtype, call) for x in gradients],
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(1,),
+      in_specs=anywhere,
+      out_specs=anywhere,
+      scratch_shapes=[
+        *(pltpu.VMEM(x.shape[1:], x.dtype) for x in gradients),
+        pltpu.SemaphoreType.DMA,
+      ],
+    ),
+    input_output_aliases={1: 0, 2: 1},
+    interpret=interpret,
+  )(named.reshape(-1).astype(jnp.int32), *gradients)
+  return [x.reshape(call.key.shape[:2] + x.shape[1:]) for x in filled]
