@@ -103,6 +103,9 @@ class PhraseCNN(nn.Module):
       )
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     count = mask.sum(axis=-1, keepdims=True)
+    leading = words.shape[:-2]
+    # One axis of sentences: `nn.Conv` itself does not join axes of open size.
+    words = words.reshape(-1, length, channels)
     strongest = []
     for i, size in enumerate(self.kernel_sizes):
       init = initializers.torch_convolution(size * channels)
@@ -116,6 +119,7 @@ class PhraseCNN(nn.Module):
         name=f'conv_{i}',
         **types,
       )(words)
+      phrases = phrases.reshape(*leading, *phrases.shape[1:])
       start = jnp.arange(phrases.shape[-2])
       competes = (start + size <= count) | (start == 0)
       phrases = jnp.where(competes[..., None], phrases, -jnp.inf)

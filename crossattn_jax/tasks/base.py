@@ -47,12 +47,15 @@ class Serving:
     description: what makes the inputs of files and reads the outputs, as JSON can hold it.
     script: Python file that does so by the description; put beside the exported model as
       `load_and_run.py`.
+    batches: what the examples of an input are called, by its name, where inputs have batches of
+      different sizes, such as 'images'; 'batch' by default.
   """
 
   run: Callable[[Variables, Batch], dict[str, jax.Array]]
   inputs: Mapping[str, jax.ShapeDtypeStruct]
   description: Mapping[str, Any]
   script: pathlib.Path
+  batches: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,24 +236,25 @@ class Retrieval(base.Task):
     return results | {'examples': int(evaluation.sums['count'])}
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
-    """Scores pairs, image i with sentence i.
+    """Scores every sentence for every image.
 
     Args:
       variables: of the model.
-      batch: 'regions', 'region_mask', 'words' and 'word_mask' as in training.
+      batch: 'regions', 'region_mask', 'words' and 'word_mask' as in training, of any number of
+        images and any number of sentences.
 
     Returns:
-      'score' `[pairs]`.
+      'score' `[images, texts]`; 'image_embedding' `[images, width]` and 'text_embedding' `[texts,
+      width]`, of the self-attention module.
     """
     apply = functools.partial(self.model.apply, variables)
     images = apply(batch['regions'], batch['region_mask'], method='encode_images')
     texts = apply(batch['words'], batch['word_mask'], method='encode_texts')
-
-    def score(image: dict[str, jax.Array], text: dict[str, jax.Array]) -> jax.Array:
-      alone = jax.tree.map(lambda x: x[None], (image, text))
-      return apply(*alone, method='score')[0, 0]
-
-    return {'score': jax.vmap(score)(images, texts)}
+    return {
+      'score': apply(images, texts, method='score'),
+      'image_embedding': images['embedding'],
+      'text_embedding': texts['embedding'],
+    }
 
   def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
     """Text files with queries: `inputs`, or those in the folder.
@@ -329,16 +330,18 @@ class Retrieval(base.Task):
     retrieval_pictures.retrieval_sheet(path, [result.shown(gallery) for result in results])
 
   def serving(self) -> base.Serving:
-    """Pairs of regions and words in, their scores out."""
+    """Images' regions and sentences' words in, scores of all their pairs and embeddings out."""
     specs = self.batch_spec(1)
+    images, texts = ('regions', 'region_mask'), ('words', 'word_mask')
     return base.Serving(
       run=self.predict,
       inputs={
         name: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype)
-        for name in ('regions', 'region_mask', 'words', 'word_mask')
+        for name in (*images, *texts)
       },
       description={'vocabulary': None if self._takes_features else self._tokenizer.vocabulary},
       script=pathlib.Path(__file__).with_name('retrieval_script.py'),
+      batches=dict.fromkeys(images, 'images') | dict.fromkeys(texts, 'texts'),
     )
 
   def _gallery(self, variables: base.Variables, limit: int | None = None) -> search.Gallery:

@@ -19,10 +19,12 @@ from safetensors.numpy import load_file
 import tokenizers
 
 SHOWN = 5
+# Scored in a call; each takes half a megabyte.
+PAIRS = 256
 
 
 def load(folder):
-  """Returns the description of the model, and it: inputs by name -> {'score': [pairs]}."""
+  """Returns the description of the model, and it: inputs by name -> 'score' and embeddings."""
   spec = json.loads((folder / 'preprocessing.json').read_text())
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
@@ -60,22 +62,45 @@ def to_regions(path, spec):
   return regions, np.tile(np.arange(slots) < used, (len(regions), 1))
 
 
+def search(model, images, texts, size=None):
+  """Scores every sentence for every image, [images, sentences].
+
+  Args:
+    model: as `load` returns it.
+    images: 'regions' and 'region_mask', [images, ...].
+    texts: 'words' and 'word_mask', [sentences, ...].
+    size: images and sentences of a call, of a model that was exported for a fixed number.
+  """
+  rows, columns = len(images['region_mask']), len(texts['word_mask'])
+  columns_at_once = size or min(columns, PAIRS)
+  rows_at_once = size or max(1, PAIRS // columns_at_once)
+
+  def part(items, start, count, total):
+    # The last one fills up.
+    index = np.minimum(np.arange(start, start + count), total - 1)
+    return {name: x[index] for name, x in items.items()}
+
+  scores = np.empty((rows, columns), np.float32)
+  for column in range(0, columns, columns_at_once):
+    some = part(texts, column, columns_at_once, columns)
+    for row in range(0, rows, rows_at_once):
+      found = np.asarray(model(part(images, row, rows_at_once, rows) | some)['score'])
+      place = scores[row : row + rows_at_once, column : column + columns_at_once]
+      place[:] = found[: place.shape[0], : place.shape[1]]
+  return scores
+
+
 def main(path, sentences):
   """Prints the best images of each sentence."""
   spec, model = load(pathlib.Path(__file__).parent)
   regions, region_mask = to_regions(path, spec)
-  # A batch has one image: any model can be called so, one exported for a fixed number too.
-  size = spec['batch_size'] or 1
-  for sentence in sentences:
-    words, word_mask = (np.stack([x] * size) for x in to_words(sentence, spec))
-    scores = []
-    for start in range(0, len(regions), size):
-      rows = np.minimum(np.arange(start, start + size), len(regions) - 1)
-      inputs = {'regions': regions[rows], 'region_mask': region_mask[rows]}
-      scores.append(np.asarray(model(inputs | {'words': words, 'word_mask': word_mask})['score']))
-    scores = np.concatenate(scores)[: len(regions)]
-    best = np.argsort(-scores, kind='stable')[:SHOWN]
-    print(sentence, *(f'image {index} {scores[index]:.3f}' for index in best), sep='  ')
+  words, word_mask = map(np.stack, zip(*(to_words(x, spec) for x in sentences), strict=True))
+  images = {'regions': regions, 'region_mask': region_mask}
+  texts = {'words': words, 'word_mask': word_mask}
+  scores = search(model, images, texts, spec['batch_size'])
+  for sentence, line in zip(sentences, scores.T, strict=True):
+    best = np.argsort(-line, kind='stable')[:SHOWN]
+    print(sentence, *(f'image {index} {line[index]:.3f}' for index in best), sep='  ')
 
 
 if __name__ == '__main__':

@@ -135,9 +135,14 @@ def _lower(
     lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype),
     traverse_util.flatten_dict(dict(variables), sep='/'),
   )
-  (batch,) = jax_export.symbolic_shape('batch') if batch_size is None else (batch_size,)
+  batches = {name: serving.batches.get(name, 'batch') for name in serving.inputs}
+  names = list(dict.fromkeys(batches.values()))
+  sizes = [batch_size] * len(names)
+  if batch_size is None:
+    sizes = jax_export.symbolic_shape(', '.join(names))
+  size_of = dict(zip(names, sizes, strict=True))
   inputs = {
-    name: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype)
+    name: jax.ShapeDtypeStruct((size_of[batches[name]], *spec.shape), spec.dtype)
     for name, spec in serving.inputs.items()
   }
   # Unused weights are kept, so that the arguments of the StableHLO program are those of the call.
@@ -168,7 +173,7 @@ def _model_fields(config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any
 
 
 def _describe(tree: Any, avals: Sequence[Any], argument: int | None = None) -> dict[str, Any]:
-  """Shapes and dtypes by name; an open batch size is called 'batch'."""
+  """Shapes and dtypes by name; an open batch size is called as the task says, mostly 'batch'."""
   described = jax.tree.unflatten(
     tree,
     [

@@ -22,6 +22,7 @@ from crossattn_jax.tasks import (
   retrieval_words,
 )
 from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import export
 
 SMALL = {
   'region_dim': 16,
@@ -438,18 +439,55 @@ def test_a_frozen_text_encoder_needs_weights(datasets_dir):
     task.train_data(4, 0, 1)
 
 
-def test_the_served_model_scores_pairs_as_the_model_does(trained):
+def test_the_served_model_scores_all_pairs_as_the_model_does(trained):
   task, variables, _, _ = trained
   serving, batch = task.serving(), batch_of(task)
   inputs = {name: batch[name] for name in serving.inputs}
   assert {name: x.shape[1:] for name, x in inputs.items()} == {
     name: spec.shape for name, spec in serving.inputs.items()
   }
-  scores, _ = jax.jit(task.model.apply)(variables, batch)
-  served = jax.jit(serving.run)(variables, inputs)['score']
-  np.testing.assert_allclose(served, np.diagonal(scores), atol=1e-5)
+  scores, features = jax.jit(task.model.apply)(variables, batch)
+  served = jax.jit(serving.run)(variables, inputs)
+  np.testing.assert_allclose(served['score'], scores, atol=1e-5)
+  for name in ('image_embedding', 'text_embedding'):
+    np.testing.assert_allclose(served[name], features[name], atol=1e-5)
   assert len(json.loads(json.dumps(serving.description))['vocabulary']) == 64
   assert serving.script.exists()
+
+
+def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trained):
+  task, _, _, _ = trained
+  script = runpy.run_path(str(task.serving().script))
+  rng = np.random.default_rng(0)
+  images = {'regions': rng.random((40, 3)), 'region_mask': np.ones((40, 2), bool)}
+  texts = {'words': rng.random((9, 3)), 'word_mask': np.ones((9, 4), bool)}
+  sizes = set()
+
+  def model(inputs):
+    sizes.add((len(inputs['region_mask']), len(inputs['word_mask'])))
+    return {'score': inputs['regions'] @ inputs['words'].T}
+
+  for size in (None, 7):
+    scores = script['search'](model, images, texts, size)
+    np.testing.assert_allclose(scores, images['regions'] @ texts['words'].T, rtol=1e-6)
+  assert sizes == {(28, 9), (7, 7)}
+
+
+@pytest.mark.slow
+def test_an_exported_model_takes_any_number_of_images_and_of_sentences(trained, tmp_path):
+  task, variables, _, _ = trained
+  config = task.config.copy_and_resolve_references()
+  config.num_steps, config.weights = 1, str(tmp_path / 'weights.safetensors')
+  variables_io.save_variables(config.weights, variables, 'mmca_small', SMALL)
+  export.export_model(config, None, epath.Path(tmp_path / 'out'), platforms=['cpu'])
+  script = runpy.run_path(str(tmp_path / 'out' / 'load_and_run.py'))
+  spec, model = script['load'](tmp_path / 'out')
+  assert spec['outputs']['score']['shape'] == ['images', 'texts']
+  batch = batch_of(task)
+  images = {name: batch[name][:3] for name in ('regions', 'region_mask')}
+  texts = {name: batch[name] for name in ('words', 'word_mask')}
+  expected, _ = jax.jit(task.model.apply)(variables, images | texts)
+  np.testing.assert_allclose(script['search'](model, images, texts), expected, atol=1e-5)
 
 
 def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
