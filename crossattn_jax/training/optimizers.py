@@ -1,4 +1,4 @@
-"""Optimizers from the config: AdamW, Adam, SGD and LAMB with per-parameter weight decay and rates.
+"""Optimizers from the config: AdamW, Adam, SGD, LAMB and Muon, weight decay and rates by parameter.
 
 Parameters are named by their Flax path joined by '/', such as
 'encoder_0/branch_1/block_0/mlp/fc1/kernel'; a pattern is a regular expression that matches the
@@ -13,6 +13,7 @@ computed, and every moment kept, in at least float32, whatever the parameters' d
 from collections.abc import Iterable
 import dataclasses
 import difflib
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 import optax
+from optax import contrib
 
 from crossattn_jax.parallel import parameters
 
-OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb')
+OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb', 'muon')
 
 # Kernels of projections into heads have several output dimensions, all but the first.
 _HEADS_KERNEL = r'(.*/)?(qkv|query|key|value)/kernel'
@@ -47,12 +49,14 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns every key of `config.optimizer` with its default.
 
   Keys:
-    name: 'adamw', 'adam', 'sgd' or 'lamb'.
+    name: 'adamw', 'adam', 'sgd', 'lamb' or 'muon', which trains matrices (see `scale_by_muon`) and
+      leaves the other parameters to adamw.
     beta1, beta2, epsilon: of adamw, adam and lamb.
-    momentum, nesterov: of sgd.
-    weight_decay: adamw decays the weights themselves, by learning rate * weight_decay * weight a
-      step; lamb does so inside its trust ratio; adam and sgd add weight_decay * weight to the
-      gradient (L2), as PyTorch's optimizers of these names do.
+    momentum, nesterov: of sgd and muon.
+    muon_exclude: patterns of matrices that muon leaves to adamw too, such as a classifier's.
+    weight_decay: adamw and muon decay the weights themselves, by learning rate * weight_decay *
+      weight a step; lamb does so inside its trust ratio; adam and sgd add weight_decay * weight to
+      the gradient (L2), as PyTorch's optimizers of these names do.
     decoupled_weight_decay: of sgd: decays as adamw does instead.
     decay_vectors: whether parameters of at most one dimension and biases of any rank (the last name
       of the path is 'bias') are decayed.
@@ -75,6 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.epsilon = 1e-8
   config.momentum = 0.9
   config.nesterov = False
+  config.muon_exclude = ()
   config.weight_decay = 0.0
   config.decoupled_weight_decay = False
   config.decay_vectors = False
@@ -106,6 +111,7 @@ def parameter_settings(
   }
   _check_patterns('decay_exclude', config.decay_exclude, leaves)
   _check_patterns('decay_include', config.decay_include, leaves)
+  _check_patterns('muon_exclude', config.muon_exclude, leaves)
   _check_patterns('multipliers', [pattern for pattern, _ in config.multipliers], leaves)
 
   settings = {}
@@ -288,8 +294,63 @@ def _clipping(
   return [kinds[name](value) for name, value in given.items()]
 
 
+def scale_by_muon(
+  momentum: float, nesterov: bool, others: optax.GradientTransformation, exclude: Iterable[str] = ()
+) -> optax.GradientTransformation:
+  """Makes the momentum of matrices nearly orthogonal, so that all its directions count alike.
+
+  Jordan et al. 2024 (Muon, kellerjordan.github.io/posts/muon), with the scale of Liu et al. 2025
+  (arXiv 2502.16982, section 2.2): steps are as large as AdamW's, so that its learning rates and
+  decay hold. Matrices are the kernels of dense layers and convolutions, whose inputs are a window's
+  channels; query, key and value are three. Depthwise kernels are none.
+
+  Args:
+    momentum: of the average of gradients.
+    nesterov: whether the newest gradient counts once more.
+    others: what makes the direction of all other parameters.
+    exclude: patterns of matrices that belong to the others.
+
+  Returns:
+    The transformation.
+  """
+
+  def dimensions(path: tuple[Any, ...], param: jax.Array) -> contrib.MuonDimensionNumbers | None:
+    name, axes = parameters.path_string(path), tuple(range(param.ndim))
+    if param.ndim < 2 or not name.endswith('kernel') or _matches(exclude, name):
+      return None
+    if re.fullmatch(_HEADS_KERNEL, name):
+      return contrib.MuonDimensionNumbers((0,), axes[1:][-2:])
+    depthwise = param.ndim == 4 and param.shape[2] == 1
+    return None if depthwise else contrib.MuonDimensionNumbers(axes[:-1], axes[-1:])
+
+  def all_dimensions(params: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+  def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    inputs, outputs = (
+      math.prod(update.shape[axis] for axis in axes) for axes in dimensions(path, update)
+    )
+    return update * (0.2 * math.sqrt(max(inputs, outputs)))
+
+  muon = optax.chain(
+    contrib.scale_by_muon(
+      beta=momentum, nesterov=nesterov, weight_dimension_numbers=all_dimensions
+    ),
+    optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates)),
+  )
+  return optax.partition(
+    {'muon': muon, 'others': others},
+    lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, param: 'others' if dimensions(path, param) is None else 'muon', params
+    ),
+  )
+
+
 def _direction(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
   """Returns what turns gradients into the direction of the step."""
+  if config.name == 'muon':
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    return scale_by_muon(config.momentum, config.nesterov, adam, config.muon_exclude)
   if config.name != 'sgd':
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
   if config.momentum:

@@ -112,6 +112,49 @@ def test_follows_its_documented_equations_and_decays_matrices_only(keys, expecte
       np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-14, err_msg=path)
 
 
+def orthogonalized(matrix):
+  """Five steps of Muon's iteration, and the root mean square of AdamW's steps."""
+  x = matrix / (np.linalg.norm(matrix) + 1e-8)
+  x = x if x.shape[0] <= x.shape[1] else x.T
+  for _ in range(5):
+    gram = x @ x.T
+    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+  return (x if x.shape == matrix.shape else x.T) * 0.2 * np.sqrt(max(matrix.shape))
+
+
+def test_muon_takes_each_matrix_whole_and_leaves_the_rest_to_adamw():
+  keys = {'name': 'muon', 'momentum': 0.95, 'weight_decay': 0.05}
+  with jax.enable_x64(True):
+    result = flat(run(make_config(**keys), steps=1))
+    excluded = flat(run(make_config(muon_exclude=('block/fc1/.*',), **keys), steps=1))
+    params, gradients = flat(make_tree(0)), flat(make_tree(1))
+  for path, param in params.items():
+    gradient, decay = gradients[path], 0.05 * decays(path)
+    expected = adam(param, [gradient], decay)
+    if path == 'block/fc1/kernel':
+      np.testing.assert_allclose(excluded[path], expected, rtol=1e-10)
+      expected = param - LEARNING_RATE * (orthogonalized(gradient) + decay * param)
+    elif path == 'block/qkv/kernel':
+      parts = [orthogonalized(gradient[:, i].reshape(8, 8)).reshape(8, 2, 4) for i in range(3)]
+      expected = param - LEARNING_RATE * (np.stack(parts, axis=1) + decay * param)
+    np.testing.assert_allclose(result[path], expected, rtol=1e-10, err_msg=path)
+
+
+def test_muon_sees_a_convolution_as_the_matrix_of_its_windows():
+  with jax.enable_x64(True):
+    gradients = {
+      name: {'kernel': jax.random.normal(jax.random.key(0), (3, 3, channels, 8))}
+      for name, channels in (('conv', 4), ('depthwise', 1))
+    }
+    config = make_config(name='muon', momentum=0.95)
+    optimizer = optimizers.create_optimizer(config, lambda step: 1.0, gradients)
+    updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+  expected = -orthogonalized(np.asarray(gradients['conv']['kernel']).reshape(36, 8))
+  np.testing.assert_allclose(updates['conv']['kernel'].reshape(36, 8), expected, rtol=1e-5)
+  signs = np.sign(gradients['depthwise']['kernel'])
+  np.testing.assert_allclose(updates['depthwise']['kernel'], -signs, rtol=1e-5)
+
+
 def test_lamb_is_optax_lamb():
   with jax.enable_x64(True):
     result = run(make_config(name='lamb', weight_decay=0.05, decay_vectors=True, epsilon=1e-6))
@@ -238,7 +281,15 @@ def test_moments_of_bfloat16_parameters_are_float32():
 
 
 @pytest.mark.parametrize(
-  ('name', 'frozen'), [('adamw', False), ('sgd', True), ('lamb', False), ('adam', True)]
+  ('name', 'frozen'),
+  [
+    ('adamw', False),
+    ('sgd', True),
+    ('lamb', False),
+    ('adam', True),
+    ('muon', False),
+    ('muon', True),
+  ],
 )
 def test_state_takes_the_shardings_of_the_parameters(name, frozen):
   mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -267,7 +318,7 @@ def test_state_takes_the_shardings_of_the_parameters(name, frozen):
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     if 'fc1/kernel' in parallel.parameters.path_string(path)
   ]
-  assert len(kernels) == (1 if name == 'sgd' else 2)
+  assert len(kernels) == (1 if name in ('sgd', 'muon') else 2)
   assert all(leaf.addressable_shards[0].data.shape == (1, 16) for leaf in kernels)
   sharded = jax.device_put(params, shardings)
   update = jax.jit(optimizer.update, out_shardings=(shardings, state_shardings))
