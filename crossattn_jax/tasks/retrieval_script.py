@@ -65,11 +65,8 @@ def to_regions(path, spec):
 def search(model, images, texts, size=None):
   """Scores every sentence for every image, [images, sentences].
 
-  Args:
-    model: as `load` returns it.
-    images: 'regions' and 'region_mask', [images, ...].
-    texts: 'words' and 'word_mask', [sentences, ...].
-    size: images and sentences of a call, of a model that was exported for a fixed number.
+  Images are 'regions' and 'region_mask', texts 'words' and 'word_mask'. A model that was exported
+  for a fixed number of examples takes calls of that size only.
   """
   rows, columns = len(images['region_mask']), len(texts['word_mask'])
   columns_at_once = size or min(columns, PAIRS)
