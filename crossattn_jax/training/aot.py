@@ -254,7 +254,9 @@ def compile_report(
   chip, devices = topology_devices(topology)
   mesh = parallel.create_mesh(**config.mesh, devices=devices)
   # The length of an epoch changes constants of the schedule, and no data set is needed to count it.
-  experiment = experiment_lib.setup(config, mesh, steps_per_epoch=1000)
+  experiment = experiment_lib.setup(
+    config, mesh, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
+  )
   with jax.set_mesh(mesh):
     lowered = experiment.train_step.lower(experiment.abstract_state, experiment.abstract_batch)
     start = time.monotonic()

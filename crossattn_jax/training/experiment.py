@@ -83,6 +83,11 @@ class Experiment:
     )
 
 
+def any_steps_per_epoch(config: ml_collections.ConfigDict) -> int:
+  """Steps per epoch for `setup` where no data is read: every warm-up that fits a run fits in."""
+  return 10**6 if config.num_steps is None else 1
+
+
 def setup(
   config: ml_collections.ConfigDict,
   mesh: Mesh | None = None,
@@ -93,7 +98,7 @@ def setup(
   Args:
     config: of the experiment; validated here.
     mesh: over all devices as the config says by default.
-    steps_per_epoch: counted in the data set by default.
+    steps_per_epoch: counted in the data set by default; without one see `any_steps_per_epoch`.
 
   Returns:
     The experiment. No array has been made.

@@ -70,7 +70,9 @@ def export_model(
   _check(platforms, batch_size)
   # One device holds the model, whatever mesh trained it; no data set is needed to count steps.
   mesh = parallel.create_mesh(devices=jax.local_devices()[:1])
-  experiment = experiment_lib.setup(config, mesh, steps_per_epoch=1000)
+  experiment = experiment_lib.setup(
+    config, mesh, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
+  )
   with jax.set_mesh(mesh):
     variables = jax.device_get(loop.load_variables(experiment, workdir))
   serving = experiment.task.serving()

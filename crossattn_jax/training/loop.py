@@ -110,7 +110,9 @@ def predict(
     FileNotFoundError: there is no input.
   """
   # No data set is needed to count steps.
-  experiment = experiment_lib.setup(config, steps_per_epoch=1000)
+  experiment = experiment_lib.setup(
+    config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
+  )
   files = experiment.task.list_inputs(inputs)
   output.mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(experiment.mesh):

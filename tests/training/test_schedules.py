@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.training import schedules
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import experiment, schedules
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'reference' / 'crossvit' / 'lr_schedule.npz'
 STEPS_PER_EPOCH = 1251  # ImageNet at batch 1024: step 375299 is the last of 300 epochs.
@@ -161,3 +162,16 @@ def test_learning_rate_scales_with_the_global_batch_only_if_asked():
 def test_impossible_schedules_are_refused_by_name(keys, message):
   with pytest.raises(ValueError, match=message):
     make_schedule(1.0, 100, **keys)
+
+
+@pytest.mark.parametrize(
+  ('run', 'warmup'),
+  [({'num_epochs': 1.0}, {'warmup_steps': 2000}), ({'num_steps': 3}, {'warmup_epochs': 0.25})],
+  ids=['many_steps', 'few_steps'],
+)
+def test_runs_of_any_length_are_set_up_without_their_data(run, warmup):
+  config = config_lib.default_config('classification')
+  config.update({'num_epochs': None, 'num_steps': None} | run)
+  steps_per_epoch = experiment.any_steps_per_epoch(config)
+  total_steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
+  make_schedule(1e-3, total_steps, steps_per_epoch, **({'warmup_epochs': 0.0} | warmup))
