@@ -256,6 +256,8 @@ def _network_adapter(manifest: Manifest, context: str) -> adapters.Adapter:
     without_gradient=[
       name.removeprefix('out/') for name in manifest['shapes'] if '/new_running_' in name
     ],
+    # XLA:CPU merges what is computed again with what was computed before, and stores it.
+    jit=not module.remat,
   )
 
 
