@@ -1,7 +1,8 @@
 """Criss-cross attention for NVIDIA GPUs: Triton kernels whose programs take a block of one line.
 
 Rows and columns differ only in the stride between positions, so that the same kernels serve every
-axis. Each gradient has a kernel of its own, which computes the scores anew; none adds to memory
+axis. Where a line is one tile, one program makes all of its gradients from one computation of the
+scores. Longer lines have a kernel for each gradient, which computes them anew. None adds to memory
 that another program writes.
 """
 
@@ -19,7 +20,11 @@ from crossattn_jax.kernels.criss_cross import xla
 
 _MASKED = -1e30
 _STAGES = 2
-_WARPS = 4
+# Positions of the longest line that is one tile of the gradients, and of other tiles.
+_LONGEST_TILE = 128
+_TILE = 64
+# Of a slab of values where a tile is a line: the registers hold all weights too.
+_LINE_SLAB_BYTES = 8192
 # What every recent GPU lends to one program.
 SHARED_BYTES = 99 * 2**10
 
@@ -64,6 +69,19 @@ def attend_vjp(
     )
   if delta is None:
     delta = jnp.einsum('...c,...c->...', out.astype(lse.dtype), cotangent.astype(lse.dtype))
+  line = tiling.whole_lines()
+  if line is not None:
+    gradients = _call(
+      functools.partial(_gradients_kernel, tiling=line),
+      line,
+      [query, key, value, lse, cotangent, delta, *(previous or ())],
+      [query.shape, key.shape, value.shape],
+      slabs=1,
+      products=(3, 2),
+      name='gradients',
+      interpret=interpret,
+    )
+    return tuple(gradients), delta
   kernels = (
     (_query_gradient_kernel, query, 1, (2, 1)),
     (_key_gradient_kernel, key, 1, (2, 1)),
@@ -119,12 +137,36 @@ class Tiling:
       channels=(query.shape[-1], value.shape[-1]),
       dtype=jnp.dtype(query.dtype),
       itself=itself,
-      block=min(64, _power_of_two(query.shape[axis])),
+      block=min(_TILE, _power_of_two(query.shape[axis])),
       slab=min(128, _power_of_two(value.shape[-1])),
     )
     while tiling.block > 16 and tiling.shared_bytes > SHARED_BYTES:
       tiling = dataclasses.replace(tiling, block=tiling.block // 2)
     return tiling if tiling.shared_bytes <= SHARED_BYTES else None
+
+  def whole_lines(self) -> 'Tiling | None':
+    """Tiles of a line each, for `_gradients_kernel`, or None where they do not fit."""
+    block = _power_of_two(self.length)
+    slab = max(16, min(self.slab, _LINE_SLAB_BYTES // (block * self.dtype.itemsize)))
+    line = dataclasses.replace(self, block=block, slab=slab)
+    fits = block <= _LONGEST_TILE and line.line_bytes <= SHARED_BYTES
+    return line if fits else None
+
+  @property
+  def line_bytes(self) -> int:
+    """Shared memory of `_gradients_kernel`.
+
+    Queries and keys, with the slabs of two maps, or with the weights and the scores' gradients.
+    """
+    narrow, wide, square = (
+      self.block * size * self.dtype.itemsize for size in (self.width, self.slab, self.block)
+    )
+    return 2 * narrow + max(2 * _STAGES * wide, 2 * square)
+
+  @property
+  def warps(self) -> int:
+    """Of a program."""
+    return 8 if self.block > _TILE else 4
 
   @property
   def width(self) -> int:
@@ -264,7 +306,7 @@ def _weights(query, key, lse, query_start, key_start, tiling):
 
 
 def _score_gradient(refs, queries, keys, query_start, key_start, tiling):
-  """`[queries, keys]`."""
+  """Weights and gradients of the scores, `[queries, keys]`."""
   _, _, value, lse, cotangent, delta = refs
 
   def add_channels(slab, total):
@@ -275,7 +317,28 @@ def _score_gradient(refs, queries, keys, query_start, key_start, tiling):
   gradient = jax.lax.fori_loop(0, tiling.slabs, add_channels, zeros)
   weights = _weights(queries, keys, lse, query_start, key_start, tiling)
   gradient -= _load_statistic(delta, query_start, tiling)[:, None]
-  return (weights * gradient).astype(tiling.dtype)
+  return weights.astype(tiling.dtype), (weights * gradient).astype(tiling.dtype)
+
+
+def _gradients_kernel(*refs, tiling):
+  """All gradients of a line that is one tile."""
+  *refs, of_query, of_key, of_value = refs
+  refs, before = refs[:6], refs[6:]
+  query, key, _, _, cotangent, _ = refs
+  queries, keys = _load_narrow(query, 0, tiling), _load_narrow(key, 0, tiling)
+  weights, scores = _score_gradient(refs, queries, keys, 0, 0, tiling)
+  narrow = tiling.width, tiling.channels[0], tiling
+  _accumulate(lambda _, total: total + _dot(scores, keys), of_query, before[:1], 0, 0, *narrow)
+  _accumulate(lambda _, total: total + _dot(scores.T, queries), of_key, before[1:2], 0, 0, *narrow)
+  weights = weights.T
+
+  def slab_of_values(slab, carry):
+    add = lambda _, total: total + _dot(weights, _load_slab(cotangent, 0, slab, tiling))
+    at = slab * tiling.slab, tiling.slab, tiling.channels[1]
+    _accumulate(add, of_value, before[2:], 0, *at, tiling)
+    return carry
+
+  jax.lax.fori_loop(0, tiling.slabs, slab_of_values, 0)
 
 
 def _query_gradient_kernel(*refs, tiling):
@@ -286,7 +349,8 @@ def _query_gradient_kernel(*refs, tiling):
 
   def add_keys(i, total):
     keys = _load_narrow(refs[1], i * tiling.block, tiling)
-    return total + _dot(_score_gradient(refs, queries, keys, start, i * tiling.block, tiling), keys)
+    _, scores = _score_gradient(refs, queries, keys, start, i * tiling.block, tiling)
+    return total + _dot(scores, keys)
 
   _accumulate(add_keys, gradient, before, start, 0, tiling.width, tiling.channels[0], tiling)
 
@@ -299,7 +363,7 @@ def _key_gradient_kernel(*refs, tiling):
 
   def add_queries(i, total):
     queries = _load_narrow(refs[0], i * tiling.block, tiling)
-    scores = _score_gradient(refs, queries, keys, i * tiling.block, start, tiling)
+    _, scores = _score_gradient(refs, queries, keys, i * tiling.block, start, tiling)
     return total + _dot(scores.T, queries)
 
   _accumulate(add_queries, gradient, before, start, 0, tiling.width, tiling.channels[0], tiling)
@@ -332,11 +396,11 @@ def _value_gradient_kernel(query, key, value, lse, cotangent, delta, *refs, tili
 
 
 def _accumulate(add, gradient, before, start, channel, width, channels, tiling):
-  """Stores the sum over the tiles of a line, begun with the gradients of the axes before."""
+  """Stores the sum over the tiles of a line, and the gradients of the axes before."""
   total = jnp.zeros((tiling.block, width), jnp.float32)
+  total = jax.lax.fori_loop(0, tiling.blocks, add, total)
   if before:
     total += _load(before[0], start, channel, width, channels, tiling).astype(jnp.float32)
-  total = jax.lax.fori_loop(0, tiling.blocks, add, total)
   _store(gradient, start, channel, channels, tiling, total)
 
 
@@ -389,7 +453,7 @@ def _call(
     in_specs=[tiling.spec(x.shape) for x in views],
     out_specs=[tiling.spec(x.shape) for x in structs],
     out_shape=structs,
-    compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
+    compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=_STAGES),
     cost_estimate=pl.CostEstimate(
       flops=2 * scores * channels, transcendentals=scores, bytes_accessed=moved
     ),
