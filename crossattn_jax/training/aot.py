@@ -119,6 +119,7 @@ class CompileReport:
     kernels: Pallas kernels that run per step and device.
     kernel_seconds: what they take at least, per step and device: the larger of their declared
       FLOPs at the chip's peak and their declared bytes at its bandwidth, each for itself.
+    unestimated: other operations that the compiler has no estimate for.
     unbounded_loops: loops of unknown length, counted as one iteration.
     compile_seconds: from the traced step to the program.
     effort: of the compiler, as given.
@@ -140,6 +141,7 @@ class CompileReport:
   estimated_cycles: int
   kernels: int
   kernel_seconds: float
+  unestimated: int
   unbounded_loops: int
   compile_seconds: float
   effort: float = 0.0
@@ -217,6 +219,8 @@ class CompileReport:
         f'{self.kernel_seconds * 1e3:.4g} ms',
         f'at least; {self.kernels} per step',
       )
+    if self.unestimated:
+      table.add_row('no estimate for', f'{self.unestimated:,}', 'operations: not in the step')
     table.add_row(
       'step', f'{self.step_seconds * 1e3:.4g} ms', 'cycles / clock + kernels; no communication'
     )
@@ -302,6 +306,7 @@ def compile_report(
       times * max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
       for kernel, times in costs.kernels.items()
     ),
+    unestimated=costs.unestimated,
     unbounded_loops=costs.unbounded_loops,
     compile_seconds=seconds,
     effort=effort,

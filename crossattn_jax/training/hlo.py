@@ -31,6 +31,8 @@ _CALLED = re.compile(
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _DECLARED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# The compiler's estimate of an operation that it cannot estimate.
+_UNKNOWN_CYCLES = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Costs:
     collectives: by kind.
     cycles: sum of the compiler's estimates. It has none for collectives and for Pallas kernels,
       whose time is not in it.
+    unestimated: other operations that it has none for.
     unbounded_loops: loops whose number of iterations is not known, counted as one.
     kernels: how often each Pallas kernel runs.
   """
 
   collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
   cycles: int = 0
+  unestimated: int = 0
   unbounded_loops: int = 0
   kernels: collections.Counter[Kernel] = dataclasses.field(default_factory=collections.Counter)
 
@@ -88,6 +92,7 @@ class Costs:
         for kind in kinds
       },
       self.cycles + other.cycles,
+      self.unestimated + other.unestimated,
       self.unbounded_loops + other.unbounded_loops,
       self.kernels + other.kernels,
     )
@@ -100,6 +105,7 @@ class Costs:
         for kind, each in self.collectives.items()
       },
       self.cycles * times,
+      self.unestimated * times,
       self.unbounded_loops,
       collections.Counter({kernel: count * times for kernel, count in self.kernels.items()}),
     )
@@ -161,8 +167,10 @@ def program_costs(text: str) -> Costs:
     total, carried = Costs(), set()
     types = {instruction.name: instruction.type for instruction in computations[name]}
     for instruction in computations[name]:
-      cycles = _CYCLES.search(instruction.rest)
-      total += Costs(cycles=int(cycles.group(1)) if cycles else 0)
+      if estimate := _CYCLES.search(instruction.rest):
+        cycles = int(estimate.group(1))
+        known = cycles < _UNKNOWN_CYCLES
+        total += Costs(cycles=cycles) if known else Costs(unestimated=1)
       if instruction.kind:
         moved = Collective(1, _moved_bytes(instruction, types))
         total += Costs({instruction.kind: moved})

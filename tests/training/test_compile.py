@@ -111,6 +111,14 @@ def test_cycles_are_those_of_loops_and_of_the_dearest_branch(costs):
   assert costs.cycles == 100 + (3 + 1) * (5 + 1) + 1000
 
 
+def test_operations_without_an_estimate_are_counted_apart():
+  costs = hlo.program_costs(
+    COUNTED.replace('"estimated_cycles":"7"', f'"estimated_cycles":"{2**62}"')
+  )
+  assert costs.cycles == 0
+  assert costs.unestimated == 5
+
+
 COUNTED = """\
 %body (s: (u32[], f32[4])) -> (u32[], f32[4]) {
   %s = (u32[]{:T(128)}, f32[4]{0}) parameter(0)
