@@ -204,19 +204,33 @@ class _Layout:
     """Of a block in VMEM, where channels fill lanes."""
     return self.strip * self.length * pl.cdiv(channels, _LANES) * _LANES * self.dtype.itemsize
 
-  def for_groups(self, function: Callable[[int | jax.Array], None]) -> None:
-    """Calls a function with every group of a strip."""
+  def for_groups(
+    self,
+    begin: Callable[[int | jax.Array], Any],
+    end: Callable[[int | jax.Array, Any], None],
+  ) -> None:
+    """Begins every group of a strip, and ends it when the next one has begun.
+
+    The matrix units take products in the order of the program: what they shall do during the
+    softmax of a group must come before it.
+    """
     groups = self.strip // self.group
+
+    def pipelined(some):
+      begun = begin(some[0])
+      for i, group in enumerate(some):
+        following = begin(some[i + 1]) if i + 1 < len(some) else None
+        end(group, begun)
+        begun = following
+
     if self.columns:
       # A stride must start at a number that the compiler knows.
-      for group in range(groups):
-        function(group)
+      pipelined(range(groups))
       return
     together = min(4, groups) if self.queries == self.length else 1
 
     def some(turn, carry):
-      for i in range(together):
-        function(turn * together + i)
+      pipelined([turn * together + i for i in range(together)])
       return carry
 
     jax.lax.fori_loop(0, groups // together, some, None)
@@ -369,10 +383,9 @@ def _scores(query, key, start, itself):
   return jnp.where(keys == queries, _MASKED, scores)
 
 
-def _attend_line(query, key, value, before, lse_before, start, itself, turn):
-  """The queries of a line from `start`: maps `[positions, channels]`, statistics `[1, queries]`."""
-  keys, queries = key.shape[0], query.shape[0]
-  scores = _scores(query, key, start, itself)
+def _attend_line(scores, value, before, lse_before, turn):
+  """Queries of a line by their scores: maps `[positions, channels]`, statistics `[1, queries]`."""
+  keys, queries = scores.shape
   highest = scores.max(axis=0, keepdims=True)
   if before is not None:
     highest = jnp.maximum(highest, lse_before)
@@ -383,7 +396,8 @@ def _attend_line(query, key, value, before, lse_before, start, itself, turn):
     total += share
     # Turned along with the weights, into a column.
     turn[-8:, :queries] = jnp.broadcast_to(share / total, (8, queries))
-  turn[:keys, :queries] = weights / total
+  # One reciprocal a query instead of a division a weight.
+  turn[:keys, :queries] = weights * (1.0 / total)
   turned = turn[...].T
   out = _dot(turned[:queries, :keys].astype(value.dtype), value, 1, 0)
   if before is not None:
@@ -392,12 +406,12 @@ def _attend_line(query, key, value, before, lse_before, start, itself, turn):
   return out, highest + jnp.log(total)
 
 
-def _attend_line_vjp(query, key, value, cotangent, lse, delta, start, itself, turn):
+def _attend_line_vjp(scores, weight_gradient, query, key, cotangent, lse, delta, turn):
   """As `_attend_line`. Returns gradients of the queries, and parts of those of keys and values."""
   dtype = query.dtype
-  keys, queries = key.shape[0], query.shape[0]
-  weights = jnp.exp(_scores(query, key, start, itself) - lse)
-  score_gradient = weights * (_dot(value, cotangent, 1, 1) - delta)
+  keys, queries = scores.shape
+  weights = jnp.exp(scores - lse)
+  score_gradient = weights * (weight_gradient - delta)
   turn[:keys, :queries] = score_gradient
   turned = turn[...].T[:queries, :keys].astype(dtype)
   return (
@@ -428,10 +442,13 @@ def _attend_kernel(blocks, *, itself):
   (out,) = blocks.sinks
   *lse_before, lse = blocks.statistics
 
-  def attend_group(group):
+  def begin_group(group):
+    lines = zip(query.read(group, layout.dtype), key.read(group, layout.dtype), strict=True)
+    return [_scores(*line, 0, itself) for line in lines]
+
+  def end_group(group, scores):
     lines = zip(
-      query.read(group, layout.dtype),
-      key.read(group, layout.dtype),
+      scores,
       value.read(group, layout.dtype),
       before[0].read(group, jnp.float32) if before else [None] * layout.group,
       strict=True,
@@ -440,12 +457,13 @@ def _attend_kernel(blocks, *, itself):
     for i, line in enumerate(lines):
       at = (0, group * layout.group + i)
       line_out, lse[at] = _attend_line(
-        *line, lse_before[0][at] if before else None, 0, itself, blocks.turn(at[1])
+        *line, lse_before[0][at] if before else None, blocks.turn(at[1])
       )
       outs.append(line_out)
     out.write(group, outs)
 
-  def attend_group_by_blocks(group):
+  def end_group_by_blocks(group, begun):
+    del begun
     for i in range(layout.group):
       copies, (total,) = blocks.copies[i], blocks.totals[i]
       for copy, source in zip(copies, (query, key, value), strict=False):
@@ -459,21 +477,20 @@ def _attend_kernel(blocks, *, itself):
         start, some, line=line, queries=queries, keys=keys, values=values, total=total
       ):
         total[some], lse[0, line, :, some] = _attend_line(
-          queries[some],
-          keys[...],
+          _scores(queries[some], keys[...], start, itself),
           values[...],
           total[some] if before else None,
           lse_before[0][0, line, :, some] if before else None,
-          start,
-          itself,
           blocks.turn(0),
         )
 
       layout.for_blocks(attend_block)
     out.write(group, [total[...] for (total,) in blocks.totals])
 
-  by_blocks = layout.queries < layout.length
-  layout.for_groups(attend_group_by_blocks if by_blocks else attend_group)
+  if layout.queries < layout.length:
+    layout.for_groups(lambda group: None, end_group_by_blocks)
+  else:
+    layout.for_groups(begin_group, end_group)
   out.finish()
 
 
@@ -484,17 +501,21 @@ def _attend_vjp_kernel(blocks, *, itself):
   maps = blocks.sources[: 4 + makes_delta]
   before = blocks.sources[len(maps) :]
 
-  def attend_group(group):
-    gradients = []
+  def begin_group(group):
     lines = zip(*(x.read(group, layout.dtype) for x in maps), strict=True)
-    for i, (query, key, value, cotangent, *out) in enumerate(lines):
+    return [
+      (_scores(query, key, 0, itself), _dot(value, cotangent, 1, 1), query, key, cotangent, *out)
+      for query, key, value, cotangent, *out in lines
+    ]
+
+  def end_group(group, begun):
+    gradients = []
+    for i, (*line, cotangent) in enumerate(x[:5] for x in begun):
       at = (0, group * layout.group + i)
       turn = blocks.turn(at[1])
       if makes_delta:
-        delta[at] = _delta_line(*out, cotangent, turn)
-      gradients.append(
-        _attend_line_vjp(query, key, value, cotangent, lse[at], delta[at], 0, itself, turn)
-      )
+        delta[at] = _delta_line(begun[i][5], cotangent, turn)
+      gradients.append(_attend_line_vjp(*line, cotangent, lse[at], delta[at], turn))
     for n, sink in enumerate(blocks.sinks):
       parts = [gradient[n] for gradient in gradients]
       if before:
@@ -502,7 +523,8 @@ def _attend_vjp_kernel(blocks, *, itself):
         parts = [a + b for a, b in zip(parts, earlier, strict=True)]
       sink.write(group, parts)
 
-  def attend_group_by_blocks(group):
+  def end_group_by_blocks(group, begun):
+    del begun
     for i in range(layout.group):
       copies, totals = blocks.copies[i], blocks.totals[i]
       for copy, source in zip(copies, maps, strict=False):
@@ -517,14 +539,13 @@ def _attend_vjp_kernel(blocks, *, itself):
         if makes_delta:
           delta[0, line, :, some] = _delta_line(out[0][some], cotangents, blocks.turn(0))
         of_query, of_key, of_value = _attend_line_vjp(
+          _scores(query[some], key[...], start, itself),
+          _dot(value[...], cotangents, 1, 1),
           query[some],
           key[...],
-          value[...],
           cotangents,
           lse[0, line, :, some],
           delta[0, line, :, some],
-          start,
-          itself,
           blocks.turn(0),
         )
         totals[0][some] += of_query
@@ -535,8 +556,10 @@ def _attend_vjp_kernel(blocks, *, itself):
     for n, sink in enumerate(blocks.sinks):
       sink.write(group, [totals[n][...] for totals in blocks.totals])
 
-  by_blocks = layout.queries < layout.length
-  layout.for_groups(attend_group_by_blocks if by_blocks else attend_group)
+  if layout.queries < layout.length:
+    layout.for_groups(lambda group: None, end_group_by_blocks)
+  else:
+    layout.for_groups(begin_group, end_group)
   for sink in blocks.sinks:
     sink.finish()
 
