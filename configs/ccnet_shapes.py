@@ -1,8 +1,8 @@
 r"""CCNet on procedural scenes: recurrent criss-cross attention, small enough for a CPU.
 
-78.2 % mean IoU and 95.3 % of the pixels of 300 scenes of 64 x 64 pixels, seen in three sizes and
-mirrored, after 13 epochs: about ten minutes on two idle CPU cores. Needs no network; the scenes are
-rendered on first use.
+81.0 % mean IoU and 95.8 % of the pixels of 300 scenes of 64 x 64 pixels, seen in three sizes and
+mirrored, after 10 epochs: about eight minutes on two idle CPU cores. Needs no network; the scenes
+are rendered on first use.
 
   python main.py --config=configs/ccnet_shapes.py --workdir=/tmp/ccnet_shapes
 """

@@ -102,11 +102,13 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   config.dataset.evaluation.base_size = (side, side)
   config.dataset.evaluation.label_step = 64
   config.batch_size = 8
-  config.num_epochs = 13.0
+  config.num_epochs = 10.0
   config.task.dropout_rate = 0.0
   config.task.evaluation.scales = (0.85, 1.0, 1.2)
   config.task.evaluation.flip = True
-  config.optimizer.name = 'adamw'
+  config.optimizer.name = 'muon'
+  config.optimizer.momentum = 0.95
+  config.optimizer.nesterov = True
   config.optimizer.weight_decay = 0.02
   config.optimizer.clip_norm = 1.0
   config.schedule.name = 'polynomial'
@@ -114,7 +116,7 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   config.schedule.learning_rate = 5e-3
   config.schedule.warmup_epochs = 0.25
   config.evaluation.batch_size = 50
-  config.evaluation.every_epochs = 4.0
+  config.evaluation.every_epochs = 2.5
   config.logging.every_steps = 20
   config.checkpoint.best_metric = 'mean_iou'
   return config
