@@ -56,6 +56,27 @@ def test_quickstart(main_environment, datasets_dir, tmp_path, monkeypatch):
   assert 'load_and_run.py' in printed(notebook)
 
 
+@pytest.mark.slow
+def test_attention_variants(main_environment, datasets_dir, tmp_path, monkeypatch):
+  environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
+  parameters = "EPOCHS = 1\nATTENTIONS = ['efficient_additive', 'pooled']"
+  notebook = execute('attention_variants.ipynb', tmp_path, environment, monkeypatch, parameters)
+  text = printed(notebook)
+  assert pictures(notebook) == 2
+  assert 'long_short_distance' in text
+  assert text.count(' MFLOP ') == 2
+
+
+@pytest.mark.slow
+def test_systems(main_environment, datasets_dir, tmp_path, monkeypatch):
+  environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
+  notebook = execute('systems.ipynb', tmp_path, environment, monkeypatch, 'SHARE = 0.01')
+  text = printed(notebook)
+  assert pictures(notebook) == 8
+  assert 'mean_iou' in text
+  assert 'rsum' in text
+
+
 @pytest.mark.torch
 def test_compare_with_pytorch(main_environment, tmp_path, monkeypatch):
   pytest.importorskip('timm')
