@@ -82,7 +82,7 @@ def _cpu_forward(query, key, value, scale):
 
 
 def _cpu_backward(scale, residuals, d_out):
-  if len(residuals) > 3:
+  if not _compute_scores_again(*residuals[:2]):
     return _cpu_backward_pass(scale, residuals, d_out)
 
   def gradients(query, key, value, d_out):

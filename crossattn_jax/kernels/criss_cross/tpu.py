@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from crossattn_jax.kernels import pipelining
 from crossattn_jax.kernels.criss_cross import xla
 
 _LANES = 128
@@ -209,28 +210,16 @@ class _Layout:
     begin: Callable[[int | jax.Array], Any],
     end: Callable[[int | jax.Array, Any], None],
   ) -> None:
-    """Begins every group of a strip, and ends it when the next one has begun.
-
-    The matrix units take products in the order of the program: what they shall do during the
-    softmax of a group must come before it.
-    """
+    """Begins every group of a strip, and ends it when the next one has begun."""
     groups = self.strip // self.group
-
-    def pipelined(some):
-      begun = begin(some[0])
-      for i, group in enumerate(some):
-        following = begin(some[i + 1]) if i + 1 < len(some) else None
-        end(group, begun)
-        begun = following
-
     if self.columns:
       # A stride must start at a number that the compiler knows.
-      pipelined(range(groups))
+      pipelining.pipelined(range(groups), begin, end)
       return
     together = min(4, groups) if self.queries == self.length else 1
 
     def some(turn, carry):
-      pipelined([turn * together + i for i in range(together)])
+      pipelining.pipelined([turn * together + i for i in range(together)], begin, end)
       return carry
 
     jax.lax.fori_loop(0, groups // together, some, None)
@@ -510,12 +499,14 @@ def _attend_vjp_kernel(blocks, *, itself):
 
   def end_group(group, begun):
     gradients = []
-    for i, (*line, cotangent) in enumerate(x[:5] for x in begun):
+    for i, (scores, weight_gradient, query, key, cotangent, *out) in enumerate(begun):
       at = (0, group * layout.group + i)
       turn = blocks.turn(at[1])
       if makes_delta:
-        delta[at] = _delta_line(begun[i][5], cotangent, turn)
-      gradients.append(_attend_line_vjp(*line, cotangent, lse[at], delta[at], turn))
+        delta[at] = _delta_line(*out, cotangent, turn)
+      gradients.append(
+        _attend_line_vjp(scores, weight_gradient, query, key, cotangent, lse[at], delta[at], turn)
+      )
     for n, sink in enumerate(blocks.sinks):
       parts = [gradient[n] for gradient in gradients]
       if before:

@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from crossattn_jax.kernels import pipelining
 from crossattn_jax.kernels.routed import xla
 
 LANES = 128
@@ -35,8 +36,7 @@ TASK_KEYS = 256
 # Queries and tasks of a grid step, if its regions are small.
 STEP_QUERIES = 512
 STEP_TASKS = 16
-# Tasks that begin before one ends. The matrix units take products in the order of the program: what
-# they shall do during a softmax must come before it.
+# Tasks that begin before one ends.
 AHEAD = 6
 AHEAD_OF_GRADIENTS = 3
 # Queries and keys of an image up to which all keys are scored.
@@ -281,14 +281,6 @@ def _split_keys(keys: int) -> list[slice]:
   return [slice(start, min(start + TASK_KEYS, keys)) for start in range(0, keys, TASK_KEYS)]
 
 
-def _pipelined(tasks: list[Any], begin: Any, end: Any, ahead: int = 1) -> None:
-  """Ends every task after so many others have begun, so that their work can overlap."""
-  begun = [begin(task) for task in tasks[:ahead]]
-  for i, task in enumerate(tasks):
-    begun += [begin(following) for following in tasks[i + ahead : i + ahead + 1]]
-    end(task, begun.pop(0))
-
-
 class _Regions:
   """The routed keys, values and their visibility of the query regions of a grid step."""
 
@@ -414,7 +406,7 @@ def _forward_kernel(plan: _Plan, *refs: Any) -> None:
   tasks = [
     (region, unit, some) for region in range(plan.block) for unit in units for some in splits
   ]
-  _pipelined(tasks, begin, end, AHEAD)
+  pipelining.pipelined(tasks, begin, end, AHEAD)
 
 
 def _differences(
@@ -509,7 +501,9 @@ def _backward_kernel(plan: _Plan, *refs: Any) -> None:
       rows = update[j * key_tokens : (j + 1) * key_tokens]
       total_ref[regions.index(region, j), :, channels] += rows
 
-  _pipelined([(region, unit) for region in range(plan.block) for unit in units], begin, end)
+  pipelining.pipelined(
+    [(region, unit) for region in range(plan.block) for unit in units], begin, end
+  )
 
   if plan.form != 'streamed':
 
@@ -596,7 +590,7 @@ def _edges_kernel(plan: _Plan, fused: bool, *refs: Any) -> None:
         total[some, unit.channels(width)] += _product(rows, unit.stack(x, width), (1, 0))
 
   tasks = [(unit, some) for unit in plan.units for some in splits]
-  _pipelined(tasks, begin, end, AHEAD_OF_GRADIENTS)
+  pipelining.pipelined(tasks, begin, end, AHEAD_OF_GRADIENTS)
 
   if fused:
     d_query = _collect(plan, list(sums.values()), heads.qk_width)
