@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -35,21 +34,9 @@ def _cpu_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: fl
   """The equation for CPUs: every product in the fastest of its transposed forms.
 
   Scores are `[keys, queries]`: the softmax reduces over rows, and no product transposes them. The
-  backward pass, written out, divides by the total once. One example after the other: the scores of
-  all of them are in no cache.
+  backward pass, written out, divides by the total once.
   """
-  return _each_example(lambda *example: _cpu_forward_pass(*example, scale)[0], (query, key, value))
-
-
-def _each_example(function: Callable[..., Any], operands: tuple[jax.Array, ...]) -> Any:
-  """Applies a function of batches to one example after the other."""
-  if export.is_symbolic_dim(operands[0].shape[0]):  # A loop needs its length.
-    return function(*operands)
-
-  def one(example):
-    return jax.tree.map(lambda x: x[0], function(*(x[None] for x in example)))
-
-  return jax.lax.map(one, operands)
+  return _cpu_forward(query, key, value, scale)[0]
 
 
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -67,35 +54,7 @@ def _rows(x: jax.Array) -> jax.Array:
   return jnp.transpose(x, (0, 2, 1, 3))  # [batch, heads, tokens, head_dim]
 
 
-def _compute_scores_again(query: jax.Array, key: jax.Array) -> bool:
-  """Whether the backward pass on CPUs keeps no weights (measured: `benchmarks/cpu_attention.py`).
-
-  It pays where keys are pooled.
-  """
-  return not export.is_symbolic_dim(query.shape[0]) and query.shape[1] >= 8 * key.shape[1]
-
-
 def _cpu_forward(query, key, value, scale):
-  if _compute_scores_again(query, key):
-    return _cpu_attention(query, key, value, scale), (query, key, value)
-  return _cpu_forward_pass(query, key, value, scale)
-
-
-def _cpu_backward(scale, residuals, d_out):
-  if not _compute_scores_again(*residuals[:2]):
-    return _cpu_backward_pass(scale, residuals, d_out)
-
-  def gradients(query, key, value, d_out):
-    _, residuals = _cpu_forward_pass(query, key, value, scale)
-    return _cpu_backward_pass(scale, residuals, d_out)
-
-  return _each_example(gradients, (*residuals, d_out))
-
-
-_cpu_attention.defvjp(_cpu_forward, _cpu_backward)
-
-
-def _cpu_forward_pass(query, key, value, scale):
   scores = _product(_columns(key), _columns(query * scale), 2, 2)
   weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
   total = weights.sum(axis=2, keepdims=True)
@@ -104,7 +63,7 @@ def _cpu_forward_pass(query, key, value, scale):
   return result, (query, key, value, weights, total, out)
 
 
-def _cpu_backward_pass(scale, residuals, d_out):
+def _cpu_backward(scale, residuals, d_out):
   query, key, value, weights, total, out = residuals
   d_out = _columns(d_out) / total
   delta = (d_out * out).sum(axis=2, keepdims=True)
@@ -117,6 +76,9 @@ def _cpu_backward_pass(scale, residuals, d_out):
     _rows(d_key).astype(key.dtype),
     _rows(d_value).astype(value.dtype),
   )
+
+
+_cpu_attention.defvjp(_cpu_forward, _cpu_backward)
 
 
 # From here on, writing the scores to HBM costs a TPU more than computing them again.
@@ -184,14 +146,19 @@ def dot_product_attention(
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if dropout is not None or query.dtype == jnp.float64:
     return _heads_first_attention(query, key, value, scale, dropout)
-  whole, split = ('batch', None, 'heads', None), ('batch', 'tokens', 'heads', None)
-  on_shards = functools.partial(parallel.map_shards, names=(split, whole, whole), out_names=split)
   forms = {
-    'cpu': functools.partial(on_shards, lambda *parts: _cpu_attention(*parts, scale)),
+    'cpu': lambda query, key, value: _cpu_attention(query, key, value, scale),
     'default': functools.partial(jax.nn.dot_product_attention, scale=scale),
   }
   if _kernel_pays(query, key):
-    forms['tpu'] = functools.partial(on_shards, functools.partial(_tpu_attention, scale=scale))
+    whole = ('batch', None, 'heads', None)
+    split = ('batch', 'tokens', 'heads', None)
+    forms['tpu'] = functools.partial(
+      parallel.map_shards,
+      functools.partial(_tpu_attention, scale=scale),
+      names=(split, whole, whole),
+      out_names=split,
+    )
   return jax.lax.platform_dependent(query, key, value, **forms)
 
 

@@ -1,5 +1,4 @@
 import math
-import re
 
 import chex
 import jax
@@ -229,11 +228,7 @@ def test_a_loop_over_blocks_changes_neither_parameters_nor_logits():
   scanned = called.clone(scan_blocks=True)
   variables = _variables(scanned, IMAGES)
   chex.assert_trees_all_equal_shapes(variables, _variables(called, IMAGES))
-  # The other loops are attention's, over the images.
-  seven_images = jax.ShapeDtypeStruct((7, *IMAGES.shape[1:]), IMAGES.dtype)
-  lengths = re.findall(r'length=(\d+)', str(jax.make_jaxpr(scanned.apply)(variables, seven_images)))
-  assert sorted(set(lengths)) == ['2', '3', '7']
-  assert lengths.count('2') == lengths.count('3') == 1
+  assert str(jax.make_jaxpr(scanned.apply)(variables, IMAGES)).count('scan[') == 2
   chex.assert_trees_all_close(
     jax.jit(called.apply)(variables, IMAGES),
     jax.jit(scanned.apply)(variables, IMAGES),
