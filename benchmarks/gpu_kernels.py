@@ -174,6 +174,7 @@ def main() -> None:
   parser.add_argument('--dtype', choices=tuple(PEAKS), default='bfloat16')
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES)
+  parser.add_argument('--only', default='', help='beginning of OPERATION CASE, as in the table')
   parser.add_argument('--json', type=pathlib.Path, help='where the records are written')
   args = parser.parse_args()
   print(f'{jax.devices()[0].device_kind}, {args.dtype}, microseconds, medians of {args.rounds}')
@@ -182,6 +183,8 @@ def main() -> None:
   records = []
   for build, names in ((routed, ROUTED), (criss_cross, CRISS_CROSS)):
     for name in names:
+      if not f'{build.__name__} {name}'.startswith(args.only):
+        continue
       sides, floors = build(name, args.dtype)
       for kind in KINDS:
         seconds = measure({side: sides[side][kind] for side in args.sides}, args.rounds)
