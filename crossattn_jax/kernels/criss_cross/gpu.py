@@ -24,9 +24,11 @@ _STAGES = 2
 _LONGEST_TILE = 128
 _TILE = 64
 # Of a slab of values where a tile is a line: the registers hold all weights too.
-_LINE_SLAB_BYTES = 8192
-# What every recent GPU lends to one program.
+_LINE_SLAB_BYTES = 16384
+# What every recent GPU lends to one program, and what some do by their compute capability (CUDA
+# programming guide, technical specifications).
 SHARED_BYTES = 99 * 2**10
+_MORE_SHARED_BYTES = {'8.0': 163 * 2**10, '9.0': 227 * 2**10, '10.0': 227 * 2**10}
 
 
 def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
@@ -149,7 +151,7 @@ class Tiling:
     block = _power_of_two(self.length)
     slab = max(16, min(self.slab, _LINE_SLAB_BYTES // (block * self.dtype.itemsize)))
     line = dataclasses.replace(self, block=block, slab=slab)
-    fits = block <= _LONGEST_TILE and line.line_bytes <= SHARED_BYTES
+    fits = block <= _LONGEST_TILE and line.line_bytes <= _shared_bytes_here()
     return line if fits else None
 
   @property
@@ -204,6 +206,14 @@ class Tiling:
   def view(self, x: jax.Array, is_map: bool) -> jax.Array:
     """`[before, length, after]`, and channels."""
     return x.reshape(self.before, self.length, self.after, *x.shape[-1:] * is_map)
+
+
+def _shared_bytes_here() -> int:
+  """What this process's GPU lends to one program; without one, what every GPU does."""
+  if jax.default_backend() != 'gpu':
+    return SHARED_BYTES
+  capability = jax.local_devices()[0].compute_capability
+  return _MORE_SHARED_BYTES.get(capability, SHARED_BYTES)
 
 
 def _power_of_two(size: int) -> int:
