@@ -18,6 +18,7 @@ samples_of swiftformer_digits swiftformer_digits
 samples_of atfuse_shapes atfuse_shapes
 samples_of mmca_shapes mmca_shapes
 samples_of ccnet_shapes ccnet_shapes
+samples_of semantic_fpn_shapes semantic_fpn_shapes
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \
   --png docs/images/layer_errors.png
