@@ -22,6 +22,7 @@ def scan_blocks(
   *arguments: Any,
   train: bool,
   has_aux: bool = False,
+  collections: Sequence[str] = (),
   remat: bool = False,
   remat_policy: Callable[..., bool] | None = None,
 ) -> Any:
@@ -34,7 +35,7 @@ def scan_blocks(
   Args:
     stack: the module that has the submodules; called from its compact method.
     make_block: a submodule with one entry of `drop_path_rates`, created with `parent=None`. It has
-      parameters only, and maps `(x, *arguments)` to arrays like x.
+      parameters and `collections` only, and maps `(x, *arguments)` to arrays like x.
     names: of the submodules, in order. Where one step of the loop is several of them, sequences of
       names, which what `make_block` returns has as 'part_0', 'part_1' and so on.
     drop_path_rates: per submodule a rate, or a sequence of them; may be traced.
@@ -42,6 +43,8 @@ def scan_blocks(
     *arguments: passed to each.
     train: whether dropout and drop path are on.
     has_aux: whether each returns a pair, x and something else.
+    collections: of variables that the submodules have beside parameters, such as 'batch_stats';
+      updated where they are mutable. `names` must be strings then.
     remat: whether the backward pass recomputes each submodule.
     remat_policy: what it keeps nevertheless; see `jax.checkpoint_policies`.
 
@@ -49,13 +52,17 @@ def scan_blocks(
     The arrays of the last one; with `has_aux`, and what else they returned, stacked.
   """
 
-  def parameters_of(name: str | Sequence[str]) -> Any:
+  def variables_of(collection: str, name: str | Sequence[str]) -> Any:
     if isinstance(name, str):
-      return stack.get_variable('params', name)
-    return {f'part_{i}': parameters_of(part) for i, part in enumerate(name)}
+      return stack.get_variable(collection, name)
+    return {f'part_{i}': variables_of(collection, part) for i, part in enumerate(name)}
 
-  parameters = [parameters_of(name) for name in names]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
+  variables = [
+    {collection: variables_of(collection, name) for collection in ('params', *collections)}
+    for name in names
+  ]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+  mutable = [name for name in collections if stack.is_mutable_collection(name)]
   keys = {
     name: jax.random.split(stack.make_rng(name), len(names))
     for name in _RNGS
@@ -66,15 +73,19 @@ def scan_blocks(
   rates = jnp.asarray(drop_path_rates, jnp.float32) if drops else None
 
   def step(x, inputs):
-    params, rngs, rate = inputs
+    variables, rngs, rate = inputs
     block = make_block(rate if drops else jax.tree.map(lambda _: 0.0, drop_path_rates[0]))
-    result = block.apply({'params': params}, x, *arguments, rngs=rngs)
-    return result if has_aux else (result, None)
+    result, updated = block.apply(variables, x, *arguments, rngs=rngs, mutable=mutable)
+    x, aux = result if has_aux else (result, None)
+    return x, (aux, updated)
 
   if remat:
     # The loop's iterations are computed one by one in any case: no barrier is needed.
     step = jax.checkpoint(step, prevent_cse=False, policy=remat_policy)
-  x, aux = jax.lax.scan(step, x, (stacked, keys, rates))
+  x, (aux, updated) = jax.lax.scan(step, x, (stacked, keys, rates))
+  for collection, stacked in updated.items():
+    for i, name in enumerate(names):
+      stack.put_variable(collection, name, jax.tree.map(lambda leaves, i=i: leaves[i], stacked))
   return (x, aux) if has_aux else x
 
 

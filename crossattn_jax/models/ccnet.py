@@ -46,6 +46,7 @@ class CCNet(nn.Module):
     dropout_rate: of whole channels before the classifiers.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block of the backbone.
+    scan_blocks: whether equal blocks of the backbone are one loop; see `ResNet`.
     implementation: of `kernels.criss_cross_attention`.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
@@ -68,6 +69,7 @@ class CCNet(nn.Module):
   dropout_rate: float = 0.1
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   implementation: str = 'auto'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
@@ -117,6 +119,7 @@ class CCNet(nn.Module):
       absolute_scale=self.activated_norm,
       num_channels=self.num_channels,
       remat=self.remat,
+      scan_blocks=self.scan_blocks,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='backbone',

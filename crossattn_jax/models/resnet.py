@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import conv_norm, initializers, pooling
+from crossattn_jax.layers import block_scan, conv_norm, initializers, pooling
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -87,6 +87,7 @@ class Stage(nn.Module):
     multi_grid: factors of the dilation, block after block and again from the first.
     unit: builds a `ConvNorm`.
     remat: whether the backward pass recomputes each block.
+    scan_blocks: whether the blocks after the first are one loop, if their dilations are equal.
   """
 
   depth: int
@@ -96,20 +97,37 @@ class Stage(nn.Module):
   multi_grid: tuple[int, ...]
   unit: Any
   remat: bool = False
+  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to its size divided by the stride."""
+    dilations = [
+      self.dilation * self.multi_grid[i % len(self.multi_grid)] for i in range(self.depth)
+    ]
+
+    def build(i: int, block: type[nn.Module] = Bottleneck, **kwargs: Any) -> nn.Module:
+      stride = 1 if i else self.stride
+      return block(self.width, stride, dilations[i], project=i == 0, unit=self.unit, **kwargs)
+
     block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
-    for i in range(self.depth):
-      x = block(
-        self.width,
-        stride=1 if i else self.stride,
-        dilation=self.dilation * self.multi_grid[i % len(self.multi_grid)],
-        project=i == 0,
-        unit=self.unit,
-        name=f'block_{i}',
-      )(x, train)
+    names = [f'block_{i}' for i in range(self.depth)]
+    equal = len(set(dilations[1:])) == 1 and self.depth > 2
+    loop = self.scan_blocks and equal and block_scan.can_scan(self)
+    for i in range(1 if loop else self.depth):
+      x = build(i, block, name=names[i])(x, train)
+    if loop:
+      x = block_scan.scan_blocks(
+        self,
+        lambda _: build(1, parent=None),
+        names[1:],
+        [0.0] * (self.depth - 1),
+        x,
+        train,
+        train=train,
+        collections=('batch_stats',),
+        remat=self.remat,
+      )
     return x
 
 
@@ -129,6 +147,8 @@ class ResNet(nn.Module):
     absolute_scale: whether norms are those of Inplace-ABN; see `BatchNorm`.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether the equal blocks of a stage are one loop: programs that compile several
+      times faster and compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
@@ -144,6 +164,7 @@ class ResNet(nn.Module):
   absolute_scale: bool = False
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -196,6 +217,7 @@ class ResNet(nn.Module):
         self.multi_grid if s == last else (1,),
         unit,
         self.remat,
+        self.scan_blocks,
         name=f'stage_{s}',
       )(x, train)
       features[f'stage_{s}'] = x

@@ -1,3 +1,6 @@
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,3 +38,40 @@ def test_wrong_fields_and_images_are_named():
     models.create_model('resnet50_deep_stem', depths=(1, 1))
   with pytest.raises(ValueError, match='transpose NCHW'):
     models.create_model('resnet50_deep_stem').init(jax.random.key(0), jnp.zeros((1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_loop_over_the_blocks_changes_no_result_statistic_or_gradient(remat):
+  called = models.create_model(
+    'resnet50_deep_stem',
+    depths=(1, 1, 3, 3),
+    widths=(4, 4, 4, 4),
+    stem_widths=(4, 4, 4),
+    num_classes=3,
+    output_stride=8,
+    # The dilations of the last stage differ: its blocks are called.
+    multi_grid=(1, 2, 4),
+  )
+  scanned = called.clone(scan_blocks=True, remat=remat)
+  image = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
+  variables = jax.jit(scanned.init)(jax.random.key(1), image)
+
+  def train(model, params):
+    def loss(params):
+      (logits, _), updated = model.apply(
+        variables | {'params': params}, image, train=True, mutable=['batch_stats']
+      )
+      return jnp.sum(logits**2), (logits, updated)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  programs = [functools.partial(train, model) for model in (called, scanned)]
+  chex.assert_trees_all_close(
+    *(jax.jit(program)(variables['params']) for program in programs), rtol=1e-3, atol=1e-4
+  )
+  loops = [str(jax.make_jaxpr(p)(variables['params'])).count('scan[') for p in programs]
+  # One forward, one backward, of the third stage alone.
+  assert loops == [0, 2]
+  chex.assert_trees_all_close(
+    *(jax.jit(model.apply)(variables, image) for model in (called, scanned)), rtol=1e-4, atol=1e-5
+  )
