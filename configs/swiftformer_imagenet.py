@@ -48,5 +48,7 @@ def get_config(model: str = 'swiftformer_l1') -> ml_collections.ConfigDict:
     config.task.mixup_alpha = 0.0
     config.task.cutmix_alpha = 0.0
   config.task.distillation.kind = 'hard'
-  config.task.distillation.teacher = models.model_config('regnety_160', dtype='bfloat16')
+  config.task.distillation.teacher = models.model_config(
+    'regnety_160', dtype='bfloat16', scan_blocks=True
+  )
   return config

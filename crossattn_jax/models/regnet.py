@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm, convolution
+from crossattn_jax.layers import batch_norm, block_scan, convolution
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -134,6 +134,8 @@ class RegNet(nn.Module):
     squeeze_ratio: hidden channels of squeeze-and-excitation per channel of a block's input.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether the equal blocks of a stage are one loop: programs that compile faster and
+      compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
@@ -147,6 +149,7 @@ class RegNet(nn.Module):
   squeeze_ratio: float = 0.25
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -184,15 +187,27 @@ class RegNet(nn.Module):
     features: Features = {}
     x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **types)(image, train)
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-      for i in range(depth):
-        x = block(
-          channels,
-          1 if i else 2,
-          self.group_width,
-          self.squeeze_ratio,
-          name=f'stage_{s}_block_{i}',
-          **types,
-        )(x, train)
+
+      def build(stride: int, block: type[nn.Module], channels=channels, **kwargs) -> nn.Module:
+        return block(channels, stride, self.group_width, self.squeeze_ratio, **types, **kwargs)
+
+      names = [f'stage_{s}_block_{i}' for i in range(depth)]
+      x = build(2, block, name=names[0])(x, train)
+      if self.scan_blocks and depth > 2 and block_scan.can_scan(self):
+        x = block_scan.scan_blocks(
+          self,
+          lambda _, build=build: build(1, Bottleneck, parent=None),
+          names[1:],
+          [0.0] * (depth - 1),
+          x,
+          train,
+          train=train,
+          collections=('batch_stats',),
+          remat=self.remat,
+        )
+      else:
+        for name in names[1:]:
+          x = build(1, block, name=name)(x, train)
       features[f'stage_{s}'] = x
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
     if self.num_classes == 0:

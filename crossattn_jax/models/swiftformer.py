@@ -22,6 +22,7 @@ from crossattn_jax.attention import efficient_additive
 from crossattn_jax.layers import (
   activations,
   batch_norm,
+  block_scan,
   convolution,
   depthwise_conv,
   drop_path,
@@ -230,27 +231,43 @@ class Stage(nn.Module):
   Attributes:
     drop_path_rates: one per block.
     drop_convolutions: whether they apply to the convolutional encoders too.
-    remat: whether the backward pass recomputes each block.
     options: common to all parts.
+    remat: whether the backward pass recomputes each block.
+    scan_blocks: whether the convolutional encoders are one loop.
   """
 
   drop_path_rates: tuple[float, ...]
   drop_convolutions: bool
-  remat: bool
   options: Options
+  remat: bool = False
+  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
     """Maps `[batch, height, width, channels]` to the same shape; see `SwiftFormerEncoder`."""
     rematerialize = lambda module: nn.remat(module, static_argnums=(2,)) if self.remat else module
     *rates, last = self.drop_path_rates
-    for i, rate in enumerate(rates):
-      x = rematerialize(ConvEncoder)(
-        self.options.mlp_ratio,
-        rate if self.drop_convolutions else 0.0,
-        self.options,
-        name=f'block_{i}',
-      )(x, train)
+    rates = [rate if self.drop_convolutions else 0.0 for rate in rates]
+    names = [f'block_{i}' for i in range(len(rates))]
+
+    def build(rate: float, encoder: type[nn.Module] = ConvEncoder, **kwargs: Any) -> nn.Module:
+      return encoder(self.options.mlp_ratio, rate, self.options, **kwargs)
+
+    if self.scan_blocks and len(rates) > 1 and block_scan.can_scan(self):
+      x = block_scan.scan_blocks(
+        self,
+        lambda rate: build(rate, parent=None),
+        names,
+        rates,
+        x,
+        train,
+        train=train,
+        collections=('batch_stats',),
+        remat=self.remat,
+      )
+    else:
+      for name, rate in zip(names, rates, strict=True):
+        x = build(rate, rematerialize(ConvEncoder), name=name)(x, train)
     return rematerialize(SwiftFormerEncoder)(last, self.options, name=f'block_{len(rates)}')(
       x, train
     )
@@ -282,6 +299,8 @@ class SwiftFormer(nn.Module):
     head_drop_rate: dropout before the classifiers, as in timm.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether the convolutional encoders of a stage are one loop: programs that compile
+      faster and compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
@@ -302,6 +321,7 @@ class SwiftFormer(nn.Module):
   head_drop_rate: float = 0.0
   num_channels: int = 3
   remat: bool = False
+  scan_blocks: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -341,8 +361,9 @@ class SwiftFormer(nn.Module):
       x, features[f'attention/{s}'] = Stage(
         tuple(next(rates) for _ in range(depth)),
         self.drop_convolutions,
-        self.remat,
         options,
+        self.remat,
+        self.scan_blocks,
         name=f'stage_{s}',
       )(x, train)
       features[f'stage_{s}'] = x

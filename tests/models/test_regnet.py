@@ -1,5 +1,7 @@
+import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,21 @@ def test_a_small_one_answers_and_updates_its_statistics():
     lambda new, old: bool(np.any(new != old)), updated['batch_stats'], variables['batch_stats']
   )
   assert set(jax.tree.leaves(moved)) == {True}
+
+
+def test_a_loop_over_the_blocks_changes_no_answer_and_no_statistic():
+  called = models.create_model(
+    'regnety_160', stem_width=8, widths=(16,), depths=(4,), group_width=8, num_classes=5
+  )
+  scanned = called.clone(scan_blocks=True)
+  image = jnp.asarray(np.random.RandomState(0).standard_normal((2, 9, 12, 3)), jnp.float32)
+  variables = jax.jit(scanned.init)(jax.random.key(0), image)
+  run = lambda model, v: model.apply(v, image, train=True, mutable=['batch_stats'])
+  programs = [functools.partial(run, model) for model in (called, scanned)]
+  assert ['scan[' in str(jax.make_jaxpr(p)(variables)) for p in programs] == [False, True]
+  chex.assert_trees_all_close(
+    *(jax.jit(program)(variables) for program in programs), rtol=1e-4, atol=1e-5
+  )
 
 
 def test_groups_must_divide_the_widths():

@@ -1,5 +1,6 @@
 import math
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(result):
 @pytest.mark.slow
 def test_rematerialisation_changes_neither_gradient_nor_statistics():
   options = swiftformer.Options(layer_scale=0.5)
-  stored = swiftformer.Stage((0.5, 0.5), True, remat=False, options=options)
+  stored = swiftformer.Stage((0.5, 0.5), True, options)
   x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 4, 4, 4)), jnp.float32)
   variables = _variables(stored, x)
 
@@ -148,6 +149,26 @@ def test_rematerialisation_changes_neither_gradient_nor_statistics():
   assert 'remat' in str(jax.make_jaxpr(remat.apply)(variables, x))
   for a, b in zip(jax.tree.leaves(gradient(stored)), jax.tree.leaves(gradient(remat)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_loop_over_the_blocks_changes_no_result_statistic_or_gradient(remat):
+  called = swiftformer.Stage((0.0, 0.0, 0.0), True, swiftformer.Options(layer_scale=0.5))
+  scanned = called.clone(scan_blocks=True, remat=remat)
+  x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 4, 4, 4)), jnp.float32)
+  variables = _variables(called, x)
+
+  def gradient(module):
+    def loss(params):
+      (out, _), updated = module.apply(
+        variables | {'params': params}, x, True, mutable=['batch_stats']
+      )
+      return jnp.sum(jnp.sin(out)), (out, updated)
+
+    return jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+
+  assert 'scan[' in str(jax.make_jaxpr(scanned.apply)(variables, x))
+  chex.assert_trees_all_close(gradient(called), gradient(scanned), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('everywhere', [False, True], ids=['official', 'timm'])
