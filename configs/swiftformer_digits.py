@@ -4,7 +4,7 @@ Test accuracy: 99.2 % (355 images, seed 0) after 20 epochs. Needs no network.
 
   python main.py --config=configs/swiftformer_digits.py --workdir=/tmp/swiftformer_digits
 
-Taught by a run of configs/biformer_digits.py as well as by the labels:
+Taught by a run of configs/biformer_digits.py (98.6 %) as well as by the labels, 99.7 %:
 
   python main.py --config=configs/swiftformer_digits.py:taught --workdir=/tmp/swiftformer_taught \
     --config.task.distillation.teacher_weights=/tmp/biformer_digits
