@@ -123,6 +123,8 @@ SLOW = {
     'crossvit_9_dagger_224',
     'crossvit_base_224',
     'crossvit_small_224',
+    # `train_loss_tiny` is this network with its loss.
+    'crossvit_tiny_224',
     'crossvit_t2t_tiny',
     'crossvit_tiny_224_input_256x300',
     'crossvit_tiny_fusion_all_attention',
