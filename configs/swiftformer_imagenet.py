@@ -48,7 +48,5 @@ def get_config(model: str = 'swiftformer_l1') -> ml_collections.ConfigDict:
     config.task.mixup_alpha = 0.0
     config.task.cutmix_alpha = 0.0
   config.task.distillation.kind = 'hard'
-  config.task.distillation.teacher = models.model_config(
-    'regnety_160', dtype='bfloat16', scan_blocks=True
-  )
+  config.task.distillation.teacher = models.model_config('regnety_160', dtype='bfloat16')
   return config

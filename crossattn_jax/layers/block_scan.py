@@ -73,9 +73,9 @@ def scan_blocks(
   rates = jnp.asarray(drop_path_rates, jnp.float32) if drops else None
 
   def step(x, inputs):
-    variables, rngs, rate = inputs
+    own, rngs, rate = inputs
     block = make_block(rate if drops else jax.tree.map(lambda _: 0.0, drop_path_rates[0]))
-    result, updated = block.apply(variables, x, *arguments, rngs=rngs, mutable=mutable)
+    result, updated = block.apply(own, x, *arguments, rngs=rngs, mutable=mutable)
     x, aux = result if has_aux else (result, None)
     return x, (aux, updated)
 
@@ -83,9 +83,9 @@ def scan_blocks(
     # The loop's iterations are computed one by one in any case: no barrier is needed.
     step = jax.checkpoint(step, prevent_cse=False, policy=remat_policy)
   x, (aux, updated) = jax.lax.scan(step, x, (stacked, keys, rates))
-  for collection, stacked in updated.items():
+  for collection, after in updated.items():
     for i, name in enumerate(names):
-      stack.put_variable(collection, name, jax.tree.map(lambda leaves, i=i: leaves[i], stacked))
+      stack.put_variable(collection, name, jax.tree.map(lambda leaves, i=i: leaves[i], after))
   return (x, aux) if has_aux else x
 
 

@@ -134,8 +134,8 @@ class RegNet(nn.Module):
     squeeze_ratio: hidden channels of squeeze-and-excitation per channel of a block's input.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
-    scan_blocks: whether the equal blocks of a stage are one loop: programs that compile faster and
-      compute the same. Parameters keep their names.
+    scan_blocks: whether the equal blocks of a stage are one loop: smaller programs, which compute
+      the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """

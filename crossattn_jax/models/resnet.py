@@ -147,8 +147,8 @@ class ResNet(nn.Module):
     absolute_scale: whether norms are those of Inplace-ABN; see `BatchNorm`.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
-    scan_blocks: whether the equal blocks of a stage are one loop: programs that compile several
-      times faster and compute the same. Parameters keep their names.
+    scan_blocks: whether the equal blocks of a stage are one loop: smaller programs, which compute
+      the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """

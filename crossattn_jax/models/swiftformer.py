@@ -299,8 +299,8 @@ class SwiftFormer(nn.Module):
     head_drop_rate: dropout before the classifiers, as in timm.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
-    scan_blocks: whether the convolutional encoders of a stage are one loop: programs that compile
-      faster and compute the same. Parameters keep their names.
+    scan_blocks: whether the convolutional encoders of a stage are one loop: smaller programs, which
+      compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type.
     param_dtype: of the parameters.
   """
