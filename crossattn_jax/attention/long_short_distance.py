@@ -9,15 +9,17 @@ bias per relative position that a small network computes, so that groups may hav
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from einops import rearrange
 from flax import linen as nn
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import parallel
+from crossattn_jax.kernels import biased
 from crossattn_jax.layers import initializers, linear
 
 Pair = tuple[int, int]
@@ -28,6 +30,8 @@ SMALL_MAPS = ('shrink', 'pad')
 
 # Added to the scores of padded keys. Finite: a group may hold nothing but padding.
 _MASKED = -1e6
+# Added to the scores of keys of other groups.
+_HIDDEN = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,27 @@ class Grouping:
   def merge(self, groups: jax.Array) -> jax.Array:
     """The inverse of `split`."""
     return rearrange(groups, 'b (r s i j) (g h) ... -> b (r g i) (s h j) ...', **self.lengths)
+
+  def cut_strips(self, x: jax.Array) -> jax.Array:
+    """Joins the rows that groups share: `[batch, height, width, ...]` -> `[strips, tokens, ...]`.
+
+    A strip holds whole groups, side by side or mixed column by column.
+    """
+    lengths = {name: self.lengths[name] for name in 'rgi'}
+    return rearrange(x, 'b (r g i) w ... -> (b r i) (g w) ...', **lengths)
+
+  def join_strips(self, strips: jax.Array) -> jax.Array:
+    """The inverse of `cut_strips`."""
+    lengths = {name: self.lengths[name] for name in 'rgi'}
+    return rearrange(strips, '(b r i) (g w) ... -> b (r g i) w ...', **lengths)
+
+  def strip_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token of a strip the group, counted within the strip, and the place in it."""
+    column = np.arange(self.padded_size[1])
+    (g, h), j = self.group, self.interval[1]
+    group = column // (h * j) * j + column % j
+    place = np.arange(g)[:, None] * h + column // j % h
+    return np.tile(group, g), place.reshape(-1)
 
   def crop(self, x: jax.Array) -> jax.Array:
     """The inverse of `pad`."""
@@ -253,6 +278,67 @@ def _cpu_attention(
   return _cpu_forward(qkv, bias, grouping, scale)[0]
 
 
+def _strip_bias(bias: jax.Array, grouping: Grouping) -> jax.Array:
+  """The bias between the tokens of a strip, `[heads, tokens, tokens]`; it hides other groups."""
+  group, place = grouping.strip_tokens()
+  # Products: a TPU gathers, and adds up the gradient, one element at a time.
+  spread = jax.nn.one_hot(place, bias.shape[-1], dtype=bias.dtype)
+  bias = jnp.einsum('qa,nab,kb->nqk', spread, bias, spread, precision='highest')
+  return jnp.where(group[:, None] == group, bias, _HIDDEN)
+
+
+def _kernel_pays(x: jax.Array, heads: int, grouping: Grouping) -> bool:
+  """Whether a TPU attends to a map of this dtype in its kernel (figures in docs/crossformer.md)."""
+  tokens = grouping.group[0] * grouping.size[1]
+  if x.dtype != jnp.bfloat16 or export.is_symbolic_dim(x.shape[0]) or grouping.pads:
+    return False
+  return biased.fits(x, (heads, tokens, tokens))
+
+
+def _strip_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array,
+  *,
+  grouping: Grouping,
+  scale: float,
+  interpret: bool = False,
+) -> jax.Array:
+  """Attention of maps `[batch, height, width, heads, head_dim]` by the kernel of biased attention.
+
+  Strips of the map attend to themselves, with other groups hidden. That scores several times as
+  many pairs as there are, and spares a TPU the sorting into groups, which takes longer.
+  """
+  heads, width = value.shape[-2:]
+  flat = (x.reshape(*x.shape[:3], heads * width) for x in (query, key, value))
+  out = biased.biased_attention(
+    *map(grouping.cut_strips, flat),
+    _strip_bias(bias, grouping),
+    num_heads=heads,
+    scale=scale,
+    implementation='tpu',
+    interpret=interpret,
+  )
+  return grouping.join_strips(out).reshape(value.shape)
+
+
+def _tpu_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, **options: Any
+) -> jax.Array:
+  """`_strip_attention`, on each device of a mesh for its images and heads."""
+  names = ('batch', None, None, 'heads', None)
+  return parallel.map_shards(
+    functools.partial(_strip_attention, **options),
+    query,
+    key,
+    value,
+    bias,
+    names=(names, names, names, ('heads', None, None)),
+    out_names=names,
+  )
+
+
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
   dtype = jnp.promote_types(a.dtype, jnp.float32)
   return jnp.einsum(equation, a, b, preferred_element_type=dtype)
@@ -322,13 +408,69 @@ def long_short_distance_attention(
     float32.
   """
   scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-  out = jax.lax.platform_dependent(
-    grouping.pad(qkv),
-    bias,
-    cpu=lambda qkv, bias: _cpu_attention(qkv, bias, grouping, scale),
-    default=lambda qkv, bias: _group_attention(qkv, bias, grouping, scale),
-  )
+  forms = {
+    'cpu': lambda qkv, bias: _cpu_attention(qkv, bias, grouping, scale),
+    'default': lambda qkv, bias: _group_attention(qkv, bias, grouping, scale),
+  }
+  if bias is not None and _kernel_pays(qkv, qkv.shape[4], grouping):
+    forms['tpu'] = lambda qkv, bias: _tpu_attention(
+      *jnp.moveaxis(qkv, 3, 0), bias, grouping=grouping, scale=scale
+    )
+  out = jax.lax.platform_dependent(grouping.pad(qkv), bias, **forms)
   return grouping.crop(out)
+
+
+def project(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
+  """Query, key and value of each position.
+
+  Args:
+    x: `[batch, height, width, channels]`.
+    kernel: `[channels, 3, heads, head_dim]`, in `x`'s dtype.
+    offset: `[3, heads, head_dim]`, the same.
+
+  Returns:
+    `[batch, height, width, 3, heads, head_dim]`.
+  """
+  qkv = linear.dot_general(x, kernel, (((3,), (0,)), ((), ()))) + offset
+  return parallel.constrain(qkv, 'batch', 'height', 'width', None, 'heads', None)
+
+
+def projected_attention(
+  x: jax.Array, kernel: jax.Array, offset: jax.Array, grouping: Grouping, bias: jax.Array | None
+) -> jax.Array:
+  """`long_short_distance_attention` of what `project` makes of a map.
+
+  Together, because the kernel for TPUs wants query, key and value as three arrays: to split one
+  takes a TPU longer than to multiply three times.
+
+  Args:
+    x: see `project`, as the following.
+    kernel: see there.
+    offset: see there.
+    grouping: see `long_short_distance_attention`, as the following.
+    bias: see there.
+
+  Returns:
+    `[batch, height, width, heads, head_dim]` in `x`'s dtype.
+  """
+
+  def attend(x, kernel, offset, bias):
+    return long_short_distance_attention(project(x, kernel, offset), grouping, bias)
+
+  heads, width = kernel.shape[2:]
+  if bias is None or not _kernel_pays(x, heads, grouping):
+    return attend(x, kernel, offset, bias)
+
+  def tpu(x, kernel, offset, bias):
+    # Flat, or XLA lays the result out with its 32 channels of a head padded to 128.
+    kernels = kernel.reshape(len(kernel), 3, heads * width)
+    offsets = offset.reshape(3, heads * width)
+    parts = (
+      (jnp.dot(x, kernels[:, i]) + offsets[i]).reshape(*x.shape[:3], heads, width) for i in range(3)
+    )
+    return _tpu_attention(*parts, bias, grouping=grouping, scale=width**-0.5)
+
+  return jax.lax.platform_dependent(x, kernel, offset, bias, tpu=tpu, default=attend)
 
 
 class DynamicPositionBias(nn.Module):
@@ -362,6 +504,20 @@ class DynamicPositionBias(nn.Module):
       out = dense(width, name=f'linear_{i}')(nn.relu(norm(x)))
       x = x + out if self.residual and i < 3 else out
     return x
+
+
+class _Projections(nn.Module):
+  """The parameters of `project`, as those of an `nn.DenseGeneral`."""
+
+  num_heads: int
+  head_dim: int
+  param_dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+    shape = (3, self.num_heads, self.head_dim)
+    kernel = self.param('kernel', initializers.linear, (channels, *shape), self.param_dtype)
+    return kernel, self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
 
 
 class LongShortDistanceAttention(nn.Module):
@@ -429,19 +585,15 @@ class LongShortDistanceAttention(nn.Module):
     channels = x.shape[-1]
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    common = {
-      'kernel_init': initializers.linear,
-      'dot_general': linear.dot_general,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
     grouping = self.grouping(x.shape[1:3])
     cut = grouping
     if not self.mask_padding:
       x = grouping.pad(x)
       cut = Grouping(grouping.padded_size, grouping.group, grouping.interval)
-    qkv = nn.DenseGeneral((3, self.num_heads, channels // self.num_heads), name='qkv', **common)(x)
-    qkv = parallel.constrain(qkv, 'batch', 'height', 'width', None, 'heads', None)
+    projections = _Projections(
+      self.num_heads, channels // self.num_heads, self.param_dtype, name='qkv'
+    )
+    x, *parameters = nn.dtypes.promote_dtype(x, *projections(channels), dtype=self.dtype)
     bias = None
     if self.position_bias:
       # The original divides the width by four twice.
@@ -449,12 +601,20 @@ class LongShortDistanceAttention(nn.Module):
         self.num_heads, channels // 4 // 4, param_dtype=self.param_dtype, name='position_bias'
       )
       bias = relative_position_bias(table(relative_offsets(grouping.group)))
-    out = long_short_distance_attention(qkv, cut, bias)
+    out = projected_attention(x, *parameters, cut, bias)
     if not self.mask_padding:
       out = grouping.crop(out)
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(out)
+    out = nn.DenseGeneral(
+      channels,
+      axis=(-2, -1),
+      kernel_init=initializers.linear,
+      dot_general=linear.dot_general,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='out',
+    )(out)
     if not with_weights:
       return out
-    query, key, _ = jnp.moveaxis(cut.split(cut.pad(qkv)), 3, 0)
+    query, key, _ = jnp.moveaxis(cut.split(cut.pad(project(x, *parameters))), 3, 0)
     weights = grouped_attention_weights(query, key, bias, cut.real_tokens())
     return out, weights.mean(axis=2)

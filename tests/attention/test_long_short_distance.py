@@ -1,10 +1,12 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax import parallel
 from crossattn_jax.attention import long_short_distance as lsd
 from crossattn_jax.attention.long_short_distance import Grouping
 
@@ -202,6 +204,80 @@ def test_bfloat16_keeps_scores_and_biases_in_float32():
     jax.random.key(0), lsd.relative_offsets((4, 4))
   )
   assert table.dtype == jnp.float32
+
+
+def _group_and_strip_attention(grouping, batch, interpret_jit=lambda f: f):
+  """Result and gradients of both forms, the kernel interpreted."""
+  tokens = grouping.group[0] * grouping.group[1]
+  arguments = (
+    _draw(batch, *grouping.size, 3, HEADS, HEAD_DIM),
+    _draw(HEADS, tokens, tokens, seed=1),
+  )
+  cotangent = _draw(batch, *grouping.size, HEADS, HEAD_DIM, seed=2)
+
+  def strips(qkv, bias):
+    parts = jnp.moveaxis(qkv, 3, 0)
+    return lsd._tpu_attention(*parts, bias, grouping=grouping, scale=0.5, interpret=True)
+
+  def groups(qkv, bias):
+    return lsd._group_attention(qkv, bias, grouping, 0.5)
+
+  def run(form):
+    out, pull_back = jax.vjp(form, *arguments)
+    return out, *pull_back(cotangent)
+
+  return run(groups), interpret_jit(functools.partial(run, strips))()
+
+
+@pytest.mark.parametrize(
+  ('size', 'kind', 'group', 'interval'),
+  [
+    ((8, 8), 'short', 4, 1),
+    ((12, 8), 'long', 2, 2),
+    ((6, 12), 'long', 3, 2),
+    ((5, 5), 'short', 5, 1),
+  ],
+  ids=_ids,
+)
+def test_strips_of_the_map_attend_as_groups(size, kind, group, interval):
+  grouping = lsd.find_grouping(size, kind, group, interval)
+  groups, strips = _group_and_strip_attention(grouping, batch=2)
+  for wanted, got in zip(groups, strips, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_strips_on_eight_devices_give_the_gradients_of_one():
+  grouping = lsd.find_grouping((6, 12), 'long', 3, 2)
+  with jax.set_mesh(parallel.create_mesh(data=4, tensor=2)):
+    groups, strips = _group_and_strip_attention(grouping, 4, interpret_jit=jax.jit)
+  for wanted, got in zip(groups, strips, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_tpus_take_the_kernel_in_bfloat16_where_nothing_is_padded():
+  def program(size, dtype, **options):
+    module = lsd.LongShortDistanceAttention(2, group_size=4, dtype=dtype, **options)
+    x = jax.ShapeDtypeStruct((2, *size, 32), dtype)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    traced = jax.jit(module.apply).trace(variables, x)
+    return traced.lower(lowering_platforms=('tpu',)).as_text()
+
+  assert 'tpu_custom_call' in program((8, 8), jnp.bfloat16)
+  assert 'tpu_custom_call' in program((8, 8), jnp.bfloat16, kind='long', interval=2)
+  assert 'tpu_custom_call' not in program((8, 8), jnp.float32)
+  assert 'tpu_custom_call' not in program((8, 7), jnp.bfloat16)
+  assert 'tpu_custom_call' not in program((8, 8), jnp.bfloat16, position_bias=False)
+  assert 'tpu_custom_call' not in program((8, 256), jnp.bfloat16)
+
+
+def test_projections_have_the_parameters_of_a_dense_layer():
+  x = _draw(1, 4, 4, 8)
+  params = lsd.LongShortDistanceAttention(2, group_size=4).init(jax.random.key(0), x)['params']
+  assert params['qkv']['kernel'].shape == (8, 3, 2, 4)
+  assert params['qkv']['bias'].shape == (3, 2, 4)
+  out = lsd.project(x, params['qkv']['kernel'], params['qkv']['bias'] + 1)
+  expected = np.einsum('bhwc,cind->bhwind', x, params['qkv']['kernel']) + 1
+  np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

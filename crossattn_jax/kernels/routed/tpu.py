@@ -47,6 +47,12 @@ class _Call:
   value: jax.Array
   routing: jax.Array
   seen: jax.Array | None
+  bias: jax.Array | None
+
+  @property
+  def keys(self) -> list[jax.Array]:
+    """Keys, values and, if there is one, their mask."""
+    return [self.key, self.value] + ([] if self.seen is None else [self.seen])
 
 
 def _prepare(
@@ -57,6 +63,7 @@ def _prepare(
   key_mask: jax.Array | None,
   num_heads: int,
   scale: float,
+  bias: jax.Array | None,
   gradients: bool,
 ) -> _Call:
   """Chooses the form, and brings the operands into its shapes."""
@@ -66,6 +73,8 @@ def _prepare(
   heads = tpu_kernels.Heads(num_heads, channels // num_heads, value.shape[-1] // num_heads)
   shapes = (query.shape, key.shape, value.shape)
   form = choose_form(*shapes, top_k, query.dtype.itemsize, gradients=gradients)
+  if bias is not None:
+    form, bias = 'dense', jnp.swapaxes(bias.astype(jnp.float32), 1, 2) * tpu_kernels.LOG2_E
   channels_first, padding = False, 0
   if form == 'dense':
     tokens, key_tokens = regions * query.shape[2], key_regions * key_tokens
@@ -94,6 +103,7 @@ def _prepare(
     padding=padding,
     block=1,
     masked=seen is not None,
+    biased=bias is not None,
     channels_first=channels_first,
   )
   if form == 'resident':
@@ -103,7 +113,7 @@ def _prepare(
     routing = routing.reshape(batch, 1, regions * top_k)
   if channels_first:
     query, key, value = (jnp.swapaxes(x, 2, 3) for x in (query, key, value))
-  return _Call(plan, query, key, value, routing, seen)
+  return _Call(plan, query, key, value, routing, seen, bias)
 
 
 def _pad_tokens(x: jax.Array) -> jax.Array:
@@ -156,10 +166,14 @@ def forward(
   *,
   num_heads: int,
   scale: float,
+  bias: jax.Array | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests."""
-  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, gradients=False)
+  """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests.
+
+  A `bias` of the scores, `[heads, queries, keys]`, wants one region of queries and one of keys.
+  """
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, bias, gradients=False)
   plan = call.plan
   if plan.form == 'xla':
     return xla.forward(query, key, value, routing, key_mask, num_heads=num_heads, scale=scale)
@@ -189,10 +203,14 @@ def backward(
   *,
   num_heads: int,
   scale: float,
+  bias: jax.Array | None = None,
   interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests."""
-  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, gradients=True)
+) -> tuple[jax.Array, ...]:
+  """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests.
+
+  With a `bias`, see `forward`, its gradient is a fourth result, in float32.
+  """
+  call = _prepare(query, key, value, routing, key_mask, num_heads, scale, bias, gradients=True)
   plan = call.plan
   if plan.form == 'xla':
     arguments = (query, key, value, routing, key_mask, out, log_sum, d_out)
@@ -203,6 +221,7 @@ def backward(
     d_out, out = jnp.swapaxes(d_out, 2, 3), jnp.swapaxes(out, 2, 3)
   log_sum = _unflatten_log_sum(call, log_sum, query)
   operands = [call.query, d_out, out, log_sum]
+  d_bias = []
   outputs = [(call.query.shape, query.dtype, _query_spec(plan, call.query.shape))]
   if plan.form == 'streamed' and _fuses(call):
     d_key, d_value, d_query = _run_edges(call, d_out, log_sum, out, interpret, fused=True)
@@ -224,7 +243,10 @@ def backward(
       outputs.append((x.shape, x.dtype, pl.BlockSpec((1, *x.shape[1:]), lambda b, r: (b, 0, 0, 0))))
       rows = x.shape[1:3] if plan.form == 'resident' else (plan.key_tokens,)
       scratch.append(pltpu.VMEM((*rows, x.shape[-1]), jnp.float32))
-    d_query, d_key, d_value = _run(
+    if plan.biased:
+      shape = call.bias.shape
+      outputs.append((shape, jnp.float32, pl.BlockSpec(shape, lambda b, r: (0, 0, 0))))
+    d_query, d_key, d_value, *d_bias = _run(
       tpu_kernels.backward_kernel,
       'routed_attention_backward',
       call,
@@ -235,10 +257,12 @@ def backward(
       scratch=scratch,
     )
   crop = functools.partial(_crop, plan)
+  d_bias = [jnp.swapaxes(x, 1, 2) for x in d_bias]
   return (
     crop(d_query, query.shape[2]),
     crop(d_key, key.shape[2]),
     crop(d_value, value.shape[2]),
+    *d_bias,
   )
 
 
@@ -299,7 +323,7 @@ def _run(
   plan, (batch, regions) = call.plan, call.query.shape[:2]
   specs = [_query_spec(plan, x.shape) for x in operands[:3]]
   specs += [_log_sum_output(call)[2] for _ in operands[3:]]
-  keys = [call.key, call.value] + ([] if call.seen is None else [call.seen])
+  keys = call.keys
   for x in keys:
     if plan.form == 'streamed':
       for j in range(plan.top_k):
@@ -309,6 +333,9 @@ def _run(
       index = (0,) * (x.ndim - 1)
       specs.append(pl.BlockSpec((1, *x.shape[1:]), lambda b, r, index=index: (b, *index)))
   keys = [x for x in keys for _ in range(plan.key_operands)]
+  if plan.biased:
+    keys.append(call.bias)
+    specs.append(pl.BlockSpec(call.bias.shape, lambda b, r: (0, 0, 0)))
   if plan.form == 'streamed':
     routing, prefetched = call.routing.reshape(-1), 1
   else:
@@ -339,7 +366,10 @@ def _run(
     ),
     compiler_params=pltpu.CompilerParams(
       # Two cores share the query regions, unless these add to the same sums.
-      dimension_semantics=('parallel', 'arbitrary' if scratch else 'parallel'),
+      dimension_semantics=(
+        'arbitrary' if plan.biased and scratch else 'parallel',
+        'arbitrary' if scratch else 'parallel',
+      ),
       vmem_limit_bytes=LIMIT_BYTES,
     ),
     cost_estimate=_cost(
@@ -432,7 +462,7 @@ def _run_edges(
   of_key = lambda b, e, key_of, codes: (b, key_of[b * edges + e], 0, 0)
   spec = lambda x, index: pl.BlockSpec((1, 1, *x.shape[2:]), index)
   by_query = [call.query, d_out, log_sum, mean_or_out]
-  by_key = [call.key, call.value] + ([] if call.seen is None else [call.seen])
+  by_key = call.keys
   outputs = [(x.shape, x.dtype, spec(x, of_key)) for x in by_key[:2]]
   sums = [(plan.key_tokens, width) for width in widths]
   if plan.one_head_a_unit:

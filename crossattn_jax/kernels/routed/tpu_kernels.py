@@ -109,6 +109,7 @@ class Plan:
     padding: of the tokens of a key region.
     block: query regions of a grid step.
     masked: whether there is a key mask.
+    biased: whether there is a bias of the scores; only in the dense form, of a single region.
     channels_first: whether regions are `[channels, tokens]` in memory, as XLA likes them where it
       would have to pad channels to 128.
   """
@@ -123,6 +124,7 @@ class Plan:
   padding: int
   block: int
   masked: bool
+  biased: bool
   channels_first: bool
 
   @property
@@ -180,12 +182,18 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], **options: A
 
 
 def _scores(
-  plan: Plan, unit: _Unit, keys: jax.Array, query: jax.Array, seen: jax.Array | None
+  plan: Plan,
+  unit: _Unit,
+  keys: jax.Array,
+  query: jax.Array,
+  seen: jax.Array | None,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
-  """`[keys, rows]`, in units in which the softmax is a power of two."""
+  """`[keys, rows]`, as `bias`, in units in which the softmax is a power of two."""
   rows = unit.stack(query, plan.heads.qk_width)
   scores = _product(keys[:, unit.channels(plan.heads.qk_width)], rows, (1, 1))
   scores *= plan.scale * LOG2_E
+  scores = scores if bias is None else scores + bias
   return scores if seen is None else jnp.where(_columns(seen, unit) > 0, scores, HIDDEN)
 
 
@@ -254,6 +262,11 @@ def _lanes(unit: _Unit, tokens: int) -> slice:
   return slice(start, start + unit.rows)
 
 
+def _bias_of(ref: Any, unit: _Unit, keys: slice) -> jax.Array | None:
+  """The bias of a unit, which has one head: `[keys, rows]` of `[heads, keys, queries]`."""
+  return None if ref is None else ref[unit.heads.start, keys, unit.start : unit.stop]
+
+
 def split_keys(keys: int) -> list[slice]:
   """The keys of the tasks of a unit."""
   return [slice(start, min(start + TASK_KEYS, keys)) for start in range(0, keys, TASK_KEYS)]
@@ -298,7 +311,7 @@ class _Regions:
       seen = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     elif self.plan.padding:
       seen = _not_padding(self.plan, self.plan.top_k)
-    if self.plan.form == 'dense':
+    if self.plan.form == 'dense' and not self.plan.biased:
       named = _named(self.plan, self.routing_ref[0])
       seen = named if seen is None else named * seen
     return seen
@@ -338,6 +351,7 @@ def _named(plan: Plan, routing: jax.Array) -> jax.Array:
 def forward_kernel(plan: Plan, *refs: Any) -> None:
   """The result and the log-sum-exp of the query regions of a step."""
   routing_ref, query_ref, *operands, out_ref, log_sum_ref = refs
+  bias_ref = operands.pop() if plan.biased else None
   regions = _Regions(plan, routing_ref, operands)
   units, width, splits = plan.units, plan.heads.width, split_keys(plan.keys)
   loaded, unfinished, sums = {}, [], {}
@@ -352,7 +366,8 @@ def forward_kernel(plan: Plan, *refs: Any) -> None:
         regions.seen(region),
       )
     query, keys, _, seen = loaded[region]
-    return _scores(plan, unit, keys[some], query, None if seen is None else seen[some])
+    bias = _bias_of(bias_ref, unit, some)
+    return _scores(plan, unit, keys[some], query, None if seen is None else seen[some], bias)
 
   def end(task: tuple[int, _Unit, slice], scores: jax.Array) -> None:
     region, unit, some = task
@@ -395,13 +410,13 @@ def _differences(
   columns: jax.Array | None,
   dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
-  """Weights and gradients of the scores, but for their scale: `[keys, rows]`."""
+  """Weights, and in float32 gradients of the scores but for their scale: `[keys, rows]`."""
   scores, d_weights = begun
   weights = jnp.exp2(scores - log_sum * LOG2_E)
   if columns is not None:
     # Not a product: of a query that sees no key, the weights may be infinite.
     weights = jnp.where(columns > 0, weights * columns, 0.0)
-  return weights.astype(dtype), (weights * (d_weights - mean)).astype(dtype)
+  return weights.astype(dtype), weights * (d_weights - mean)
 
 
 def _row_sums(rows: jax.Array) -> jax.Array:
@@ -414,7 +429,9 @@ def backward_kernel(plan: Plan, *refs: Any) -> None:
   """Gradients of the queries; unless streamed, of keys and values too, summed in VMEM."""
   routing_ref, query_ref, d_out_ref, out_ref, log_sum_ref, *refs = refs
   operands = refs[: (3 if plan.masked else 2) * plan.key_operands]
-  d_query_ref, *refs = refs[len(operands) :]
+  refs = refs[len(operands) :]
+  bias_ref = refs.pop(0) if plan.biased else None
+  d_query_ref, *refs = refs
   regions = _Regions(plan, routing_ref, operands)
   units, heads = plan.units, plan.heads
   loaded, sums = {}, {}
@@ -422,11 +439,18 @@ def backward_kernel(plan: Plan, *refs: Any) -> None:
     (mean_ref,) = refs
   else:
     d_key_ref, d_value_ref, *totals = refs
+    d_bias_ref = totals.pop(0) if plan.biased else None
 
     @pl.when(pl.program_id(1) == 0)
     def _():
       for total in totals:
         total[...] = jnp.zeros_like(total)
+
+    if plan.biased:
+
+      @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
+      def _():
+        d_bias_ref[...] = jnp.zeros_like(d_bias_ref)
 
   def begin(task: tuple[int, _Unit]) -> tuple[jax.Array, jax.Array]:
     region, unit = task
@@ -444,8 +468,9 @@ def backward_kernel(plan: Plan, *refs: Any) -> None:
         'seen': regions.seen(region),
       }
     of = loaded[region]
+    bias = _bias_of(bias_ref, unit, slice(None))
     return (
-      _scores(plan, unit, of['keys'], of['query'], of['seen']),
+      _scores(plan, unit, of['keys'], of['query'], of['seen'], bias),
       _product(
         of['values'][:, unit.channels(heads.width)], unit.stack(of['d_out'], heads.width), (1, 1)
       ),
@@ -458,6 +483,9 @@ def backward_kernel(plan: Plan, *refs: Any) -> None:
     log_sum = log_sum_ref[0, 0, region : region + 1, lanes]
     columns = None if of['seen'] is None else _columns(of['seen'], unit)
     weights, d_scores = _differences(begun, log_sum, mean, columns, of['query'].dtype)
+    if plan.biased:
+      d_bias_ref[unit.heads.start, :, unit.start : unit.stop] += d_scores
+    d_scores = d_scores.astype(of['query'].dtype)
     d_query = _sum_keys(plan, unit, of['keys_t'], d_scores, heads.qk_width)
     sums.setdefault(region, []).append(d_query)
     if plan.form == 'streamed':
@@ -552,6 +580,7 @@ def edges_kernel(plan: Plan, fused: bool, *refs: Any) -> None:
       None if seen is None else _columns(seen, unit)[some],
       query.dtype,
     )
+    d_scores = d_scores.astype(query.dtype)
     if fused:
       part = _sum_keys(plan, unit, keys_t[:, some], d_scores, heads.qk_width)
       sums[unit] = sums[unit] + part if unit in sums else part

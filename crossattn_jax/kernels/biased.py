@@ -1,0 +1,157 @@
+"""Attention whose scores get a bias that all examples share, for short sequences.
+
+On TPUs it is the kernel of routed attention in its dense form, of one region of queries and one of
+keys, where neither scores nor weights are ever in HBM.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.kernels.routed import tpu
+
+IMPLEMENTATIONS = ('auto', 'reference', 'tpu')
+# Queries, and keys, whose bias and its gradient fit into the vector memory with everything else.
+MOST_TOKENS = 512
+MOST_BIASES = 2**20
+
+
+def biased_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array,
+  *,
+  num_heads: int,
+  scale: float | None = None,
+  implementation: str = 'auto',
+  interpret: bool = False,
+) -> jax.Array:
+  """softmax(query key^T scale + bias) value, per head.
+
+  A bias of -1e30 hides a key from a query; one that is left without any gives no sensible result.
+
+  Args:
+    query: `[batch, queries, num_heads * head_dim]`.
+    key: `[batch, keys, num_heads * head_dim]`.
+    value: `[batch, keys, num_heads * width]`.
+    bias: `[num_heads, queries, keys]`.
+    num_heads: into which the channels are split, head by head.
+    scale: of the scores; head_dim^-0.5 by default.
+    implementation: 'reference' is the definition in jnp, 'tpu' the Pallas kernel for float32 and
+      bfloat16, 'auto' the kernel on TPUs where `fits` says so, else the definition.
+    interpret: runs the kernel's code as jnp, for tests.
+
+  Returns:
+    `[batch, queries, num_heads * width]` in `value`'s dtype; the softmax is computed in at least
+    float32.
+
+  Raises:
+    ValueError: shapes or the implementation that do not go together, by name.
+  """
+  _check(query, key, value, bias, num_heads, implementation)
+  scale = (query.shape[-1] // num_heads) ** -0.5 if scale is None else scale
+  reference = functools.partial(_reference, num_heads=num_heads, scale=scale)
+  kernel = functools.partial(_attend, interpret, num_heads, scale)
+  if implementation == 'tpu':
+    return kernel(query, key, value, bias)
+  if implementation == 'reference' or not fits(query, bias.shape):
+    return reference(query, key, value, bias)
+  return jax.lax.platform_dependent(query, key, value, bias, tpu=kernel, default=reference)
+
+
+def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:
+  """Whether the kernel takes queries like these, with a bias of this shape."""
+  heads, queries, keys = bias
+  small = max(queries, keys) <= MOST_TOKENS and heads * queries * keys <= MOST_BIASES
+  return small and query.dtype in (jnp.float32, jnp.bfloat16)
+
+
+def _reference(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array,
+  *,
+  num_heads: int,
+  scale: float,
+) -> jax.Array:
+  query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=dtype)
+  weights = jax.nn.softmax(scores * scale + bias.astype(dtype))
+  out = jnp.einsum('bnqk,bknd->bqnd', weights.astype(value.dtype), value)
+  return out.reshape(*out.shape[:2], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(interpret, num_heads, scale, query, key, value, bias):
+  return _forward(interpret, num_heads, scale, query, key, value, bias)[0]
+
+
+def _forward(interpret, num_heads, scale, query, key, value, bias):
+  regions = [x[:, None] for x in (query, key, value)]
+  routing = jnp.zeros((len(query), 1, 1), jnp.int32)
+  out, log_sum = tpu.forward(
+    *regions, routing, None, num_heads=num_heads, scale=scale, bias=bias, interpret=interpret
+  )
+  return out[:, 0], (*regions, routing, bias, out, log_sum)
+
+
+def _backward(interpret, num_heads, scale, residuals, d_out):
+  *operands, bias, out, log_sum = residuals
+  *gradients, d_bias = tpu.backward(
+    *operands,
+    None,
+    out,
+    log_sum,
+    d_out[:, None],
+    num_heads=num_heads,
+    scale=scale,
+    bias=bias,
+    interpret=interpret,
+  )
+  return (*(x[:, 0] for x in gradients), d_bias.astype(bias.dtype))
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _check(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array,
+  num_heads: int,
+  implementation: str,
+) -> None:
+  def require(holds: bool, message: str) -> None:
+    if not holds:
+      raise ValueError(f'biased_attention: {message}')
+
+  require(
+    implementation in IMPLEMENTATIONS,
+    f'unknown implementation {implementation!r}; there are {", ".join(IMPLEMENTATIONS)}',
+  )
+  for name, x in (('query', query), ('key', key), ('value', value)):
+    require(x.ndim == 3, f'{name} must be [batch, tokens, channels], got {x.shape}')
+    require(
+      num_heads > 0 and x.shape[-1] % num_heads == 0,
+      f'{x.shape[-1]} channels of {name} do not divide into num_heads={num_heads}',
+    )
+  require(
+    key.shape == (*query.shape[:1], *key.shape[1:2], *query.shape[2:])
+    and key.shape[:2] == value.shape[:2],
+    f'query {query.shape}, key {key.shape} and value {value.shape} do not go together',
+  )
+  expected = (num_heads, query.shape[1], key.shape[1])
+  require(
+    bias.shape == expected,
+    f'bias must be [num_heads, queries, keys] = {expected}, got {bias.shape}',
+  )
+  require(
+    implementation != 'tpu' or fits(query, bias.shape),
+    f"implementation 'tpu' takes float32 and bfloat16, up to {MOST_TOKENS} queries and keys and "
+    f'{MOST_BIASES} biases; got {query.dtype} and {bias.shape}',
+  )
