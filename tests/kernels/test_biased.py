@@ -38,8 +38,9 @@ def _with_gradients(function, arguments, cotangent):
   return out, *pull_back(cotangent)
 
 
-@pytest.mark.parametrize('dtype', list(BOUNDS))
-@pytest.mark.parametrize('name', list(SHAPES))
+@pytest.mark.parametrize(
+  ('name', 'dtype'), [*((name, 'float32') for name in SHAPES), ('odd', 'bfloat16')]
+)
 def test_kernel_equals_the_definition(name, dtype):
   arguments, cotangent, heads = _problem(name, dtype)
   attend = functools.partial(kernels.biased_attention, num_heads=heads)
@@ -108,10 +109,9 @@ def test_the_kernel_refuses_what_does_not_fit_its_memory():
 
 @needs_libtpu
 @pytest.mark.tpu_aot
-@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2'])
-def test_gradients_compile_for_tpus(topology):
-  # The first stage of CrossFormer-L: the most that fits.
-  _, devices = aot.topology_devices(topology)
+def test_gradients_compile_for_the_tpu_with_the_least_vector_memory():
+  # The first stage of CrossFormer-L: the most that is asked for.
+  _, devices = aot.topology_devices('v4:2x2x1')
   place = jax.sharding.SingleDeviceSharding(devices[0])
   x = jax.ShapeDtypeStruct((8, 392, 128), jnp.bfloat16, sharding=place)
   bias = jax.ShapeDtypeStruct((4, 392, 392), jnp.float32, sharding=place)

@@ -123,7 +123,6 @@ SLOW = {
     'crossvit_9_dagger_224',
     'crossvit_base_224',
     'crossvit_small_224',
-    # `train_loss_tiny` is this network with its loss.
     'crossvit_tiny_224',
     'crossvit_t2t_tiny',
     'crossvit_tiny_224_input_256x300',
@@ -131,6 +130,7 @@ SLOW = {
     'crossvit_tiny_fusion_pairwise',
     'op_multiscale_block_3branch',
     'timm_rect_240x120',
+    'train_loss_tiny',
   },
   'biformer': {
     'attention_lepe',

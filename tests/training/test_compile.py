@@ -284,6 +284,7 @@ def report(reports, small_config):
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+@pytest.mark.slow
 def test_one_chip_needs_no_collectives(report):
   single = report('v5e:1x1', data=1)
   assert single.devices == single.hosts == 1
