@@ -1,7 +1,7 @@
 """Attention whose scores get a bias that all examples share, for short sequences.
 
-On TPUs it is the kernel of routed attention in its dense form, of one region of queries and one of
-keys, where neither scores nor weights are ever in HBM.
+On TPUs it is the kernel of routed attention in its dense form, with one region of queries and one
+of keys: neither scores nor weights are ever in HBM.
 """
 
 import functools
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from crossattn_jax.kernels.routed import tpu
 
 IMPLEMENTATIONS = ('auto', 'reference', 'tpu')
-# Queries, and keys, whose bias and its gradient fit into the vector memory with everything else.
+# Queries, or keys, of which there may be as many: the scores of a head are in the vector memory.
 MOST_TOKENS = 512
+# The biases of all heads, and their gradients, are there too; a core of a v4 has 16 MiB.
 MOST_BIASES = 2**20
 
 
@@ -141,8 +142,7 @@ def _check(
       f'{x.shape[-1]} channels of {name} do not divide into num_heads={num_heads}',
     )
   require(
-    key.shape == (*query.shape[:1], *key.shape[1:2], *query.shape[2:])
-    and key.shape[:2] == value.shape[:2],
+    key.shape[::2] == query.shape[::2] and key.shape[:2] == value.shape[:2],
     f'query {query.shape}, key {key.shape} and value {value.shape} do not go together',
   )
   expected = (num_heads, query.shape[1], key.shape[1])
