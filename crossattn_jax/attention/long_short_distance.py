@@ -30,8 +30,6 @@ SMALL_MAPS = ('shrink', 'pad')
 
 # Added to the scores of padded keys. Finite: a group may hold nothing but padding.
 _MASKED = -1e6
-# Added to the scores of keys of other groups.
-_HIDDEN = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +282,7 @@ def _strip_bias(bias: jax.Array, grouping: Grouping) -> jax.Array:
   # Products: a TPU gathers, and adds up the gradient, one element at a time.
   spread = jax.nn.one_hot(place, bias.shape[-1], dtype=bias.dtype)
   bias = jnp.einsum('qa,nab,kb->nqk', spread, bias, spread, precision='highest')
-  return jnp.where(group[:, None] == group, bias, _HIDDEN)
+  return jnp.where(group[:, None] == group, bias, biased.HIDDEN)
 
 
 def _kernel_pays(x: jax.Array, heads: int, grouping: Grouping) -> bool:
@@ -408,15 +406,26 @@ def long_short_distance_attention(
     float32.
   """
   scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-  forms = {
-    'cpu': lambda qkv, bias: _cpu_attention(qkv, bias, grouping, scale),
-    'default': lambda qkv, bias: _group_attention(qkv, bias, grouping, scale),
-  }
-  if bias is not None and _kernel_pays(qkv, qkv.shape[4], grouping):
-    forms['tpu'] = lambda qkv, bias: _tpu_attention(
-      *jnp.moveaxis(qkv, 3, 0), bias, grouping=grouping, scale=scale
-    )
-  out = jax.lax.platform_dependent(grouping.pad(qkv), bias, **forms)
+  grouped = functools.partial(_grouped_map_attention, grouping=grouping, scale=scale)
+  if bias is None or not _kernel_pays(qkv, qkv.shape[4], grouping):
+    return grouped(qkv, bias)
+
+  def strips(qkv, bias):
+    return _tpu_attention(*jnp.moveaxis(qkv, 3, 0), bias, grouping=grouping, scale=scale)
+
+  return jax.lax.platform_dependent(qkv, bias, tpu=strips, default=grouped)
+
+
+def _grouped_map_attention(
+  qkv: jax.Array, bias: jax.Array | None, grouping: Grouping, scale: float
+) -> jax.Array:
+  """The form with groups, on any platform."""
+  out = jax.lax.platform_dependent(
+    grouping.pad(qkv),
+    bias,
+    cpu=lambda qkv, bias: _cpu_attention(qkv, bias, grouping, scale),
+    default=lambda qkv, bias: _group_attention(qkv, bias, grouping, scale),
+  )
   return grouping.crop(out)
 
 
@@ -453,24 +462,25 @@ def projected_attention(
   Returns:
     `[batch, height, width, heads, head_dim]` in `x`'s dtype.
   """
-
-  def attend(x, kernel, offset, bias):
-    return long_short_distance_attention(project(x, kernel, offset), grouping, bias)
-
   heads, width = kernel.shape[2:]
-  if bias is None or not _kernel_pays(x, heads, grouping):
-    return attend(x, kernel, offset, bias)
+  scale = width**-0.5
 
-  def tpu(x, kernel, offset, bias):
+  def grouped(x, kernel, offset, bias):
+    return _grouped_map_attention(project(x, kernel, offset), bias, grouping, scale)
+
+  if bias is None or not _kernel_pays(x, heads, grouping):
+    return grouped(x, kernel, offset, bias)
+
+  def strips(x, kernel, offset, bias):
     # Flat, or XLA lays the result out with its 32 channels of a head padded to 128.
     kernels = kernel.reshape(len(kernel), 3, heads * width)
     offsets = offset.reshape(3, heads * width)
     parts = (
       (jnp.dot(x, kernels[:, i]) + offsets[i]).reshape(*x.shape[:3], heads, width) for i in range(3)
     )
-    return _tpu_attention(*parts, bias, grouping=grouping, scale=width**-0.5)
+    return _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
 
-  return jax.lax.platform_dependent(x, kernel, offset, bias, tpu=tpu, default=attend)
+  return jax.lax.platform_dependent(x, kernel, offset, bias, tpu=strips, default=grouped)
 
 
 class DynamicPositionBias(nn.Module):

@@ -16,6 +16,13 @@ IMPLEMENTATIONS = ('auto', 'reference', 'tpu')
 MOST_TOKENS = 512
 # The biases of all heads, and their gradients, are there too; a core of a v4 has 16 MiB.
 MOST_BIASES = 2**20
+# A bias that hides a key.
+HIDDEN = -1e30
+
+# A network's many layers of equal shapes share their trace and their code.
+_STATIC = ('num_heads', 'scale', 'interpret')
+_kernel_forward = jax.jit(tpu.forward, static_argnames=_STATIC)
+_kernel_backward = jax.jit(tpu.backward, static_argnames=_STATIC)
 
 
 def biased_attention(
@@ -31,7 +38,7 @@ def biased_attention(
 ) -> jax.Array:
   """softmax(query key^T scale + bias) value, per head.
 
-  A bias of -1e30 hides a key from a query; one that is left without any gives no sensible result.
+  A bias of `HIDDEN` hides a key from a query; a query without any key gets no sensible result.
 
   Args:
     query: `[batch, queries, num_heads * head_dim]`.
@@ -94,7 +101,7 @@ def _attend(interpret, num_heads, scale, query, key, value, bias):
 def _forward(interpret, num_heads, scale, query, key, value, bias):
   regions = [x[:, None] for x in (query, key, value)]
   routing = jnp.zeros((len(query), 1, 1), jnp.int32)
-  out, log_sum = tpu.forward(
+  out, log_sum = _kernel_forward(
     *regions, routing, None, num_heads=num_heads, scale=scale, bias=bias, interpret=interpret
   )
   return out[:, 0], (*regions, routing, bias, out, log_sum)
@@ -102,7 +109,7 @@ def _forward(interpret, num_heads, scale, query, key, value, bias):
 
 def _backward(interpret, num_heads, scale, residuals, d_out):
   *operands, bias, out, log_sum = residuals
-  *gradients, d_bias = tpu.backward(
+  *gradients, d_bias = _kernel_backward(
     *operands,
     None,
     out,
