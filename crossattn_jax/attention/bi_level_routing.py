@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import depthwise_conv, initializers
+from crossattn_jax.layers import depthwise_conv, initializers, linear
 
 Grid = tuple[int, int]
 
@@ -239,35 +239,34 @@ def hard_routed_attention(
     `[batch, regions, tokens, heads, width]` in `value`'s dtype.
   """
 
+  heads, head_dim = query.shape[-2:]
+
   def attend(query, key, value, routing):
-    heads = query.shape[-2]
     mask = None
     if key_mask is not None:
       mask = jnp.broadcast_to(key_mask, key.shape[:3])
-    query, key, value = (x.reshape(*x.shape[:-2], -1) for x in (query, key, value))
-    out = kernels.routed_attention(
+    return kernels.routed_attention(
       query,
       key,
       value,
       routing,
-      num_heads=heads,
+      num_heads=query.shape[-1] // head_dim,
       scale=scale,
       key_mask=mask,
       implementation=implementation,
     )
-    return out.reshape(*out.shape[:-1], heads, -1)
 
-  tokens = ('batch', None, None, 'heads', None)
+  # Heads stay side by side: XLA would pad the channels of each to 128 at the shards' border.
+  tokens = ('batch', None, None, ('heads', heads))
   per_head = ('batch', 'heads', None, None)
-  return parallel.map_shards(
+  out = parallel.map_shards(
     attend,
-    query,
-    key,
-    value,
+    *(x.reshape(*x.shape[:3], -1) for x in (query, key, value)),
     routing,
     names=(tokens, tokens, tokens, per_head if routing.ndim == 4 else ('batch', None, None)),
     out_names=tokens,
   )
+  return out.reshape(*out.shape[:3], *value.shape[3:])
 
 
 def regional_routing_attention(
@@ -548,7 +547,7 @@ class BiLevelRoutingAttention(nn.Module):
     out = out[:, : size[0], : size[1]]
     if not self.output_projection:
       return out.reshape(*out.shape[:-2], channels), chosen
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **self._linear())(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **self._linear())(out)
     return out, chosen
 
   def _project(
@@ -558,10 +557,10 @@ class BiLevelRoutingAttention(nn.Module):
     heads = self.num_heads
     if qk_dim == channels:
       features = (3, heads, channels // heads)
-      qkv = nn.DenseGeneral(features, name='qkv', **self._linear())(tokens)
+      qkv = linear.Dense(features, name='qkv', **self._linear())(tokens)
       parts = tuple(jnp.moveaxis(qkv, -3, 0))
     else:
-      qkv = nn.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
+      qkv = linear.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
       parts = jnp.split(qkv, [qk_dim, 2 * qk_dim], axis=-1)
       parts = tuple(part.reshape(*part.shape[:-1], heads, -1) for part in parts)
     return tuple(parallel.constrain(part, 'batch', None, None, 'heads', None) for part in parts)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import initializers
+from crossattn_jax.layers import initializers, linear
 
 _LAYOUTS = {
   'block': 'b (r h) (s w) c -> b (r s) (h w) c',
@@ -93,7 +93,7 @@ class BlockGridAttention(nn.Module):
     (height, width, channels), window = x.shape[1:], self.window
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    linear = {
+    options = {
       'kernel_init': self.kernel_init,
       'bias_init': self.bias_init,
       'dtype': self.dtype,
@@ -102,7 +102,7 @@ class BlockGridAttention(nn.Module):
     x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
     head_dim = channels // self.num_heads
     groups = group(x, self.kind, window)
-    qkv = nn.DenseGeneral((3, self.num_heads, head_dim), name='qkv', **linear)(groups)
+    qkv = linear.Dense((3, self.num_heads, head_dim), name='qkv', **options)(groups)
     query, key, value = (
       parallel.constrain(part, 'batch', None, None, 'heads', None)
       for part in jnp.moveaxis(qkv, 3, 0)
@@ -116,5 +116,5 @@ class BlockGridAttention(nn.Module):
     bias = table[:, offset[:, None, :, None], offset[None, :, None, :]]
     bias = rearrange(bias, 'h y x v u -> h (y x) (v u)')
     out = windowed_attention(query, key, value, bias, scale=head_dim**-0.5)
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **linear)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **options)(out)
     return ungroup(out, self.kind, window, x.shape[1])[:, :height, :width]

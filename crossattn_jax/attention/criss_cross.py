@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.kernels.criss_cross import passes, reference
+from crossattn_jax.layers import linear
 
 # Which holds the rows of a map: `parallel.constrain(x, ..., 'height', ...)`.
 _ROWS_AXIS = 'sequence'
@@ -175,9 +176,9 @@ class CrissCrossAttention(nn.Module):
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    query = nn.Dense(channels // self.reduction, name='query', **common)
-    key = nn.Dense(channels // self.reduction, name='key', **common)
-    value = nn.Dense(channels, name='value', **common)
+    query = linear.Dense(channels // self.reduction, name='query', **common)
+    key = linear.Dense(channels // self.reduction, name='key', **common)
+    value = linear.Dense(channels, name='value', **common)
     gate = self.param('gate', nn.initializers.zeros, (), self.param_dtype)
     weights = []
     for _ in range(self.recurrence):

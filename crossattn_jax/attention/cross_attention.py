@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
+from crossattn_jax.layers import linear
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -188,6 +189,6 @@ class ClassTokenAttention(nn.Module):
         parallel.constrain(part, 'batch', 'tokens', 'heads', None) for part in (key(x), value(x))
       )
       out, weights = class_token_attention(class_query, keys, values, dropout=dropout)
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
     out = nn.Dropout(self.drop_rate, deterministic=not train)(out)
     return out[:, None], weights

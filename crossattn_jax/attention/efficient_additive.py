@@ -113,10 +113,9 @@ class EfficientAdditiveAttention(nn.Module):
     width = self.num_heads * head_dim
 
     def dense(features: int, name: str) -> nn.Dense:
-      return nn.Dense(
+      return linear.Dense(
         features,
         kernel_init=initializers.linear,
-        dot_general=linear.dot_general,
         name=name,
         dtype=self.dtype,
         param_dtype=self.param_dtype,

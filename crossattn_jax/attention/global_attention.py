@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.layers import depthwise_conv, initializers
+from crossattn_jax.layers import depthwise_conv, initializers, linear
 
 
 class GlobalAttention(nn.Module):
@@ -45,17 +45,17 @@ class GlobalAttention(nn.Module):
     height, channels = x.shape[1], x.shape[-1]
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    linear = {
+    options = {
       'kernel_init': self.kernel_init,
       'bias_init': self.bias_init,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    qkv = nn.DenseGeneral(
+    qkv = linear.Dense(
       (3, self.num_heads, channels // self.num_heads),
       use_bias=self.qkv_bias,
       name='qkv',
-      **linear,
+      **options,
     )(rearrange(x, 'b y x c -> b (y x) c'))
     query, key, value = (
       parallel.constrain(part, 'batch', None, 'heads', None) for part in jnp.moveaxis(qkv, 2, 0)
@@ -70,4 +70,4 @@ class GlobalAttention(nn.Module):
         self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
       )(source)
       out += lepe.reshape(out.shape)
-    return nn.DenseGeneral(channels, axis=(-2, -1), name='out', **linear)(out)
+    return linear.Dense(channels, axis=(-2, -1), name='out', **options)(out)

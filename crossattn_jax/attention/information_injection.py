@@ -160,7 +160,6 @@ class InjectionAttention(nn.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide {channels} channels')
     common = {
       'kernel_init': initializers.linear,
-      'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
@@ -168,14 +167,14 @@ class InjectionAttention(nn.Module):
     def project(x: jax.Array, name: str) -> jax.Array:
       heads = (self.num_heads, channels // self.num_heads)
       return parallel.constrain(
-        nn.DenseGeneral(heads, name=name, **common)(x), 'batch', 'tokens', 'heads', None
+        linear.Dense(heads, name=name, **common)(x), 'batch', 'tokens', 'heads', None
       )
 
     query, key, value = project(query, 'query'), project(key, 'key'), project(value, 'value')
     injected = inject(
       query, key, value, injection=self.injection, attention=self.attention, mask=mask
     )
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(injected)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(injected)
     return out, token_weights(key, mask).mean(axis=(2, 3))
 
 

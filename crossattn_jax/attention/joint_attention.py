@@ -115,7 +115,7 @@ class PostNormUnit(nn.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {self.width}')
     heads = (self.num_heads, self.width // self.num_heads)
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    dense = functools.partial(nn.DenseGeneral, dot_general=linear.dot_general, **types)
+    dense = functools.partial(linear.Dense, **types)
     norm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False, **types)
     narrow, wide = self._init(self.width), self._init(self.mlp_dim)
     self.query = dense(heads, **narrow)

@@ -303,29 +303,28 @@ def _strip_attention(
   scale: float,
   interpret: bool = False,
 ) -> jax.Array:
-  """Attention of maps `[batch, height, width, heads, head_dim]` by the kernel of biased attention.
+  """Attention of maps `[batch, height, width, heads * head_dim]` by the kernel of biased attention.
 
   Strips of the map attend to themselves, with other groups hidden. That scores several times as
   many pairs as there are, and spares a TPU the sorting into groups, which takes longer.
   """
-  heads, width = value.shape[-2:]
-  flat = (x.reshape(*x.shape[:3], heads * width) for x in (query, key, value))
   out = biased.biased_attention(
-    *map(grouping.cut_strips, flat),
+    *map(grouping.cut_strips, (query, key, value)),
     _strip_bias(bias, grouping),
-    num_heads=heads,
+    num_heads=len(bias),
     scale=scale,
     implementation='tpu',
     interpret=interpret,
   )
-  return grouping.join_strips(out).reshape(value.shape)
+  return grouping.join_strips(out)
 
 
 def _tpu_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, **options: Any
 ) -> jax.Array:
   """`_strip_attention`, on each device of a mesh for its images and heads."""
-  names = ('batch', None, None, 'heads', None)
+  # Heads stay side by side: XLA would pad the 32 channels of each to 128 at the shards' border.
+  names = ('batch', None, None, ('heads', len(bias)))
   return parallel.map_shards(
     functools.partial(_strip_attention, **options),
     query,
@@ -411,7 +410,9 @@ def long_short_distance_attention(
     return grouped(qkv, bias)
 
   def strips(qkv, bias):
-    return _tpu_attention(*jnp.moveaxis(qkv, 3, 0), bias, grouping=grouping, scale=scale)
+    parts = jnp.moveaxis(qkv.reshape(*qkv.shape[:4], -1), 3, 0)
+    out = _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
+    return out.reshape(*out.shape[:3], *qkv.shape[4:])
 
   return jax.lax.platform_dependent(qkv, bias, tpu=strips, default=grouped)
 
@@ -472,13 +473,11 @@ def projected_attention(
     return grouped(x, kernel, offset, bias)
 
   def strips(x, kernel, offset, bias):
-    # Flat, or XLA lays the result out with its 32 channels of a head padded to 128.
     kernels = kernel.reshape(len(kernel), 3, heads * width)
     offsets = offset.reshape(3, heads * width)
-    parts = (
-      (jnp.dot(x, kernels[:, i]) + offsets[i]).reshape(*x.shape[:3], heads, width) for i in range(3)
-    )
-    return _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
+    parts = (linear.project_for_kernel(x, kernels[:, i], offsets[i]) for i in range(3))
+    out = _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
+    return out.reshape(*x.shape[:3], heads, width)
 
   return jax.lax.platform_dependent(x, kernel, offset, bias, tpu=strips, default=grouped)
 
@@ -504,7 +503,7 @@ class DynamicPositionBias(nn.Module):
   def __call__(self, offsets: jax.Array | np.ndarray) -> jax.Array:
     """Maps `[..., 2]`, offsets in rows and columns, to `[..., num_heads]`."""
     dense = functools.partial(
-      nn.Dense, kernel_init=initializers.linear, param_dtype=self.param_dtype
+      linear.Dense, kernel_init=initializers.linear, param_dtype=self.param_dtype
     )
     x = dense(self.hidden, name='linear_0')(jnp.asarray(offsets))
     for i, width in enumerate((self.hidden, self.hidden, self.num_heads), start=1):
@@ -614,11 +613,10 @@ class LongShortDistanceAttention(nn.Module):
     out = projected_attention(x, *parameters, cut, bias)
     if not self.mask_padding:
       out = grouping.crop(out)
-    out = nn.DenseGeneral(
+    out = linear.Dense(
       channels,
       axis=(-2, -1),
       kernel_init=initializers.linear,
-      dot_general=linear.dot_general,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='out',

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.layers import depthwise_conv, initializers
-from crossattn_jax.layers import linear as linear_lib
+from crossattn_jax.layers import depthwise_conv, initializers, linear
 
 Grid = tuple[int, int]
 
@@ -226,10 +225,9 @@ def project_heads(
   """Query, key and value by the fused projection 'qkv' of a module: `[batch, tokens, heads, d]`."""
   if channels % num_heads:
     raise ValueError(f'num_heads={num_heads} does not divide the width {channels}')
-  qkv = nn.DenseGeneral(
+  qkv = linear.Dense(
     (3, num_heads, channels // num_heads),
     kernel_init=kernel_init,
-    dot_general=linear_lib.dot_general,
     name='qkv',
     **types,
   )(x)
@@ -258,11 +256,10 @@ def merge_heads(
   **types: jnp.dtype | None,
 ) -> jax.Array:
   """The projection 'out' of a module, from `[batch, tokens, heads, head_dim]`."""
-  return nn.DenseGeneral(
+  return linear.Dense(
     channels,
     axis=(-2, -1),
     kernel_init=kernel_init,
-    dot_general=linear_lib.dot_general,
     name='out',
     **types,
   )(x)

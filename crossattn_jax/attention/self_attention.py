@@ -191,11 +191,10 @@ class SelfAttention(nn.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
     common = {
       'kernel_init': self.kernel_init,
-      'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    qkv = nn.DenseGeneral(
+    qkv = linear.Dense(
       (3, self.num_heads, channels // self.num_heads),
       use_bias=self.qkv_bias,
       name='qkv',
@@ -209,5 +208,5 @@ class SelfAttention(nn.Module):
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None
     out = dot_product_attention(query, key, value, dropout=dropout)
-    out = nn.DenseGeneral(channels, axis=(-2, -1), name='out', **common)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
     return nn.Dropout(self.drop_rate, deterministic=not train)(out)

@@ -28,11 +28,10 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[..., channels]` to the same shape."""
     common = {
-      'dot_general': linear.dot_general,
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    fc1 = nn.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **common)
-    fc2 = nn.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **common)
+    fc1 = linear.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **common)
+    fc2 = linear.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **common)
     return drop(fc2(drop(activations.gelu(fc1(x)))))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import random_features, self_attention
-from crossattn_jax.layers import initializers, mlp
+from crossattn_jax.layers import initializers, linear, mlp
 
 _NORM_EPSILON = 1e-5
 _PERFORMER_DROP_RATE = 0.1
@@ -83,16 +83,14 @@ class TokenTransformer(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    linear = {'kernel_init': initializers.linear, **types}
+    options = {'kernel_init': initializers.linear, **types}
     norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
     u = nn.LayerNorm(name='norm1', **norm)(x)
-    qkv = nn.DenseGeneral((3, 1, self.channels), use_bias=False, name='qkv', **linear)(u)
+    qkv = linear.Dense((3, 1, self.channels), use_bias=False, name='qkv', **options)(u)
     query, key, value = jnp.moveaxis(qkv, 2, 0)
     # The original scales by the width of the input, not of the head.
     context = self_attention.dot_product_attention(query, key, value, scale=x.shape[-1] ** -0.5)
-    x = value[:, :, 0] + nn.DenseGeneral(self.channels, axis=(-2, -1), name='out', **linear)(
-      context
-    )
+    x = value[:, :, 0] + linear.Dense(self.channels, axis=(-2, -1), name='out', **options)(context)
     u = nn.LayerNorm(name='norm2', **norm)(x)
     return x + mlp.Mlp(self.channels, name='mlp', **types)(u, train)
 
@@ -116,7 +114,7 @@ class TokenPerformer(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    linear = {'kernel_init': initializers.linear, **types}
+    options = {'kernel_init': initializers.linear, **types}
     norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
     drop = nn.Dropout(_PERFORMER_DROP_RATE, deterministic=not train)
     features = self.channels // 2
@@ -128,10 +126,10 @@ class TokenPerformer(nn.Module):
       ),
     ).value
     u = nn.LayerNorm(name='norm1', **norm)(x)
-    kqv = nn.DenseGeneral((3, self.channels), name='kqv', **linear)(u)
+    kqv = linear.Dense((3, self.channels), name='kqv', **options)(u)
     key, query, value = jnp.moveaxis(kqv, 2, 0)
     context = random_features.random_feature_attention(query, key, value, directions)
-    x = value + drop(nn.Dense(self.channels, name='out', **linear)(context))
+    x = value + drop(linear.Dense(self.channels, name='out', **options)(context))
     u = nn.LayerNorm(name='norm2', **norm)(x)
     return x + drop(mlp.Mlp(self.channels, name='mlp', **types)(u, train))
 
@@ -176,4 +174,6 @@ class TokensToToken(nn.Module):
       tokens = token_block(self.token_channels, name=f'token_block_{i}', **types)(tokens, train)
       x = rearrange(tokens, 'b (h w) c -> b h w c', h=windows.shape[1])
     tokens = rearrange(splits[2](x), 'b h w c -> b (h w) c')
-    return nn.Dense(self.channels, kernel_init=initializers.linear, name='project', **types)(tokens)
+    return linear.Dense(self.channels, kernel_init=initializers.linear, name='project', **types)(
+      tokens
+    )

@@ -86,7 +86,7 @@ class PatchEmbedding(nn.Module):
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     init = {'kernel_init': initializers.linear, 'use_bias': False}
     x = depthwise_conv.DepthwiseConv(3, name='depthwise', **init, **types)(x)
-    x = nn.Dense(x.shape[-1], dot_general=linear.dot_general, name='pointwise', **init, **types)(x)
+    x = linear.Dense(x.shape[-1], name='pointwise', **init, **types)(x)
     x = batch_norm.BatchNorm(scale_init=_scale_init, name='norm', **types)(x, train)
     return nn.hard_swish(x)
 

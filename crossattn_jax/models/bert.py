@@ -105,9 +105,7 @@ class Bert(nn.Module):
       )
       x = features[f'layer_{i}'] = unit(x, mask, train)
     if self.pooler:
-      pooler = nn.Dense(
-        self.width, kernel_init=init, dot_general=linear.dot_general, name='pooler', **types
-      )
+      pooler = linear.Dense(self.width, kernel_init=init, name='pooler', **types)
       features['pooled'] = jnp.tanh(pooler(x[:, 0]))
     return x, features
 

@@ -28,6 +28,7 @@ from crossattn_jax.layers import (
   depthwise_conv,
   drop_path,
   initializers,
+  linear,
 )
 from crossattn_jax.models import registry
 
@@ -157,9 +158,9 @@ class ConvolutionMixer(nn.Module):
     """Maps `[batch, height, width, channels]` to the same shape."""
     init = initializers.torch_convolution(x.shape[-1])
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    linear = functools.partial(nn.Dense, x.shape[-1], kernel_init=init, bias_init=init, **types)
-    x = depthwise_conv.DepthwiseConv(5, name='depthwise', **types)(linear(name='linear_0')(x))
-    return linear(name='linear_1')(x)
+    dense = functools.partial(linear.Dense, x.shape[-1], kernel_init=init, bias_init=init, **types)
+    x = depthwise_conv.DepthwiseConv(5, name='depthwise', **types)(dense(name='linear_0')(x))
+    return dense(name='linear_1')(x)
 
 
 class FeedForward(nn.Module):
@@ -176,10 +177,10 @@ class FeedForward(nn.Module):
     """Maps `[batch, height, width, channels]` to the same shape."""
     options, channels = self.options, x.shape[-1]
     hidden = int(options.mlp_ratio * channels)
-    x = nn.Dense(hidden, name='fc1', **options.linear(channels))(x)
+    x = linear.Dense(hidden, name='fc1', **options.linear(channels))(x)
     if options.mlp_depthwise:
       x = depthwise_conv.DepthwiseConv(3, name='depthwise', **options.types)(x)
-    return nn.Dense(channels, name='fc2', **options.linear(hidden))(activations.gelu(x))
+    return linear.Dense(channels, name='fc2', **options.linear(hidden))(activations.gelu(x))
 
 
 class Block(nn.Module):
@@ -451,7 +452,9 @@ class BiFormer(nn.Module):
     vector = x.mean(axis=(1, 2))
     if self.num_classes == 0:
       return vector, features
-    head = nn.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **options.types)
+    head = linear.Dense(
+      self.num_classes, kernel_init=initializers.linear, name='head', **options.types
+    )
     logits = parallel.constrain(head(vector), 'batch', None)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     kernel = head.variables['params']['kernel']
@@ -468,7 +471,7 @@ class BiFormer(nn.Module):
   def _attentions(self, stage: int, options: Options) -> tuple[Callable[..., nn.Module], ...]:
     """Builders of the attention of each block of a stage."""
     kind, channels, depth = self.attentions[stage], self.widths[stage], self.depths[stage]
-    linear = options.linear(channels)
+    projection = options.linear(channels)
     match kind:
       case 'routed':
         qk_dim = self.qk_dims[stage] if self.qk_dims else channels
@@ -486,7 +489,7 @@ class BiFormer(nn.Module):
           kv_pool_size=self.kv_pool_sizes[stage],
           output_projection=self.output_projection,
           implementation=self.implementation,
-          **linear,
+          **projection,
         )
       case 'convolution':
         build = functools.partial(ConvolutionMixer, **options.types)
@@ -498,7 +501,7 @@ class BiFormer(nn.Module):
             heads,
             kind='grid' if i % 2 else 'block',
             window=self.window,
-            **linear,
+            **projection,
           )
           for i in range(depth)
         )
@@ -509,7 +512,7 @@ class BiFormer(nn.Module):
           self.global_heads,
           lepe=lepe if self.lepe_side else 'none',
           lepe_side=self.lepe_side,
-          **linear,
+          **projection,
         )
     return (build,) * depth
 

@@ -27,6 +27,7 @@ from crossattn_jax.layers import (
   depthwise_conv,
   drop_path,
   initializers,
+  linear,
   mlp,
 )
 from crossattn_jax.models import registry
@@ -428,7 +429,7 @@ class CrossFormer(nn.Module):
     vector = x.mean(axis=(1, 2))
     if self.num_classes == 0:
       return vector, features
-    head = nn.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
+    head = linear.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
     logits = parallel.constrain(head(vector), 'batch', None)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     kernel = head.variables['params']['kernel']

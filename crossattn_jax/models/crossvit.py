@@ -28,6 +28,7 @@ from crossattn_jax.layers import (
   block_scan,
   drop_path,
   initializers,
+  linear,
   mlp,
   patch_embedding,
   resize,
@@ -206,10 +207,10 @@ class Projection(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
     x = activations.gelu(self.options.layer_norm('norm')(x))
-    linear = nn.Dense(
+    project = linear.Dense(
       self.channels, kernel_init=initializers.linear, name='linear', **self.options.types
     )
-    return parallel.constrain(linear(x), 'batch', 'tokens', 'channels')
+    return parallel.constrain(project(x), 'batch', 'tokens', 'channels')
 
 
 class CrossAttentionBlock(nn.Module):
@@ -621,7 +622,7 @@ class CrossViT(nn.Module):
     branch_logits = []
     for d, vector in enumerate(vectors):
       vector = nn.Dropout(self.head_drop_rate, deterministic=not train)(vector)
-      head = nn.Dense(
+      head = linear.Dense(
         self.num_classes, kernel_init=initializers.linear, name=f'head_{d}', **options.types
       )
       logits = parallel.constrain(head(vector), 'batch', None)

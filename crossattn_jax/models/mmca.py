@@ -128,11 +128,10 @@ class PhraseCNN(nn.Module):
     x = jnp.concatenate(strongest, axis=-1)
     x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
     init = initializers.torch_convolution(x.shape[-1])
-    x = nn.Dense(
+    x = linear.Dense(
       self.width,
       kernel_init=init,
       bias_init=init,
-      dot_general=linear.dot_general,
       name='fc',
       **types,
     )(x)
@@ -294,9 +293,7 @@ class MMCA(nn.Module):
 
     def projection(channels: int) -> nn.Dense:
       init = initializers.torch_convolution(channels)
-      return nn.Dense(
-        self.width, kernel_init=init, bias_init=init, dot_general=linear.dot_general, **types
-      )
+      return linear.Dense(self.width, kernel_init=init, bias_init=init, **types)
 
     def units(count: int) -> list[joint_attention.PostNormUnit]:
       arguments = (self.width, self.num_heads, self.mlp_dim, self.drop_rate)

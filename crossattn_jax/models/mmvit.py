@@ -28,6 +28,7 @@ from crossattn_jax.layers import (
   convolution,
   drop_path,
   initializers,
+  linear,
   mlp,
   pooling,
   resize,
@@ -146,7 +147,7 @@ class PoolingBlock(nn.Module):
       **options.types,
     )(normed, train, grid)
     if self.scale:
-      skip = nn.Dense(channels, kernel_init=initializers.linear, name='skip', **options.types)
+      skip = linear.Dense(channels, kernel_init=initializers.linear, name='skip', **options.types)
       extra, image = pooled.split_tokens(skip(normed), grid)
       x = pooled.join_tokens(extra, pooling.max_pool(image, 3, 2, padding=1))
     x += drop(attended, train)
@@ -421,7 +422,9 @@ class MMViT(nn.Module):
     features['feature'] = feature
     if self.num_classes == 0:
       return feature.astype(jnp.promote_types(feature.dtype, jnp.float32)), features
-    head = nn.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **options.types)
+    head = linear.Dense(
+      self.num_classes, kernel_init=initializers.linear, name='head', **options.types
+    )
     logits = parallel.constrain(head(feature), 'batch', None)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
 

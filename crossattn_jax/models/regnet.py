@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm, block_scan, convolution
+from crossattn_jax.layers import batch_norm, block_scan, convolution, linear
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -78,8 +78,8 @@ class SqueezeExcitation(nn.Module):
     """Maps `[batch, height, width, channels]` to the same shape."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     mean = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2)).astype(x.dtype)
-    hidden = nn.relu(nn.Dense(self.hidden, name='fc1', **types)(mean))
-    factors = nn.sigmoid(nn.Dense(x.shape[-1], name='fc2', **types)(hidden))
+    hidden = nn.relu(linear.Dense(self.hidden, name='fc1', **types)(mean))
+    factors = nn.sigmoid(linear.Dense(x.shape[-1], name='fc2', **types)(hidden))
     return x * factors[:, None, None]
 
 
@@ -212,7 +212,7 @@ class RegNet(nn.Module):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
     if self.num_classes == 0:
       return x, features
-    head = nn.Dense(
+    head = linear.Dense(
       self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head', **types
     )
     logits = parallel.constrain(head(x), 'batch', None)

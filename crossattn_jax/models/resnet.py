@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import block_scan, conv_norm, initializers, pooling
+from crossattn_jax.layers import block_scan, conv_norm, initializers, linear, pooling
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -225,7 +225,7 @@ class ResNet(nn.Module):
     if self.num_classes == 0:
       return vector, features
     init = initializers.torch_convolution(vector.shape[-1])
-    logits = nn.Dense(
+    logits = linear.Dense(
       self.num_classes,
       kernel_init=init,
       bias_init=init,

@@ -69,10 +69,9 @@ class Options:
 
   def dense(self, x: jax.Array, channels: int, name: str) -> jax.Array:
     """Applies a 1 x 1 convolution."""
-    return nn.Dense(
+    return linear.Dense(
       channels,
       kernel_init=initializers.linear,
-      dot_general=linear.dot_general,
       name=name,
       **self.types,
     )(x)
@@ -388,7 +387,7 @@ class SwiftFormer(nn.Module):
     return (logits if train else average), features
 
   def _classify(self, x: jax.Array, name: str) -> jax.Array:
-    head = nn.Dense(
+    head = linear.Dense(
       self.num_classes,
       kernel_init=initializers.linear,
       name=name,

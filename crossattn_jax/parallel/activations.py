@@ -16,15 +16,19 @@ LOGICAL_AXES = {
   'channels': (),
 }
 
+# A logical axis, or one of so many parts side by side: ('heads', 4) are the channels of 4 heads.
+Name = str | tuple[str, int] | None
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+
+def constrain(x: jax.Array, *names: Name) -> jax.Array:
   """Constrains the sharding of an activation under the ambient mesh (`jax.set_mesh`).
 
   Args:
     x: an activation.
     names: one logical axis per dimension: 'batch', 'height', 'width', 'tokens', 'heads', 'hidden'
       (of an MLP), 'channels', or None. Mesh axes whose size does not divide the dimension are left
-      out.
+      out. `('heads', 4)` names a dimension that holds the channels of 4 heads, head by head: mesh
+      axes must divide the 4.
 
   Returns:
     `x`, unchanged where no mesh of this library is ambient.
@@ -39,8 +43,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def map_shards(
   function: Callable[..., jax.Array],
   *args: jax.Array,
-  names: Sequence[Sequence[str | None]],
-  out_names: Sequence[str | None],
+  names: Sequence[Sequence[Name]],
+  out_names: Sequence[Name],
 ) -> jax.Array:
   """Calls a function on each device's part of its arguments (`jax.shard_map`), for kernels.
 
@@ -67,23 +71,28 @@ def map_shards(
   split = {
     name: axes
     for spec, argument_names in zip(specs, names, strict=True)
-    for axes, name in zip(spec, argument_names, strict=True)
+    for axes, name in zip(spec, map(_axis, argument_names), strict=True)
   }
   return jax.shard_map(
     function,
     in_specs=specs,
-    out_specs=PartitionSpec(*(split[name] if name else None for name in out_names)),
+    out_specs=PartitionSpec(*(split[name] if name else None for name in map(_axis, out_names))),
     axis_names=set(jax.sharding.get_abstract_mesh().auto_axes),
     # Kernels do not say over which axes their results vary.
     check_vma=False,
   )(*args)
 
 
-def _partition_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec | None:
+def _axis(name: Name) -> str | None:
+  """The logical axis, without the number of its parts."""
+  return name[0] if isinstance(name, tuple) else name
+
+
+def _partition_spec(shape: Sequence[int], names: Sequence[Name]) -> PartitionSpec | None:
   """The mesh axes of each dimension under the ambient mesh; None without one."""
   if len(names) != len(shape):
     raise ValueError(f'{len(names)} logical axes {names} for an array of shape {tuple(shape)}')
-  unknown = [name for name in names if name is not None and name not in LOGICAL_AXES]
+  unknown = [name for name in map(_axis, names) if name is not None and name not in LOGICAL_AXES]
   if unknown:
     raise ValueError(f'unknown logical axis {unknown[0]!r}; known: {", ".join(LOGICAL_AXES)}')
   mesh = jax.sharding.get_abstract_mesh()
@@ -92,7 +101,9 @@ def _partition_spec(shape: Sequence[int], names: Sequence[str | None]) -> Partit
   spec = []
   for size, name in zip(shape, names, strict=True):
     axes = []
-    for axis in LOGICAL_AXES.get(name, ()):
+    if isinstance(name, tuple):
+      size = name[1]
+    for axis in LOGICAL_AXES.get(_axis(name), ()):
       # Inside shard_map the manual axes are already split.
       if axis in mesh.auto_axes and size % mesh.shape[axis] == 0 and mesh.shape[axis] > 1:
         axes.append(axis)

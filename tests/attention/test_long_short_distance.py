@@ -216,8 +216,9 @@ def _group_and_strip_attention(grouping, batch, interpret_jit=lambda f: f):
   cotangent = _draw(batch, *grouping.size, HEADS, HEAD_DIM, seed=2)
 
   def strips(qkv, bias):
-    parts = jnp.moveaxis(qkv, 3, 0)
-    return lsd._tpu_attention(*parts, bias, grouping=grouping, scale=0.5, interpret=True)
+    parts = jnp.moveaxis(qkv.reshape(*qkv.shape[:4], -1), 3, 0)
+    out = lsd._tpu_attention(*parts, bias, grouping=grouping, scale=0.5, interpret=True)
+    return out.reshape(cotangent.shape)
 
   def groups(qkv, bias):
     return lsd._group_attention(qkv, bias, grouping, 0.5)

@@ -13,22 +13,65 @@ X = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
 @pytest.mark.parametrize(
   ('features', 'axis'), [(7, -1), ((3, 2), -1), (6, (-2, -1)), ((2, 2), (-2, -1)), (3, -2)], ids=str
 )
-def test_linear_layers_compute_the_same_with_it(features, axis):
-  plain = nn.DenseGeneral(features, axis=axis)
-  flat = plain.clone(dot_general=linear.dot_general)
+@pytest.mark.parametrize('several_devices', [False, True])
+def test_a_dense_layer_is_that_of_flax(features, axis, several_devices):
+  inits = {'bias_init': nn.initializers.normal(), 'kernel_init': nn.initializers.he_uniform()}
+  plain = nn.DenseGeneral(features, axis=axis, **inits)
+  layer = linear.Dense(features, axis=axis, **inits)
   variables = plain.init(jax.random.key(1), X)
-  loss = lambda layer: jax.value_and_grad(lambda v, x: jnp.sum(layer.apply(v, x) ** 2), (0, 1))
-  for a, b in zip(
-    jax.tree.leaves(loss(plain)(variables, X)),
-    jax.tree.leaves(loss(flat)(variables, X)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, variables, layer.init(jax.random.key(1), X))
+
+  def gradients(layer):
+    loss = lambda variables, x: jnp.sum(layer.apply(variables, x) ** 2)
+    return jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(variables, X))
+
+  expected = gradients(plain)
+  devices = jax.devices() if several_devices else jax.devices()[:1]
+  with jax.set_mesh(parallel.create_mesh(devices=devices)):
+    for a, b in zip(expected, gradients(layer), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dense_layer_without_bias_and_in_another_dtype():
+  layer = linear.Dense(4, use_bias=False, dtype=jnp.bfloat16)
+  out, variables = layer.init_with_output(jax.random.key(0), X)
+  assert out.dtype == jnp.bfloat16
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), variables['params']) == {
+    'kernel': ((5, 4), jnp.float32)
+  }
+
+
+@pytest.mark.parametrize('shape', [(0, 5), (3, 0)])
+def test_no_rows_and_no_channels(shape):
+  layer = linear.Dense(2, kernel_init=nn.initializers.ones)
+  out, _ = layer.init_with_output(jax.random.key(0), jnp.ones(shape))
+  np.testing.assert_array_equal(out, np.zeros((shape[0], 2)))
 
 
 def test_rows_are_one_axis_except_under_a_mesh():
-  kernel = jnp.ones((5, 6))
-  product = lambda x: linear.dot_general(x, kernel, (((3,), (0,)), ((), ())))
-  assert 'f32[24,6] = dot_general' in str(jax.make_jaxpr(product)(X))
+  x = X.reshape(2, 3, 2, 2, 5)
+  kernel = jnp.ones((2, 5, 6))
+  product = lambda x: linear.dot_general(x, kernel, (((3, 4), (0, 1)), ((), ())))
+  assert 'f32[12,6] = dot_general' in str(jax.make_jaxpr(product)(x))
   with jax.set_mesh(parallel.create_mesh()):
-    assert 'f32[2,3,4,6] = dot_general' in str(jax.make_jaxpr(product)(X))
+    jaxpr = str(jax.make_jaxpr(product)(x))
+  assert 'f32[2,3,2,6] = dot_general' in jaxpr
+  assert '[2,3,2,10] = reshape' in jaxpr
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_projection_for_a_kernel_has_the_gradients_of_a_linear_map(dtype):
+  kernel, bias = jax.random.normal(jax.random.key(1), (5, 6)), jnp.arange(6.0)
+  arguments = [a.astype(dtype) for a in (X, kernel, bias)]
+  plain = lambda x, kernel, bias: x @ kernel + bias
+  gradients = lambda f: jax.tree.leaves(
+    jax.value_and_grad(lambda *a: jnp.sum(f(*a).astype(jnp.float32) ** 2), (0, 1, 2))(*arguments)
+  )
+  exact = [a.astype(jnp.float32) for a in arguments]
+  expected = jax.grad(lambda *a: jnp.sum(plain(*a) ** 2), (0, 1, 2))(*exact)
+  _, *got = gradients(linear.project_for_kernel)
+  for a, b in zip(expected, got, strict=True):
+    assert b.dtype == dtype
+    np.testing.assert_allclose(
+      a, b.astype(jnp.float32), rtol=0, atol=(2e-6 if dtype == jnp.float32 else 1e-2) * abs(a).max()
+    )
