@@ -220,26 +220,27 @@ def hard_routed_attention(
   value: jax.Array,
   routing: jax.Array,
   *,
+  num_heads: int,
   scale: float,
   key_mask: jax.Array | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """`kernels.routed_attention` with the heads apart, each device working on its examples and heads.
+  """`kernels.routed_attention`, each device working on its examples and heads.
 
   Args:
-    query: `[batch, regions, tokens, heads, head_dim]`.
-    key: `[batch, key_regions, key_tokens, heads, head_dim]`.
-    value: `[batch, key_regions, key_tokens, heads, width]`.
+    query: `[batch, regions, tokens, num_heads * head_dim]`.
+    key: `[batch, key_regions, key_tokens, num_heads * head_dim]`.
+    value: `[batch, key_regions, key_tokens, num_heads * width]`.
     routing: int32 `[batch, regions, top_k]`, or `[batch, heads, regions, top_k]`.
+    num_heads: into which the channels are split, head by head.
     scale: of the scores.
     key_mask: bool `[key_regions, key_tokens]`.
     implementation: of the kernel.
 
   Returns:
-    `[batch, regions, tokens, heads, width]` in `value`'s dtype.
+    `[batch, regions, tokens, num_heads * width]` in `value`'s dtype.
   """
-
-  heads, head_dim = query.shape[-2:]
+  head_dim = query.shape[-1] // num_heads
 
   def attend(query, key, value, routing):
     mask = None
@@ -257,16 +258,17 @@ def hard_routed_attention(
     )
 
   # Heads stay side by side: XLA would pad the channels of each to 128 at the shards' border.
-  tokens = ('batch', None, None, ('heads', heads))
+  tokens = ('batch', None, None, ('heads', num_heads))
   per_head = ('batch', 'heads', None, None)
-  out = parallel.map_shards(
+  return parallel.map_shards(
     attend,
-    *(x.reshape(*x.shape[:3], -1) for x in (query, key, value)),
+    query,
+    key,
+    value,
     routing,
     names=(tokens, tokens, tokens, per_head if routing.ndim == 4 else ('batch', None, None)),
     out_names=tokens,
   )
-  return out.reshape(*out.shape[:3], *value.shape[3:])
 
 
 def regional_routing_attention(
@@ -302,26 +304,30 @@ def regional_routing_attention(
     `[batch, height, width, value_channels]` in `value`'s dtype.
   """
   height, width = query.shape[1:3]
-  query, grid = partition_heads(query, region_size, num_heads)
-  key, _ = partition_heads(key, key_region_size or region_size, num_heads)
-  value, _ = partition_heads(value, key_region_size or region_size, num_heads)
+  query, grid = partition_padded(query, region_size)
+  key, _ = partition_padded(key, key_region_size or region_size)
+  value, _ = partition_padded(value, key_region_size or region_size)
   out = hard_routed_attention(
     query,
     key,
     value,
     region_graph.astype(jnp.int32),
-    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    num_heads=num_heads,
+    scale=(query.shape[-1] // num_heads) ** -0.5 if scale is None else scale,
     implementation=implementation,
   )
-  out = rearrange(merge(out, grid, region_size), 'b y x h d -> b y x (h d)')
-  return out[:, :height, :width]
+  return merge(out, grid, region_size)[:, :height, :width]
 
 
-def partition_heads(x: jax.Array, size: Grid, num_heads: int) -> tuple[jax.Array, Grid]:
-  """Pads and partitions a map, its channels split into heads; also returns the grid."""
+def partition_padded(x: jax.Array, size: Grid) -> tuple[jax.Array, Grid]:
+  """Pads a map to whole regions of this size and partitions it; also returns the grid."""
   grid = (-(-x.shape[1] // size[0]), -(-x.shape[2] // size[1]))
-  x = pad_map(x, (grid[0] * size[0], grid[1] * size[1]))
-  return partition(rearrange(x, 'b y x (h d) -> b y x h d', h=num_heads), grid), grid
+  return partition(pad_map(x, (grid[0] * size[0], grid[1] * size[1])), grid), grid
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  """Splits channels: `[..., num_heads * width]` -> `[..., num_heads, width]`."""
+  return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
 def pad_map(x: jax.Array, size: Grid) -> jax.Array:
@@ -492,9 +498,7 @@ class BiLevelRoutingAttention(nn.Module):
     visible = key_mask = None
     if padded != size and self.padding != 'input':
       visible = jnp.asarray(_real_tokens(size, grid, region_size))
-      query, key, value = (
-        jnp.where(visible[..., None, None], part, 0) for part in (query, key, value)
-      )
+      query, key, value = (jnp.where(visible[..., None], part, 0) for part in (query, key, value))
       if self.padding == 'masked':
         key_mask = visible
     chosen = RegionRouter(
@@ -507,7 +511,7 @@ class BiLevelRoutingAttention(nn.Module):
       param_dtype=self.param_dtype,
       name='router',
     )(
-      *(region_means(part.reshape(*part.shape[:3], -1), visible) for part in (query, key)),
+      *(region_means(part, visible) for part in (query, key)),
       selectable=key_mask if key_mask is None else key_mask.any(axis=1),
       regions=routing,
     )
@@ -521,6 +525,7 @@ class BiLevelRoutingAttention(nn.Module):
         keys,
         values,
         chosen.regions,
+        num_heads=self.num_heads,
         scale=scale,
         key_mask=key_mask,
         # Parameters do not depend on it, and kernels take long to trace.
@@ -528,42 +533,54 @@ class BiLevelRoutingAttention(nn.Module):
       )
     else:
       out = soft_routed_attention(
-        query, keys, values, chosen.regions, chosen.weights, scale=scale, key_mask=key_mask
+        *(split_heads(part, self.num_heads) for part in (query, keys, values)),
+        chosen.regions,
+        chosen.weights,
+        scale=scale,
+        key_mask=key_mask,
       )
+      out = out.reshape(*out.shape[:3], channels)
     if with_attention:
-      soft = None if self.routing == 'hard' else chosen.weights
       attention = routed_attention_weights(
-        query, keys, chosen.regions, scale=scale, weights=soft, key_mask=key_mask
+        *(split_heads(part, self.num_heads) for part in (query, keys)),
+        chosen.regions,
+        scale=scale,
+        weights=None if self.routing == 'hard' else chosen.weights,
+        key_mask=key_mask,
       )
       chosen = chosen._replace(attention=attention)
     out = merge(out, grid, region_size)
     if self.lepe_side:
       # Zeros beyond the real tokens are what the convolution itself would add.
-      value_map = rearrange(merge(value, grid, region_size), 'b y x h d -> b y x (h d)')
-      lepe = depthwise_conv.DepthwiseConv(
+      out += depthwise_conv.DepthwiseConv(
         self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
-      )(value_map)
-      out += lepe.reshape(out.shape)
+      )(merge(value, grid, region_size))
     out = out[:, : size[0], : size[1]]
-    if not self.output_projection:
-      return out.reshape(*out.shape[:-2], channels), chosen
-    out = linear.Dense(channels, axis=(-2, -1), name='out', **self._linear())(out)
+    if self.output_projection:
+      out = split_heads(out, self.num_heads)
+      out = linear.Dense(channels, axis=(-2, -1), name='out', **self._linear())(out)
     return out, chosen
 
   def _project(
     self, tokens: jax.Array, channels: int, qk_dim: int
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values `[batch, regions, tokens, heads, width]` by one fused map."""
-    heads = self.num_heads
+    """Queries, keys and values `[batch, regions, tokens, channels]`, from one layer."""
     if qk_dim == channels:
-      features = (3, heads, channels // heads)
-      qkv = linear.Dense(features, name='qkv', **self._linear())(tokens)
-      parts = tuple(jnp.moveaxis(qkv, -3, 0))
+      parameters = linear.Projections(
+        3,
+        self.num_heads,
+        channels // self.num_heads,
+        self.param_dtype,
+        self.kernel_init,
+        self.bias_init,
+        name='qkv',
+      )(channels)
+      parts = linear.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
     else:
       qkv = linear.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
       parts = jnp.split(qkv, [qk_dim, 2 * qk_dim], axis=-1)
-      parts = tuple(part.reshape(*part.shape[:-1], heads, -1) for part in parts)
-    return tuple(parallel.constrain(part, 'batch', None, None, 'heads', None) for part in parts)
+    heads = ('heads', self.num_heads)
+    return tuple(parallel.constrain(part, 'batch', None, None, heads) for part in parts)
 
   def _linear(self) -> dict:
     return {

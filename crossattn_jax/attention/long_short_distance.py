@@ -473,9 +473,7 @@ def projected_attention(
     return grouped(x, kernel, offset, bias)
 
   def strips(x, kernel, offset, bias):
-    kernels = kernel.reshape(len(kernel), 3, heads * width)
-    offsets = offset.reshape(3, heads * width)
-    parts = (linear.project_for_kernel(x, kernels[:, i], offsets[i]) for i in range(3))
+    parts = linear.project_apart(x, kernel, offset)
     out = _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
     return out.reshape(*x.shape[:3], heads, width)
 
@@ -513,20 +511,6 @@ class DynamicPositionBias(nn.Module):
       out = dense(width, name=f'linear_{i}')(nn.relu(norm(x)))
       x = x + out if self.residual and i < 3 else out
     return x
-
-
-class _Projections(nn.Module):
-  """The parameters of `project`, as those of an `nn.DenseGeneral`."""
-
-  num_heads: int
-  head_dim: int
-  param_dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-    shape = (3, self.num_heads, self.head_dim)
-    kernel = self.param('kernel', initializers.linear, (channels, *shape), self.param_dtype)
-    return kernel, self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
 
 
 class LongShortDistanceAttention(nn.Module):
@@ -599,8 +583,13 @@ class LongShortDistanceAttention(nn.Module):
     if not self.mask_padding:
       x = grouping.pad(x)
       cut = Grouping(grouping.padded_size, grouping.group, grouping.interval)
-    projections = _Projections(
-      self.num_heads, channels // self.num_heads, self.param_dtype, name='qkv'
+    projections = linear.Projections(
+      3,
+      self.num_heads,
+      channels // self.num_heads,
+      self.param_dtype,
+      initializers.linear,
+      name='qkv',
     )
     x, *parameters = nn.dtypes.promote_dtype(x, *projections(channels), dtype=self.dtype)
     bias = None

@@ -648,9 +648,11 @@ def regional_routing_adapter(manifest: Manifest) -> adapters.Adapter:
       key_region_size=key_size,
       scale=scale,
     )
-    query, _ = bi_level_routing.partition_heads(query, size, heads)
-    key, _ = bi_level_routing.partition_heads(key, key_size, heads)
-    weights = bi_level_routing.routed_attention_weights(query, key, graph, scale=scale)
+    regions = (
+      bi_level_routing.partition_padded(x, side)[0] for x, side in ((query, size), (key, key_size))
+    )
+    parts = (bi_level_routing.split_heads(x, heads) for x in regions)
+    weights = bi_level_routing.routed_attention_weights(*parts, graph, scale=scale)
     return {'y': _nchw(out), 'attn': rearrange(weights, 'b h r n k m -> b h r n (k m)')}
 
   return adapters.function_adapter(run, without_gradient=_LOOKED_AT, jit=True)
