@@ -570,9 +570,9 @@ class BiLevelRoutingAttention(nn.Module):
         3,
         self.num_heads,
         channels // self.num_heads,
-        self.param_dtype,
-        self.kernel_init,
-        self.bias_init,
+        param_dtype=self.param_dtype,
+        kernel_init=self.kernel_init,
+        bias_init=self.bias_init,
         name='qkv',
       )(channels)
       parts = linear.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))

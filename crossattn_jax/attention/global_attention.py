@@ -48,17 +48,25 @@ class GlobalAttention(nn.Module):
     options = {
       'kernel_init': self.kernel_init,
       'bias_init': self.bias_init,
-      'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    qkv = linear.Dense(
-      (3, self.num_heads, channels // self.num_heads),
+    parameters = linear.Projections(
+      3,
+      self.num_heads,
+      channels // self.num_heads,
       use_bias=self.qkv_bias,
       name='qkv',
       **options,
-    )(rearrange(x, 'b y x c -> b (y x) c'))
+    )(channels)
+    tokens = rearrange(x, 'b y x c -> b (y x) c')
+    parts = linear.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
     query, key, value = (
-      parallel.constrain(part, 'batch', None, 'heads', None) for part in jnp.moveaxis(qkv, 2, 0)
+      rearrange(
+        parallel.constrain(part, 'batch', None, ('heads', self.num_heads)),
+        'b n (h d) -> b n h d',
+        h=self.num_heads,
+      )
+      for part in parts
     )
     out = self_attention.dot_product_attention(query, key, value)
     out = rearrange(out, 'b (y x) h d -> b y x h d', y=height)
@@ -70,4 +78,4 @@ class GlobalAttention(nn.Module):
         self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
       )(source)
       out += lepe.reshape(out.shape)
-    return linear.Dense(channels, axis=(-2, -1), name='out', **options)(out)
+    return linear.Dense(channels, axis=(-2, -1), name='out', dtype=self.dtype, **options)(out)

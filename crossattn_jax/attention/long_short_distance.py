@@ -587,8 +587,8 @@ class LongShortDistanceAttention(nn.Module):
       3,
       self.num_heads,
       channels // self.num_heads,
-      self.param_dtype,
-      initializers.linear,
+      param_dtype=self.param_dtype,
+      kernel_init=initializers.linear,
       name='qkv',
     )
     x, *parameters = nn.dtypes.promote_dtype(x, *projections(channels), dtype=self.dtype)

@@ -8,7 +8,7 @@ Tokens are a map's positions row by row. Further tokens in front of them, such a
 have no place in the map: pooling passes them on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 
 from einops import rearrange
@@ -51,53 +51,58 @@ def join_tokens(extra: jax.Array, image: jax.Array) -> jax.Array:
   return jnp.concatenate([extra, tokens], axis=1) if extra.shape[1] else tokens
 
 
-def convolve_heads(tokens: jax.Array, kernel: jax.Array, grid: Grid, stride: int = 1) -> jax.Array:
+def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """Pools the map of each head by a depthwise convolution, whose filters all heads share.
 
   Args:
-    tokens: `[batch, extra + height * width, heads, head_dim]`.
-    kernel: `[side, side, 1, head_dim]`, side odd, `tokens`' dtype.
-    grid: (height, width).
+    image: `[batch, height, width, heads * head_dim]`, head by head.
+    kernel: `[side, side, 1, head_dim]`, side odd, `image`'s dtype.
     stride: in both directions; zeros surround the map.
 
   Returns:
-    `[batch, extra + ceil(height / stride) * ceil(width / stride), heads, head_dim]`.
+    `[batch, ceil(height / stride), ceil(width / stride), heads * head_dim]`.
   """
-  heads = tokens.shape[2]
-  extra, image = split_tokens(tokens, grid)
-  pooled = depthwise_conv.depthwise_convolution(
-    rearrange(image, 'b y x h d -> b y x (h d)'), jnp.tile(kernel, heads), stride
-  )
-  return join_tokens(extra, rearrange(pooled, 'b y x (h d) -> b y x h d', h=heads))
+  heads = image.shape[-1] // kernel.shape[-1]
+  return depthwise_conv.depthwise_convolution(image, jnp.tile(kernel, heads), stride)
 
 
 class PoolHeads(nn.Module):
   """`convolve_heads` and a layer norm over each head's channels, extra tokens included.
 
   Attributes:
+    num_heads: into which the channels are split.
     stride: of the convolution.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
+  num_heads: int
   stride: int = 1
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, grid: Grid) -> jax.Array:
-    """Maps `[batch, extra + height * width, heads, head_dim]` to fewer tokens."""
-    init = initializers.torch_convolution(_SIDE**2)
-    kernel = self.param('kernel', init, (_SIDE, _SIDE, 1, tokens.shape[-1]), self.param_dtype)
-    tokens, kernel = nn.dtypes.promote_dtype(tokens, kernel, dtype=self.dtype)
-    pooled = convolve_heads(tokens, kernel, grid, self.stride)
+  def __call__(self, extra: jax.Array, image: jax.Array) -> jax.Array:
+    """Maps a map and tokens beside it to tokens, fewer ones.
+
+    Args:
+      extra: `[batch, extra, heads * head_dim]`.
+      image: `[batch, height, width, heads * head_dim]`.
+
+    Returns:
+      `[batch, extra + places of the smaller map, heads, head_dim]`.
+    """
+    init, head_dim = initializers.torch_convolution(_SIDE**2), image.shape[-1] // self.num_heads
+    kernel = self.param('kernel', init, (_SIDE, _SIDE, 1, head_dim), self.param_dtype)
+    extra, image, kernel = nn.dtypes.promote_dtype(extra, image, kernel, dtype=self.dtype)
+    pooled = join_tokens(extra, convolve_heads(image, kernel, self.stride))
     return nn.LayerNorm(
       epsilon=1e-6,
       use_fast_variance=False,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='norm',
-    )(pooled)
+    )(rearrange(pooled, 'b n (h d) -> b n h d', d=head_dim))
 
 
 class PooledAttention(nn.Module):
@@ -147,13 +152,18 @@ class PooledAttention(nn.Module):
   def _attend(self, x: jax.Array, grid: Grid) -> jax.Array:
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     channels = x.shape[-1] if self.channels is None else self.channels
-    query, key, value = project_heads(x, self.num_heads, channels, self.kernel_init, **types)
-    if self.query_stride is not None:
-      query = PoolHeads(self.query_stride, name='pool_query', **types)(query, grid)
-    key = PoolHeads(self.stride, name='pool_key', **types)(key, grid)
-    value = PoolHeads(self.stride, name='pool_value', **types)(value, grid)
-    out = attend(query, key, value)
-    return merge_heads(out, channels, self.kernel_init, **types)
+    x, project = heads_projector(x, self.num_heads, channels, self.kernel_init, **types)
+    strides = {'query': self.query_stride, 'key': self.stride, 'value': self.stride}
+    pooled = [name for name, stride in strides.items() if stride is not None]
+    # Tokens are cut once, before they are projected, rather than queries, keys and values.
+    parts = zip(*(project(part, *pooled) for part in split_tokens(x, grid)), strict=True)
+    heads = {
+      name: PoolHeads(self.num_heads, strides[name], name=f'pool_{name}', **types)(*part)
+      for name, part in zip(pooled, parts, strict=True)
+    }
+    if 'query' not in heads:
+      heads['query'] = _split_heads(project(x, 'query')[0], self.num_heads)
+    return merge_heads(attend(**heads), channels, self.kernel_init, **types)
 
 
 class CrossViewAttention(nn.Module):
@@ -188,20 +198,29 @@ class CrossViewAttention(nn.Module):
       float32; keys are the extra tokens, then the pooled positions of each view.
     """
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    query, key, value = project_heads(x, self.num_heads, x.shape[-1], self.kernel_init, **types)
-    if self.strides is not None:
-
-      def pool(name: str, tokens: jax.Array) -> jax.Array:
-        views = zip(split_views(tokens, grids), grids, self.strides, strict=True)
-        pooled = [
-          PoolHeads(stride, name=f'pool_{name}_{v}', **types)(view, grid)
-          for v, (view, grid, stride) in enumerate(views)
-        ]
-        return jnp.concatenate(pooled, axis=1)
-
-      key, value = pool('key', key), pool('value', value)
+    channels = x.shape[-1]
+    x, project = heads_projector(x, self.num_heads, channels, self.kernel_init, **types)
+    if self.strides is None:
+      query, key, value = (
+        _split_heads(part, self.num_heads) for part in project(x, 'query', 'key', 'value')
+      )
+    else:
+      query = _split_heads(project(x, 'query')[0], self.num_heads)
+      pooled = []
+      views = zip(split_views(x, grids), grids, self.strides, strict=True)
+      for v, (view, grid, stride) in enumerate(views):
+        parts = zip(
+          *(project(part, 'key', 'value') for part in split_tokens(view, grid)), strict=True
+        )
+        pooled.append(
+          [
+            PoolHeads(self.num_heads, stride, name=f'pool_{name}_{v}', **types)(*part)
+            for name, part in zip(('key', 'value'), parts, strict=True)
+          ]
+        )
+      key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*pooled, strict=True))
     out = attend(query, key, value)
-    return merge_heads(out, x.shape[-1], self.out_init, **types), _weights(query[:, 0], key)
+    return merge_heads(out, channels, self.out_init, **types), _weights(query[:, 0], key)
 
 
 def split_views(x: jax.Array, grids: Sequence[Grid]) -> list[jax.Array]:
@@ -215,24 +234,52 @@ def split_views(x: jax.Array, grids: Sequence[Grid]) -> list[jax.Array]:
   return views
 
 
-def project_heads(
+def heads_projector(
   x: jax.Array,
   num_heads: int,
   channels: int,
   kernel_init: nn.initializers.Initializer,
-  **types: jnp.dtype | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Query, key and value by the fused projection 'qkv' of a module: `[batch, tokens, heads, d]`."""
+  *,
+  dtype: jnp.dtype | None,
+  param_dtype: jnp.dtype,
+) -> tuple[jax.Array, Callable[..., tuple[jax.Array, ...]]]:
+  """The fused projection 'qkv' of a module, of which any part can be applied to any tokens.
+
+  Args:
+    x: the tokens, `[..., width_in]`.
+    num_heads: must divide `channels`.
+    channels: of queries, keys and values each.
+    kernel_init: of the fused kernel.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+
+  Returns:
+    The tokens in the dtype of the computation, and a function of such tokens `[..., width_in]` and
+    of names that follow each other in 'query', 'key', 'value'. It gives `[..., channels]` for each
+    name.
+  """
   if channels % num_heads:
     raise ValueError(f'num_heads={num_heads} does not divide the width {channels}')
-  qkv = linear.Dense(
-    (3, num_heads, channels // num_heads),
+  parameters = linear.Projections(
+    3,
+    num_heads,
+    channels // num_heads,
     kernel_init=kernel_init,
+    param_dtype=param_dtype,
     name='qkv',
-    **types,
-  )(x)
-  # The gradient of a split is one concatenation, that of three slices a sum.
-  return tuple(part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+  )(x.shape[-1])
+  x, kernel, bias = nn.dtypes.promote_dtype(x, *parameters, dtype=dtype)
+
+  def project(tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+    first = ('query', 'key', 'value').index(names[0])
+    parts = slice(first, first + len(names))
+    return linear.project_apart(tokens, kernel[:, parts], bias[parts])
+
+  return x, project
+
+
+def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  return rearrange(x, 'b n (h d) -> b n h d', h=num_heads)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

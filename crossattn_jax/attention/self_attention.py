@@ -89,12 +89,16 @@ _KERNEL_MOST_TOKENS = 4096
 _KERNEL_QUERIES = 128
 
 
-def _tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: float) -> jax.Array:
-  """The equation as the kernel of routed attention: every block of queries sees the one region."""
-  heads = query.shape[2]
+def _tpu_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, head_dim: int, scale: float
+) -> jax.Array:
+  """The equation as the kernel of routed attention: every block of queries sees the one region.
+
+  Queries, keys and values are `[batch, tokens, channels]`, head by head.
+  """
   blocks = -(-query.shape[1] // _KERNEL_QUERIES)
   padding = blocks * _KERNEL_QUERIES - query.shape[1]
-  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0)))
   query_regions = padded.reshape(query.shape[0], blocks, _KERNEL_QUERIES, -1)
   key_region, value_region = (x.reshape(x.shape[0], 1, x.shape[1], -1) for x in (key, value))
   out = kernels.routed_attention(
@@ -102,12 +106,28 @@ def _tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: fl
     key_region,
     value_region,
     jnp.zeros((query.shape[0], blocks, 1), jnp.int32),
-    num_heads=heads,
+    num_heads=query.shape[2] // head_dim,
     scale=scale,
     implementation='tpu',
   )
-  out = out.reshape(query.shape[0], blocks * _KERNEL_QUERIES, heads, value.shape[-1])
+  out = out.reshape(query.shape[0], blocks * _KERNEL_QUERIES, value.shape[-1])
   return out[:, : query.shape[1]]
+
+
+def _sharded_tpu_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, scale: float
+) -> jax.Array:
+  """`_tpu_attention` of heads apart, each device working on its examples, heads and queries."""
+  # Heads are side by side at the parts' border, where XLA would pad the channels of each to 128.
+  heads = ('heads', query.shape[2])
+  split = ('batch', 'tokens', heads)
+  out = parallel.map_shards(
+    functools.partial(_tpu_attention, head_dim=query.shape[3], scale=scale),
+    *(x.reshape(*x.shape[:2], -1) for x in (query, key, value)),
+    names=(split, ('batch', None, heads), ('batch', None, heads)),
+    out_names=split,
+  )
+  return out.reshape(*out.shape[:2], *value.shape[2:])
 
 
 def _kernel_pays(query: jax.Array, key: jax.Array) -> bool:
@@ -151,14 +171,7 @@ def dot_product_attention(
     'default': functools.partial(jax.nn.dot_product_attention, scale=scale),
   }
   if _kernel_pays(query, key):
-    whole = ('batch', None, 'heads', None)
-    split = ('batch', 'tokens', 'heads', None)
-    forms['tpu'] = functools.partial(
-      parallel.map_shards,
-      functools.partial(_tpu_attention, scale=scale),
-      names=(split, whole, whole),
-      out_names=split,
-    )
+    forms['tpu'] = functools.partial(_sharded_tpu_attention, scale=scale)
   return jax.lax.platform_dependent(query, key, value, **forms)
 
 
@@ -189,24 +202,18 @@ class SelfAttention(nn.Module):
     channels = x.shape[-1]
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    common = {
-      'kernel_init': self.kernel_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
-    qkv = linear.Dense(
-      (3, self.num_heads, channels // self.num_heads),
-      use_bias=self.qkv_bias,
-      name='qkv',
-      **common,
-    )(x)
-    # Not a moved axis: the gradient of a split is one concatenation, which CPUs do faster.
+    types = {'kernel_init': self.kernel_init, 'param_dtype': self.param_dtype}
+    head_dim = channels // self.num_heads
+    parameters = linear.Projections(3, self.num_heads, head_dim, self.qkv_bias, name='qkv', **types)
+    parameters = nn.dtypes.promote_dtype(x, *parameters(channels), dtype=self.dtype)
     query, key, value = (
-      parallel.constrain(part.squeeze(2), 'batch', 'tokens', 'heads', None)
-      for part in jnp.split(qkv, 3, axis=2)
+      parallel.constrain(part, 'batch', 'tokens', ('heads', self.num_heads)).reshape(
+        *part.shape[:2], self.num_heads, head_dim
+      )
+      for part in linear.project_apart(*parameters)
     )
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None
     out = dot_product_attention(query, key, value, dropout=dropout)
-    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', dtype=self.dtype, **types)(out)
     return nn.Dropout(self.drop_rate, deterministic=not train)(out)

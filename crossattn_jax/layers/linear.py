@@ -47,7 +47,7 @@ def dot_general(
   return product.reshape(*rows, *columns)
 
 
-def project_for_kernel(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def project_for_kernel(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
   """A linear map whose result goes into a kernel on a TPU.
 
   The gradient that comes out of a kernel is fused with nothing, and XLA's sum of it over all
@@ -63,7 +63,8 @@ def project_for_kernel(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.
   Returns:
     `[..., features]`.
   """
-  return _add_bias(jnp.dot(x, kernel), bias)
+  out = jnp.dot(x, kernel)
+  return out if bias is None else _add_bias(out, bias)
 
 
 @jax.custom_vjp
@@ -138,6 +139,7 @@ class Projections(nn.Module):
     parts: how many maps, 3 for query, key and value.
     num_heads: into which the result of each is split.
     head_dim: width of a head.
+    use_bias: whether the maps have biases.
     param_dtype: of the parameters.
     kernel_init: of all kernels as one matrix.
     bias_init: of all biases as one vector.
@@ -146,22 +148,27 @@ class Projections(nn.Module):
   parts: int
   num_heads: int
   head_dim: int
+  use_bias: bool = True
   param_dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-    """Kernel `[channels, parts, num_heads, head_dim]` and bias `[parts, num_heads, head_dim]`."""
+  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+    """Kernel `[channels, parts, num_heads, head_dim]`, bias `[parts, num_heads, head_dim]`."""
     shape = (self.parts, self.num_heads, self.head_dim)
     size = math.prod(shape)
     kernel = self.param(
       'kernel', _reshaped(self.kernel_init, channels, size), (channels, *shape), self.param_dtype
     )
+    if not self.use_bias:
+      return kernel, None
     return kernel, self.param('bias', _reshaped(self.bias_init, size), shape, self.param_dtype)
 
 
-def project_apart(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+def project_apart(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
   """What `Projections` parametrises, for a kernel on a TPU.
 
   There each map is a product of its own: to split the result of one takes a TPU longer than to read
@@ -175,14 +182,17 @@ def project_apart(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax
   Returns:
     For each part `[..., num_heads * head_dim]`.
   """
-  parts, width = len(bias), math.prod(bias.shape[1:])
+  parts, width = kernel.shape[1], math.prod(kernel.shape[2:])
 
   def products(x, kernel, bias):
-    kernels, biases = kernel.reshape(len(kernel), parts, width), bias.reshape(parts, width)
+    kernels = kernel.reshape(len(kernel), parts, width)
+    biases = [None] * parts if bias is None else bias.reshape(parts, width)
     return tuple(project_for_kernel(x, kernels[:, i], biases[i]) for i in range(parts))
 
   def product(x, kernel, bias):
-    out = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+    out = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    out = out if bias is None else out + bias
+    # Not a moved axis: the gradient of a split is one concatenation, which CPUs do faster.
     return tuple(part.reshape(*x.shape[:-1], width) for part in jnp.split(out, parts, axis=-3))
 
   return jax.lax.platform_dependent(x, kernel, bias, tpu=products, default=product)

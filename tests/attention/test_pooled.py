@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,15 +68,23 @@ def test_a_map_attends_to_its_pooled_self(size, stride):
     )
 
 
-def test_a_class_token_is_pooled_with_nothing():
+def test_heads_are_pooled_by_the_same_filters_and_class_tokens_not_at_all():
   with jax.enable_x64(True):
-    x = _draw(2, 1 + 12, 2, 3)
+    extra, image = _draw(2, 1, 6), _draw(2, 4, 3, 6, seed=2)
     kernel = _draw(3, 3, 1, 3, seed=1)
-    out = pooled.convolve_heads(x, kernel, (4, 3), 2)
-    np.testing.assert_array_equal(out[:, 0], x[:, 0])
-    without = pooled.convolve_heads(x[:, 1:], kernel, (4, 3), 2)
-    np.testing.assert_allclose(out[:, 1:], without, atol=1e-14)
-    assert without.shape == (2, 4, 2, 3)
+    out = pooled.convolve_heads(image, kernel, 2)
+    assert out.shape == (2, 2, 2, 6)
+    for head in (slice(3), slice(3, 6)):
+      alone = pooled.convolve_heads(image[..., head], kernel, 2)
+      np.testing.assert_allclose(out[..., head], alone, atol=1e-14)
+
+    module = pooled.PoolHeads(2, 2, param_dtype=jnp.float64)
+    variables = _randomised(jax.eval_shape(module.init, jax.random.key(0), extra, image))
+    apply = functools.partial(module.apply, variables)
+    tokens = apply(extra, image)
+    assert tokens.shape == (2, 1 + 4, 2, 3)
+    np.testing.assert_allclose(tokens[:, 1:], apply(extra[:, :0], image), atol=1e-14)
+    np.testing.assert_allclose(tokens[:, :1], apply(extra, image + 1)[:, :1], atol=1e-14)
 
 
 def test_pooled_queries_shrink_the_map_and_may_widen_it():
