@@ -41,12 +41,45 @@ def test_constrain_splits_an_activation_and_leaves_odd_sizes_whole():
   assert {shard.data.shape for shard in odd.addressable_shards} == {(2, 7, 3, 3)}
 
 
+def test_heads_side_by_side_are_split_between_heads_only():
+  x = np.zeros((8, 7, 24), np.float32)
+  with jax.set_mesh(parallel.create_mesh(4, 1, 2)):
+    split, whole = (
+      jax.jit(lambda x, heads=heads: parallel.constrain(x, 'batch', 'tokens', ('heads', heads)))(x)
+      for heads in (4, 3)
+    )
+  assert {shard.data.shape for shard in split.addressable_shards} == {(2, 7, 12)}
+  assert {shard.data.shape for shard in whole.addressable_shards} == {(2, 7, 24)}
+
+
+def test_a_function_of_shards_sees_whole_heads():
+  seen = []
+
+  def double(x, bias):
+    seen.append((x.shape, bias.shape))
+    return 2 * x
+
+  x, bias = np.arange(8 * 24.0).reshape(8, 24), np.zeros((4, 5))
+  names = ('batch', ('heads', 4))
+  with jax.set_mesh(parallel.create_mesh(4, 1, 2)):
+    out = jax.jit(
+      lambda x, bias: parallel.map_shards(
+        double, x, bias, names=(names, ('heads', None)), out_names=names
+      )
+    )(x, bias)
+  assert seen == [((2, 12), (2, 5))]
+  np.testing.assert_array_equal(out, 2 * x)
+
+
 def test_constrain_does_nothing_without_a_mesh():
   x = np.ones((3, 2), np.float32)
   np.testing.assert_array_equal(parallel.constrain(jax.numpy.asarray(x), 'batch', 'channels'), x)
 
 
-@pytest.mark.parametrize(('names', 'message'), [(('batch',), '1 logical'), (('batch', 'w'), "'w'")])
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [(('batch',), '1 logical'), (('batch', 'w'), "'w'"), (('batch', ('w', 2)), "'w'")],
+)
 def test_constrain_refuses_wrong_names(names, message):
   with pytest.raises(ValueError, match=message):
     parallel.constrain(jax.numpy.zeros((2, 2)), *names)
