@@ -29,9 +29,9 @@ def _short_distance(heads: int) -> nn.Module:
   return long_short_distance.LongShortDistanceAttention(heads, dtype=jnp.bfloat16)
 
 
-def _long_distance(heads: int, interval: int) -> nn.Module:
+def _long_distance(heads: int, interval: int, group: int = 7) -> nn.Module:
   return long_short_distance.LongShortDistanceAttention(
-    heads, 'long', interval=interval, dtype=jnp.bfloat16
+    heads, 'long', group, interval, dtype=jnp.bfloat16
   )
 
 
@@ -55,6 +55,7 @@ LAYERS = {
   'crossformer, stage 1, short': (_short_distance(3), (56, 56, 96), 64, {}),
   'crossformer, stage 1, long': (_long_distance(3, 8), (56, 56, 96), 64, {}),
   'crossformer, stage 2, short': (_short_distance(6), (28, 28, 192), 64, {}),
+  'crossformer++, stage 1, long, padded': (_long_distance(2, 4, 4), (56, 56, 64), 64, {}),
   'crossformer, stage 3, short': (_short_distance(12), (14, 14, 384), 64, {}),
   'crossvit, 401 tokens': (_self(4), (401, 128), 64, {}),
   'crossvit, 197 tokens': (_self(4), (197, 256), 64, {}),

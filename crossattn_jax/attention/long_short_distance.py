@@ -287,8 +287,8 @@ def _strip_bias(bias: jax.Array, grouping: Grouping) -> jax.Array:
 
 def _kernel_pays(x: jax.Array, heads: int, grouping: Grouping) -> bool:
   """Whether a TPU attends to a map of this dtype in its kernel (figures in docs/crossformer.md)."""
-  tokens = grouping.group[0] * grouping.size[1]
-  if x.dtype != jnp.bfloat16 or export.is_symbolic_dim(x.shape[0]) or grouping.pads:
+  tokens = grouping.group[0] * grouping.padded_size[1]
+  if x.dtype != jnp.bfloat16 or export.is_symbolic_dim(x.shape[0]):
     return False
   return biased.fits(x, (heads, tokens, tokens))
 
@@ -306,17 +306,23 @@ def _strip_attention(
   """Attention of maps `[batch, height, width, heads * head_dim]` by the kernel of biased attention.
 
   Strips of the map attend to themselves, with other groups hidden. That scores several times as
-  many pairs as there are, and spares a TPU the sorting into groups, which takes longer.
+  many pairs as there are, and spares a TPU the sorting into groups, which takes longer. Padding is
+  hidden by a mask: which rows of a strip are padding differs from strip to strip.
   """
+  key_mask = None
+  if grouping.pads:
+    real = grouping.pad(jnp.ones((1, *grouping.size), bool))
+    key_mask = grouping.cut_strips(jnp.broadcast_to(real, (len(query), *grouping.padded_size)))
   out = biased.biased_attention(
-    *map(grouping.cut_strips, (query, key, value)),
+    *(grouping.cut_strips(grouping.pad(x)) for x in (query, key, value)),
     _strip_bias(bias, grouping),
     num_heads=len(bias),
     scale=scale,
+    key_mask=key_mask,
     implementation='tpu',
     interpret=interpret,
   )
-  return grouping.join_strips(out)
+  return grouping.crop(grouping.join_strips(out))
 
 
 def _tpu_attention(

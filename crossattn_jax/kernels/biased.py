@@ -33,12 +33,14 @@ def biased_attention(
   *,
   num_heads: int,
   scale: float | None = None,
+  key_mask: jax.Array | None = None,
   implementation: str = 'auto',
   interpret: bool = False,
 ) -> jax.Array:
   """softmax(query key^T scale + bias) value, per head.
 
-  A bias of `HIDDEN` hides a key from a query; a query without any key gets no sensible result.
+  A bias of `HIDDEN` hides a key from a query, and the mask hides it from all; a query without any
+  key gets a result that is finite and means nothing.
 
   Args:
     query: `[batch, queries, num_heads * head_dim]`.
@@ -47,6 +49,7 @@ def biased_attention(
     bias: `[num_heads, queries, keys]`.
     num_heads: into which the channels are split, head by head.
     scale: of the scores; head_dim^-0.5 by default.
+    key_mask: bool `[batch, keys]`, True where a key is visible.
     implementation: 'reference' is the definition in jnp, 'tpu' the Pallas kernel for float32 and
       bfloat16, 'auto' the kernel on TPUs where `fits` says so, else the definition.
     interpret: runs the kernel's code as jnp, for tests.
@@ -58,15 +61,16 @@ def biased_attention(
   Raises:
     ValueError: shapes or the implementation that do not go together, by name.
   """
-  _check(query, key, value, bias, num_heads, implementation)
+  _check(query, key, value, bias, key_mask, num_heads, implementation)
   scale = (query.shape[-1] // num_heads) ** -0.5 if scale is None else scale
   reference = functools.partial(_reference, num_heads=num_heads, scale=scale)
   kernel = functools.partial(_attend, interpret, num_heads, scale)
   if implementation == 'tpu':
-    return kernel(query, key, value, bias)
+    return kernel(query, key, value, bias, key_mask)
   if implementation == 'reference' or not fits(query, bias.shape):
-    return reference(query, key, value, bias)
-  return jax.lax.platform_dependent(query, key, value, bias, tpu=kernel, default=reference)
+    return reference(query, key, value, bias, key_mask)
+  operands = (query, key, value, bias, key_mask)
+  return jax.lax.platform_dependent(*operands, tpu=kernel, default=reference)
 
 
 def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:
@@ -81,6 +85,7 @@ def _reference(
   key: jax.Array,
   value: jax.Array,
   bias: jax.Array,
+  key_mask: jax.Array | None,
   *,
   num_heads: int,
   scale: float,
@@ -88,30 +93,33 @@ def _reference(
   query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=dtype)
-  weights = jax.nn.softmax(scores * scale + bias.astype(dtype))
+  scores = scores * scale + bias.astype(dtype)
+  if key_mask is not None:
+    scores = jnp.where(key_mask[:, None, None], scores, HIDDEN)
+  weights = jax.nn.softmax(scores)
   out = jnp.einsum('bnqk,bknd->bqnd', weights.astype(value.dtype), value)
   return out.reshape(*out.shape[:2], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(interpret, num_heads, scale, query, key, value, bias):
-  return _forward(interpret, num_heads, scale, query, key, value, bias)[0]
+def _attend(interpret, num_heads, scale, query, key, value, bias, key_mask):
+  return _forward(interpret, num_heads, scale, query, key, value, bias, key_mask)[0]
 
 
-def _forward(interpret, num_heads, scale, query, key, value, bias):
+def _forward(interpret, num_heads, scale, query, key, value, bias, key_mask):
   regions = [x[:, None] for x in (query, key, value)]
   routing = jnp.zeros((len(query), 1, 1), jnp.int32)
+  mask = None if key_mask is None else key_mask[:, None]
   out, log_sum = _kernel_forward(
-    *regions, routing, None, num_heads=num_heads, scale=scale, bias=bias, interpret=interpret
+    *regions, routing, mask, num_heads=num_heads, scale=scale, bias=bias, interpret=interpret
   )
-  return out[:, 0], (*regions, routing, bias, out, log_sum)
+  return out[:, 0], (*regions, routing, mask, bias, out, log_sum)
 
 
 def _backward(interpret, num_heads, scale, residuals, d_out):
   *operands, bias, out, log_sum = residuals
   *gradients, d_bias = _kernel_backward(
     *operands,
-    None,
     out,
     log_sum,
     d_out[:, None],
@@ -120,7 +128,7 @@ def _backward(interpret, num_heads, scale, residuals, d_out):
     bias=bias,
     interpret=interpret,
   )
-  return (*(x[:, 0] for x in gradients), d_bias.astype(bias.dtype))
+  return (*(x[:, 0] for x in gradients), d_bias.astype(bias.dtype), None)
 
 
 _attend.defvjp(_forward, _backward)
@@ -131,6 +139,7 @@ def _check(
   key: jax.Array,
   value: jax.Array,
   bias: jax.Array,
+  key_mask: jax.Array | None,
   num_heads: int,
   implementation: str,
 ) -> None:
@@ -156,6 +165,11 @@ def _check(
   require(
     bias.shape == expected,
     f'bias must be [num_heads, queries, keys] = {expected}, got {bias.shape}',
+  )
+  require(
+    key_mask is None or (key_mask.shape == key.shape[:2] and key_mask.dtype == jnp.bool_),
+    f'key_mask must be bool [batch, keys] = {key.shape[:2]}, got '
+    f'{None if key_mask is None else (key_mask.dtype, key_mask.shape)}',
   )
   require(
     implementation != 'tpu' or fits(query, bias.shape),

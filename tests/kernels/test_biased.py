@@ -39,11 +39,20 @@ def _with_gradients(function, arguments, cotangent):
 
 
 @pytest.mark.parametrize(
-  ('name', 'dtype'), [*((name, 'float32') for name in SHAPES), ('odd', 'bfloat16')]
+  ('name', 'dtype', 'masked'),
+  [
+    *((name, 'float32', False) for name in SHAPES),
+    ('odd', 'bfloat16', False),
+    ('odd', 'float32', True),
+  ],
 )
-def test_kernel_equals_the_definition(name, dtype):
+def test_kernel_equals_the_definition(name, dtype, masked):
   arguments, cotangent, heads = _problem(name, dtype)
-  attend = functools.partial(kernels.biased_attention, num_heads=heads)
+  # Every query sees a key or two of six that no mask hides.
+  mask = jnp.broadcast_to(jnp.arange(arguments[1].shape[1]) < 6, arguments[1].shape[:2])
+  attend = functools.partial(
+    kernels.biased_attention, num_heads=heads, key_mask=mask if masked else None
+  )
   results = _with_gradients(
     functools.partial(attend, implementation='tpu', interpret=True), arguments, cotangent
   )
@@ -57,6 +66,19 @@ def test_kernel_equals_the_definition(name, dtype):
       assert error <= BOUNDS[dtype] * np.linalg.norm(wanted)
   assert results[0].dtype == dtype
   assert results[-1].dtype == jnp.float32
+
+
+def test_a_query_without_any_key_gets_something_finite():
+  arguments, cotangent, heads = _problem('odd', 'float32')
+  attend = functools.partial(
+    kernels.biased_attention,
+    num_heads=heads,
+    key_mask=jnp.zeros(arguments[1].shape[:2], bool).at[0].set(True),
+    implementation='tpu',
+    interpret=True,
+  )
+  for result in _with_gradients(attend, arguments, cotangent):
+    assert np.isfinite(result).all()
 
 
 def test_the_definition_is_the_equation():
@@ -89,6 +111,7 @@ def test_tpus_get_the_kernel_where_it_fits_and_others_never():
     ({'implementation': 'gpu'}, "unknown implementation 'gpu'; there are auto, reference, tpu"),
     ({'bias': jnp.zeros((2, 7, 7))}, r'bias must be .* = \(2, 7, 9\), got \(2, 7, 7\)'),
     ({'key': jnp.zeros((2, 9, 8))}, r'key \(2, 9, 8\) .* do not go together'),
+    ({'key_mask': jnp.ones((2, 7), bool)}, r'key_mask must be bool .* = \(2, 9\), got .*2, 7'),
     ({'query': jnp.zeros((2, 7))}, r'query must be \[batch, tokens, channels\], got \(2, 7\)'),
   ],
   ids=str,
