@@ -447,7 +447,7 @@ def project(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
   Returns:
     `[batch, height, width, 3, heads, head_dim]`.
   """
-  qkv = linear.dot_general(x, kernel, (((3,), (0,)), ((), ()))) + offset
+  qkv = linear.contract(x, kernel) + offset
   return parallel.constrain(qkv, 'batch', 'height', 'width', None, 'heads', None)
 
 

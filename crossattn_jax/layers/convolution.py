@@ -188,12 +188,9 @@ def _product(x: jax.Array, kernel: jax.Array, geometry: _Geometry, precision: An
     for column in range(0, sides[1], stride)
   ]
   patches = jnp.concatenate(slices, axis=-1)
-  matrix = kernel.reshape(-1, kernel.shape[-1])
-  dimension_numbers = (((3,), (0,)), ((), ()))
-  return linear.dot_general(
+  return linear.contract(
     patches,
-    matrix,
-    dimension_numbers,
+    kernel.reshape(-1, kernel.shape[-1]),
     precision=precision,
     preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
   ).astype(x.dtype)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 _SUMS = 8
 
 
-def dot_general(
-  lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: Any, **kwargs: Any
+def contract(
+  x: jax.Array, kernel: jax.Array, axes: Sequence[int] = (-1,), **options: Any
 ) -> jax.Array:
-  """`jax.lax.dot_general` of activations and a kernel, as one product of two matrices.
+  """Contracts axes of activations with the first of a kernel, as one product of two matrices.
 
   XLA:CPU copies both factors of the kernel's gradient where the product has several axes of rows:
   an MLP's forward and backward pass take 1.25 times as long. Under a mesh of several devices the
@@ -23,27 +23,26 @@ def dot_general(
   a TPU pads the channels of each head to 128.
 
   Args:
-    lhs: activations, `[..., *contracted]`.
-    rhs: a kernel, `[*contracted, ...]`.
-    dimension_numbers: last axes of `lhs` with the first of `rhs`, no batch axes.
-    *args: passed on.
-    **kwargs: passed on.
+    x: `[..., *contracted]`; or contracted axes elsewhere, and the product is none of matrices.
+    kernel: `[*contracted, ...]`.
+    axes: of `x`.
+    **options: of `jax.lax.dot_general`.
 
   Returns:
     The product, `[..., ...]`.
   """
-  (contracted, _), (batch, _) = dimension_numbers
-  rows, columns = lhs.shape[: lhs.ndim - len(contracted)], rhs.shape[len(contracted) :]
-  in_order = tuple(contracted) == tuple(range(len(rows), lhs.ndim))
-  if batch or not in_order:
-    return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **kwargs)
-  width = math.prod(rhs.shape[: len(contracted)])
+  axes = tuple(axis % x.ndim for axis in axes)
+  first = tuple(range(len(axes)))
+  rows, columns = x.shape[: x.ndim - len(axes)], kernel.shape[len(axes) :]
+  if axes != tuple(range(len(rows), x.ndim)):
+    return jax.lax.dot_general(x, kernel, ((axes, first), ((), ())), **options)
+  width = math.prod(x.shape[len(rows) :])
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
-    lhs, rhs = lhs.reshape(*rows, width), rhs.reshape(width, *columns)
-    return jax.lax.dot_general(lhs, rhs, (((len(rows),), (0,)), ((), ())), *args, **kwargs)
-  lhs, rhs = lhs.reshape(math.prod(rows), width), rhs.reshape(width, math.prod(columns))
-  product = jax.lax.dot_general(lhs, rhs, (((1,), (0,)), ((), ())), *args, **kwargs)
+    x, kernel = x.reshape(*rows, width), kernel.reshape(width, *columns)
+    return jax.lax.dot_general(x, kernel, (((len(rows),), (0,)), ((), ())), **options)
+  x, kernel = x.reshape(math.prod(rows), width), kernel.reshape(width, math.prod(columns))
+  product = jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), **options)
   return product.reshape(*rows, *columns)
 
 
@@ -89,7 +88,7 @@ _add_bias.defvjp(lambda x, bias: (x + bias, None), _backward)
 
 
 class Dense(nn.Module):
-  """`nn.Dense` and `nn.DenseGeneral`, with the same parameters, by `dot_general` above.
+  """`nn.Dense` and `nn.DenseGeneral`, with the same parameters, by `contract`.
 
   Attributes:
     features: sizes of the last axes of the result.
@@ -114,7 +113,6 @@ class Dense(nn.Module):
     """Maps `[..., *contracted]` to `[..., *features]`."""
     features = tuple(self.features) if isinstance(self.features, Sequence) else (self.features,)
     axes = tuple(self.axis) if isinstance(self.axis, Sequence) else (self.axis,)
-    axes = tuple(axis % x.ndim for axis in axes)
     contracted = tuple(x.shape[axis] for axis in axes)
 
     size = math.prod(features)
@@ -128,7 +126,7 @@ class Dense(nn.Module):
     if self.use_bias:
       bias = self.param('bias', _reshaped(self.bias_init, size), features, self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    x = dot_general(x, kernel, ((axes, tuple(range(len(axes)))), ((), ())))
+    x = contract(x, kernel, axes)
     return x if bias is None else x + bias
 
 
@@ -190,7 +188,7 @@ def project_apart(
     return tuple(project_for_kernel(x, kernels[:, i], biases[i]) for i in range(parts))
 
   def product(x, kernel, bias):
-    out = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    out = contract(x, kernel)
     out = out if bias is None else out + bias
     # Not a moved axis: the gradient of a split is one concatenation, which CPUs do faster.
     return tuple(part.reshape(*x.shape[:-1], width) for part in jnp.split(out, parts, axis=-3))

@@ -55,7 +55,7 @@ def _product_of_windows(
   size = kernel.shape[0]
   count = words.shape[1] - size + 1
   windows = jnp.concatenate([words[:, i : i + count] for i in range(size)], axis=-1)
-  return linear.dot_general(windows, kernel.reshape(-1, kernel.shape[-1]), (((2,), (0,)), ((), ())))
+  return linear.contract(windows, kernel.reshape(-1, kernel.shape[-1]))
 
 
 class PhraseCNN(nn.Module):

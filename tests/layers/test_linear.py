@@ -51,7 +51,7 @@ def test_no_rows_and_no_channels(shape):
 def test_rows_are_one_axis_except_under_a_mesh():
   x = X.reshape(2, 3, 2, 2, 5)
   kernel = jnp.ones((2, 5, 6))
-  product = lambda x: linear.dot_general(x, kernel, (((3, 4), (0, 1)), ((), ())))
+  product = lambda x: linear.contract(x, kernel, (-2, -1))
   assert 'f32[12,6] = dot_general' in str(jax.make_jaxpr(product)(x))
   with jax.set_mesh(parallel.create_mesh()):
     jaxpr = str(jax.make_jaxpr(product)(x))
