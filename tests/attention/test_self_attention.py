@@ -106,7 +106,7 @@ def test_the_form_for_tpus_computes_the_same(tokens, monkeypatch):
       *args, implementation='reference', **kwargs
     ),
   )
-  out = self_attention._tpu_attention(*qkv, scale=0.3)
+  out = self_attention._sharded_tpu_attention(*qkv, scale=0.3)
   np.testing.assert_allclose(out, _closed_form(*qkv, 0.3), atol=1e-5)
 
 
