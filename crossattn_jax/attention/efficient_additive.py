@@ -112,7 +112,7 @@ class EfficientAdditiveAttention(nn.Module):
     head_dim = self.head_dim or x.shape[-1]
     width = self.num_heads * head_dim
 
-    def dense(features: int, name: str) -> nn.Dense:
+    def dense(features: int, name: str) -> linear.Dense:
       return linear.Dense(
         features,
         kernel_init=initializers.linear,

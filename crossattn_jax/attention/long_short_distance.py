@@ -479,7 +479,7 @@ def projected_attention(
     return grouped(x, kernel, offset, bias)
 
   def strips(x, kernel, offset, bias):
-    parts = linear.project_apart(x, kernel, offset)
+    parts = linear.project_each(x, kernel, offset)
     out = _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
     return out.reshape(*x.shape[:3], heads, width)
 

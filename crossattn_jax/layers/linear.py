@@ -182,18 +182,23 @@ def project_apart(
   """
   parts, width = kernel.shape[1], math.prod(kernel.shape[2:])
 
-  def products(x, kernel, bias):
-    kernels = kernel.reshape(len(kernel), parts, width)
-    biases = [None] * parts if bias is None else bias.reshape(parts, width)
-    return tuple(project_for_kernel(x, kernels[:, i], biases[i]) for i in range(parts))
-
   def product(x, kernel, bias):
     out = contract(x, kernel)
     out = out if bias is None else out + bias
     # Not a moved axis: the gradient of a split is one concatenation, which CPUs do faster.
     return tuple(part.reshape(*x.shape[:-1], width) for part in jnp.split(out, parts, axis=-3))
 
-  return jax.lax.platform_dependent(x, kernel, bias, tpu=products, default=product)
+  return jax.lax.platform_dependent(x, kernel, bias, tpu=project_each, default=product)
+
+
+def project_each(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+  """The form of `project_apart` for TPUs, for where the platform is decided already."""
+  parts, width = kernel.shape[1], math.prod(kernel.shape[2:])
+  kernels = kernel.reshape(len(kernel), parts, width)
+  biases = [None] * parts if bias is None else bias.reshape(parts, width)
+  return tuple(project_for_kernel(x, kernels[:, i], biases[i]) for i in range(parts))
 
 
 def _reshaped(
