@@ -291,7 +291,7 @@ class MMCA(nn.Module):
     """Creates the parts."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
-    def projection(channels: int) -> nn.Dense:
+    def projection(channels: int) -> linear.Dense:
       init = initializers.torch_convolution(channels)
       return linear.Dense(self.width, kernel_init=init, bias_init=init, **types)
 
