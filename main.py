@@ -42,8 +42,9 @@ from ml_collections import config_flags
 import rich
 
 from crossattn_jax import parallel
-from crossattn_jax.training import aot, errors, export, host_memory, loop, metric_writers
 from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import errors, export, host_memory, loop, metric_writers
+from crossattn_jax.training.compile import aot
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment: FILE.py or FILE.py:ARGUMENT. Set its keys by --config.KEY=VALUE.'

@@ -24,7 +24,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from rich import console, table
 
-from crossattn_jax.data import augmentation, classification, image_ops, rand_augment
+from crossattn_jax.data import image_ops
+from crossattn_jax.data.classification import augmentation, rand_augment
+from crossattn_jax.data.classification import batches as classification
 
 WIDTH, HEIGHT = 500, 375
 SIZE = 240

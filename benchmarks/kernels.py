@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels
-from crossattn_jax.training import aot, hlo
+from crossattn_jax.training.compile import aot, hlo
 
 TOPOLOGIES = ('v5e:2x2', 'v6e:2x2')
 DIRECTIONS = ('forward', 'gradient')

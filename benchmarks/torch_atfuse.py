@@ -189,7 +189,7 @@ def main():
 
   import crossattn_jax
   from crossattn_jax.parity import convert
-  from crossattn_jax.tasks import image_fusion_losses
+  from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
 
   torch.manual_seed(0)
   model = create_model('atfuse').eval()

@@ -126,7 +126,7 @@ def main():
 
   import crossattn_jax
   from crossattn_jax.parity import convert
-  from crossattn_jax.tasks import retrieval_losses
+  from crossattn_jax.tasks.retrieval import losses as retrieval_losses
 
   torch.manual_seed(0)
   model = create_model('mmca').eval()

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import bi_level_routing, long_short_distance, pooled, self_attention
-from crossattn_jax.training import aot, hlo
+from crossattn_jax.training.compile import aot, hlo
 
 TOPOLOGY = 'v5e:2x2'
 

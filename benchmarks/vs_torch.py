@@ -37,7 +37,8 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import optax
 
   from crossattn_jax.models import atfuse, mmca
-  from crossattn_jax.tasks import image_fusion_losses, retrieval_losses
+  from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
+  from crossattn_jax.tasks.retrieval import losses as retrieval_losses
 
   keys = jax.random.split(jax.random.key(0), 3)
   if isinstance(model, mmca.MMCA):

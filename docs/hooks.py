@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'crossattn_jax'
 
 # Not for readers: it is copied into exported models.
-_HIDDEN = {'crossattn_jax.tasks.classification_script'}
+_HIDDEN = {'crossattn_jax.tasks.classification.serving_script'}
 
 # Escape sequences of terminals in the text of notebooks.
 _COLORS = re.compile(r'\x1b\[[\d;]*m')

@@ -13,7 +13,7 @@ from typing import Protocol, TypedDict
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from crossattn_jax.data import digits
+from crossattn_jax.data.classification import digits
 
 IMAGE_FOLDER = 'image_folder'
 IMAGE_EXTENSIONS = (

@@ -14,9 +14,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.heads import aspp, fcn, psp, rcca
 from crossattn_jax.heads import style as style_lib
-from crossattn_jax.models import registry, resnet
+from crossattn_jax.heads.segmentation import aspp, fcn, psp, rcca
+from crossattn_jax.models import registry
+from crossattn_jax.models.backbones import resnet
 
 Features = dict[str, jax.Array]
 

@@ -5,8 +5,8 @@ from typing import Literal
 from flax import linen as nn
 import jax
 
-from crossattn_jax.heads import fcn, semantic_fpn, upernet
 from crossattn_jax.heads import style as style_lib
+from crossattn_jax.heads.segmentation import fcn, semantic_fpn, upernet
 
 Features = dict[str, jax.Array]
 

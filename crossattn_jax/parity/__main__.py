@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from crossattn_jax.models import segmentor, variables_io
-from crossattn_jax.parity import adapters, bounds, convert, replay, report, segmentation
+from crossattn_jax.parity import adapters, bounds, convert, replay, report
+from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
 
 
 def _replay(args: argparse.Namespace) -> int:

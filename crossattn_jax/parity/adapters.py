@@ -1,7 +1,4 @@
-"""What `parity/<system>.py` tells the parity tools about a system.
-
-A system with many recorded single modules has them in `parity/<system>_modules.py`; what several
-systems share in segmentation is in `parity/segmentation*.py`.
+"""What `parity/systems/<system>/` tells the parity tools about a system.
 
 Two registrations:
 
@@ -23,6 +20,7 @@ import dataclasses
 import fnmatch
 import importlib
 import math
+import pkgutil
 from typing import Any
 
 from flax import linen as nn
@@ -30,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import systems
 
 Arrays = dict[str, jax.Array]
 
@@ -120,8 +119,8 @@ class ModelParity:
 
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
 _models: dict[tuple[str, str], Callable[[nn.Module], ModelParity]] = {}
-# Systems whose models `describe_model` looks through.
-SYSTEMS = ('atfuse', 'biformer', 'ccnet', 'crossformer', 'crossvit', 'mmca', 'mmvit', 'swiftformer')
+# Systems whose models `describe_model` looks through; mmsegmentation's modules belong to several.
+SYSTEMS = tuple(module.name for module in pkgutil.iter_modules(systems.__path__))
 
 
 def register_adapter(system: str, module: str):
@@ -146,25 +145,22 @@ def register_models(system: str, pattern: str):
   return decorate
 
 
-# Adapters of several systems.
-_SHARED = ('segmentation', 'segmentation_losses', 'segmentation_evaluation')
+# Registers adapters of several systems.
+_SHARED = 'mmsegmentation'
 
 
 def _import_system(system: str) -> None:
-  for module in (system, f'{system}_modules', *_SHARED):
-    name = f'crossattn_jax.parity.{module}'
-    try:
-      importlib.import_module(name)
-    except ModuleNotFoundError as error:
-      if error.name != name:
-        raise
+  for name in {system, _SHARED} & set(SYSTEMS):
+    package = importlib.import_module(f'{systems.__name__}.{name}')
+    for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):
+      importlib.import_module(module.name)
 
 
 def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
   """Builds the adapter of a case.
 
   Raises:
-    AdapterNotFound: `parity/<system>.py` has none for the manifest's module kind.
+    AdapterNotFound: `parity/systems/<system>/` has none for the manifest's module kind.
   """
   system, module = manifest['system'], manifest['module']
   _import_system(system)
@@ -172,7 +168,7 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
     known = sorted(kind for name, kind in _adapters if name == system)
     raise AdapterNotFound(
       f'no adapter for module {module!r} of system {system!r}: add it with '
-      f'@register_adapter({system!r}, {module!r}) in crossattn_jax/parity/{system}.py; '
+      f'@register_adapter({system!r}, {module!r}) in crossattn_jax/parity/systems/{system}/; '
       + (f'it has {", ".join(known)}' if known else 'it has none yet')
     )
   return _adapters[system, module](manifest)

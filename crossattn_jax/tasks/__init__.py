@@ -4,14 +4,12 @@ import difflib
 
 import ml_collections
 
-from crossattn_jax.tasks import (
-  audio_classification,
-  classification,
-  image_fusion,
-  retrieval,
-  segmentation,
-)
+from crossattn_jax.tasks.audio_classification import task as audio_classification
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
+from crossattn_jax.tasks.classification import task as classification
+from crossattn_jax.tasks.image_fusion import task as image_fusion
+from crossattn_jax.tasks.retrieval import task as retrieval
+from crossattn_jax.tasks.segmentation import task as segmentation
 
 _TASKS = {
   'audio_classification': audio_classification,

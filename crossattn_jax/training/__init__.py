@@ -4,12 +4,12 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-  from crossattn_jax.training.aot import compile_report
+  from crossattn_jax.training.compile.aot import compile_report
   from crossattn_jax.training.export import export_model
 
 __all__ = ['compile_report', 'export_model']
 
-_MODULES = {'compile_report': 'aot', 'export_model': 'export'}
+_MODULES = {'compile_report': 'compile.aot', 'export_model': 'export'}
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@ import pytest
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.training import aot
+from crossattn_jax.training.compile import aot
 
 SHAPES = [(2, 9, 3, 8), (1, 1, 1, 4), (2, 197, 3, 64)]
 

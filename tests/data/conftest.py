@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.data import classification, digits
+from crossattn_jax.data.classification import batches as classification
+from crossattn_jax.data.classification import digits
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import kernels
-from crossattn_jax.training import aot
+from crossattn_jax.training.compile import aot
 
 # batch, queries, keys, heads, width of a head
 SHAPES = {

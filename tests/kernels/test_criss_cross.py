@@ -12,7 +12,8 @@ import pytest
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import criss_cross
 from crossattn_jax.kernels.criss_cross import api, gpu, tpu
-from crossattn_jax.parity import cases, ccnet_modules, replay
+from crossattn_jax.parity import cases, replay
+from crossattn_jax.parity.systems.ccnet import modules as ccnet_modules
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference/ccnet'
 ON_GPU = jax.default_backend() == 'gpu'

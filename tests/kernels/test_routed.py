@@ -10,7 +10,7 @@ import pytest
 
 from crossattn_jax import kernels
 from crossattn_jax.kernels.routed import api, gpu, tpu, xla
-from crossattn_jax.training import aot
+from crossattn_jax.training.compile import aot
 
 # batch, regions, tokens, key_regions, key_tokens, heads, qk_width, width, top_k
 SHAPES = {

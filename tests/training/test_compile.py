@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from crossattn_jax import parallel, training
-from crossattn_jax.training import aot, hlo
+from crossattn_jax.training.compile import aot, hlo
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -12,9 +12,10 @@ import pytest
 from crossattn_jax import models, parallel
 from crossattn_jax.models import registry, variables_io
 from crossattn_jax.tasks import losses
-from crossattn_jax.training import aot, checkpoints, loop, weights
+from crossattn_jax.training import checkpoints, loop, weights
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
+from crossattn_jax.training.compile import aot
 
 
 class _TwoHeads(nn.Module):

@@ -18,7 +18,7 @@ import pytest
 
 from configs import crossvit_imagenet
 from crossattn_jax import kernels, models, training
-from crossattn_jax.data import classification as data
+from crossattn_jax.data.classification import batches as data
 from crossattn_jax.models import registry, variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export
@@ -156,7 +156,7 @@ def test_the_weights_are_a_variables_file_of_the_model(exported):
 
 
 def test_small_images_are_prepared_as_evaluation_does(tiny_config, tmp_path):
-  from crossattn_jax.tasks import classification_script
+  from crossattn_jax.tasks.classification import serving_script as classification_script
 
   Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(tmp_path / 'grey.png')
   steps = data.describe_preprocessing(tiny_config.dataset)

@@ -1,0 +1,220 @@
+"""Sources of labelled audio: random access to encoded clips by index."""
+
+from collections.abc import Sequence
+import csv
+import difflib
+import io
+import math
+import os
+import pathlib
+from typing import Protocol, TypedDict
+
+from etils import epy
+import numpy as np
+from scipy.io import wavfile
+
+from crossattn_jax.data.audio import spectrogram
+from crossattn_jax.data.scenes import tones
+
+with epy.lazy_imports():  # Slow to import, and few runs need it.
+  from scipy import signal
+
+TONES = 'tones'
+WAV_FOLDER = 'wav_folder'
+# AudioSet's own table of its classes.
+CLASS_TABLE = 'class_labels_indices.csv'
+
+
+class Example(TypedDict):
+  """One clip: a .wav file, its classes in ascending order, and a name for messages."""
+
+  audio: bytes
+  labels: tuple[int, ...]
+  key: str
+
+
+class UnreadableAudioError(ValueError):
+  """A clip that is no readable .wav file; the message gives the reason."""
+
+
+class Source(Protocol):
+  """Random access to the clips of one split; safe to read from threads, picklable.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+  def labels(self, index: int) -> tuple[int, ...]:
+    """The classes of a clip, without its samples."""
+    ...
+
+
+def create_source(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
+  """Opens one split of a dataset.
+
+  Args:
+    name: 'tones' (synthesised) or 'wav_folder'.
+    split: of it; for 'wav_folder' the name of a table in `data_dir`, see `WavFolder`.
+    data_dir: the folder of a 'wav_folder'.
+    class_names: the classes that the labels of a 'wav_folder' count through, usually those of the
+      training split.
+
+  Raises:
+    ValueError: the dataset, its split or a class does not exist; the message says what does.
+  """
+  if name == TONES:
+    return Tones(split)
+  if name == WAV_FOLDER:
+    if data_dir is None:
+      raise ValueError(f'{WAV_FOLDER!r} needs data_dir: the folder that holds {split}.csv')
+    return WavFolder(data_dir, split, class_names)
+  near = difflib.get_close_matches(name, (TONES, WAV_FOLDER), n=1, cutoff=0.0)
+  raise ValueError(
+    f'unknown audio dataset {name!r}; did you mean {near[0]!r}? there are {TONES!r} and '
+    f"{WAV_FOLDER!r}; TFDS's audio needs TensorFlow: write it as .wav files"
+  )
+
+
+class Tones:
+  """The clips of `data.tones`.
+
+  Attributes:
+    class_names: see `Source`.
+  """
+
+  class_names = tones.CLASS_NAMES
+
+  def __init__(self, split: str):
+    if split not in tones.SIZES:
+      raise ValueError(f'{TONES!r} has no split {split!r}; it has {", ".join(tones.SIZES)}')
+    self._split = split
+
+  def __len__(self) -> int:
+    return tones.SIZES[self._split]
+
+  def __getitem__(self, index: int) -> Example:
+    samples, labels = tones.clip(self._split, index)
+    key = f'{TONES}/{self._split}[{index}]'
+    return {'audio': tones.encode(samples), 'labels': labels, 'key': key}
+
+  def labels(self, index: int) -> tuple[int, ...]:
+    """The classes of a clip."""
+    return tones.labels_of(self._split, index)
+
+
+class WavFolder:
+  """`data_dir/split.csv` with columns `file` and `labels`, and the .wav files that it names.
+
+  Files are relative to `data_dir`; the labels of a clip are joined by commas. They are names of
+  classes, or, where AudioSet's `class_labels_indices.csv` lies in `data_dir`, its identifiers
+  (`/m/09x0r`) or names, and its order is that of the classes. Otherwise classes are in the order of
+  their names.
+
+  Attributes:
+    class_names: see `Source`.
+  """
+
+  def __init__(
+    self,
+    data_dir: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None = None,
+  ):
+    self._folder = pathlib.Path(data_dir)
+    rows = _read_table(self._folder / f'{split}.csv', ('file', 'labels'))
+    named = [[label.strip() for label in row['labels'].split(',') if label.strip()] for row in rows]
+    known = _class_table(self._folder)
+    if class_names is not None:
+      self.class_names = tuple(class_names)
+    elif known:
+      self.class_names = tuple(dict.fromkeys(known.values()))
+    else:
+      self.class_names = tuple(sorted({label for labels in named for label in labels}))
+    indices = {name: index for index, name in enumerate(self.class_names)}
+    self._files = [row['file'] for row in rows]
+    self._labels = []
+    for file, labels in zip(self._files, named, strict=True):
+      names = [known.get(label, label) for label in labels]
+      unknown = [name for name in names if name not in indices]
+      if unknown:
+        raise ValueError(
+          f'{split}.csv gives {file!r} the label {unknown[0]!r}, which is not among the '
+          f'{len(indices)} classes'
+        )
+      self._labels.append(tuple(sorted({indices[name] for name in names})))
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._folder / self._files[index]
+    return {'audio': path.read_bytes(), 'labels': self._labels[index], 'key': str(path)}
+
+  def labels(self, index: int) -> tuple[int, ...]:
+    """The classes of a clip."""
+    return self._labels[index]
+
+
+def _read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+  if not path.is_file():
+    tables = sorted(entry.name for entry in path.parent.glob('*.csv'))
+    raise ValueError(f'no table {str(path)!r}; there are {", ".join(tables) or "none"}')
+  with path.open(newline='') as file:
+    reader = csv.DictReader(file)
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+      raise ValueError(
+        f'{str(path)!r} has no column {missing[0]!r}; expected a first line {",".join(columns)!r}'
+      )
+    rows = list(reader)
+  if not rows:
+    raise ValueError(f'{str(path)!r} has no rows')
+  return rows
+
+
+def _class_table(folder: pathlib.Path) -> dict[str, str]:
+  """Identifier -> name and name -> name, in the order of the classes."""
+  path = folder / CLASS_TABLE
+  if not path.exists():
+    return {}
+  rows = _read_table(path, ('index', 'mid', 'display_name'))
+  rows.sort(key=lambda row: int(row['index']))
+  return {key: row['display_name'] for row in rows for key in (row['mid'], row['display_name'])}
+
+
+def decode(data: bytes) -> np.ndarray:
+  """Decodes a .wav file to mono at 16 kHz: float32 `[samples]`, full scale 1.
+
+  Raises:
+    UnreadableAudioError: it is no .wav file, or has no samples.
+  """
+  try:
+    rate, samples = wavfile.read(io.BytesIO(data))
+  except ValueError as error:
+    raise UnreadableAudioError(f'no readable .wav file ({error})') from error
+  if not samples.size:
+    raise UnreadableAudioError('no samples')
+  if samples.dtype == np.uint8:
+    scaled = (samples.astype(np.float32) - 128) / 128
+  elif samples.dtype.kind == 'i':
+    scaled = samples.astype(np.float32) / -np.float32(np.iinfo(samples.dtype).min)
+  else:
+    scaled = samples.astype(np.float32)
+  if scaled.ndim == 2:
+    scaled = scaled.mean(axis=1)
+  if rate != spectrogram.SAMPLE_RATE:
+    common = math.gcd(rate, spectrogram.SAMPLE_RATE)
+    scaled = signal.resample_poly(scaled, spectrogram.SAMPLE_RATE // common, rate // common)
+  return scaled.astype(np.float32)

@@ -1,0 +1,242 @@
+"""Sources of registered image pairs: random access to an encoded visible and infrared image."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import difflib
+import os
+import pathlib
+from typing import Protocol, TypedDict
+
+import tensorflow_datasets as tfds
+
+from crossattn_jax.data import sources
+from crossattn_jax.data.scenes import shapes as shape_scenes
+
+# Names that folders of either kind of image have, in lower case.
+VISIBLE_FOLDERS = ('vi', 'vis', 'visible', 'rgb')
+INFRARED_FOLDERS = ('ir', 'inf', 'infrared', 'thermal', 'lwir')
+ALL = 'all'
+
+
+class Example(TypedDict):
+  """One pair: both encoded images, and a name of each for messages."""
+
+  visible: bytes
+  infrared: bytes
+  visible_key: str
+  infrared_key: str
+
+
+class Source(Protocol):
+  """Random access to the pairs of one split; safe to read from threads, picklable."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """Where a data set has its images, below its folder.
+
+  Attributes:
+    visible: folder of the visible images; '{split}' stands for the split.
+    infrared: folder of the infrared images.
+  """
+
+  visible: str
+  infrared: str
+
+  @property
+  def has_splits(self) -> bool:
+    return '{split}' in self.visible
+
+
+# As the authors of each ship it; TNO as fusion repositories do.
+_LAYOUTS = {
+  'msrs': _Layout('{split}/vi', '{split}/ir'),
+  'llvip': _Layout('visible/{split}', 'infrared/{split}'),
+  'roadscene': _Layout('crop_LR_visible', 'cropinfrared'),
+  'tno': _Layout('vi', 'ir'),
+  'm3fd': _Layout('Vis', 'Ir'),
+}
+
+
+def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+  """Opens one split of a data set.
+
+  Args:
+    name: `'shape_scenes'` (written on first use), with its configuration if wanted, or a folder in
+      the layout of `'msrs'`, `'llvip'`, `'roadscene'`, `'tno'` or `'m3fd'`.
+    split: of TFDS any split expression; of MSRS and LLVIP the name of a folder ('train', 'test');
+      of the others 'all'. Of folders also a text file in data_dir that lists names of pairs, one a
+      line.
+    data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the data set.
+
+  Raises:
+    ValueError: there is no such data set or split, it is empty, or an image has no partner.
+  """
+  bare = name.split('/')[0].split(':')[0]
+  if bare == 'shape_scenes':
+    shape_scenes.prepare(name, data_dir)
+    return ShapeScenesSource(name, split, data_dir)
+  if name not in _LAYOUTS:
+    known = ['shape_scenes', *_LAYOUTS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ValueError(f'unknown dataset {name!r}; {hint}known for fusion: {", ".join(known)}')
+  if data_dir is None:
+    raise ValueError(f'{name!r} needs data_dir: its folder')
+  return PairSource(_folder_pairs(pathlib.Path(data_dir), _LAYOUTS[name], split))
+
+
+def _folder_pairs(
+  root: pathlib.Path, layout: _Layout, split: str
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+  listing, names = root / split, None
+  if listing.is_file():
+    if layout.has_splits:
+      # `splits/train.txt` lists images of the folder 'train'.
+      split = listing.stem
+    names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+  elif not layout.has_splits and split != ALL:
+    raise ValueError(
+      f'{str(root)!r} has no folders of splits: the split is {ALL!r}, or a file there that lists '
+      f'names of pairs, not {split!r}'
+    )
+  folders = [root / part.format(split=split) for part in (layout.visible, layout.infrared)]
+  for folder in folders:
+    if not folder.is_dir():
+      raise ValueError(f'{str(folder)!r} does not exist; expected it below {str(root)!r}')
+  pairs = pair_files(*(list_images(folder) for folder in folders))
+  if names is not None:
+    by_name = {visible.stem: (visible, infrared) for visible, infrared in pairs}
+    missing = [name for name in names if pathlib.Path(name).stem not in by_name]
+    if missing:
+      raise ValueError(
+        f'{str(listing)!r} lists {missing[0]!r}, which is not in {str(folders[0])!r}'
+      )
+    pairs = [by_name[pathlib.Path(name).stem] for name in names]
+  if not pairs:
+    raise ValueError(f'no images in {str(folders[0])!r} and {str(folders[1])!r}')
+  return pairs
+
+
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The images in a folder, by name; not those in folders below it."""
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if path.is_file() and path.name.lower().endswith(sources.IMAGE_EXTENSIONS)
+  )
+
+
+def find_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
+  """The folders of visible and of infrared images in a folder; None where it has not one of each.
+
+  Raises:
+    ValueError: which ones are meant is not clear.
+  """
+  found = []
+  for names in (VISIBLE_FOLDERS, INFRARED_FOLDERS):
+    fitting = [
+      path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in names
+    ]
+    if len(fitting) > 1:
+      raise ValueError(
+        f'{str(folder)!r} has {" and ".join(path.name for path in fitting)}, of which one is '
+        'expected: name both folders'
+      )
+    found += fitting
+  return tuple(found) if len(found) == 2 else None
+
+
+def pair_files(
+  visible: Sequence[pathlib.Path], infrared: Sequence[pathlib.Path]
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+  """Pairs images whose names are equal but for the extension.
+
+  Args:
+    visible: files of one folder.
+    infrared: files of another.
+
+  Returns:
+    Pairs in the order of the visible images.
+
+  Raises:
+    ValueError: an image has no partner; the message names it and where its partner would be.
+  """
+  first, second = _by_stem(visible), _by_stem(infrared)
+  for images, partners, files, kind in (
+    (first, second, infrared, 'infrared'),
+    (second, first, visible, 'visible'),
+  ):
+    for stem, path in images.items():
+      if stem not in partners:
+        folder = files[0].parent if files else f'the {kind} folder'
+        raise ValueError(
+          f'{str(path)!r} has no partner: expected {str(folder)!r} to have an image {stem!r}'
+          f'{path.suffix}'
+        )
+  return [(path, second[stem]) for stem, path in first.items()]
+
+
+def _by_stem(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
+  found: dict[str, pathlib.Path] = {}
+  for path in paths:
+    if path.stem in found:
+      raise ValueError(f'{str(found[path.stem])!r} and {str(path)!r} have the same name')
+    found[path.stem] = path
+  return found
+
+
+class PairSource:
+  """Pairs of image files.
+
+  Attributes:
+    pairs: (visible, infrared) of each example.
+  """
+
+  def __init__(self, pairs: Iterable[tuple[pathlib.Path, pathlib.Path]]):
+    self.pairs = [(str(visible), str(infrared)) for visible, infrared in pairs]
+
+  def __len__(self) -> int:
+    return len(self.pairs)
+
+  def __getitem__(self, index: int) -> Example:
+    visible, infrared = self.pairs[index]
+    return {
+      'visible': pathlib.Path(visible).read_bytes(),
+      'infrared': pathlib.Path(infrared).read_bytes(),
+      'visible_key': visible,
+      'infrared_key': infrared,
+    }
+
+
+class ShapeScenesSource:
+  """Visible and thermal images of procedural scenes, left encoded."""
+
+  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None):
+    builder = sources.open_prepared(name, data_dir)
+    self._name, self._split = name, split
+    pictures = [
+      feature
+      for feature, kind in builder.info.features.items()
+      if isinstance(kind, tfds.features.Image)
+    ]
+    self._examples = sources.open_split(
+      builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
+    )
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._examples[index]
+    key = f'{self._name}/{self._split}[{index}] ({example["id"].decode()})'
+    return {
+      'visible': example['image'],
+      'infrared': example['thermal'],
+      'visible_key': f'image of {key}',
+      'infrared_key': f'thermal of {key}',
+    }

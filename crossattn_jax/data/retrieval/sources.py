@@ -1,0 +1,282 @@
+"""Sources of images with sentences: random access to region features and their captions."""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import functools
+import io
+import os
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from crossattn_jax.data import image_ops, sources
+from crossattn_jax.data.scenes import captions as scene_captions
+from crossattn_jax.data.scenes import regions as scene_regions
+from crossattn_jax.data.scenes import shapes as shape_scenes
+
+REGION_FILES = 'region_files'
+
+# Karpathy's splits, as SCAN distributes them, have so many captions of each image.
+_CAPTIONS_PER_IMAGE = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """An image and its sentences.
+
+  Attributes:
+    regions: float32 `[regions, channels]`.
+    captions: as many of each image of a source.
+    key: of the image, for people: its id.
+  """
+
+  regions: np.ndarray
+  captions: tuple[str, ...]
+  key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """What an image looks like.
+
+  Attributes:
+    image: RGB.
+    boxes: (top, left, bottom, right) of each region in pixels; None where they are not known.
+  """
+
+  image: Image.Image
+  boxes: tuple[tuple[float, float, float, float], ...] | None
+
+
+class Source(Protocol):
+  """Random access to the images of one split; safe to read from threads, picklable.
+
+  Attributes:
+    captions_per_image: number of captions of each image.
+  """
+
+  captions_per_image: int
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example:
+    """Raises `image_ops.UnreadableImageError` for an image without usable regions."""
+
+  def key(self, index: int) -> str:
+    """The id of an image."""
+
+  def picture(self, index: int) -> Picture | None:
+    """The image itself, where it is at hand."""
+
+
+def create_source(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  region_dim: int = 2048,
+  image_files: str | None = None,
+) -> Source:
+  """Opens one split of a data set.
+
+  Args:
+    name: `'shape_scenes'` (written on first use), with its configuration if wanted, or
+      `'region_files'`: a folder of precomputed features as SCAN distributes them for Flickr30K and
+      MS-COCO.
+    split: of TFDS any split expression; of files the beginning of their names ('train', 'dev',
+      'test', 'testall').
+    data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the files.
+    region_dim: channels of the features of scenes.
+    image_files: where pictures of region files are, with `{}` for the id, as `str.format` takes it.
+
+  Raises:
+    ValueError: there is no such data set or split, or its files do not fit together.
+  """
+  if _is_scenes(name):
+    shape_scenes.prepare(name, data_dir)
+    return ShapeScenesSource(name, split, data_dir, region_dim)
+  if name != REGION_FILES:
+    known = ['shape_scenes', REGION_FILES]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ValueError(f'unknown dataset {name!r}; {hint}known for retrieval: {", ".join(known)}')
+  if data_dir is None:
+    raise ValueError(f'{name!r} needs data_dir: the folder that holds {split}_ims.npy')
+  return RegionFilesSource(data_dir, split, image_files)
+
+
+def own_vocabulary(name: str) -> tuple[str, ...] | None:
+  """Every word that the captions of a data set hold, for a tokenizer; None where nobody knows."""
+  return scene_captions.vocabulary() if _is_scenes(name) else None
+
+
+def _is_scenes(name: str) -> bool:
+  return name.split('/')[0].split(':')[0] == 'shape_scenes'
+
+
+class RegionFilesSource:
+  """`SPLIT_ims.npy`, `SPLIT_caps.txt` and, for names, `SPLIT_ids.txt`, as SCAN distributes them.
+
+  Source: Lee et al. 2018 (arXiv 1803.08024). Features are mapped into memory, not read at once.
+  Where there are fewer rows of features than captions, caption n belongs to row n // 5; otherwise
+  each row is there five times, and every fifth is used.
+
+  Attributes:
+    captions_per_image: 5.
+  """
+
+  captions_per_image = _CAPTIONS_PER_IMAGE
+
+  def __init__(self, data_dir: str | os.PathLike[str], split: str, image_files: str | None = None):
+    folder = pathlib.Path(data_dir)
+    self._path = folder / f'{split}_ims.npy'
+    captions_path, ids_path = folder / f'{split}_caps.txt', folder / f'{split}_ids.txt'
+    for path in (self._path, captions_path):
+      if not path.is_file():
+        found = sorted(each.name.removesuffix('_ims.npy') for each in folder.glob('*_ims.npy'))
+        raise ValueError(
+          f'{str(path)!r} does not exist; {str(folder)!r} has the splits '
+          f'{", ".join(found) or "none"}'
+        )
+    self._captions = read_lines(captions_path)
+    rows, count = len(self._features), len(self._captions)
+    self._stride = self.captions_per_image if rows == count else 1
+    if self._features.ndim != 3 or rows * self.captions_per_image != count * self._stride:
+      raise ValueError(
+        f'{str(self._path)!r} is an array of shape {self._features.shape} and '
+        f'{str(captions_path)!r} has {count} lines; expected features [images, regions, channels] '
+        f'and {self.captions_per_image} captions of each image, or a row per caption'
+      )
+    if count % self.captions_per_image:
+      raise ValueError(
+        f'{str(captions_path)!r} has {count} lines, which is no multiple of '
+        f'{self.captions_per_image}'
+      )
+    self._ids = read_lines(ids_path) if ids_path.is_file() else None
+    if self._ids is not None:
+      if len(self._ids) == count:
+        self._ids = self._ids[:: self.captions_per_image]
+      if len(self._ids) != len(self):
+        raise ValueError(
+          f'{str(ids_path)!r} has {len(self._ids)} lines for {len(self)} images; expected one of '
+          'each image or of each caption, or no such file'
+        )
+    self._image_files = image_files
+
+  @functools.cached_property
+  def _features(self) -> np.ndarray:
+    return np.load(self._path, mmap_mode='r')
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A mapped array would be pickled as a whole.
+    return {name: value for name, value in self.__dict__.items() if name != '_features'}
+
+  def __len__(self) -> int:
+    return len(self._captions) // self.captions_per_image
+
+  def __getitem__(self, index: int) -> Example:
+    key = self.key(index)
+    regions = np.asarray(self._features[index * self._stride], np.float32)
+    if not np.isfinite(regions).all():
+      raise image_ops.UnreadableImageError(
+        f'{key!r}: row {index * self._stride} of {str(self._path)!r} has values that are not finite'
+      )
+    first = index * self.captions_per_image
+    captions = self._captions[first : first + self.captions_per_image]
+    return Example(regions, tuple(captions), key)
+
+  def key(self, index: int) -> str:
+    """The id of an image, made of its place where there are no ids."""
+    return f'{self._path.stem}[{index}]' if self._ids is None else self._ids[index]
+
+  def picture(self, index: int) -> Picture | None:
+    """The image file that `image_files` names; None without it.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
+    if self._image_files is None:
+      return None
+    path = self._image_files.format(self.key(index))
+    try:
+      return Picture(Image.open(path).convert('RGB'), None)
+    except OSError as error:
+      raise ValueError(
+        f'dataset.image_files={self._image_files!r}: cannot read the image {path!r} ({error})'
+      ) from error
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """Lines without their ends; unlike `str.splitlines` other separators are part of a line."""
+  return [line.strip() for line in path.read_text(encoding='utf-8').rstrip('\n').split('\n')]
+
+
+class ShapeScenesSource:
+  """Procedural scenes: the whole image and each object's box as regions, five composed captions.
+
+  Attributes:
+    captions_per_image: 5.
+  """
+
+  captions_per_image = scene_captions.CAPTIONS_PER_SCENE
+
+  def __init__(
+    self, name: str, split: str, data_dir: str | os.PathLike[str] | None, region_dim: int
+  ):
+    builder = sources.open_prepared(name, data_dir)
+    self._name, self._split, self._region_dim = name, split, region_dim
+    pictures = [
+      feature
+      for feature, kind in builder.info.features.items()
+      if isinstance(kind, tfds.features.Image)
+    ]
+    self._examples = sources.open_split(
+      builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
+    )
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._examples[index]
+    key = example['id'].decode()
+    try:
+      image = image_ops.decode(example['image'], 3)
+    except image_ops.UnreadableImageError as error:
+      raise image_ops.UnreadableImageError(f'{key!r}: {error}') from error
+    objects = example['objects']
+    colors = tuple(shape_scenes.COLORS)
+    items = [
+      scene_captions.Item(
+        shape_scenes.CLASS_NAMES[label], colors[color], shape_scenes.TEXTURES[texture]
+      )
+      for label, color, texture in zip(
+        objects['label'], objects['color'], objects['texture'], strict=True
+      )
+    ]
+    return Example(
+      regions=scene_regions.region_features(np.asarray(image), _boxes(objects), self._region_dim),
+      captions=scene_captions.captions(example['caption'].decode(), items),
+      key=key,
+    )
+
+  def key(self, index: int) -> str:
+    """The id of a scene."""
+    return self._examples[index]['id'].decode()
+
+  def picture(self, index: int) -> Picture:
+    """The scene with the boxes of its regions."""
+    example = self._examples[index]
+    image = Image.open(io.BytesIO(example['image']))
+    size = np.array([image.height, image.width] * 2)
+    boxes = np.array(_boxes(example['objects'])) * size
+    return Picture(image.convert('RGB'), tuple(map(tuple, boxes.tolist())))
+
+
+def _boxes(objects: Mapping[str, np.ndarray]) -> list[tuple[float, float, float, float]]:
+  """Of the regions of a scene, as shares of height and width: all of it, then the objects'."""
+  return [(0.0, 0.0, 1.0, 1.0), *(tuple(map(float, box)) for box in objects['bbox'])]

@@ -1,0 +1,1 @@
+"""Images whose pixels have classes."""

@@ -1,0 +1,483 @@
+"""The input pipeline of semantic segmentation: sources, augmentation and batches, by Grain.
+
+The stream of training examples is a function of the seed alone, as in `classification`. Evaluation
+sees whole images, padded so that few different shapes occur; batches hold one shape each.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import io
+import os
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from crossattn_jax.data import image_ops, pipeline
+from crossattn_jax.data.segmentation import augmentation, photometric, sources
+
+IGNORE_LABEL = sources.IGNORE_LABEL
+
+CHANNELS = ('rgb', 'bgr')
+TRAIN_SIZES = ('scales', 'ratio')
+EVAL_SIZES = ('native', 'fit')
+_CROP_TRIALS = 10
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns `config.dataset`: Cityscapes with the augmentation of CCNet's recipe, but for colours.
+
+  CCNet itself has `channels = 'bgr'` and another mean.
+  """
+  config = ml_collections.ConfigDict()
+  # See `segmentation_sources.create_source`.
+  config.name = 'cityscapes'
+  # Folder of TFDS datasets (TFDS's own default if None), or the folder as it was released.
+  config.data_dir = ml_collections.config_dict.placeholder(str)
+  config.train_split = 'train'
+  config.eval_split = 'validation'
+  # (height, width) of the training crops.
+  config.image_size = (769, 769)
+  # Order of the colours: 'rgb' or 'bgr'.
+  config.channels = 'rgb'
+  # Of levels 0..255, in that order.
+  config.mean = (123.675, 116.28, 103.53)
+  config.std = (58.395, 57.12, 57.375)
+  pipeline.add_options(config)
+
+  config.augmentation = ml_collections.ConfigDict()
+  # 'scales' (CCNet): the image's size times one of `scales`. 'ratio' (mmsegmentation): the image
+  # fits into `base_size` (long side, short side) times a number drawn uniformly from `ratio`.
+  config.augmentation.resize = 'scales'
+  config.augmentation.scales = tuple((7 + i) / 10 for i in range(15))
+  config.augmentation.base_size = (2048, 512)
+  config.augmentation.ratio = (0.5, 2.0)
+  # Of 'ratio': crops of which one class covers more are drawn again, up to ten times; 1 takes all.
+  config.augmentation.max_class_share = 1.0
+  # Probability of a mirror image.
+  config.augmentation.flip = 0.5
+  # Of 'ratio': see `photometric.distort`.
+  config.augmentation.photometric = False
+
+  config.evaluation = ml_collections.ConfigDict()
+  # 'native' leaves images as they are; 'fit' brings them into `base_size`, and then each side to
+  # the next multiple of `stretch_to`. Labels always keep their size.
+  config.evaluation.resize = 'native'
+  config.evaluation.base_size = (2048, 512)
+  config.evaluation.stretch_to = 1
+  # Images are padded to multiples of this size with the mean colour, label maps with 255: the more,
+  # the fewer programs are compiled. 1 pads nothing.
+  config.evaluation.bucket_step = 1
+  # The same of the label maps where images are resized, which costs little.
+  config.evaluation.label_step = 512
+  return config
+
+
+def train_dataset(
+  config: ml_collections.ConfigDict,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.IterDataset:
+  """Returns the endless training batches of one process.
+
+  Args:
+    config: see `default_config`.
+    batch_size: global, over all processes.
+    seed: of order and augmentation.
+    process_index: whose rows.
+    process_count: number of processes, which divides `batch_size`.
+
+  Returns:
+    Batches of numpy arrays, b = batch_size / process_count: `image` float32 `[b, *image_size, 3]`,
+    normalised, `label` int32 `[b, *image_size]`, `skipped` int32 `[b]`, the number of unreadable
+    examples that this row stands in for.
+
+  Raises:
+    ValueError: a wrong value in the config, or a data set that cannot be opened.
+  """
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
+
+
+def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
+  """Returns the endless stream of augmented examples that `train_dataset` batches.
+
+  Element i is computed when it is asked for, alone: `train_examples(config, seed)[i]`.
+
+  Raises:
+    ValueError: a wrong value in the config, or a data set that cannot be opened.
+  """
+  _check(config)
+  source = sources.create_source(config.name, config.train_split, config.data_dir)
+  order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+  examples = grain.MapDataset.range(len(source))
+  if config.shuffle:
+    examples = examples.shuffle(order_seed)
+  return examples.repeat().random_map(_TrainExample(source, config), seed=augmentation_seed)
+
+
+def eval_dataset(
+  config: ml_collections.ConfigDict,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.IterDataset:
+  """Returns one pass over the evaluation split for one process.
+
+  Images of the same padded size share batches, in the order of the split; the last batch of a size
+  is filled up with rows whose mask is False. Every process gets the same shapes in the same order.
+
+  Args:
+    config: see `default_config`.
+    batch_size: global, over all processes.
+    process_index: whose rows.
+    process_count: number of processes, which divides `batch_size`.
+
+  Returns:
+    Batches of numpy arrays:
+      `image`: float32 `[b, height, width, 3]`, normalised, 0 below and to the right of the image.
+      `image_size`: (height, width) of each image, int32 `[b, 2]`.
+      `label`: int32 `[b, rows, columns]`, 255 where there is no class and beyond the label map.
+      `label_size`: (height, width) of each label map, int32 `[b, 2]`.
+      `mask`: bool `[b]`, False for padding and for unreadable examples.
+      `skipped`: int32 `[b]`, 1 for the latter.
+
+  Raises:
+    ValueError: a wrong value in the config, or a data set that cannot be opened.
+  """
+  _check(config)
+  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
+  source = sources.create_source(config.name, config.eval_split, config.data_dir)
+  sizes = _image_sizes(config.name, config.eval_split, config.data_dir)
+  slots = pipeline.bucket_slots((_bucket(size, config) for size in sizes), batch_size)
+  examples = grain.MapDataset.range(len(slots)).map(_EvalExample(source, config, slots))
+  return pipeline.iterate(examples, config, rows, process_index, process_count)
+
+
+def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
+  """Number of whole global batches in an epoch of the training split, at least 1."""
+  _check(config)
+  source = sources.create_source(config.name, config.train_split, config.data_dir)
+  return max(1, len(source) // batch_size)
+
+
+def read_image(
+  path: str | os.PathLike[str], config: ml_collections.ConfigDict
+) -> tuple[dict[str, np.ndarray], Image.Image]:
+  """Reads an image file as evaluation would.
+
+  Returns:
+    A batch of one, as `eval_dataset` has it but for the mask, whose label map has the file's size
+    and no classes, and the image.
+
+  Raises:
+    ValueError: the file is no readable image.
+  """
+  with open(path, 'rb') as file:
+    data = file.read()
+  try:
+    image = image_ops.decode(data, 3)
+  except image_ops.UnreadableImageError as error:
+    raise ValueError(f'cannot read image {os.fspath(path)!r}: {error}') from error
+  return prepare_image(np.asarray(image), config), image
+
+
+def prepare_image(image: np.ndarray, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
+  """Resizes, normalises and pads an image, uint8 `[height, width, 3]`, as evaluation does."""
+  size = image.shape[:2]
+  bucket = _bucket(size, config)
+  pixels = _normalized(_fitted(image, config), config)
+  return {
+    'image': _padded(pixels, bucket.image, 0)[None],
+    'image_size': np.array([pixels.shape[:2]], np.int32),
+    'label': np.full((1, *bucket.label), IGNORE_LABEL, np.int32),
+    'label_size': np.array([size], np.int32),
+  }
+
+
+def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What makes an input of fixed size of an image, as JSON can hold it; see docs/export.md."""
+  return {
+    'mode': 'RGB',
+    'resize': {
+      'size': list(config.image_size),
+      'keep_proportions': False,
+      'interpolation': 'bilinear',
+      'library': 'Pillow',
+    },
+    'channels': config.channels,
+    'divide_by': 1,
+    'mean': list(config.mean),
+    'std': list(config.std),
+    'layout': 'HWC',
+    'dtype': 'float32',
+  }
+
+
+def denormalize(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+  """Turns images of a batch into uint8 RGB `[..., height, width, 3]` to look at."""
+  levels = image * np.asarray(config.std, np.float32) + np.asarray(config.mean, np.float32)
+  return np.clip(np.round(_reordered(levels, config)), 0, 255).astype(np.uint8)
+
+
+def _reordered(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+  """From RGB to the order of the config, and back."""
+  return image[..., ::-1] if config.channels == 'bgr' else image
+
+
+def _normalized(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+  """Of RGB levels `[height, width, 3]`: the network's input, float32."""
+  image = _reordered(image, config).astype(np.float32)
+  return (image - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
+
+
+def _padded(x: np.ndarray, size: Sequence[int], value: float) -> np.ndarray:
+  """Pads the first two axes at their ends."""
+  margins = [(0, size[0] - x.shape[0]), (0, size[1] - x.shape[1])]
+  return np.pad(x, margins + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bucket:
+  """Shape of the arrays that hold an image and its label map."""
+
+  image: tuple[int, int]
+  label: tuple[int, int]
+
+
+@functools.lru_cache
+def _image_sizes(name: str, split: str, data_dir: str | None) -> tuple[tuple[int, int], ...]:
+  """(height, width) of every image of a split; read once, however often it is evaluated."""
+  source = sources.create_source(name, split, data_dir)
+  return tuple(source.image_size(index) for index in range(len(source)))
+
+
+def _bucket(size: Sequence[int], config: ml_collections.ConfigDict) -> _Bucket:
+  options = config.evaluation
+  image_step = label_step = options.bucket_step
+  if options.resize != 'native':
+    label_step = options.label_step
+
+  def rounded(size: Sequence[int], step: int) -> tuple[int, int]:
+    return tuple(-(-side // step) * step for side in size)
+
+  fitted = _fitted_size(size, config)[-1]
+  return _Bucket(rounded(fitted, image_step), rounded(size, label_step))
+
+
+def _fitted_size(size: Sequence[int], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
+  """Sizes that evaluation resizes an image to, one after the other."""
+  options = config.evaluation
+  if options.resize == 'native':
+    return [tuple(size)]
+  size = fit(size, options.base_size)
+  step = options.stretch_to
+  return [size, tuple(-(-side // step) * step for side in size)]
+
+
+def _fitted(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+  for size in _fitted_size(image.shape[:2], config):
+    if size != image.shape[:2]:
+      image = augmentation.resize(image, size)
+  return image
+
+
+def fit(size: Sequence[int], box: Sequence[int]) -> tuple[int, int]:
+  """(height, width) of an image after bringing it into a box, keeping its proportions.
+
+  Args:
+    size: (height, width).
+    box: (long side, short side) that the image's sides do not exceed.
+  """
+  factor = min(max(box) / max(size), min(box) / min(size))
+  return tuple(int(side * factor + 0.5) for side in size)
+
+
+@dataclasses.dataclass
+class _TrainExample:
+  """Reads, augments and normalises one training example."""
+
+  source: sources.Source
+  config: ml_collections.ConfigDict
+
+  def __post_init__(self):
+    config, options = self.config, self.config.augmentation
+    self._crop = tuple(config.image_size)
+    self._taxonomy = sources.find_taxonomy(config.name)
+    # Of the pixels beyond the image, in RGB: 0 after normalisation.
+    self._padding = _reordered(np.asarray(config.mean, np.float32), config)
+    self._by_ratio = options.resize == 'ratio'
+    self._scales = tuple(options.scales)
+    self._cache: dict[int, tuple[np.ndarray, np.ndarray, int]] | None = {} if config.cache else None
+
+  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if self._cache is None:
+      image, label, skipped = self._read(index)
+    else:
+      if index not in self._cache:
+        self._cache[index] = self._read(index)
+      image, label, skipped = self._cache[index]
+    if self._by_ratio:
+      pixels, label = self._ratio_crop(image, label, rng)
+    else:
+      flip = self.config.augmentation.flip
+      choice = augmentation.draw(rng, label.shape, self._crop, self._scales, flip)
+      pixels, label = augmentation.apply(
+        image, label, choice, self._crop, padding=self._padding, ignore_label=IGNORE_LABEL
+      )
+      pixels = _normalized(pixels, self.config)
+    return {'image': pixels, 'label': label.astype(np.int32), 'skipped': np.int32(skipped)}
+
+  def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the example at an index, or else the next readable one, and how many were not."""
+    config = self.config
+    described = f'examples of {config.name!r}, split {config.train_split!r},'
+    decoded, _, skipped = pipeline.next_readable(
+      self.source,
+      index,
+      lambda example: _decode(example, self._taxonomy, config, config.train_split),
+      described,
+    )
+    return *decoded, skipped
+
+  def _ratio_crop(
+    self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """As mmsegmentation: what lies beyond the image is padded last, at the bottom and the right."""
+    options = self.config.augmentation
+    ratio = rng.uniform(*options.ratio)
+    size = fit(label.shape, [int(side * ratio) for side in options.base_size])
+    shown = tuple(map(min, size, self._crop))
+    for trial in range(_CROP_TRIALS + 1):
+      top, left = (
+        int(rng.integers(length - part + 1)) for length, part in zip(size, shown, strict=True)
+      )
+      choice = augmentation.Draw(1.0, top, left, False, size)
+      if options.max_class_share == 1 or trial == _CROP_TRIALS:
+        break
+      counts = np.bincount(augmentation.crop_label(label, choice, shown).ravel(), minlength=256)
+      counts = np.delete(counts, IGNORE_LABEL)
+      if (counts > 0).sum() > 1 and counts.max() < options.max_class_share * counts.sum():
+        break
+    mirrored = bool(rng.random() < options.flip)
+    choice = dataclasses.replace(choice, mirrored=mirrored)
+    pixels, label = augmentation.apply(image, label, choice, shown)
+    if options.photometric:
+      pixels = photometric.distort(pixels.astype(np.uint8), rng)
+    pixels = _padded(_normalized(pixels, self.config), self._crop, 0)
+    return pixels, _padded(label, self._crop, IGNORE_LABEL)
+
+
+@dataclasses.dataclass
+class _EvalExample:
+  """Reads and normalises one evaluation example; index -1 is padding."""
+
+  source: sources.Source
+  config: ml_collections.ConfigDict
+  slots: list[tuple[_Bucket, int]]
+
+  def __post_init__(self):
+    self._taxonomy = sources.find_taxonomy(self.config.name)
+
+  def __call__(self, slot: int) -> dict[str, np.ndarray]:
+    bucket, index = self.slots[slot]
+    decoded = None
+    if index >= 0:
+      decoded = _decode(self.source[index], self._taxonomy, self.config, self.config.eval_split)
+    if decoded is None:
+      # One pixel: a size that every operation on sizes can take.
+      image, label = np.zeros((1, 1, 3), np.float32), np.full((1, 1), IGNORE_LABEL)
+    else:
+      image, label = decoded
+      image = _normalized(_fitted(image, self.config), self.config)
+    return {
+      'image': _padded(image, bucket.image, 0),
+      'image_size': np.array(image.shape[:2], np.int32),
+      'label': _padded(label.astype(np.int32), bucket.label, IGNORE_LABEL),
+      'label_size': np.array(label.shape, np.int32),
+      'mask': np.bool_(decoded is not None),
+      'skipped': np.int32(decoded is None and index >= 0),
+    }
+
+
+def _decode(
+  example: sources.Example,
+  taxonomy: sources.Taxonomy,
+  config: ml_collections.ConfigDict,
+  split: str,
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Decodes an image and its classes; None if that fails and `config.unreadable` is 'skip'."""
+  try:
+    image = np.asarray(image_ops.decode(example['image'], 3))
+    label = taxonomy.to_classes(_decode_label(example['label']))
+    if label.shape != image.shape[:2]:
+      raise image_ops.UnreadableImageError(
+        f'the label map has {label.shape[0]} x {label.shape[1]} pixels, the image '
+        f'{image.shape[0]} x {image.shape[1]}'
+      )
+    return image, label
+  except image_ops.UnreadableImageError as error:
+    message = (
+      f'unreadable example {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
+    )
+    pipeline.refuse_or_skip(message, error, config)
+    return None
+
+
+def _decode_label(data: bytes) -> np.ndarray:
+  """Decodes a label map; of several bands the first one holds the labels."""
+  try:
+    label = np.asarray(Image.open(io.BytesIO(data)))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise image_ops.UnreadableImageError(f'label map: {error}') from error
+  label = label[..., 0] if label.ndim == 3 else label
+  return label.astype(np.uint8)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  """Refuses wrong values, naming the key."""
+  pipeline.check_options(config)
+  require = pipeline.requirement(config)
+
+  def is_choice(key: str, choices: Sequence[str], value: str) -> None:
+    require(value in choices, key, f'one of {", ".join(map(repr, choices))}')
+
+  def is_size(key: str, value: Sequence[int], expected: str) -> None:
+    require(len(value) == 2 and min(value) > 0, key, expected)
+
+  options, evaluation = config.augmentation, config.evaluation
+  is_size('image_size', config.image_size, '(height, width) in pixels')
+  is_choice('channels', CHANNELS, config.channels)
+  require(len(config.mean) == 3, 'mean', 'three values, one per colour')
+  require(len(config.std) == 3 and min(config.std) > 0, 'std', 'three positive values')
+  is_choice('augmentation.resize', TRAIN_SIZES, options.resize)
+  require(
+    len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
+  )
+  is_size('augmentation.base_size', options.base_size, '(long side, short side) in pixels')
+  require(
+    len(options.ratio) == 2 and 0 < options.ratio[0] <= options.ratio[1],
+    'augmentation.ratio',
+    'positive factors (low, high)',
+  )
+  require(
+    0 < options.max_class_share <= 1, 'augmentation.max_class_share', 'a share of a crop in (0, 1]'
+  )
+  require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
+  require(
+    not options.photometric or options.resize == 'ratio',
+    'augmentation.photometric',
+    "False, or augmentation.resize 'ratio'",
+  )
+  is_choice('evaluation.resize', EVAL_SIZES, evaluation.resize)
+  is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
+  require(evaluation.stretch_to >= 1, 'evaluation.stretch_to', 'at least 1 pixel')
+  require(evaluation.bucket_step >= 1, 'evaluation.bucket_step', 'at least 1 pixel')
+  require(evaluation.label_step >= 1, 'evaluation.label_step', 'at least 1 pixel')

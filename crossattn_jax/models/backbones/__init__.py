@@ -1,0 +1,1 @@
+"""Backbones that belong to no system."""

@@ -1,0 +1,1 @@
+"""One folder per system: its adapters and the correspondence of its parameters."""

@@ -1,0 +1,1 @@
+"""ATFuse and its original."""

@@ -1,0 +1,1 @@
+"""BiFormer and its original."""

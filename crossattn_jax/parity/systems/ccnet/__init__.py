@@ -1,0 +1,1 @@
+"""CCNet and its original."""

@@ -1,0 +1,229 @@
+"""The modules of CCNet that were recorded one by one: attention, norms, blocks, heads."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.attention import criss_cross
+from crossattn_jax.heads import style as style_lib
+from crossattn_jax.heads.segmentation import aspp, pyramid_pooling, rcca
+from crossattn_jax.kernels.criss_cross import api, reference
+from crossattn_jax.layers import batch_norm, conv_norm
+from crossattn_jax.models.backbones import resnet
+from crossattn_jax.parity import adapters
+from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.systems.ccnet import adapters as ccnet
+
+Manifest = Mapping[str, Any]
+Arrays = dict[str, jax.Array]
+
+_STYLE = style_lib.Style(corner_aligned=True, activated_norm=True, dropout_rate=0.0)
+_UNIT = functools.partial(conv_norm.ConvNorm, absolute_scale=True)
+
+
+# Attention.
+
+
+def attention_adapter(
+  manifest: Manifest, implementation: str = 'auto', interpret: bool = False
+) -> adapters.Adapter:
+  """The attention alone, by one of its implementations."""
+
+  def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Arrays:
+    q, k, v = (adapters.channels_last(x) for x in (q, k, v))
+    out = api.attention(q, k, v, implementation, interpret=interpret)
+    scores = reference.criss_cross_scores(q, k)
+    return {
+      'out': adapters.channels_first(out),
+      'lse': nn.logsumexp(scores, axis=-1),
+      'attention': nn.softmax(scores),
+    }
+
+  recorded = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
+  return adapters.function_adapter(
+    lambda **inputs: {name: x for name, x in run(**inputs).items() if name in recorded},
+    without_gradient=recorded - {'out'},
+    jit=True,
+  )
+
+
+@adapters.register_adapter('ccnet', 'criss_cross_attention')
+def _criss_cross_attention(manifest: Manifest) -> adapters.Adapter:
+  return attention_adapter(manifest)
+
+
+def _module(manifest: Manifest, rank: int) -> adapters.Adapter:
+  c = manifest['constructor']
+
+  def call(module: nn.Module, inputs: Arrays) -> Arrays:
+    x, outputs = adapters.channels_last(inputs['x']), {}
+    for r in range(c['recurrence']):
+      x = module(x)
+      outputs[f'r{r + 1}'] = adapters.channels_first(x)
+    return outputs
+
+  return adapters.module_adapter(
+    manifest,
+    # Once at a time: the case recorded the map after each.
+    criss_cross.CrissCrossAttention(recurrence=1, reduction=c['in_dim'] // c['key_dim']),
+    rules=mapping_lib.prefixed(ccnet.criss_cross_rules(rank), 'cca.', ''),
+    call=call,
+  )
+
+
+@adapters.register_adapter('ccnet', 'CrissCrossAttention')
+def _criss_cross_module(manifest: Manifest) -> adapters.Adapter:
+  return _module(manifest, rank=2)
+
+
+@adapters.register_adapter('ccnet', 'CrissCrossAttention3D')
+def _criss_cross_module_3d(manifest: Manifest) -> adapters.Adapter:
+  return _module(manifest, rank=3)
+
+
+@adapters.register_adapter('ccnet', 'cca3d_branch_as_is')
+def _community_module_3d(manifest: Manifest) -> adapters.Adapter:
+  """The file of the branch pure-python, whose mistakes are repeated here and nowhere else."""
+
+  class Module(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      channels = x.shape[-1]
+      q = nn.Dense(channels // 8, name='query')(x)
+      k = nn.Dense(channels // 8, name='key')(x)
+      v = nn.Dense(channels, name='value')(x)
+      batch, height, width, depth = x.shape[:4]
+      itself = jnp.eye(height, dtype=bool)[:, None, None]
+      scores = [
+        jnp.where(itself, -jnp.inf, jnp.einsum('bhwdc,bgwdc->bhwdg', q, k)),
+        jnp.einsum('bhwdc,bhudc->bhwdu', q, k),
+        # The pixel itself a second time.
+        jnp.einsum('bhwdc,bhwec->bhwde', q, k),
+      ]
+      weights = nn.softmax(jnp.concatenate(scores, axis=-1))
+      column, row, line = jnp.split(weights, [height, height + width], axis=-1)
+      # Axes in an order that the reshaping does not expect.
+      row = row.transpose(0, 1, 4, 2, 3).reshape(batch, height, depth, width, width)
+      out = jnp.einsum('bhwdg,bgwdc->bhwdc', column, v)
+      out += jnp.einsum('bhdwu,bhudc->bhwdc', row, v)
+      out += jnp.einsum('bhwde,bhwec->bhwdc', line, v)
+      return self.param('gate', nn.initializers.zeros, ()) * out + x
+
+  return adapters.module_adapter(
+    manifest,
+    Module(),
+    rules=ccnet.criss_cross_rules(3),
+    call=lambda module, inputs: {
+      'y': adapters.channels_first(module(adapters.channels_last(inputs['x'])))
+    },
+  )
+
+
+# Norms, blocks, heads.
+
+
+@adapters.register_adapter('ccnet', 'abn')
+def _activated_norm(manifest: Manifest) -> adapters.Adapter:
+  train = manifest['mode'] == 'train'
+
+  class Norms(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      leaky = batch_norm.BatchNorm(absolute_scale=True, name='leaky')(x, train)
+      identity = batch_norm.BatchNorm(absolute_scale=True, name='identity')(x, train)
+      return nn.leaky_relu(leaky, manifest['constructor']['slope']), identity
+
+  def call(module: nn.Module, inputs: Arrays) -> Arrays:
+    leaky, identity = module(adapters.channels_last(inputs['x']))
+    outputs = {
+      'leaky': adapters.channels_first(leaky),
+      'identity': adapters.channels_first(identity),
+    }
+    if train:
+      for name, value in module.variables['batch_stats']['leaky'].items():
+        outputs[f'new_running_{name}'] = value
+    return outputs
+
+  return adapters.module_adapter(
+    manifest,
+    Norms(),
+    rules=ccnet.norm_rules('{norm:leaky|identity}', '{norm}'),
+    call=call,
+    mutable=('batch_stats',) if train else (),
+    without_gradient=('new_running_mean', 'new_running_var'),
+  )
+
+
+def _map_adapter(
+  manifest: Manifest,
+  module: nn.Module,
+  rules: list[Rule],
+  taps: Mapping[str, adapters.TapLike] | None = None,
+  output: str = 'y',
+) -> adapters.Adapter:
+  """The adapter of a module that maps a map 'x' to another."""
+  train = manifest['mode'] == 'train'
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=rules,
+    call=lambda module, inputs: {
+      output: ccnet.first_map(module(adapters.channels_last(inputs['x']), train))
+    },
+    taps=taps,
+    mutable=('batch_stats',) if train else (),
+  )
+
+
+@adapters.register_adapter('ccnet', 'bottleneck')
+def _bottleneck(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  dilation = c['dilation'] * c['multi_grid']
+  module = resnet.Bottleneck(c['planes'], c['stride'], dilation, c['downsample'], _UNIT)
+  return _map_adapter(manifest, module, prefixed(ccnet.BOTTLENECK, 'b.'))
+
+
+@adapters.register_adapter('ccnet', 'stem')
+def _stem(manifest: Manifest) -> adapters.Adapter:
+  module = resnet.DeepStem((64, 64, 128), True, _UNIT)
+
+  def call(stem: nn.Module, inputs: Arrays) -> Arrays:
+    return {'after_pool': adapters.channels_first(stem(adapters.channels_last(inputs['image'])))}
+
+  adapter = adapters.module_adapter(manifest, module, rules=ccnet.STEM, call=call)
+
+  def run(variables, inputs):
+    outputs, taps = adapters.run_with_taps(
+      module, variables, inputs, call=call, taps={'before_pool': ('conv_2', ccnet.first_map)}
+    )
+    return {**outputs, **taps}, {}
+
+  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
+
+
+@adapters.register_adapter('ccnet', 'rcca_module')
+def _rcca(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  module = rcca.RCCAHead(
+    c['num_classes'], _STYLE, fused=c['out_channels'], recurrence=c['recurrence']
+  )
+  return _map_adapter(manifest, module, ccnet.RCCA, ccnet.RCCA_TAPS, 'logits')
+
+
+@adapters.register_adapter('ccnet', 'psp_module')
+def _psp(manifest: Manifest) -> adapters.Adapter:
+  width = manifest['constructor']['out_features']
+  module = pyramid_pooling.PyramidPooling(width, width, pooled_first=True, style=_STYLE)
+  return _map_adapter(manifest, module, ccnet.PSP)
+
+
+@adapters.register_adapter('ccnet', 'aspp_module')
+def _aspp(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  module = aspp.AtrousSpatialPyramidPooling(c['inner_features'], c['out_features'], _STYLE)
+  return _map_adapter(manifest, module, ccnet.ASPP)

@@ -1,0 +1,1 @@
+"""CrossFormer, CrossFormer++ and their originals."""

@@ -1,0 +1,1 @@
+"""CrossViT and its originals."""

@@ -1,0 +1,1 @@
+"""MMCA and its original."""

@@ -1,0 +1,1 @@
+"""What several systems take from mmsegmentation: heads, losses, evaluation."""

@@ -1,0 +1,1 @@
+"""MMViT and its original."""

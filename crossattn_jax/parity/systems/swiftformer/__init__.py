@@ -1,0 +1,1 @@
+"""SwiftFormer and its original."""

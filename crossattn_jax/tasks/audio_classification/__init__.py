@@ -1,0 +1,1 @@
+"""Audio classification: the events in a clip."""

@@ -1,0 +1,1 @@
+"""Image fusion: one image from an infrared and a visible one."""

@@ -1,0 +1,1 @@
+"""Image-sentence retrieval: which sentence describes which image."""

@@ -1,0 +1,158 @@
+import ml_collections
+import numpy as np
+from PIL import Image
+import pytest
+
+from crossattn_jax.data.image_fusion import batches as data
+from crossattn_jax.data.image_fusion import sources
+
+
+def _write(folder, names, size=(20, 24), suffix='png'):
+  """Images of which the visible and the infrared one of a name have related levels."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, name in enumerate(names):
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, size).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f'{name}.{suffix}')
+
+
+@pytest.fixture
+def config(tmp_path) -> ml_collections.ConfigDict:
+  """Three pairs of 20 x 24 pixels in the layout of MSRS; both images of a pair are the same."""
+  for split in ('train', 'test'):
+    for kind in ('vi', 'ir'):
+      _write(tmp_path / split / kind, ('a', 'b', 'c'))
+  config = data.default_config()
+  config.data_dir = str(tmp_path)
+  config.image_size = (8, 8)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('name', 'folders', 'split'),
+  [
+    ('msrs', ('test/vi', 'test/ir'), 'test'),
+    ('llvip', ('visible/test', 'infrared/test'), 'test'),
+    ('roadscene', ('crop_LR_visible', 'cropinfrared'), 'all'),
+    ('tno', ('vi', 'ir'), 'all'),
+    ('m3fd', ('Vis', 'Ir'), 'all'),
+  ],
+)
+def test_folders_are_paired_by_name(tmp_path, name, folders, split):
+  _write(tmp_path / folders[0], ('b', 'a'), suffix='png')
+  _write(tmp_path / folders[1], ('a', 'b'), suffix='bmp')
+  source = sources.create_source(name, split, tmp_path)
+  assert [example['visible_key'][-5:] for example in source] == ['a.png', 'b.png']
+  assert source[1]['infrared_key'].endswith(f'{folders[1]}/b.bmp')
+
+
+def test_a_file_may_list_the_pairs_of_a_split(tmp_path):
+  for folder in ('vi', 'ir'):
+    _write(tmp_path / folder, ('a', 'b', 'c'))
+  (tmp_path / 'held_out.txt').write_text('c.png\na\n')
+  assert len(sources.create_source('tno', 'held_out.txt', tmp_path)) == 2
+  (tmp_path / 'held_out.txt').write_text('d\n')
+  with pytest.raises(ValueError, match=r"lists 'd', which is not in .*vi"):
+    sources.create_source('tno', 'held_out.txt', tmp_path)
+  with pytest.raises(ValueError, match="has no folders of splits: the split is 'all'"):
+    sources.create_source('tno', 'train', tmp_path)
+
+
+@pytest.mark.parametrize(('lonely', 'where'), [('vi', 'ir'), ('ir', 'vi')])
+def test_an_image_without_partner_is_named_and_where_it_would_be(config, tmp_path, lonely, where):
+  _write(tmp_path / 'train' / lonely, ('d',))
+  expected = rf"train/{lonely}/d\.png' has no partner: expected '.*train/{where}' to have"
+  with pytest.raises(ValueError, match=expected):
+    data.train_examples(config, 0)
+
+
+def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path):
+  _write(tmp_path / 'train' / 'ir', ('b',), size=(20, 26))
+  message = r"train/vi/b\.png' has 20 x 24 pixels, '.*train/ir/b\.png' 20 x 26; pairs must be"
+  with pytest.raises(ValueError, match=message):
+    [data.train_examples(config, 0)[i] for i in range(60)]
+  with pytest.raises(ValueError, match=message):
+    data.read_pair(tmp_path / 'train/vi/b.png', tmp_path / 'train/ir/b.png')
+
+
+def test_an_unreadable_pair_is_skipped_on_request(config, tmp_path):
+  (tmp_path / 'train' / 'ir' / 'b.png').write_bytes(b'no image')
+  (tmp_path / 'test' / 'ir' / 'b.png').write_bytes(b'no image')
+  config.unreadable = 'skip'
+  examples = data.train_examples(config, 0)
+  assert sum(int(examples[i]['skipped']) for i in range(60)) == 20
+  (batch,) = list(data.eval_dataset(config, batch_size=3))
+  assert batch['mask'].tolist() == [True, False, True]
+  assert batch['skipped'].tolist() == [0, 1, 0]
+
+
+def test_both_images_are_cropped_at_the_same_place_and_each_pair_as_often_as_said(config):
+  config.crops_per_pair = 4
+  examples = [data.train_examples(config, 3)[i] for i in range(12)]
+  for example in examples:
+    assert example['visible'].shape == (8, 8, 1)
+    np.testing.assert_array_equal(example['visible'], example['infrared'])
+  whole = [
+    np.asarray(Image.open(path))
+    for path, _ in sources.create_source('msrs', 'train', config.data_dir).pairs
+  ]
+
+  def origin(crop):
+    for number, image in enumerate(whole):
+      windows = np.lib.stride_tricks.sliding_window_view(image, (8, 8))
+      if np.any(np.all(windows == crop, axis=(2, 3))):
+        return number
+    raise AssertionError('a crop of no image')
+
+  origins = [origin(example['visible'][..., 0]) for example in examples]
+  assert np.bincount(origins).tolist() == [4, 4, 4]
+  assert data.steps_per_epoch(config, 5) == 2
+
+
+def test_global_batches_are_the_same_for_any_number_of_processes(config):
+  def batches(index, count):
+    iterator = iter(
+      data.train_dataset(config, batch_size=4, seed=1, process_index=index, process_count=count)
+    )
+    return [next(iterator)['visible'] for _ in range(3)]
+
+  alone, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+  for whole, *parts in zip(alone, first, second, strict=True):
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_evaluation_sees_every_pair_once_in_buckets(config, tmp_path):
+  for kind in ('vi', 'ir'):
+    _write(tmp_path / 'test' / kind, ('d',), size=(33, 30))
+  config.evaluation.bucket_step = 32
+  batches = list(data.eval_dataset(config, batch_size=2))
+  assert [batch['visible'].shape for batch in batches] == [(2, 32, 32, 1)] * 2 + [(2, 64, 32, 1)]
+  assert sum(batch['mask'].sum() for batch in batches) == 4
+  last = batches[-1]
+  assert last['size'][0].tolist() == [33, 30]
+  assert not last['visible'][0, 33:].any()
+
+
+def test_luma_of_grey_is_itself_and_colours_survive_their_own_luma():
+  grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+  np.testing.assert_array_equal(data.luma(np.repeat(grey[..., None], 3, axis=-1)), grey)
+  assert data.is_grey(np.repeat(grey[..., None], 3, axis=-1))
+  rng = np.random.default_rng(0)
+  image = rng.integers(60, 200, (9, 7, 3)).astype(np.uint8)
+  assert not data.is_grey(image)
+  expected = np.rint(image @ [0.299, 0.587, 0.114])
+  assert np.abs(data.luma(image) - expected).max() <= 1
+  back = data.recolor(data.luma(image), image).astype(int)
+  assert np.abs(back - image).max() <= 2
+
+
+def test_wrong_values_are_refused_by_key(config):
+  config.evaluation.bucket_step = 6
+  with pytest.raises(ValueError, match=r'dataset\.evaluation\.bucket_step must be a positive mult'):
+    data.eval_dataset(config, batch_size=1)
+  config.evaluation.bucket_step = 8
+  config.image_size = (32, 8)
+  with pytest.raises(ValueError, match=r'20 x 24 pixels, less than the crops: set dataset\.image'):
+    data.train_examples(config, 0)[0]
+  with pytest.raises(ValueError, match="unknown dataset 'msr'; did you mean 'msrs'"):
+    sources.create_source('msr', 'train', config.data_dir)

@@ -1,0 +1,315 @@
+import pickle
+import re
+
+import ml_collections
+import numpy as np
+from PIL import Image
+import pytest
+
+from crossattn_jax.data.retrieval import batches as data
+from crossattn_jax.data.retrieval import sources, word_features, word_pieces
+from crossattn_jax.data.scenes import captions as scene_captions
+from crossattn_jax.data.scenes import regions as scene_regions
+from crossattn_jax.data.scenes import shapes as shape_scenes
+
+_VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'image', 'caption', *'012345', '##1')
+
+
+def _write_split(folder, split, images, repeat=1, regions=3, channels=4):
+  """Region files in which region r of image i holds i + r / 10 everywhere."""
+  rows = np.repeat(np.arange(images), repeat)[:, None, None] + np.arange(regions)[:, None] / 10
+  np.save(folder / f'{split}_ims.npy', np.tile(rows, (1, 1, channels)).astype(np.float32))
+  captions = [f'Image {i} caption {c}\n' for i in range(images) for c in range(5)]
+  (folder / f'{split}_caps.txt').write_text(''.join(captions))
+
+
+@pytest.fixture
+def config(tmp_path) -> ml_collections.ConfigDict:
+  """Six images to train on and four to test."""
+  _write_split(tmp_path, 'train', 6)
+  _write_split(tmp_path, 'dev', 4)
+  (tmp_path / 'vocab.txt').write_text('\n'.join(_VOCABULARY) + '\n')
+  config = data.default_config()
+  config.data_dir = str(tmp_path)
+  config.num_regions, config.region_dim, config.max_words = 4, 4, 8
+  config.vocabulary = str(tmp_path / 'vocab.txt')
+  return config
+
+
+@pytest.fixture
+def scenes_config(datasets_dir) -> ml_collections.ConfigDict:
+  config = data.default_config()
+  config.name, config.data_dir, config.eval_split = 'shape_scenes/tiny', datasets_dir, 'validation'
+  config.num_regions, config.region_dim, config.max_words = 8, 32, 56
+  return config
+
+
+@pytest.mark.parametrize('repeat', [1, 5])
+def test_captions_belong_to_their_image_whether_or_not_rows_are_repeated(tmp_path, repeat):
+  _write_split(tmp_path, 'test', 3, repeat)
+  source = sources.create_source('region_files', 'test', tmp_path)
+  assert len(source) == 3
+  for index, example in enumerate(source):
+    assert example.regions[0, 0] == index
+    assert example.captions == tuple(f'Image {index} caption {c}' for c in range(5))
+    assert example.key == f'test_ims[{index}]'
+
+
+@pytest.mark.parametrize('count', [3, 15])
+def test_ids_are_one_of_each_image_or_of_each_caption(tmp_path, count):
+  _write_split(tmp_path, 'test', 3)
+  ids = [f'id{3 * number // count}\n' for number in range(count)]
+  (tmp_path / 'test_ids.txt').write_text(''.join(ids))
+  source = sources.create_source('region_files', 'test', tmp_path)
+  assert [example.key for example in source] == ['id0', 'id1', 'id2']
+  (tmp_path / 'test_ids.txt').write_text('id0\nid1\n')
+  with pytest.raises(ValueError, match=r"test_ids\.txt' has 2 lines for 3 images"):
+    sources.create_source('region_files', 'test', tmp_path)
+
+
+def test_region_files_are_mapped_and_not_sent_to_workers(tmp_path):
+  _write_split(tmp_path, 'test', 40, regions=20, channels=50)
+  source = sources.create_source('region_files', 'test', tmp_path)
+  assert isinstance(source._features, np.memmap)
+  pickled = pickle.dumps(source)
+  assert len(pickled) < 20_000
+  np.testing.assert_array_equal(pickle.loads(pickled)[39].regions, source[39].regions)
+
+
+def test_region_files_that_do_not_fit_are_refused_by_name(tmp_path):
+  with pytest.raises(ValueError, match=r"test_ims\.npy' does not exist; .* has the splits none"):
+    sources.create_source('region_files', 'test', tmp_path)
+  _write_split(tmp_path, 'test', 3)
+  np.save(tmp_path / 'test_ims.npy', np.zeros((4, 3, 4)))
+  with pytest.raises(ValueError, match=r'shape \(4, 3, 4\) and .*caps\.txt. has 15 lines'):
+    sources.create_source('region_files', 'test', tmp_path)
+  with pytest.raises(
+    ValueError, match="unknown dataset 'region_file'; did you mean 'region_files'"
+  ):
+    sources.create_source('region_file', 'test', tmp_path)
+
+
+def test_pictures_of_region_files_are_found_by_id(tmp_path):
+  _write_split(tmp_path, 'test', 2)
+  (tmp_path / 'test_ids.txt').write_text('7\n12\n')
+  Image.new('RGB', (6, 5)).save(tmp_path / 'coco_0012.jpg')
+  pattern = str(tmp_path / 'coco_{:0>4}.jpg')
+  source = sources.create_source('region_files', 'test', tmp_path, image_files=pattern)
+  assert source.picture(1).image.size == (6, 5)
+  with pytest.raises(ValueError, match=r'cannot read the image .*coco_0007\.jpg'):
+    source.picture(0)
+  assert sources.create_source('region_files', 'test', tmp_path).picture(0) is None
+
+
+def test_sentences_become_lower_case_word_pieces_between_marks():
+  words = word_pieces.WordPieces(_VOCABULARY, 8)
+  numbers, mask = words('IMAGE 1 CAPTION 11 x')
+  assert words.pieces(numbers, mask) == [
+    '[CLS]', 'image', '1', 'caption', '1', '##1', '[UNK]', '[SEP]'
+  ]  # fmt: skip
+  numbers, mask = words('image')
+  assert mask.tolist() == [True] * 3 + [False] * 5
+  assert not numbers[3:].any()
+  numbers, mask = pickle.loads(pickle.dumps(words))('image ' * 20)
+  assert words.pieces(numbers, mask) == ['[CLS]', *['image'] * 6, '[SEP]']
+
+
+def test_a_vocabulary_is_asked_for_and_checked(config, tmp_path):
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n')
+  with pytest.raises(ValueError, match=r"vocab\.txt' has no '\[SEP\]' among its 3 lines"):
+    data.tokenizer(config)
+  config.vocabulary = str(tmp_path / 'other.txt')
+  with pytest.raises(ValueError, match=r'expected the vocab\.txt of the text encoder'):
+    data.tokenizer(config)
+  config.vocabulary = None
+  with pytest.raises(ValueError, match=r'no vocabulary of its own: set dataset\.vocabulary'):
+    data.tokenizer(config)
+
+
+def test_an_epoch_has_every_caption_once_with_its_image(config):
+  examples = [data.train_examples(config, 3)[i] for i in range(60)]
+  words = data.tokenizer(config)
+  seen = []
+  for example in examples:
+    assert example['regions'].shape == (4, 4)
+    assert example['region_mask'].tolist() == [True] * 3 + [False]
+    assert not example['regions'][3].any()
+    pieces = words.pieces(example['words'], example['word_mask'])
+    assert int(pieces[2]) == example['regions'][0, 0] == example['image']
+    seen.append((pieces[2], pieces[4]))
+  assert len(set(seen[:30])) == len(set(seen[30:])) == 30
+  assert seen[:30] != seen[30:]
+  assert [int(example['epoch']) for example in examples] == [0] * 30 + [1] * 30
+  assert data.steps_per_epoch(config, 4) == 7
+
+
+def test_global_batches_are_the_same_for_any_number_of_processes(config):
+  def batches(index, count):
+    iterator = iter(
+      data.train_dataset(config, batch_size=4, seed=1, process_index=index, process_count=count)
+    )
+    return [next(iterator)['words'] for _ in range(3)]
+
+  alone, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+  for whole, *parts in zip(alone, first, second, strict=True):
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_evaluation_sees_the_first_images_in_order_with_all_captions(config):
+  config.eval_images = 3
+  first, second = data.eval_dataset(config, batch_size=2)
+  assert first['words'].shape == first['word_mask'].shape == (2, 5, 8)
+  assert first['mask'].tolist() == [True, True]
+  assert second['mask'].tolist() == [True, False]
+  assert first['regions'][:, 0, 0].tolist() == [0, 1]
+  assert first['image'].tolist() == [0, 1]
+  assert second['skipped'].tolist() == [0, 0]
+  words = data.tokenizer(config)
+  pieces = words.pieces(second['words'][0, 4], second['word_mask'][0, 4])
+  assert pieces == ['[CLS]', 'image', '2', 'caption', '4', '[SEP]']
+
+
+def test_words_may_be_features_that_were_computed_before(config, tmp_path):
+  """Word w of caption c of image i is i + c / 10 + w / 100; captions have 1 to 5 words."""
+  for split, images in (('train', 6), ('dev', 4)):
+    lengths = [1 + caption for _ in range(images) for caption in range(5)]
+    captions = [
+      np.tile(i + c / 10 + np.arange(1 + c)[:, None] / 100, (1, 3))
+      for i in range(images)
+      for c in range(5)
+    ]
+    word_features.write_word_features(tmp_path, split, lengths, captions, 3)
+  config.word_files, config.word_dim, config.vocabulary = str(tmp_path), 3, None
+  example = data.train_examples(config, 3)[0]
+  assert example['words'].shape == (8, 3)
+  count = int(example['word_mask'].sum())
+  assert example['word_mask'].tolist() == [True] * count + [False] * (8 - count)
+  expected = example['image'] + (count - 1) / 10 + np.arange(count) / 100
+  np.testing.assert_allclose(example['words'][:count, 0], expected, rtol=1e-6)
+  assert not example['words'][count:].any()
+
+  config.eval_images = 3
+  first, second = data.eval_dataset(config, batch_size=2)
+  assert first['words'].shape == second['words'].shape == (2, 5, 8, 3)
+  assert first['words'].dtype == second['words'].dtype == np.float32
+  np.testing.assert_allclose(first['words'][1, :, 0, 1], 1 + np.arange(5) / 10, rtol=1e-6)
+  assert first['word_mask'].sum(axis=-1).tolist() == [[1, 2, 3, 4, 5]] * 2
+  config.word_dim = 4
+  with pytest.raises(ValueError, match=r"dev_words\.npy' .* expected floats \[60, 4\]"):
+    data.eval_dataset(config, batch_size=2)
+
+
+def test_word_features_that_are_not_finite_are_skipped_on_request(config, tmp_path):
+  captions = [np.full((1, 3), np.nan if number == 7 else 0.0) for number in range(20)]
+  word_features.write_word_features(tmp_path, 'dev', [1] * 20, captions, 3)
+  config.word_files, config.word_dim = str(tmp_path), 3
+  with pytest.raises(ValueError, match=r'caption 7: rows 7 to 7 of .*dev_words\.npy.* not finite'):
+    list(data.eval_dataset(config, batch_size=4))
+  config.unreadable = 'skip'
+  (batch,) = data.eval_dataset(config, batch_size=4)
+  assert batch['mask'].tolist() == [True, False, True, True]
+
+
+def test_regions_that_are_not_finite_are_skipped_on_request(config, tmp_path):
+  for split in ('train', 'dev'):
+    rows = np.load(tmp_path / f'{split}_ims.npy')
+    rows[1, 2, 0] = np.nan
+    np.save(tmp_path / f'{split}_ims.npy', rows)
+  message = r"'train_ims\[1\]': row 1 of .* values that are not finite; repair or remove it"
+  with pytest.raises(ValueError, match=message):
+    [data.train_examples(config, 0)[i] for i in range(30)]
+  config.unreadable, config.cache = 'skip', True
+  examples = data.train_examples(config, 0)
+  skipped = [examples[i] for i in range(30) if examples[i]['skipped']]
+  assert [example['regions'][0, 0] for example in skipped] == [2] * 5
+  assert [example['image'] for example in skipped] == [2] * 5
+  first, _ = data.eval_dataset(config, batch_size=2)
+  assert first['mask'].tolist() == [True, False]
+  assert first['skipped'].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('num_regions', 2, 'has 3 regions of 4 channels; set dataset.num_regions, now 2'),
+    ('region_dim', 5, r'has 3 regions of 4 channels; set .*dataset\.region_dim, now 5'),
+    ('max_words', 2, r'dataset\.max_words must be at least 3'),
+    ('eval_images', 0, r'dataset\.eval_images must be at least 1'),
+  ],
+)
+def test_wrong_values_are_refused_by_key(config, key, value, message):
+  config[key] = value
+  with pytest.raises(ValueError, match=message):
+    list(data.eval_dataset(config, batch_size=2))
+
+
+def test_scenes_have_five_captions_of_known_words(scenes_config):
+  source = data.open_split(scenes_config, 'train')
+  known = set(scene_captions.vocabulary())
+  for example in map(source.__getitem__, range(len(source))):
+    assert len(set(example.captions)) == 5
+    words = {word for caption in example.captions for word in re.findall(r'\w+|[^\w\s]', caption)}
+    assert words <= known
+  tokenizer = data.tokenizer(scenes_config)
+  numbers, mask = tokenizer(source[0].captions[0])
+  assert '[UNK]' not in tokenizer.pieces(numbers, mask)
+
+
+def test_captions_of_a_scene_say_what_its_objects_are():
+  items = [
+    scene_captions.Item('star', 'red', 'plain'),
+    scene_captions.Item('disc', 'orange', 'striped'),
+    scene_captions.Item('star', 'blue', 'dotted'),
+  ]
+  own = 'a small red star and a large orange striped disc on sand; the red star is left of it'
+  assert scene_captions.captions(own, items) == (
+    own,
+    'a plain red star in front of an orange disc and a blue star',
+    'three shapes on sand: one disc and two stars, red, orange and blue',
+    'sand with an orange disc, a blue star and a red star',
+    'there is a dotted blue star, a plain red star and a striped orange disc',
+  )
+  assert scene_captions.captions('a small red star on snow', items[:1])[1:3] == (
+    'a plain red star in front of snow',
+    'one shape on snow: one star, red',
+  )
+
+
+def test_regions_of_a_scene_are_its_image_and_its_boxes(scenes_config):
+  source = data.open_split(scenes_config, 'train')
+  batch = next(iter(data.train_dataset(scenes_config, batch_size=6, seed=0)))
+  assert batch['regions'].shape == (6, 8, 32)
+  for row, index in enumerate(batch['image']):
+    picture = source.picture(int(index))
+    count = len(picture.boxes)
+    assert batch['region_mask'][row].sum() == count
+    assert picture.boxes[0] == (0, 0, 64, 64)
+    # What is beyond a box has no part in its feature.
+    pixels = np.asarray(picture.image)
+    top, left, bottom, right = (round(edge) for edge in picture.boxes[-1])
+    shares = tuple(edge / 64 for edge in picture.boxes[-1])
+    alone = scene_regions.region_features(pixels, [shares], 32)
+    np.testing.assert_allclose(batch['regions'][row, count - 1], alone[0], atol=1e-5)
+    changed = pixels.copy()
+    changed[:top] = changed[bottom:] = 0
+    changed[:, :left] = changed[:, right:] = 0
+    np.testing.assert_array_equal(scene_regions.region_features(changed, [shares], 32), alone)
+
+
+def test_region_features_tell_colours_and_shapes_apart():
+  def region(shape, color):
+    side = np.linspace(-1.2, 1.2, 40)
+    inside = shape_scenes.distance(shape, side[None], side[:, None]) < 0
+    image = np.where(inside[..., None], shape_scenes.COLORS[color], (0.5, 0.5, 0.5))
+    return scene_regions.region_features(
+      np.rint(255 * image).astype(np.uint8), [(0.0, 0.0, 1.0, 1.0)], 256
+    )[0]
+
+  def similarity(x, y):
+    return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+
+  star = region('star', 'red')
+  assert star.min() == 0
+  assert similarity(star, region('star', 'red')) == pytest.approx(1)
+  assert similarity(star, region('star', 'blue')) < 0.9
+  assert similarity(star, region('square', 'red')) < 0.9

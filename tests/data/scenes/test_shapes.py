@@ -1,0 +1,148 @@
+"""Scenes are a function of (seed, index), and all of their annotations show the same pixels."""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from crossattn_jax.data.scenes import shapes as shape_scenes
+
+
+@pytest.fixture(scope='module')
+def scenes():
+  return [shape_scenes.render_scene(7, index, 64) for index in range(12)]
+
+
+@pytest.fixture(scope='module')
+def scenes_dir(tmp_path_factory) -> str:
+  data_dir = str(tmp_path_factory.mktemp('tfds'))
+  shape_scenes.prepare('shape_scenes/tiny', data_dir)
+  return data_dir
+
+
+def pixels(data: bytes) -> np.ndarray:
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_a_scene_depends_on_seed_and_index_alone(scenes):
+  for index in (5, 0):
+    again = shape_scenes.render_scene(7, index, 64)
+    for field in dataclasses.fields(again):
+      np.testing.assert_equal(getattr(again, field.name), getattr(scenes[index], field.name))
+  assert not np.array_equal(shape_scenes.render_scene(8, 0, 64).image, scenes[0].image)
+  assert not np.array_equal(scenes[1].image, scenes[0].image)
+
+
+def test_semantic_and_instance_maps_agree_with_the_objects(scenes):
+  for scene in scenes:
+    labels = np.array([0, *(item.label for item in scene.objects)])
+    np.testing.assert_array_equal(scene.semantic, labels[scene.instances])
+    np.testing.assert_array_equal(
+      np.unique(scene.instances[scene.instances > 0]), labels.nonzero()[0]
+    )
+
+
+def test_boxes_bound_the_visible_pixels(scenes):
+  for scene in scenes:
+    for number, item in enumerate(scene.objects, start=1):
+      rows, columns = np.nonzero(scene.instances == number)
+      assert item.box == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+      assert 0.4 <= item.visible <= 1
+
+
+def test_a_pixel_shows_the_nearest_of_the_objects_that_cover_it(scenes):
+  overlaps = 0
+  for scene in scenes:
+    depths = np.array([item.depth for item in scene.objects])
+    assert (np.diff(depths) >= 0).all()
+    covering = np.where(scene.masks, depths[:, None, None], np.inf)
+    nearest = np.where(scene.masks.any(0), covering.argmin(0) + 1, 0)
+    np.testing.assert_array_equal(scene.instances, nearest)
+    ground = np.linspace(12, 8, 65)[:-1] - 2 / 64
+    expected = np.where(scene.masks.any(0), covering.min(0), ground[:, None])
+    np.testing.assert_allclose(scene.depth, expected, rtol=1e-5)
+    assert (covering.min(0)[scene.masks.any(0)] < ground[np.nonzero(scene.masks.any(0))[0]]).all()
+    overlaps += (scene.masks.sum(0) > 1).any()
+  assert overlaps > 4
+
+
+def test_the_thermal_image_shows_temperatures_where_the_objects_are(scenes):
+  checked = 0
+  for scene in scenes:
+    for number, item in enumerate(scene.objects, start=1):
+      inside = scene.instances == number
+      for _ in range(3):  # Away from blurred edges.
+        inner = inside[1:-1, 1:-1] & inside[2:, 1:-1] & inside[:-2, 1:-1]
+        inner &= inside[1:-1, 2:] & inside[1:-1, :-2]
+        inside = np.pad(inner, 1)
+      if inside.sum() > 20:
+        assert abs(scene.thermal[inside].mean() / 255 - item.temperature) < 0.02
+        checked += 1
+  assert checked > 10
+
+
+def test_captions_name_every_object(scenes):
+  for scene in scenes:
+    listed, _, _ = scene.caption.partition(' on ')
+    for item in scene.objects:
+      texture = '' if item.texture == 'plain' else f'{item.texture} '
+      phrase = f'{item.size} {item.color} {texture}{shape_scenes.CLASS_NAMES[item.label]}'
+      assert phrase in listed
+    assert len(listed.replace(' and ', ', ').split(', ')) == len(scene.objects)
+
+
+def test_every_shape_is_drawn_and_sketched(scenes):
+  assert {item.label for scene in scenes for item in scene.objects} == set(range(1, 7))
+  for scene in scenes:
+    ink = (scene.sketches < 128).mean((1, 2))
+    assert ((ink > 0.02) & (ink < 0.25)).all()
+
+
+@pytest.mark.parametrize('shape', shape_scenes.SHAPES)
+def test_shapes_lie_within_their_radius_and_distances_change_at_most_as_fast_as_places(shape):
+  side = np.linspace(-1.5, 1.5, 301)
+  values = shape_scenes.distance(shape, side[None], side[:, None])
+  assert (values[np.hypot(side[None], side[:, None]) > 1.001] > 0).mean() > 0.999
+  assert (values < 0).mean() > 0.1
+  for axis in (0, 1):
+    assert np.abs(np.diff(values, axis=axis)).max() <= 0.01 + 1e-9
+
+
+def test_an_odd_size_and_an_unknown_configuration_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='size=33 must be even'):
+    shape_scenes.render_scene(0, 0, 33)
+  with pytest.raises(ValueError, match='expected one of shape_scenes/128, shape_scenes/64'):
+    shape_scenes.prepare('shape_scenes/96', tmp_path)
+
+
+def test_the_written_dataset_holds_the_scenes(scenes_dir):
+  builder = read_only_builder.builder_from_files('shape_scenes/tiny', data_dir=scenes_dir)
+  assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
+    'train': 24,
+    'validation': 10,
+  }
+  images = ('image', 'segmentation_label', 'instances', 'sketches', 'thermal', 'depth')
+  source = builder.as_data_source(
+    'validation', decoders={name: tfds.decode.SkipDecoding() for name in images}
+  )
+  for example in source:
+    key = example['id'].decode()
+    _, seed, index = key.split('_')
+    scene = shape_scenes.render_scene(int(seed), int(index), 64)
+    assert example['caption'].decode() == scene.caption
+    np.testing.assert_array_equal(pixels(example['segmentation_label']), scene.semantic)
+    np.testing.assert_array_equal(pixels(example['instances']), scene.instances)
+    assert np.abs(pixels(example['image']).astype(int) - scene.image).mean() < 4
+    assert np.abs(pixels(example['depth']) / 1000 - scene.depth).max() < 1e-3
+    np.testing.assert_array_equal(
+      pixels(example['sketches']), np.concatenate(scene.sketches, axis=1)
+    )
+    np.testing.assert_array_equal(
+      example['objects']['label'], [item.label for item in scene.objects]
+    )
+    boxes = np.array([item.box for item in scene.objects]) / 64
+    np.testing.assert_allclose(example['objects']['bbox'], boxes, atol=1e-6)

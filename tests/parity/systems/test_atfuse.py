@@ -1,0 +1,80 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from crossattn_jax import models
+from crossattn_jax.parity import adapters, convert, mapping, pretrained
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'atfuse'
+CASES = {
+  'atfuse_eval_128': {},
+  'atfuse_eval_small_concat': {
+    'feature_sum': False,
+    'width': 32,
+    'num_heads': 8,
+    'mlp_ratio': 2.0,
+  },
+}
+
+
+def _recorded_state(case):
+  """A state dict of the original's keys and shapes, counters included."""
+  rng = np.random.RandomState(0)
+  state = {}
+  for entry in json.loads((REFERENCE / f'{case}.json').read_text())['state']:
+    shape = tuple(entry['shape'])
+    counter = entry['key'].endswith('num_batches_tracked')
+    drawn = np.int64(7) if counter else rng.standard_normal(shape)
+    state[entry['key']] = np.asarray(drawn, np.int64 if counter else np.float32)
+  return state
+
+
+@pytest.mark.parametrize(('case', 'fields'), list(CASES.items()))
+def test_a_checkpoint_is_kept_whole_where_the_model_holds_what_is_unused(case, fields):
+  state = _recorded_state(case)
+  overrides = {**fields, 'unused_parameters': True}
+  conversion = convert.to_flax('atfuse', state, overrides)
+  back = convert.to_torch('atfuse', conversion.variables, overrides)
+  kept = {key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}
+  assert set(back) == set(kept)
+  for key, value in kept.items():
+    np.testing.assert_array_equal(back[key], value)
+
+
+def test_what_is_unused_is_dropped_by_default_and_said_to_be_so():
+  state = _recorded_state('atfuse_eval_128')
+  conversion = convert.to_flax('atfuse', state)
+  assert set(conversion.variables) == {'params', 'batch_stats'}
+  dropped = {line.torch_key for line in conversion.report if not line.flax_path}
+  assert {'mhca_stage.fuse.weight', 'stem2.4.conv.weight', 'resBlock.conv1.bias'} < dropped
+  back = convert.to_torch('atfuse', conversion.variables)
+  assert set(back) == set(state) - dropped
+  for key, value in back.items():
+    np.testing.assert_array_equal(value, state[key])
+
+
+def test_a_data_parallel_training_checkpoint_is_read(tmp_path):
+  torch = pytest.importorskip('torch')
+  state = _recorded_state('atfuse_eval_128')
+  wrapped = {f'module.{key}': torch.from_numpy(value) for key, value in state.items()}
+  content = {'epoch': 3, 'state_dict': wrapped, 'optimizer': {}, 'best_pred': 1.5, 'records': {}}
+  torch.save(content, tmp_path / 'best_ckp.pth')
+  read = convert.read_checkpoint(tmp_path / 'best_ckp.pth')
+  assert set(read) == set(state)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_key():
+  state = _recorded_state('atfuse_eval_small_concat')
+  with pytest.raises(mapping.MappingError, match=r'misshapen: stem1\.0\.conv\.weight'):
+    convert.to_flax('atfuse', state)
+  del state['head.conv1.weight']
+  with pytest.raises(mapping.MappingError, match=r'missing: head\.conv1\.weight'):
+    convert.to_flax('atfuse', state, CASES['atfuse_eval_small_concat'])
+
+
+def test_the_model_is_described_and_its_release_known():
+  described = adapters.describe_model('atfuse', models.create_model('atfuse'))
+  assert described.inputs['ir'].shape == (1, 1, 128, 128)
+  assert pretrained.SOURCES['official']['atfuse'].url.endswith('/model/best_ckp.pth')

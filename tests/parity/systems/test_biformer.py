@@ -1,0 +1,104 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax import models
+from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity.systems.biformer import adapters as biformer
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'biformer'
+
+
+def _template(model):
+  image = jax.ShapeDtypeStruct((1, *model.image_size, model.num_channels), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def _build(model, torch_shapes=None):
+  return mapping.build_mapping(biformer.model_rules(model), _template(model), torch_shapes)
+
+
+def _recorded_shapes(case):
+  """The official state dict, buffers included."""
+  state = json.loads((REFERENCE / f'{case}.json').read_text())['state']
+  return {entry['key']: tuple(entry['shape']) for entry in state}
+
+
+@pytest.mark.parametrize(
+  ('case', 'name'),
+  [
+    ('biformer_tiny_224', 'biformer_tiny'),
+    ('biformer_stl_224', 'biformer_stl'),
+    ('biformer_stl_nchw_224', 'biformer_stl_nchw'),
+  ],
+)
+def test_every_key_is_read_and_written_but_the_counters(case, name):
+  shapes = _recorded_shapes(case)
+  built = _build(models.create_model(name), shapes)
+  kept = {k: s for k, s in shapes.items() if not k.endswith('num_batches_tracked')}
+  assert {entry.torch_key: entry.torch_shape for entry in built.entries} == kept
+
+
+def test_there_and_back_is_exact_to_the_bit():
+  rng = np.random.RandomState(0)
+  model = models.create_model(
+    'biformer_stl_nchw', widths=(32, 64, 64, 64), depths=(1, 1, 1, 1), mlp_ratio=2
+  )
+  built = _build(model)
+  state = {
+    entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
+    for entry in built.entries
+  }
+  back = built.to_torch(built.to_flax(state))
+  assert list(back) == list(state)
+  for key, value in state.items():
+    np.testing.assert_array_equal(back[key], value)
+
+
+def test_a_checkpoint_of_another_variant_is_refused_by_key():
+  with pytest.raises(mapping.MappingError, match=r'unexpected: stages\.2\.8\.pos_embed\.weight'):
+    _build(models.create_model('biformer_tiny')).check(_recorded_shapes('biformer_small_224'))
+  with pytest.raises(mapping.MappingError, match=r'missing: .*attn\.qkv_linear\.weight'):
+    _build(models.create_model('biformer_stl_nchw')).check(_recorded_shapes('biformer_stl_224'))
+
+
+@pytest.mark.parametrize('name', [*models.list_models('biformer*'), 'maxvit_stl'])
+def test_every_registered_model_is_described(name):
+  model = models.create_model(name)
+  described = adapters.describe_model(name, model)
+  assert described.inputs['image'].shape == (1, 3, 224, 224)
+  assert described.heads == ('head',)
+  mapping.build_mapping(described.rules, _template(model))
+
+
+def test_a_dense_predictor_s_backbone_maps_its_own_norms():
+  keys = set(_recorded_shapes('seg_backbone_small'))
+  model = models.create_model(
+    'biformer_small', backbone=True, padding='input', regions_per_side=(8,) * 4
+  )
+  written = {entry.torch_key for entry in _build(model).entries}
+  assert written == {key for key in keys if not key.endswith('num_batches_tracked')}
+
+
+def test_a_whole_checkpoint_converts_counters_and_all():
+  rng = np.random.RandomState(0)
+  state = {
+    key: np.asarray(rng.standard_normal(shape), np.float32) if shape else np.int64(7)
+    for key, shape in _recorded_shapes('biformer_tiny_224').items()
+  }
+  converted = convert.to_flax('biformer_tiny', state)
+  kernel = converted.variables['params']['stage_2']['block_7']['mlp']['fc1']['kernel']
+  np.testing.assert_array_equal(kernel, state['stages.2.7.mlp.0.weight'].T)
+  mean = converted.variables['batch_stats']['norm']['mean']
+  np.testing.assert_array_equal(mean, state['norm.running_mean'])
+  dropped = {line.torch_key for line in converted.report if not line.flax_path}
+  assert dropped == {key for key in state if key.endswith('num_batches_tracked')}
+
+
+def test_official_weights_that_no_program_can_download_are_said_to_be_so():
+  with pytest.raises(ValueError, match=r'biformer_small_in1k\.pth from https.*as source'):
+    pretrained.load_pretrained('biformer_small')

@@ -1,0 +1,233 @@
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from scipy import special
+
+from crossattn_jax import models
+from crossattn_jax.models import segmentor
+from crossattn_jax.parity import adapters, cases, mapping, replay
+from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference'
+
+SMALL = {
+  'biformer_small': {
+    'widths': (16, 32, 32, 32),
+    'qk_dims': (16, 32, 32, 32),
+    'depths': (1, 1, 1, 1),
+    'head_dim': 16,
+    'regions_per_side': (8, 8, 8, 8),
+    'padding': 'input',
+  },
+  'crossformer_small': {'widths': (16, 32, 64, 128), 'depths': (1, 1, 1, 1), 'head_dim': 16},
+  'swiftformer_xs': {'widths': (8, 8, 8, 8), 'depths': (1, 1, 1, 1)},
+}
+
+
+def _segmentor(name, head):
+  backbone = models.create_model(name, backbone=True, image_size=(64, 64), **SMALL[name])
+  return segmentor.Segmentor(
+    backbone=backbone, num_classes=7, head=head, channels=8, pyramid_channels=8,
+    auxiliary_channels=4,
+  )  # fmt: skip
+
+
+def _state(module):
+  """A made-up checkpoint of mmsegmentation."""
+  built = mapping.build_mapping(
+    segmentation.segmentor_rules(module), segmentation._template(module)
+  )
+  rng = np.random.RandomState(0)
+  return {
+    entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
+    for entry in built.entries
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'head'),
+  [
+    pytest.param(name, head, marks=[pytest.mark.slow] if name != 'swiftformer_xs' else [])
+    for name in SMALL
+    for head in segmentor.HEADS
+  ],
+)
+def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
+  module = _segmentor(name, head)
+  state = _state(module)
+  overrides = {'image_size': (64, 64), **SMALL[name]}
+  conversion = segmentation.convert_segmentor(name, state, overrides)
+  assert conversion.name == f'{name}+{head}'
+  assert {line.torch_key for line in conversion.report} == set(state)
+  template = segmentation._template(module)
+  assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
+  kernel = conversion.variables['params']['decoder']
+  kernel = kernel['decoder']['classifier'] if head == 'semantic_fpn' else kernel['classifier']
+  np.testing.assert_array_equal(kernel['bias'], state['decode_head.conv_seg.bias'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SMALL)
+def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
+  fields = {'image_size': (64, 64), **SMALL[name]}
+  classifier = models.create_model(name, num_classes=3, **fields)
+  built = mapping.build_mapping(
+    segmentation._backbone_rules(classifier), segmentation._template(classifier)
+  )
+  rng = np.random.RandomState(0)
+  state = {
+    entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
+    for entry in built.entries
+  }
+  conversion = segmentation.start_from_classifier(name, state, 7, fields, 'semantic_fpn')
+  backbone = models.create_model(name, backbone=True, **fields)
+  template = segmentation._template(
+    segmentor.Segmentor(backbone=backbone, num_classes=7, head='semantic_fpn')
+  )
+  assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
+  taken = {line.torch_key for line in conversion.report if line.torch_key and line.flax_path}
+  dropped = {line.torch_key for line in conversion.report if line.action.startswith('dropped')}
+  assert taken | dropped == set(state)
+  assert {key.split('.')[0] for key in dropped} <= {'norm', 'head', 'dist_head'}
+
+
+def test_a_classifier_is_no_segmentor():
+  with pytest.raises(mapping.MappingError, match=r'no segmentor of .* keys begin with fc'):
+    segmentation.convert_segmentor('biformer_small', {'fc.weight': np.zeros((2, 2))})
+
+
+def test_a_backbone_without_correspondence_is_named():
+  backbone = models.create_model('resnet50_deep_stem')
+  module = segmentor.Segmentor(backbone=backbone, num_classes=2)
+  with pytest.raises(LookupError, match='ResNet has no PyTorch correspondence as a backbone'):
+    segmentation.segmentor_rules(module)
+
+
+# Kinds of networks of which no case was recorded.
+
+
+def _read(system, name):
+  return cases.read_case(REFERENCE / system / f'{name}.json')
+
+
+def _write(folder, manifest, outputs, stored=None):
+  """Writes a case of `manifest`, changed to have these outputs and these inputs besides the image.
+
+  Outputs are arrays, or recorded ones.
+  """
+  arrays, shapes = {f'input/{name}': array for name, array in (stored or {}).items()}, {}
+  for name, output in outputs.items():
+    shapes[f'out/{name}'] = list(output.shape)
+    if isinstance(output, cases.Recorded):
+      arrays[f'sub:{output.stride}/out/{name}'] = output.values
+    else:
+      arrays[f'out/{name}'] = output
+  inputs = {'image': manifest['inputs']['image']}
+  for name, array in (stored or {}).items():
+    inputs[name] = {'kind': 'stored', 'shape': list(array.shape), 'dtype': str(array.dtype)}
+  manifest = manifest | {
+    'inputs': inputs,
+    'shapes': shapes,
+    'float32_relative_error': dict.fromkeys(shapes, 1e-6),
+    'grad_param': {},
+  }
+  np.savez(folder / 'case.npz', **arrays)
+  (folder / 'case.json').write_text(json.dumps(manifest))
+  return cases.read_case(folder / 'case.json')
+
+
+def _replayed(case):
+  """What replaying a case computes in float64, and whether it agrees with the case."""
+  adapter = adapters.find_adapter(case.manifest)
+  arrays = replay.run_case(case, adapter, 'float64')
+  return arrays, lambda case: [
+    row.array for row in replay.judge(case, adapter, 'float64', arrays) if not row.passed
+  ]
+
+
+def _cross_entropy(logits, labels):
+  """Of NCHW logits, over all pixels, those without a class included."""
+  chosen = np.take_along_axis(logits, np.where(labels == 255, 0, labels), axis=1)
+  loss = special.logsumexp(logits, axis=1, keepdims=True) - chosen
+  return np.sum(loss, where=labels != 255, keepdims=False).reshape(1) / labels.size
+
+
+@pytest.mark.slow
+def test_semantic_fpn_with_its_loss_replays(tmp_path):
+  recorded = _read('crossformer', 'seg_semantic_fpn_mini')
+  logits = recorded.recorded['out/logits']
+  rng = np.random.default_rng(0)
+  labels = rng.integers(21, size=(1, 1, *logits.shape[2:]))
+  labels[rng.random(labels.shape) < 0.1] = 255
+  manifest = recorded.manifest | {'module': 'SemanticFPN+loss'}
+  outputs = {'logits': logits, 'decode/loss_ce': np.zeros(1)}
+  case = _write(tmp_path, manifest, outputs, {'labels': labels})
+  arrays, wrong = _replayed(case)
+  assert wrong(case) == ['out/decode/loss_ce']
+  # The logits are PyTorch's, then.
+  outputs['decode/loss_ce'] = _cross_entropy(arrays['out/logits'], labels)
+  assert not wrong(_write(tmp_path, manifest, outputs, {'labels': labels}))
+
+
+@pytest.mark.slow
+def test_upernet_without_its_loss_replays(tmp_path):
+  recorded = _read('crossformer', 'seg_upernet_mini_train_losses')
+  manifest = recorded.manifest | {'module': 'UPerNet'}
+  labels = recorded.inputs['labels']
+  shape = (labels.shape[0], 21, *labels.shape[2:])
+  outputs = {'logits': np.zeros(shape), 'aux_logits': np.zeros(shape)}
+  case = _write(tmp_path, manifest, outputs)
+  arrays, wrong = _replayed(case)
+  assert wrong(case) == ['out/logits', 'out/aux_logits']
+  outputs = {name: arrays[f'out/{name}'] for name in outputs}
+  assert not wrong(_write(tmp_path, manifest, outputs))
+  # PyTorch's losses are those of these logits.
+  for name, weight, loss in (('logits', 1, 'decode/loss_ce'), ('aux_logits', 0.4, 'aux/loss_ce')):
+    expected = recorded.recorded[f'out/{loss}'].values
+    np.testing.assert_allclose(weight * _cross_entropy(outputs[name], labels), expected, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_swiftformer_with_semantic_fpn_replays(tmp_path):
+  backbone = _read('swiftformer', 'swiftformer_xs_features_grad').manifest
+  head = _read('swiftformer', 'op_semantic_fpn_eval').manifest
+  widths = [backbone['shapes'][f'out/c{level}'][1] for level in range(2, 6)]
+  head_state = []
+  for entry in head['state']:
+    if entry['key'].startswith('neck.lateral_convs') and entry['key'].endswith('weight'):
+      width = widths[int(entry['key'].split('.')[2])]
+      entry = entry | {'shape': [entry['shape'][0], width, 1, 1], 'std': width**-0.5}
+    head_state.append(entry)
+  prefixed = [entry | {'key': f'backbone.{entry["key"]}'} for entry in backbone['state']]
+  manifest = backbone | {
+    'module': 'SwiftFormer+SemanticFPN',
+    'state': prefixed + head_state,
+    'parameter_count': backbone['parameter_count']
+    + sum(int(np.prod(entry['shape'])) for entry in head_state if entry['kind'] == 'param'),
+  }
+  case = _write(tmp_path, manifest, {'logits': np.zeros((1, 5, 16, 24))})
+
+  def part(manifest, weights, inputs):
+    """By the adapter of the backbone alone or of the head alone, which PyTorch's cases judge."""
+    adapter = adapters.find_adapter(manifest)
+    with replay.precision_context('float64'):
+      variables = replay.to_precision(adapter.mapping.to_flax(weights), 'float64')
+      outputs, _ = jax.jit(adapter.run)(variables, inputs)
+      return jax.tree.map(np.asarray, outputs)
+
+  weights = {'backbone': {}, 'head': {}}
+  for key, value in case.weights.items():
+    weights['backbone' if key.startswith('backbone.') else 'head'][
+      key.removeprefix('backbone.')
+    ] = value
+  maps = part(backbone, weights['backbone'], replay.to_precision(dict(case.inputs), 'float64'))
+  inputs = {
+    name: head['inputs'][name] | {'shape': list(array.shape)} for name, array in maps.items()
+  }
+  logits = part(head | {'state': head_state, 'inputs': inputs}, weights['head'], maps)
+  _, wrong = _replayed(case)
+  assert wrong(case) == ['out/logits']
+  assert not wrong(_write(tmp_path, manifest, logits))

@@ -1,0 +1,141 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossattn_jax import models
+from crossattn_jax.models import variables_io
+from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'swiftformer'
+SMALL = {'widths': (8, 12), 'depths': (2, 1), 'num_classes': 5}
+
+
+def _template(model):
+  image = jax.ShapeDtypeStruct((1, *model.image_size, model.num_channels), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def _build(model, torch_shapes=None, spelling=''):
+  rules = swiftformer.model_rules(model)
+  return mapping.build_mapping(rules, _template(model), torch_shapes, spelling)
+
+
+def _recorded_shapes(case):
+  """The original's state dict, buffers included."""
+  state = json.loads((REFERENCE / f'{case}.json').read_text())['state']
+  return {entry['key']: tuple(entry['shape']) for entry in state}
+
+
+@pytest.mark.parametrize(
+  ('case', 'name', 'fields'),
+  [
+    ('swiftformer_xs', 'swiftformer_xs', {}),
+    ('swiftformer_l3', 'swiftformer_l3', {}),
+    ('swiftformer_xs_nodist', 'swiftformer_xs', {'distillation': False, 'num_classes': 10}),
+    ('swiftformer_l1_features', 'swiftformer_l1', {'backbone': True}),
+  ],
+)
+def test_every_key_is_read_and_written_but_the_counters(case, name, fields):
+  shapes = _recorded_shapes(case)
+  built = _build(models.create_model(name, **fields), shapes)
+  kept = {k: s for k, s in shapes.items() if not k.endswith('num_batches_tracked')}
+  assert {entry.torch_key: entry.torch_shape for entry in built.entries} == kept
+
+
+def test_the_teacher_s_keys_are_read_and_written_but_the_counters():
+  shapes = _recorded_shapes('teacher_regnety_160')
+  model = models.create_model('regnety_160')
+  built = mapping.build_mapping(swiftformer.regnet_rules(model), _template(model), shapes)
+  kept = {k: s for k, s in shapes.items() if not k.endswith('num_batches_tracked')}
+  assert {entry.torch_key: entry.torch_shape for entry in built.entries} == kept
+
+
+@pytest.mark.parametrize(
+  ('spelling', 'keys'),
+  [
+    ('', ('network.0.1.attn.Proj.weight', 'network.1.proj.bias', 'network.0.0.layer_scale')),
+    (
+      'timm',
+      ('stages.0.blocks.1.attn.proj.weight', 'stages.1.downsample.proj.bias', 'head_dist.weight'),
+    ),
+    (
+      'transformers',
+      (
+        'swiftformer.encoder.network.0.blocks.1.attn.proj.weight',
+        'swiftformer.patch_embed.patch_embedding.4.running_var',
+        'swiftformer.encoder.network.0.blocks.0.point_wise_conv1.weight',
+      ),
+    ),
+  ],
+  ids=['official', 'timm', 'transformers'],
+)
+def test_there_and_back_is_exact_to_the_bit_in_every_spelling(spelling, keys):
+  rng = np.random.RandomState(0)
+  built = _build(models.create_model('swiftformer_xs', **SMALL), spelling=spelling)
+  state = {
+    entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
+    for entry in built.entries
+  }
+  assert set(keys) < set(state)
+  # Read without being told whose they are, counters and all.
+  counters = {f'{key[:-4]}num_batches_tracked': np.int64(7) for key in state if '.norm.bias' in key}
+  conversion = convert.to_flax('swiftformer_xs', state | counters, SMALL)
+  back = convert.to_torch('swiftformer_xs', conversion.variables, SMALL, spelling)
+  assert set(back) == set(state)
+  for key, value in state.items():
+    np.testing.assert_array_equal(back[key], value)
+
+
+def test_a_checkpoint_of_another_variant_is_refused_by_key():
+  with pytest.raises(mapping.MappingError, match=r'unexpected: network\.4\.8\.attn\.to_query'):
+    _build(models.create_model('swiftformer_xs')).check(_recorded_shapes('swiftformer_s'))
+  with pytest.raises(mapping.MappingError, match=r'unexpected: dist_head\.weight'):
+    _build(models.create_model('swiftformer_xs', distillation=False)).check(
+      _recorded_shapes('swiftformer_xs')
+    )
+
+
+@pytest.mark.parametrize('name', [*models.list_models('swiftformer*'), 'regnety_160'])
+def test_every_registered_model_is_described(name):
+  described = adapters.describe_model(name, models.create_model(name))
+  assert described.inputs['image'].shape == (1, 3, 224, 224)
+  assert described.heads[0] == 'head'
+
+
+def test_the_generation_of_downloaded_weights_is_recorded(tmp_path, monkeypatch):
+  """The transformers port's weights come with its attention, now and from the cache."""
+  small = models.create_model('swiftformer_xs', **SMALL)
+  state = convert.to_torch(
+    'swiftformer_xs',
+    jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), _template(small)),
+    SMALL,
+    'transformers',
+  )
+
+  def download(weights, path):
+    del weights
+    path.parent.mkdir(parents=True, exist_ok=True)
+    convert.write_torch(path.with_suffix('.safetensors'), state)
+    path.with_suffix('.safetensors').rename(path)
+
+  source = pretrained.SOURCES['transformers']['swiftformer_xs']
+  weights = pretrained.Weights(
+    'https://somewhere/ours.safetensors', overrides=(*source.overrides, *SMALL.items())
+  )
+  monkeypatch.setitem(pretrained.SOURCES['transformers'], 'swiftformer_xs', weights)
+  monkeypatch.setattr(pretrained, 'download', download)
+  for _ in range(2):
+    model, _ = pretrained.load_pretrained('swiftformer_xs', 'transformers', cache_dir=tmp_path)
+    assert model.attn_weights == 'ones'
+  (path,) = (tmp_path / 'converted').iterdir()
+  assert variables_io.load_variables(path).overrides['attn_weights'] == 'ones'
+
+
+def test_official_weights_that_no_program_can_download_are_said_to_be_so():
+  with pytest.raises(ValueError, match=r'SwiftFormer_L1_ckpt\.pth from https.*as source'):
+    pretrained.load_pretrained('swiftformer_l1')
