@@ -575,7 +575,7 @@ class BiLevelRoutingAttention(nn.Module):
         bias_init=self.bias_init,
         name='qkv',
       )(channels)
-      parts = linear.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
+      parts = kernels.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
     else:
       qkv = linear.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
       parts = jnp.split(qkv, [qk_dim, 2 * qk_dim], axis=-1)

@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
+from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import self_attention
 from crossattn_jax.layers import depthwise_conv, initializers, linear
 
@@ -59,7 +59,7 @@ class GlobalAttention(nn.Module):
       **options,
     )(channels)
     tokens = rearrange(x, 'b y x c -> b (y x) c')
-    parts = linear.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
+    parts = kernels.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
     query, key, value = (
       rearrange(
         parallel.constrain(part, 'batch', None, ('heads', self.num_heads)),

@@ -18,8 +18,8 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax import parallel
-from crossattn_jax.kernels import biased
+from crossattn_jax import kernels, parallel
+from crossattn_jax.kernels import biased, products
 from crossattn_jax.layers import initializers, linear
 
 Pair = tuple[int, int]
@@ -447,7 +447,7 @@ def project(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
   Returns:
     `[batch, height, width, 3, heads, head_dim]`.
   """
-  qkv = linear.contract(x, kernel) + offset
+  qkv = kernels.contract(x, kernel) + offset
   return parallel.constrain(qkv, 'batch', 'height', 'width', None, 'heads', None)
 
 
@@ -479,7 +479,7 @@ def projected_attention(
     return grouped(x, kernel, offset, bias)
 
   def strips(x, kernel, offset, bias):
-    parts = linear.project_each(x, kernel, offset)
+    parts = products.project_each(x, kernel, offset)
     out = _tpu_attention(*parts, bias, grouping=grouping, scale=scale)
     return out.reshape(*x.shape[:3], heads, width)
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
+from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import self_attention
 from crossattn_jax.layers import depthwise_conv, initializers, linear
 
@@ -273,7 +273,7 @@ def heads_projector(
   def project(tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:
     first = ('query', 'key', 'value').index(names[0])
     parts = slice(first, first + len(names))
-    return linear.project_apart(tokens, kernel[:, parts], bias[parts])
+    return kernels.project_apart(tokens, kernel[:, parts], bias[parts])
 
   return x, project
 

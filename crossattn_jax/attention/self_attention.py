@@ -210,7 +210,7 @@ class SelfAttention(nn.Module):
       parallel.constrain(part, 'batch', 'tokens', ('heads', self.num_heads)).reshape(
         *part.shape[:2], self.num_heads, head_dim
       )
-      for part in linear.project_apart(*parameters)
+      for part in kernels.project_apart(*parameters)
     )
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None

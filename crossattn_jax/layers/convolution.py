@@ -8,7 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax import kernels
+from crossattn_jax.layers import initializers
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 # With fewer channels XLA:CPU's convolution takes five times as long as the product of patches.
@@ -188,7 +189,7 @@ def _product(x: jax.Array, kernel: jax.Array, geometry: _Geometry, precision: An
     for column in range(0, sides[1], stride)
   ]
   patches = jnp.concatenate(slices, axis=-1)
-  return linear.contract(
+  return kernels.contract(
     patches,
     kernel.reshape(-1, kernel.shape[-1]),
     precision=precision,

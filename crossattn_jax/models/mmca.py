@@ -17,7 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
+from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import joint_attention
 from crossattn_jax.layers import initializers, linear, similarity
 from crossattn_jax.models import bert, registry
@@ -55,7 +55,7 @@ def _product_of_windows(
   size = kernel.shape[0]
   count = words.shape[1] - size + 1
   windows = jnp.concatenate([words[:, i : i + count] for i in range(size)], axis=-1)
-  return linear.contract(windows, kernel.reshape(-1, kernel.shape[-1]))
+  return kernels.contract(windows, kernel.reshape(-1, kernel.shape[-1]))
 
 
 class PhraseCNN(nn.Module):
