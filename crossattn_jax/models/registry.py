@@ -57,8 +57,8 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     ValueError: if the name or a field is unknown, or if the module refuses the combination.
   """
   variant = _find(name)
-  _check_fields(name, variant.module, overrides)
   chosen = {field: _plain(field, value) for field, value in overrides.items() if value is not None}
+  _check_fields(name, variant.module, chosen)
   return variant.module(**{**variant.fields, **chosen})
 
 

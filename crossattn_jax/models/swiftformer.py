@@ -295,7 +295,6 @@ class SwiftFormer(nn.Module):
     drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth, of the
       SwiftFormer encoders.
     drop_convolutions: whether the rate also applies to the convolutional encoders, as in timm.
-    head_drop_rate: dropout before the classifiers, as in timm.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether the convolutional encoders of a stage are one loop: smaller programs, which
@@ -317,7 +316,6 @@ class SwiftFormer(nn.Module):
   backbone: bool = False
   drop_path_rate: float = 0.0
   drop_convolutions: bool = False
-  head_drop_rate: float = 0.0
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
@@ -334,8 +332,8 @@ class SwiftFormer(nn.Module):
 
     Args:
       image: normalised, `[batch, height, width, num_channels]`.
-      train: whether dropout (rng 'dropout') and drop path (rng 'drop_path') are on and batch norms
-        use the batch, whose statistics go into the collection 'batch_stats' where that is mutable.
+      train: whether drop path (rng 'drop_path') is on and batch norms use the batch, whose
+        statistics go into the collection 'batch_stats' where that is mutable.
 
     Returns:
       Logits `[batch, num_classes]` in at least float32: in training those of the first head, else
@@ -375,7 +373,6 @@ class SwiftFormer(nn.Module):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
     if self.num_classes == 0:
       return x, features
-    x = nn.Dropout(self.head_drop_rate, deterministic=not train)(x)
     logits = self._classify(x, 'head')
     if not self.distillation:
       return logits, features

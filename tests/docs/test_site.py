@@ -42,8 +42,8 @@ def test_every_public_module_has_a_page_of_its_docstrings(site):
     if parts[-1].startswith('_') or parts[-1] == 'serving_script':
       continue
     assert (site / 'api' / pathlib.Path(*parts).with_suffix('.html')).exists(), path
-  page = (site / 'api' / 'models' / 'crossvit.html').read_text()
-  assert 'crossattn_jax.models.crossvit.CrossViT.__call__' in page
+  page = (site / 'api' / 'models' / 'crossvit' / 'classifier.html').read_text()
+  assert 'crossattn_jax.models.crossvit.classifier.CrossViT.__call__' in page
   assert 'stochastic depth, growing linearly' in page
 
 

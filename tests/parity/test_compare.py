@@ -7,7 +7,7 @@ from flax import linen as nn
 import numpy as np
 import pytest
 
-from crossattn_jax.models import crossvit
+from crossattn_jax.layers import activations
 from crossattn_jax.parity import __main__, mapping
 
 timm = pytest.importorskip('timm')
@@ -73,7 +73,7 @@ def test_every_layer_of_timms_model_is_within_the_bound(torch_module, precision)
 
 def test_the_first_wrong_layer_is_named(torch_module, monkeypatch):
   approximate = functools.partial(nn.gelu, approximate=True)
-  monkeypatch.setattr(crossvit.activations, 'gelu', approximate)
+  monkeypatch.setattr(activations, 'gelu', approximate)
   first = run(torch_module).first_outside
   assert first.name.endswith('mlp.fc2')
   assert first.path.endswith('mlp/fc2')

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import cross_attention
 from crossattn_jax.data.classification import mixing
-from crossattn_jax.layers import patch_embedding, resize, tokens_to_token
+from crossattn_jax.layers import patch_embedding, resize
 from crossattn_jax.models import crossvit, registry
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.mapping import Rule, prefixed
@@ -162,7 +162,7 @@ def _cross_attention_taps(torch: str, flax: str) -> dict[str, adapters.TapLike |
 
 
 def encoder_taps(
-  module: crossvit.MultiScaleEncoder | crossvit.CrossViT, depths: Sequence[int]
+  module: crossvit.encoder.MultiScaleEncoder | crossvit.CrossViT, depths: Sequence[int]
 ) -> dict[str, adapters.TapLike | None]:
   """The taps of one multi-scale encoder with `depths` as in `MultiScaleEncoder`."""
   *branch_depths, fusion_depth = depths
@@ -289,12 +289,12 @@ def encoder_adapter(manifest: Manifest) -> adapters.Adapter:
   constructor = manifest['constructor']
   branches = len(constructor['dim'])
   depths = tuple(constructor['depth'])
-  module = crossvit.MultiScaleEncoder(
+  module = crossvit.encoder.MultiScaleEncoder(
     depths=depths,
     num_heads=tuple(constructor['num_heads']),
     mlp_ratios=tuple(constructor['mlp_ratio'][:branches]),
     drop_path_rates=(constructor['drop_path'],) * max(depths),
-    options=crossvit.BlockOptions(qkv_bias=constructor['qkv_bias']),
+    options=crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias']),
   )
   return adapters.module_adapter(
     manifest,
@@ -305,7 +305,7 @@ def encoder_adapter(manifest: Manifest) -> adapters.Adapter:
   )
 
 
-def _token_sets_call(manifest: Manifest, grids: tuple[crossvit.Grid, ...]):
+def _token_sets_call(manifest: Manifest, grids: tuple[crossvit.options.Grid, ...]):
   """Returns a `call` whose inputs and outputs are one token set per branch, by the case's names."""
   names_in = list(manifest['inputs'])
   names_out = [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
@@ -327,21 +327,21 @@ def _fusion_adapter(manifest: Manifest, module: nn.Module, fusion: str) -> adapt
 def all_attention_adapter(manifest: Manifest) -> adapters.Adapter:
   """All-attention fusion."""
   heads = tuple(manifest['constructor']['num_heads'])
-  module = crossvit.AllAttentionFusion(heads, 0.0, crossvit.BlockOptions())
+  module = crossvit.fusion.AllAttentionFusion(heads, 0.0, crossvit.options.BlockOptions())
   return _fusion_adapter(manifest, module, 'all_attention')
 
 
 @adapters.register_adapter('crossvit', 'fusion_class_token')
 def class_token_fusion_adapter(manifest: Manifest) -> adapters.Adapter:
   """Class-token fusion."""
-  module = crossvit.SumFusion(False, crossvit.BlockOptions())
+  module = crossvit.fusion.SumFusion(False, crossvit.options.BlockOptions())
   return _fusion_adapter(manifest, module, 'class_token')
 
 
 @adapters.register_adapter('crossvit', 'fusion_pairwise')
 def pairwise_fusion_adapter(manifest: Manifest) -> adapters.Adapter:
   """Pairwise fusion."""
-  module = crossvit.SumFusion(True, crossvit.BlockOptions())
+  module = crossvit.fusion.SumFusion(True, crossvit.options.BlockOptions())
   return _fusion_adapter(manifest, module, 'pairwise')
 
 
@@ -349,10 +349,12 @@ def pairwise_fusion_adapter(manifest: Manifest) -> adapters.Adapter:
 def transformer_block_adapter(manifest: Manifest) -> adapters.Adapter:
   """A standard transformer block."""
   constructor = manifest['constructor']
-  options = crossvit.BlockOptions(qkv_bias=constructor['qkv_bias'])
+  options = crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias'])
   return adapters.module_adapter(
     manifest,
-    crossvit.TransformerBlock(constructor['num_heads'], constructor['mlp_ratio'], 0.0, options),
+    crossvit.encoder.TransformerBlock(
+      constructor['num_heads'], constructor['mlp_ratio'], 0.0, options
+    ),
     rules=TRANSFORMER_BLOCK,
     call=lambda module, inputs: {'y': module(inputs['x'])},
     taps={'attn': 'attention'},
@@ -363,11 +365,11 @@ def transformer_block_adapter(manifest: Manifest) -> adapters.Adapter:
 def cross_attention_block_adapter(manifest: Manifest) -> adapters.Adapter:
   """A cross-attention block, in the folded form."""
   constructor = manifest['constructor']
-  options = crossvit.BlockOptions(qkv_bias=constructor['qkv_bias'])
+  options = crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias'])
   mlp_ratio = constructor['mlp_ratio'] if constructor['has_mlp'] else None
   return adapters.module_adapter(
     manifest,
-    crossvit.CrossAttentionBlock(constructor['num_heads'], 0.0, options, mlp_ratio),
+    crossvit.fusion.CrossAttentionBlock(constructor['num_heads'], 0.0, options, mlp_ratio),
     rules=CROSS_ATTENTION_BLOCK,
     call=lambda module, inputs: {'y': module(inputs['x'])[0]},
   )
@@ -414,7 +416,7 @@ def tokens_to_token_adapter(manifest: Manifest) -> adapters.Adapter:
   """A tokens-to-token embedding."""
   constructor = manifest['constructor']
   performer = constructor['tokens_type'] == 'performer'
-  module = tokens_to_token.TokensToToken(
+  module = crossvit.tokens_to_token.TokensToToken(
     constructor['patch_size'],
     constructor['embed_dim'],
     performer=performer,

@@ -204,8 +204,8 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
 
 
 def test_rematerialisation_changes_no_gradient():
-  options = crossvit.BlockOptions(drop_rate=0.1)
-  stored = crossvit.Branch(2, 2, drop_path_rates=(0.5,), remat=False, options=options)
+  options = crossvit.options.BlockOptions(drop_rate=0.1)
+  stored = crossvit.encoder.Branch(2, 2, drop_path_rates=(0.5,), remat=False, options=options)
   x = jax.random.normal(jax.random.key(0), (3, 5, 8))
   variables = _variables(stored, x)
 
@@ -251,7 +251,7 @@ def test_a_loop_over_blocks_trains_with_drop_path():
 
 
 def test_drop_path_rates_of_crossvit_15():
-  rates = crossvit.drop_path_rates(((1, 5, 0),) * 3, 0.1)
+  rates = crossvit.encoder.drop_path_rates(((1, 5, 0),) * 3, 0.1)
   first = [0, 0.00714, 0.01429, 0.02143, 0.02857]
   np.testing.assert_allclose(rates[0], first, atol=1e-5)
   assert [len(r) for r in rates] == [5, 5, 5]
@@ -259,7 +259,7 @@ def test_drop_path_rates_of_crossvit_15():
 
 
 def test_drop_path_rates_count_the_deepest_branch_and_the_cross_attention():
-  rates = crossvit.drop_path_rates(((3, 1, 2), (1, 2, 0)), 0.6)
+  rates = crossvit.encoder.drop_path_rates(((3, 1, 2), (1, 2, 0)), 0.6)
   np.testing.assert_allclose(rates[0], [0, 0.1, 0.2, 0.3, 0.4])
   np.testing.assert_allclose(rates[1], [0.5, 0.6])
 

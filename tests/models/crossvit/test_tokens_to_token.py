@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.layers import tokens_to_token
+from crossattn_jax.models.crossvit import tokens_to_token
 
 
 def test_soft_split_has_the_order_of_torch_s_unfold():
