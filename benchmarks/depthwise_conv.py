@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.layers import depthwise_conv
+from crossattn_jax.kernels.depthwise import cpu, reference
 
 # batch, side of the map, channels, side of the kernel
 SHAPES = (
@@ -25,8 +25,8 @@ SHAPES = (
   (4, 7, 512, 5),
 )
 FORMS = {
-  'shifted': (depthwise_conv._shifted, depthwise_conv._shifted_gradients),
-  'grouped': (depthwise_conv._grouped, depthwise_conv._grouped_gradients),
+  'shifted': (cpu.forward, cpu.backward),
+  'grouped': (reference.forward, reference.backward),
 }
 
 

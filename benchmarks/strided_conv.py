@@ -11,13 +11,13 @@ import time
 
 import jax
 
-from crossattn_jax.layers import convolution
+from crossattn_jax.kernels.convolution import cpu, reference
 
 # side of the map, channels, channels of the result
 SHAPES = ((224, 3, 24), (112, 24, 48), (56, 48, 56), (28, 56, 112), (14, 112, 220))
 BATCH = 8
 GEOMETRY = (2, ((1, 1), (1, 1)))
-FORMS = {'convolution': convolution._plain, 'product': convolution._product}
+FORMS = {'convolution': reference.convolution, 'product': cpu.convolution}
 
 
 def milliseconds(function: Callable[..., jax.Array], *args: jax.Array) -> float:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.layers import depthwise_conv, initializers, linear
+from crossattn_jax.layers import initializers, linear
 
 Grid = tuple[int, int]
 
@@ -63,7 +63,7 @@ def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.
     `[batch, ceil(height / stride), ceil(width / stride), heads * head_dim]`.
   """
   heads = image.shape[-1] // kernel.shape[-1]
-  return depthwise_conv.depthwise_convolution(image, jnp.tile(kernel, heads), stride)
+  return kernels.depthwise_convolution(image, jnp.tile(kernel, heads), stride)
 
 
 class PoolHeads(nn.Module):

@@ -1,7 +1,10 @@
 """Operations that have other forms on other platforms, each with one public function."""
 
 from crossattn_jax.kernels.biased import biased_attention as biased_attention
+from crossattn_jax.kernels.convolution.api import conv_general_dilated as conv_general_dilated
 from crossattn_jax.kernels.criss_cross.api import criss_cross_attention as criss_cross_attention
+from crossattn_jax.kernels.depthwise.api import depthwise_convolution as depthwise_convolution
+from crossattn_jax.kernels.pooling import max_pool as max_pool
 from crossattn_jax.kernels.products import contract as contract
 from crossattn_jax.kernels.products import project_apart as project_apart
 from crossattn_jax.kernels.routed.api import routed_attention as routed_attention

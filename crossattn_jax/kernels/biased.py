@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.kernels import dispatch
 from crossattn_jax.kernels.routed import tpu
 
 IMPLEMENTATIONS = ('auto', 'reference', 'tpu')
@@ -70,7 +71,7 @@ def biased_attention(
   if implementation == 'reference' or not fits(query, bias.shape):
     return reference(query, key, value, bias, key_mask)
   operands = (query, key, value, bias, key_mask)
-  return jax.lax.platform_dependent(*operands, tpu=kernel, default=reference)
+  return dispatch.by_platform(*operands, tpu=kernel, xla=reference)
 
 
 def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:

@@ -29,16 +29,26 @@ def check_kernel_dtype(op: str, implementation: str, dtype: jnp.dtype) -> None:
 
 def by_platform(
   *args: Any,
-  tpu: Callable[..., Any],
-  gpu: Callable[..., Any],
   xla: Callable[..., Any],
+  cpu: Callable[..., Any] | None = None,
+  tpu: Callable[..., Any] | None = None,
+  gpu: Callable[..., Any] | None = None,
 ) -> Any:
   """The result of the form for the platform that the program is lowered for.
 
   The choice is made at lowering, not where Python runs: a program that is exported, or compiled for
   a TPU that is not here, gets the kernel of its own platform. Kernels need static shapes: where the
-  program is exported for any batch size, all platforms get the XLA form.
+  program is exported for any batch size, TPUs and GPUs get the XLA form.
+
+  Args:
+    *args: arrays, or trees of them, that each form takes.
+    xla: the form for all platforms that have none of their own.
+    cpu: that of CPUs.
+    tpu: that of TPUs.
+    gpu: that of NVIDIA's GPUs.
   """
   if any(export.is_symbolic_dim(side) for leaf in jax.tree.leaves(args) for side in leaf.shape):
-    return xla(*args)
-  return jax.lax.platform_dependent(*args, tpu=tpu, cuda=gpu, default=xla)
+    tpu = gpu = None
+  forms = {'cpu': cpu, 'tpu': tpu, 'cuda': gpu}
+  forms = {platform: form for platform, form in forms.items() if form is not None}
+  return jax.lax.platform_dependent(*args, default=xla, **forms) if forms else xla(*args)

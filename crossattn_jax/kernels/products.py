@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.kernels import dispatch
+
 # Rows of the product with ones that adds up gradients. XLA makes a sum of one row again.
 _SUMS = 8
 
@@ -74,7 +76,7 @@ def project_apart(
     # Not a moved axis: the gradient of a split is one concatenation, which CPUs do faster.
     return tuple(part.reshape(*x.shape[:-1], width) for part in jnp.split(out, parts, axis=-3))
 
-  return jax.lax.platform_dependent(x, kernel, bias, tpu=project_each, default=product)
+  return dispatch.by_platform(x, kernel, bias, tpu=project_each, xla=product)
 
 
 def project_each(

@@ -1,12 +1,12 @@
 """Pooling with torch's geometry."""
 
 from collections.abc import Sequence
-import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from crossattn_jax import kernels
 
 
 def adaptive_average_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
@@ -42,10 +42,7 @@ def _bin_matrix(length: int, bins: int) -> np.ndarray:
 def max_pool(
   x: jax.Array, side: int, stride: int, padding: int = 0, ceil_mode: bool = False
 ) -> jax.Array:
-  """Maximum over square windows.
-
-  CPUs take element-wise maxima of shifted maps, of whose gradient XLA's scatter takes many times
-  the time. Among equal maxima theirs splits the gradient; elsewhere one of them gets it.
+  """Maximum over square windows, as `torch.nn.functional.max_pool2d` places them.
 
   Args:
     x: `[batch, height, width, channels]`.
@@ -64,26 +61,4 @@ def max_pool(
   # The last pixels may be in no window.
   x = x[:, : x.shape[1] + min(margins[0][1], 0), : x.shape[2] + min(margins[1][1], 0)]
   margins = tuple((before, max(after, 0)) for before, after in margins)
-  options = {'side': side, 'stride': stride, 'margins': margins}
-  return jax.lax.platform_dependent(
-    x,
-    cpu=functools.partial(_shifted_max_pool, **options),
-    default=functools.partial(_window_max_pool, **options),
-  )
-
-
-def _window_max_pool(
-  x: jax.Array, side: int, stride: int, margins: Sequence[tuple[int, int]]
-) -> jax.Array:
-  return nn.max_pool(x, (side, side), (stride, stride), margins)
-
-
-def _shifted_max_pool(
-  x: jax.Array, side: int, stride: int, margins: Sequence[tuple[int, int]]
-) -> jax.Array:
-  x = jnp.pad(x, ((0, 0), *margins, (0, 0)), constant_values=-jnp.inf)
-  for axis in (1, 2):
-    span = x.shape[axis] - side + 1
-    shifted = [jax.lax.slice_in_dim(x, start, start + span, stride, axis) for start in range(side)]
-    x = functools.reduce(jnp.maximum, shifted)
-  return x
+  return kernels.max_pool(x, side, stride, margins)

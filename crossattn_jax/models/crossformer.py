@@ -121,11 +121,6 @@ class CrossScaleEmbedding(nn.Module):
         side,
         stride=self.stride,
         padding=(side - self.stride) // 2,
-        conv_general_dilated=(
-          convolution.conv_general_dilated
-          if self.norm_first
-          else convolution.large_kernel_convolution
-        ),
         name=f'conv_{i}',
         **types,
       )(x)

@@ -1,0 +1,1 @@
+"""Convolutions of maps with channels last, and of sentences."""

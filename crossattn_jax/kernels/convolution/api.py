@@ -1,0 +1,84 @@
+"""The public function of convolutions: which form one takes, and its gradients."""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossattn_jax.kernels import dispatch
+from crossattn_jax.kernels.convolution import cpu, reference, xla
+
+_CHANNELS_LAST = {3: ('NWC', 'WIO', 'NWC'), 4: ('NHWC', 'HWIO', 'NHWC')}
+# With fewer channels XLA:CPU's convolution takes five times as long as the product of patches.
+_FEW_CHANNELS = 8
+
+
+def conv_general_dilated(
+  lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **kwargs: Any
+) -> jax.Array:
+  """`jax.lax.conv_general_dilated` for `nn.Conv(conv_general_dilated=...)`, in faster forms.
+
+  - Sentences, at stride 1 and without padding: `xla.windows`.
+  - Images under kernels several strides wide: `xla.slices`.
+  - Other windows that are more than a pixel apart, on one device: CPUs take the gradients as
+    products of patches with matrices, and the result too where the input has few channels. XLA:CPU
+    takes two to five times as long for the convolution (`benchmarks/strided_conv.py`).
+  - Anything else is the convolution.
+  """
+  stride, precision = window_strides[0], kwargs.get('precision')
+  plain = (
+    lhs.ndim in _CHANNELS_LAST
+    and not isinstance(padding, str)
+    and kwargs.get('dimension_numbers')
+    == jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _CHANNELS_LAST[lhs.ndim])
+    and set(window_strides) == {stride}
+    and all(
+      np.all(np.equal(kwargs.get(name) or 1, 1))
+      for name in ('lhs_dilation', 'rhs_dilation', 'feature_group_count', 'batch_group_count')
+    )
+  )
+  if plain and lhs.ndim == 3 and stride == 1 and not np.any(padding):
+    return xla.windows(lhs, rhs, precision)
+  if plain and lhs.ndim == 4 and stride > 1:
+    geometry = (stride, tuple(map(tuple, padding)))
+    columns, channels = rhs.shape[1:3]
+    if channels < _FEW_CHANNELS and columns > stride and columns % stride == 0:
+      return xla.slices(lhs, rhs, geometry, precision)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+      return _strided(lhs, rhs, geometry, precision)
+  return jax.lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _strided(
+  x: jax.Array, kernel: jax.Array, geometry: reference.Geometry, precision: Any
+) -> jax.Array:
+  static = {'geometry': geometry, 'precision': precision}
+  plain = functools.partial(reference.convolution, **static)
+  if x.shape[-1] >= _FEW_CHANNELS:
+    return plain(x, kernel)
+  product = functools.partial(cpu.convolution, **static)
+  return dispatch.by_platform(x, kernel, cpu=product, xla=plain)
+
+
+def _forward(x, kernel, geometry, precision):
+  return _strided(x, kernel, geometry, precision), (x, kernel)
+
+
+def _backward(geometry, precision, residuals, cotangent):
+  def gradients(form):
+    form = functools.partial(form, geometry=geometry, precision=precision)
+    return lambda x, kernel, cotangent: jax.vjp(form, x, kernel)[1](cotangent)
+
+  return dispatch.by_platform(
+    *residuals,
+    cotangent,
+    cpu=gradients(cpu.convolution),
+    xla=gradients(reference.convolution),
+  )
+
+
+_strided.defvjp(_forward, _backward)

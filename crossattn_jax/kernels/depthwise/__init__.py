@@ -1,0 +1,1 @@
+"""Depthwise convolution: every channel has its own small kernel."""
