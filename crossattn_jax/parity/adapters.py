@@ -27,8 +27,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.parity import arguments, systems
 from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity import systems
 
 Arrays = dict[str, jax.Array]
 
@@ -44,8 +44,8 @@ class Adapter:
   Attributes:
     run: (variables, inputs) -> (outputs, taps), all by the manifest's names and in the ORIGINAL's
       layouts; transpositions are inside, in jax.numpy, so that gradients come back in the
-      original's layout. Outputs must be exactly the recorded ones; of the taps at least the
-      recorded ones. Integer and boolean outputs must equal the record; they are not differentiated.
+      original's layout. Outputs and taps hold at least the recorded ones. Integer and boolean
+      outputs must equal the record; they are not differentiated.
     template: the variables as `jax.eval_shape` of the module's init; {} for a pure function.
     mapping: state dict <-> variables; None for a pure function.
     without_gradient: outputs that the notes exclude from the scalar that is differentiated.
@@ -145,6 +145,8 @@ def register_models(system: str, pattern: str):
   return decorate
 
 
+# Systems whose adapters do not yet read every argument.
+_UNCHECKED = {*SYSTEMS}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 
@@ -157,10 +159,11 @@ def _import_system(system: str) -> None:
 
 
 def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
-  """Builds the adapter of a case.
+  """Builds the adapter of a case; its `constructor` notes what is read, see `Arguments`.
 
   Raises:
     AdapterNotFound: `parity/systems/<system>/` has none for the manifest's module kind.
+    arguments.ArgumentError: the adapter does not know an argument or cannot honour its value.
   """
   system, module = manifest['system'], manifest['module']
   _import_system(system)
@@ -171,7 +174,11 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
       f'@register_adapter({system!r}, {module!r}) in crossattn_jax/parity/systems/{system}/; '
       + (f'it has {", ".join(known)}' if known else 'it has none yet')
     )
-  return _adapters[system, module](manifest)
+  constructor = arguments.Arguments(manifest['constructor'], f'{system}, {module}')
+  adapter = _adapters[system, module]({**manifest, 'constructor': constructor})
+  if system not in _UNCHECKED:
+    constructor.check()
+  return adapter
 
 
 def describe_model(name: str, module: nn.Module) -> ModelParity:
@@ -189,16 +196,6 @@ def describe_model(name: str, module: nn.Module) -> ModelParity:
   raise AdapterNotFound(
     f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
   )
-
-
-def channels_last(x: jax.Array) -> jax.Array:
-  """From the originals' layout, `[batch, channels, ...]`, to this library's."""
-  return jnp.moveaxis(x, 1, -1)
-
-
-def channels_first(x: jax.Array) -> jax.Array:
-  """From this library's layout, `[batch, ..., channels]`, to the originals'."""
-  return jnp.moveaxis(x, -1, 1)
 
 
 def input_structs(manifest: AnyMapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -300,13 +297,15 @@ def module_adapter(
   *,
   rules: Sequence[mapping_lib.Rule],
   call: Callable[[nn.Module, Arrays], Arrays],
-  taps: AnyMapping[str, TapLike] | None = None,
-  mutable: Iterable[str] = (),
+  taps: AnyMapping[str, TapLike | None] | None = None,
+  statistic: Callable[[str], str] = 'after/{}'.format,
   without_gradient: Iterable[str] = (),
   tolerances: AnyMapping[str, float] | None = None,
   jit: bool = True,
 ) -> Adapter:
   """The adapter of a case whose module is one Flax module.
+
+  In training mode the running statistics after the call are outputs too, without gradient.
 
   Example:
     @adapters.register_adapter('crossvit', 'cross_attention')
@@ -325,10 +324,10 @@ def module_adapter(
     module: built with `dtype=None`.
     rules: between its parameters and the original's; keys that the manifest calls 'buffer' are
       left out.
-    call: (bound module, inputs by name) -> outputs by name, both in the original's layout. It may
-      read updated statistics from `module.variables['batch_stats']` after the call.
+    call: (bound module, inputs by name) -> outputs by name, both in the original's layout: all that
+      there are, of which a case recorded some.
     taps: by the original's names; those that this case did not record are skipped.
-    mutable: further collections that the run may write, such as 'batch_stats'.
+    statistic: the original's key of a running statistic -> the output's name.
     without_gradient: see `Adapter`.
     tolerances: see `Adapter`.
     jit: see `Adapter`.
@@ -337,20 +336,40 @@ def module_adapter(
     mapping.MappingError: the module's parameters are not the manifest's.
   """
   recorded = {name.removeprefix('tap/') for name in manifest['shapes'] if name.startswith('tap/')}
-  taps = {name: tap for name, tap in (taps or {}).items() if name in recorded}
+  taps = {name: tap for name, tap in (taps or {}).items() if name in recorded and tap is not None}
   template = model_template(module, call, input_structs(manifest))
   shapes = {
     entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
   }
 
+  mapping = mapping_lib.build_mapping(rules, template, shapes)
+  train = manifest['mode'] == 'train' and 'batch_stats' in template
+  statistics = {
+    statistic(entry['key']) for entry in manifest['state'] if train and entry['kind'] == 'stat'
+  }
+
+  def call_and_statistics(module: nn.Module, inputs: Arrays) -> Arrays:
+    outputs = call(module, inputs)
+    if not train:
+      return outputs
+    after = mapping.only('batch_stats').to_torch({'batch_stats': module.variables['batch_stats']})
+    return outputs | {statistic(key): value for key, value in after.items()}
+
   def run(variables, inputs):
-    return run_with_taps(module, variables, inputs, call=call, taps=taps, mutable=mutable)
+    return run_with_taps(
+      module,
+      variables,
+      inputs,
+      call=call_and_statistics,
+      taps=taps,
+      mutable=('batch_stats',) if train else (),
+    )
 
   return Adapter(
     run=run,
     template=template,
-    mapping=mapping_lib.build_mapping(rules, template, shapes),
-    without_gradient=frozenset(without_gradient),
+    mapping=mapping,
+    without_gradient=frozenset(without_gradient) | statistics,
     tolerances=dict(tolerances or {}),
     jit=jit,
   )

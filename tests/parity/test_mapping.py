@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.parity import mapping
+from crossattn_jax.parity import layouts, mapping
 from crossattn_jax.parity.mapping import Rule
 
 # layout, torch shape, Flax shape, index in torch of an element, index in Flax of the same one
@@ -35,7 +35,7 @@ LAYOUTS = [
 def test_layouts_put_each_element_in_its_place_and_back(
   array, name, torch_shape, flax_shape, torch_index, flax_index
 ):
-  layout = mapping.LAYOUTS[name]
+  layout = layouts.LAYOUTS[name]
   tensor = array(np.arange(np.prod(torch_shape), dtype=np.float32).reshape(torch_shape))
   assert layout.torch_shape(flax_shape) == torch_shape
   converted = layout.to_flax(tensor, flax_shape)

@@ -12,7 +12,7 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.layers import batch_norm
 from crossattn_jax.parity import __main__ as command_line
-from crossattn_jax.parity import adapters, bounds, cases, convert, mapping, replay
+from crossattn_jax.parity import adapters, bounds, cases, convert, layouts, mapping, replay
 from crossattn_jax.parity.systems.ccnet import adapters as ccnet
 from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
 from crossattn_jax.parity.systems.mmsegmentation import losses as segmentation_losses
@@ -138,7 +138,7 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
     with nn.intercept_methods(on_its_side):
       (logits, features), updated = module.apply(
         {'params': params, 'batch_stats': statistics},
-        adapters.channels_last(image),
+        layouts.channels_last(image),
         train=True,
         mutable=['batch_stats', 'intermediates'],
         capture_intermediates=is_norm,
@@ -166,7 +166,7 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
       rate = c['base_lr'] * (1 - step / c['max_iter']) ** c['power']
       params = jax.tree.map(lambda p, u, rate=rate: p + np.float32(rate) * u, params, updates)
     logits, features = jax.jit(module.apply)(
-      {'params': params, 'batch_stats': statistics}, adapters.channels_last(case.inputs['image0'])
+      {'params': params, 'batch_stats': statistics}, layouts.channels_last(case.inputs['image0'])
     )
     assert logits.dtype == jnp.float32
     change = jax.tree.map(lambda a, b: np.subtract(a, b, dtype=np.float64), params, initial)

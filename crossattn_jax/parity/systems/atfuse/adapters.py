@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,9 @@ from crossattn_jax.attention import information_injection
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.models import atfuse
 from crossattn_jax.parity import adapters
+from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, batch_norm
 from crossattn_jax.tasks.image_fusion import losses
 
 Manifest = Mapping[str, Any]
@@ -25,41 +26,16 @@ _BLOCKS = {'mhca_stage': 'discrepancy', 'mhca_stage1_2': 'common_0', 'mhca_stage
 _IMAGES = ('infrared', 'visible')
 
 
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
-
-
-def _nchw(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b h w c -> b c h w')
-
-
 def _first(result: tuple[jax.Array, jax.Array]) -> jax.Array:
-  return _nchw(result[0])
+  return channels_first(result[0])
 
 
 # The correspondence of names, from the inside out.
 
 
-def _affine(torch: str, flax: str, layout: str, bias_layout: str = 'identity') -> list[Rule]:
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', bias_layout),
-  ]
-
-
-def _norm(torch: str) -> list[Rule]:
-  return [
-    Rule(f'{torch}.weight', 'norm/scale'),
-    Rule(f'{torch}.bias', 'norm/bias'),
-    Rule(f'{torch}.running_mean', 'norm/mean', collection='batch_stats'),
-    Rule(f'{torch}.running_var', 'norm/var', collection='batch_stats'),
-    Rule(f'{torch}.num_batches_tracked', None),
-  ]
-
-
 def stem_rules() -> list[Rule]:
   """The rules of a stem."""
-  return [Rule('conv.weight', 'conv/kernel', 'conv'), *_norm('bn')]
+  return [Rule('conv.weight', 'conv/kernel', 'conv'), *batch_norm('bn', 'norm')]
 
 
 def patch_embedding_rules() -> list[Rule]:
@@ -67,15 +43,15 @@ def patch_embedding_rules() -> list[Rule]:
   return [
     Rule('dwconv.weight', 'depthwise/kernel', 'conv'),
     Rule('pwconv.weight', 'pointwise/kernel', 'pointwise_conv'),
-    *_norm('bn'),
+    *batch_norm('bn', 'norm'),
   ]
 
 
 def attention_rules() -> list[Rule]:
   """The rules of an attention."""
-  rules = _affine('proj', 'out', 'linear_heads_in')
+  rules = affine('proj', 'out', 'linear_heads_in')
   for torch, flax in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-    rules += _affine(torch, flax, 'linear_heads_out', 'linear_heads_out')
+    rules += affine(torch, flax, 'linear_heads_out')
   return rules
 
 
@@ -83,7 +59,7 @@ def injection_rules() -> list[Rule]:
   """The rules of an injection."""
   return [
     *prefixed(attention_rules(), 'factoratt_crpe.', 'attention/'),
-    *_affine('mlp.fc{i:1|2}', 'mlp/fc{i}', 'linear'),
+    *affine('mlp.fc{i:1|2}', 'mlp/fc{i}', 'linear'),
     Rule('norm2.weight', 'norm/scale'),
     Rule('norm2.bias', 'norm/bias'),
   ]
@@ -92,15 +68,15 @@ def injection_rules() -> list[Rule]:
 def upsampling_rules() -> list[Rule]:
   """The rules of the decoder's upsampling, with a sum or with a concatenation."""
   return [
-    *_affine('conv11_headSum', 'join', 'conv'),
-    *_affine('conv12', 'expand', 'conv'),
-    *_affine('conv11_tail', 'refine', 'conv'),
+    *affine('conv11_headSum', 'join', 'conv'),
+    *affine('conv12', 'expand', 'conv'),
+    *affine('conv11_tail', 'refine', 'conv'),
   ]
 
 
 def residual_head_rules() -> list[Rule]:
   """The rules of a residual head."""
-  return _affine('conv{i:1|2}', 'conv{i}', 'conv')
+  return affine('conv{i:1|2}', 'conv{i}', 'conv')
 
 
 def model_rules(module: atfuse.ATFuse) -> list[Rule]:
@@ -114,7 +90,7 @@ def model_rules(module: atfuse.ATFuse) -> list[Rule]:
     rules += prefixed(injection_rules(), f'{torch}.', f'{flax}/')
   decoder = upsampling_rules()
   if not module.feature_sum:
-    decoder = _affine('conv11_head', 'join', 'conv') + decoder[2:]
+    decoder = affine('conv11_head', 'join', 'conv') + decoder[2:]
   rules += prefixed(decoder, 'up_scale1_aggregate.', 'decoder/')
   rules += prefixed(residual_head_rules(), 'head.', 'reconstruction_0/')
   rules += prefixed(residual_head_rules(), 'head_final.', 'reconstruction_1/')
@@ -126,13 +102,13 @@ def model_rules(module: atfuse.ATFuse) -> list[Rule]:
 def model_taps() -> dict[str, adapters.TapLike | None]:
   """The taps of a whole model."""
   taps: dict[str, adapters.TapLike | None] = {
-    'up_scale1_aggregate': ('decoder', _nchw),
-    'head': ('reconstruction_0', _nchw),
-    'head_final': ('reconstruction_1', _nchw),
+    'up_scale1_aggregate': ('decoder', channels_first),
+    'head': ('reconstruction_0', channels_first),
+    'head_final': ('reconstruction_1', channels_first),
   }
   for i, name in enumerate(_IMAGES):
-    taps[f'stem1.{i}'] = (f'stem_{name}', _nchw)
-    taps[f'patch_embed_stages1.patch_embeds.{i}'] = (f'patch_embedding_{name}', _nchw)
+    taps[f'stem1.{i}'] = (f'stem_{name}', channels_first)
+    taps[f'patch_embed_stages1.patch_embeds.{i}'] = (f'patch_embedding_{name}', channels_first)
   return taps | {torch: (flax, _first) for torch, flax in _BLOCKS.items()}
 
 
@@ -142,11 +118,11 @@ def describe(module: atfuse.ATFuse) -> adapters.ModelParity:
   image = jax.ShapeDtypeStruct((1, 1, *module.image_size), jnp.float32)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    fused, features = model(_nhwc(inputs['vi']), _nhwc(inputs['ir']))
+    fused, features = model(channels_last(inputs['vi']), channels_last(inputs['ir']))
     return {
-      'pred': _nchw(fused),
-      'k': _nchw(features['visible']),
-      'v': _nchw(features['infrared']),
+      'pred': channels_first(fused),
+      'k': channels_first(features['visible']),
+      'v': channels_first(features['infrared']),
     }
 
   return adapters.ModelParity(
@@ -169,10 +145,6 @@ def _model(manifest: Manifest) -> atfuse.ATFuse:
   )
 
 
-def _mutable(manifest: Manifest) -> tuple[str, ...]:
-  return ('batch_stats',) if manifest['mode'] == 'train' else ()
-
-
 @adapters.register_adapter('atfuse', 'ATFuse')
 def model_adapter(manifest: Manifest) -> adapters.Adapter:
   """A whole model."""
@@ -181,9 +153,9 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     train = manifest['mode'] == 'train'
-    fused, features = model(_nhwc(inputs['vi']), _nhwc(inputs['ir']), train)
+    fused, features = model(channels_last(inputs['vi']), channels_last(inputs['ir']), train)
     found = {'pred': fused, 'k': features['visible'], 'v': features['infrared']}
-    return {name: _nchw(found[name]) for name in outputs}
+    return {name: channels_first(found[name]) for name in outputs}
 
   return adapters.module_adapter(
     manifest,
@@ -191,7 +163,6 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
     rules=model_rules(module),
     call=call,
     taps=model_taps(),
-    mutable=_mutable(manifest),
   )
 
 
@@ -201,17 +172,16 @@ def training_adapter(manifest: Manifest) -> adapters.Adapter:
   module = _model(manifest)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    visible, infrared = _nhwc(inputs['vi']), _nhwc(inputs['ir'])
+    visible, infrared = channels_last(inputs['vi']), channels_last(inputs['ir'])
     fused, _ = model(visible, infrared, train=True)
     loss = losses.fusion_loss(fused, visible, infrared)
-    return {'pred': _nchw(fused), 'loss': loss.total.mean()}
+    return {'pred': channels_first(fused), 'loss': loss.total.mean()}
 
   return adapters.module_adapter(
     manifest,
     module,
     rules=prefixed(model_rules(module), 'net.'),
     call=call,
-    mutable=_mutable(manifest),
   )
 
 
@@ -224,8 +194,7 @@ def _map_adapter(manifest: Manifest, module: nn.Module, rules: list[Rule]) -> ad
     manifest,
     module,
     rules=rules,
-    call=lambda bound, inputs: {'out': _nchw(bound(_nhwc(inputs['x']), train))},
-    mutable=_mutable(manifest),
+    call=lambda bound, inputs: {'out': channels_first(bound(channels_last(inputs['x']), train))},
   )
 
 
@@ -248,7 +217,7 @@ def residual_head_adapter(manifest: Manifest) -> adapters.Adapter:
     manifest,
     atfuse.ResidualHead(manifest['constructor']['out_channels']),
     rules=residual_head_rules(),
-    call=lambda head, inputs: {'out': _nchw(head(_nhwc(inputs['x'])))},
+    call=lambda head, inputs: {'out': channels_first(head(channels_last(inputs['x'])))},
   )
 
 
@@ -258,12 +227,14 @@ def upsampling_adapter(manifest: Manifest) -> adapters.Adapter:
   feature_sum = manifest['constructor']['is_feature_sum']
   rules = upsampling_rules()
   if not feature_sum:
-    rules = _affine('conv11_head', 'join', 'conv') + rules[2:]
+    rules = affine('conv11_head', 'join', 'conv') + rules[2:]
   return adapters.module_adapter(
     manifest,
     atfuse.Upsampling(feature_sum),
     rules=rules,
-    call=lambda module, inputs: {'out': _nchw(module(_nhwc(inputs['x']), _nhwc(inputs['skip'])))},
+    call=lambda module, inputs: {
+      'out': channels_first(module(channels_last(inputs['x']), channels_last(inputs['skip'])))
+    },
   )
 
 
@@ -310,7 +281,7 @@ def injection_adapter(manifest: Manifest) -> adapters.Adapter:
     _WithUnused(block),
     rules=[*prefixed(injection_rules(), flax='block/'), *unused],
     call=lambda module, inputs: {
-      'out': _nchw(module(*(_nhwc(inputs[name]) for name in ('q', 'k', 'v'))))
+      'out': channels_first(module(*(channels_last(inputs[name]) for name in ('q', 'k', 'v'))))
     },
   )
 
@@ -324,7 +295,7 @@ def loss_adapter(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(fused: jax.Array, vi: jax.Array, ir: jax.Array) -> Arrays:
-    loss = losses.fusion_loss(*map(_nhwc, (fused, vi, ir)))
+    loss = losses.fusion_loss(*map(channels_last, (fused, vi, ir)))
     return {
       'total': loss.total.mean(),
       'gradient': loss.gradient.mean(),
@@ -340,7 +311,7 @@ def segment_adapter(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(vi: jax.Array, ir: jax.Array) -> Arrays:
-    visible, infrared = _nhwc(vi), _nhwc(ir)
+    visible, infrared = channels_last(vi), channels_last(ir)
     (share, _), *_ = losses.SEGMENTS
     masks = {
       'mask_a': losses.salient(visible, share),
@@ -348,9 +319,9 @@ def segment_adapter(manifest: Manifest) -> adapters.Adapter:
       'mask': losses.segment_masks(visible, infrared, (share, 1 - share))[0],
     }
     return {
-      'sobel_a': _nchw(losses.gradient_strength(visible)),
+      'sobel_a': channels_first(losses.gradient_strength(visible)),
       'k': jnp.round((1 - share) * visible[0].size)[None],
-      **{name: _nchw(mask).astype(vi.dtype) for name, mask in masks.items()},
+      **{name: channels_first(mask).astype(vi.dtype) for name, mask in masks.items()},
     }
 
   return adapters.function_adapter(run, jit=True)
@@ -362,7 +333,7 @@ def masked_intensity_adapter(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(a: jax.Array, b: jax.Array, f: jax.Array, ma: jax.Array, mb: jax.Array) -> Arrays:
-    return {'loss': losses.masked_intensity_loss(*map(_nhwc, (f, a, b, ma, mb)))}
+    return {'loss': losses.masked_intensity_loss(*map(channels_last, (f, a, b, ma, mb)))}
 
   return adapters.function_adapter(run, jit=True)
 

@@ -6,16 +6,16 @@ from typing import Any
 
 from einops import rearrange
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import bi_level_routing, global_attention
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.models import biformer, registry
-from crossattn_jax.parity import adapters, cases
-from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import adapters, cases, layouts
+from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, batch_norm
 from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]
@@ -25,54 +25,12 @@ Arrays = dict[str, jax.Array]
 _LOOKED_AT = ('attn', 'route_logit', 'route_weight', 'full_attention')
 
 
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
-
-
-def _nchw(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b h w c -> b c h w')
-
-
 # The correspondence of names, from the inside out.
 
 
-def _pointwise(name: str) -> mapping_lib.Layout:
-  """The layout of a linear map that the original keeps as a 1 x 1 convolution."""
-  base = mapping_lib.LAYOUTS[name]
-
-  def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    plain = tuple(base.torch_shape(shape))
-    return (*plain, 1, 1) if len(plain) == 2 else plain
-
-  return mapping_lib.Layout(
-    f'pointwise {name}',
-    torch_shape,
-    lambda x, shape: base.to_flax(x.reshape(x.shape[:2]), shape),
-    lambda x, shape: base.to_torch(x, shape[:2]).reshape(shape),
-  )
-
-
-_POINTWISE = {name: _pointwise(name) for name in ('linear', 'qkv', 'linear_heads_in')}
-
-
 def _affine(torch: str, flax: str, layout: str, pointwise: bool = False) -> list[Rule]:
-  """The rules of a linear map or convolution."""
-  layout = _POINTWISE[layout] if pointwise else layout
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', layout),
-  ]
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  """The rules of a layer norm or batch norm."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/scale'),
-    Rule(f'{torch}.bias', f'{flax}/bias'),
-    Rule(f'{torch}.running_mean', f'{flax}/mean', collection='batch_stats'),
-    Rule(f'{torch}.running_var', f'{flax}/var', collection='batch_stats'),
-    Rule(f'{torch}.num_batches_tracked', None),
-  ]
+  """The rules of a linear map, which the original may keep as a convolution."""
+  return affine(torch, flax, layouts.pointwise(layout) if pointwise else layout)
 
 
 def routed_rules(split_heads: bool = True) -> list[Rule]:
@@ -139,7 +97,7 @@ def block_rules(module: biformer.BiFormer, stage: int = 0) -> list[Rule]:
   return [
     Rule('gamma{n:1|2}', 'scale{n}'),
     *_affine('pos_embed', 'position', 'conv'),
-    *_norm('norm{n:1|2}', 'norm{n}'),
+    *batch_norm('norm{n:1|2}', 'norm{n}'),
     *prefixed(attention, 'attn.', 'attention/'),
     *mlp,
   ]
@@ -150,17 +108,17 @@ def model_rules(module: biformer.BiFormer) -> list[Rule]:
   if module.overlapping:
     rules = [
       *_affine('downsample_layers.0.0', 'stem/conv_0', 'conv'),
-      *_norm('downsample_layers.0.1', 'stem/norm_0'),
+      *batch_norm('downsample_layers.0.1', 'stem/norm_0'),
       *_affine('downsample_layers.0.3', 'stem/conv_1', 'conv'),
-      *_norm('downsample_layers.0.4', 'stem/norm_1'),
+      *batch_norm('downsample_layers.0.4', 'stem/norm_1'),
       *_affine('downsample_layers.{s}.0', 'downsampling_{s}/conv', 'conv'),
-      *_norm('downsample_layers.{s}.1', 'downsampling_{s}/norm'),
+      *batch_norm('downsample_layers.{s}.1', 'downsampling_{s}/norm'),
     ]
   else:
     rules = [
       *_affine('downsample_layers.0.0', 'stem/conv', 'conv'),
-      *_norm('downsample_layers.0.1', 'stem/norm'),
-      *_norm('downsample_layers.{s}.0', 'downsampling_{s}/norm'),
+      *batch_norm('downsample_layers.0.1', 'stem/norm'),
+      *batch_norm('downsample_layers.{s}.0', 'downsampling_{s}/norm'),
       *_affine('downsample_layers.{s}.1', 'downsampling_{s}/conv', 'conv'),
     ]
   blocks = '' if module.overlapping else 'blocks.'
@@ -170,21 +128,21 @@ def model_rules(module: biformer.BiFormer) -> list[Rule]:
     )
   return [
     *rules,
-    *_norm('extra_norms.{s}', 'output_norm_{s}'),
-    *_norm('norm', 'norm'),
+    *batch_norm('extra_norms.{s}', 'output_norm_{s}'),
+    *batch_norm('norm', 'norm'),
     *_affine('head', 'head', 'linear'),
   ]
 
 
 def model_taps(module: biformer.BiFormer) -> dict[str, adapters.TapLike | None]:
   """The taps of a whole model."""
-  taps: dict[str, adapters.TapLike | None] = {'norm': ('norm', _nchw)}
+  taps: dict[str, adapters.TapLike | None] = {'norm': ('norm', channels_first)}
   for s, depth in enumerate(module.depths):
-    taps[f'downsample_layers.{s}'] = (f'downsampling_{s}' if s else 'stem', _nchw)
-    taps[f'stages.{s}'] = (f'stage_{s}', lambda result: _nchw(result[0]))
+    taps[f'downsample_layers.{s}'] = (f'downsampling_{s}' if s else 'stem', channels_first)
+    taps[f'stages.{s}'] = (f'stage_{s}', lambda result: channels_first(result[0]))
     blocks = f'stages.{s}.' if module.overlapping else f'stages.{s}.blocks.'
     for b in range(depth):
-      taps[f'{blocks}{b}'] = (f'stage_{s}/block_{b}', lambda result: _nchw(result[0]))
+      taps[f'{blocks}{b}'] = (f'stage_{s}/block_{b}', lambda result: channels_first(result[0]))
   return taps
 
 
@@ -195,9 +153,9 @@ def describe(module: biformer.BiFormer) -> adapters.ModelParity:
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(_nhwc(inputs['image']))
+    result, _ = model(channels_last(inputs['image']))
     if module.backbone:
-      return {f'c{s + 2}': _nchw(x) for s, x in enumerate(result)}
+      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
   return adapters.ModelParity(
@@ -311,30 +269,14 @@ def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Ad
   rules = model_rules(module)
   wanted = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
 
-  def statistics(model: nn.Module) -> Arrays:
-    """The running statistics after the call, by the original's keys."""
-    flat = {}
-    for (*path, leaf), value in traverse_util.flatten_dict(
-      dict(model.variables['batch_stats'])
-    ).items():
-      key = next(
-        key
-        for rule in rules
-        if rule.collection == 'batch_stats' and (key := rule.key_of('/'.join((*path, leaf))))
-      )
-      flat[f'bn_after/{key}'] = value
-    return flat
-
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, features = model(_nhwc(inputs['image']), train)
+    result, features = model(channels_last(inputs['image']), train)
     if module.backbone:
-      outputs = {f'c{s + 2}': _nchw(x) for s, x in enumerate(result)}
+      outputs = {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     else:
       outputs = {'logits': result}
     for key, regions in recorded_routing(features, module).items():
       outputs[f'route/stages.{key}'] = regions
-    if train:
-      outputs |= statistics(model)
     return {name: output for name, output in outputs.items() if name in wanted}
 
   adapter = adapters.module_adapter(
@@ -343,8 +285,7 @@ def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Ad
     rules=rules,
     call=call,
     taps=model_taps(module),
-    mutable=('batch_stats',) if train else (),
-    without_gradient=[name for name in wanted if name.startswith('bn_after/')],
+    statistic='bn_after/{}'.format,
   )
   return _with_recorded_statistics(manifest, adapter) if train else adapter
 
@@ -431,8 +372,8 @@ def _block_adapter(
   manifest: Manifest, model: biformer.BiFormer, index: int = 0
 ) -> adapters.Adapter:
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    out, regions = module(_nhwc(inputs['x']))
-    outputs = {'y': _nchw(out)}
+    out, regions = module(channels_last(inputs['x']))
+    outputs = {'y': channels_first(out)}
     if 'out/route/attn' in manifest['shapes']:
       size = out.shape[1:3]
       outputs['route/attn'] = _sorted_regions(regions, model, 0, size)
@@ -561,8 +502,8 @@ def routed_attention_nchw_adapter(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     ROUTED_NCHW,
-    to_nhwc=_nhwc,
-    from_nhwc=_nchw,
+    to_nhwc=channels_last,
+    from_nhwc=channels_first,
     attention_layout='b h r n k m -> b h r n (k m)',
     logit_scale=manifest['constructor']['dim'] ** -0.5,
   )
@@ -577,7 +518,7 @@ def _global_adapter(
 
   def call(attention: nn.Module, inputs: Arrays) -> Arrays:
     if nchw:
-      return {'y': _nchw(attention(_nhwc(inputs['x'])))}
+      return {'y': channels_first(attention(channels_last(inputs['x'])))}
     return {'y': attention(inputs['x'])}
 
   return adapters.module_adapter(manifest, module, rules=rules, call=call)
@@ -637,7 +578,7 @@ def regional_routing_adapter(manifest: Manifest) -> adapters.Adapter:
   size, key_size = tuple(arguments['region_size']), tuple(arguments['kv_region_size'])
 
   def run(q: jax.Array, k: jax.Array, v: jax.Array, graph: jax.Array) -> Arrays:
-    query, key, value = (_nhwc(part) for part in (q, k, v))
+    query, key, value = (channels_last(part) for part in (q, k, v))
     out = bi_level_routing.regional_routing_attention(
       query,
       key,
@@ -653,7 +594,7 @@ def regional_routing_adapter(manifest: Manifest) -> adapters.Adapter:
     )
     parts = (bi_level_routing.split_heads(x, heads) for x in regions)
     weights = bi_level_routing.routed_attention_weights(*parts, graph, scale=scale)
-    return {'y': _nchw(out), 'attn': rearrange(weights, 'b h r n k m -> b h r n (k m)')}
+    return {'y': channels_first(out), 'attn': rearrange(weights, 'b h r n k m -> b h r n (k m)')}
 
   return adapters.function_adapter(run, without_gradient=_LOOKED_AT, jit=True)
 

@@ -1,11 +1,9 @@
 """CCNet, PSPNet and DeepLabv3 and their PyTorch original: speedinghzl/CCNet."""
 
-from collections.abc import Mapping, Sequence
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,9 +11,10 @@ import optax
 from crossattn_jax.heads.segmentation import pyramid_pooling
 from crossattn_jax.models import ccnet
 from crossattn_jax.models.backbones import resnet
-from crossattn_jax.parity import adapters, cases
-from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import adapters, cases, layouts
+from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, conv_norm
 from crossattn_jax.parity.systems.mmsegmentation import losses as segmentation_losses
 from crossattn_jax.training import optimizers, schedules
 
@@ -26,56 +25,18 @@ Arrays = dict[str, jax.Array]
 # The correspondence of names, from the inside out.
 
 
-@functools.cache
-def _pointwise(rank: int) -> mapping_lib.Layout:
-  """The layout of a linear map that the original keeps as a convolution of `rank` axes."""
-  ones = (1,) * rank
-  return mapping_lib.Layout(
-    f'pointwise convolution of {rank} axes',
-    lambda shape: shape if len(shape) == 1 else (*shape[::-1], *ones),
-    lambda x, shape: x.reshape(shape[::-1]).T,
-    lambda x, shape: x.T.reshape(shape),
-  )
-
-
 def criss_cross_rules(rank: int) -> list[Rule]:
   """The rules of `CrissCrossAttention` on maps of `rank` axes, inside the original's module."""
-  layout = _pointwise(rank)
   return [
     Rule('gamma', 'gate', 'unbatched'),
-    Rule('{map:query|key|value}_conv.weight', '{map}/kernel', layout),
-    Rule('{map:query|key|value}_conv.bias', '{map}/bias', layout),
+    *affine('{map:query|key|value}_conv', '{map}', layouts.pointwise('linear', rank)),
   ]
 
 
-def norm_rules(torch: str, flax: str) -> list[Rule]:
-  """The rules of a batch norm, activated or not."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/scale'),
-    Rule(f'{torch}.bias', f'{flax}/bias'),
-    Rule(f'{torch}.running_mean', f'{flax}/mean', collection='batch_stats'),
-    Rule(f'{torch}.running_var', f'{flax}/var', collection='batch_stats'),
-    Rule(f'{torch}.num_batches_tracked', None),
-  ]
-
-
-def conv_rules(torch: str, flax: str) -> list[Rule]:
-  """The rules of a convolution."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', 'conv'),
-    Rule(f'{torch}.bias', f'{flax}/bias'),
-  ]
-
-
-def unit_rules(conv: str, norm: str, flax: str) -> list[Rule]:
-  """The rules of a convolution with its norm."""
-  return [*conv_rules(conv, f'{flax}/conv'), *norm_rules(norm, f'{flax}/norm')]
-
-
-STEM = [rule for i in range(3) for rule in unit_rules(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')]
+STEM = [rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')]
 BOTTLENECK = [
-  *(rule for i in range(3) for rule in unit_rules(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')),
-  *unit_rules('downsample.0', 'downsample.1', 'shortcut'),
+  *(rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')),
+  *conv_norm('downsample.0', 'downsample.1', 'shortcut'),
 ]
 
 
@@ -89,34 +50,34 @@ def backbone_rules(stages: int) -> list[Rule]:
 
 RESNET_HEAD = [Rule('fc.weight', 'head/kernel', 'linear'), Rule('fc.bias', 'head/bias')]
 RCCA = [
-  *unit_rules('conva.0', 'conva.1', 'reduction'),
+  *conv_norm('conva.0', 'conva.1', 'reduction'),
   *prefixed(criss_cross_rules(2), 'cca.', 'attention/'),
-  *unit_rules('convb.0', 'convb.1', 'output'),
-  *unit_rules('bottleneck.0', 'bottleneck.1', 'fusion'),
-  *conv_rules('bottleneck.3', 'classifier'),
+  *conv_norm('convb.0', 'convb.1', 'output'),
+  *conv_norm('bottleneck.0', 'bottleneck.1', 'fusion'),
+  *affine('bottleneck.3', 'classifier', 'conv'),
 ]
 PSP = [
   *(
     rule
     for i, scale in enumerate(pyramid_pooling.SCALES)
-    for rule in unit_rules(f'stages.{i}.1', f'stages.{i}.2', f'pool_{scale}')
+    for rule in conv_norm(f'stages.{i}.1', f'stages.{i}.2', f'pool_{scale}')
   ),
-  *unit_rules('bottleneck.0', 'bottleneck.1', 'fusion'),
+  *conv_norm('bottleneck.0', 'bottleneck.1', 'fusion'),
 ]
 ASPP = [
-  *unit_rules('conv1.1', 'conv1.2', 'image'),
-  *unit_rules('conv2.0', 'conv2.1', 'pixel'),
+  *conv_norm('conv1.1', 'conv1.2', 'image'),
+  *conv_norm('conv2.0', 'conv2.1', 'pixel'),
   *(
     rule
     for i, dilation in enumerate((12, 24, 36))
-    for rule in unit_rules(f'conv{i + 3}.0', f'conv{i + 3}.1', f'dilation_{dilation}')
+    for rule in conv_norm(f'conv{i + 3}.0', f'conv{i + 3}.1', f'dilation_{dilation}')
   ),
-  *unit_rules('bottleneck.0', 'bottleneck.1', 'fusion'),
+  *conv_norm('bottleneck.0', 'bottleneck.1', 'fusion'),
 ]
 _HEADS = {
   'rcca': RCCA,
-  'psp': [*prefixed(PSP, '0.', 'pooling/'), *conv_rules('1', 'classifier')],
-  'aspp': [*prefixed(ASPP, '0.', 'pooling/'), *conv_rules('1', 'classifier')],
+  'psp': [*prefixed(PSP, '0.', 'pooling/'), *affine('1', 'classifier', 'conv')],
+  'aspp': [*prefixed(ASPP, '0.', 'pooling/'), *affine('1', 'classifier', 'conv')],
 }
 
 
@@ -125,16 +86,11 @@ def model_rules(module: ccnet.CCNet) -> list[Rule]:
   return [
     *prefixed(backbone_rules(len(module.depths)), '', 'backbone/'),
     *prefixed(_HEADS[module.context], 'head.', 'head/'),
-    *unit_rules('dsn.0', 'dsn.1', 'auxiliary_head/conv'),
-    *conv_rules('dsn.3', 'auxiliary_head/classifier'),
+    *conv_norm('dsn.0', 'dsn.1', 'auxiliary_head/conv'),
+    *affine('dsn.3', 'auxiliary_head/classifier', 'conv'),
     # The paper's, in no official checkpoint.
-    *conv_rules('head.embedding', 'head/embedding'),
+    *affine('head.embedding', 'head/embedding', 'conv'),
   ]
-
-
-def first_map(result: Any) -> jax.Array:
-  """The map that a module returned, alone or first of several, in the original's layout."""
-  return adapters.channels_first(result[0] if isinstance(result, tuple) else result)
 
 
 RCCA_TAPS = {
@@ -171,10 +127,10 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
   """
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = model(adapters.channels_last(inputs['image']))
-    outputs = {'logits': adapters.channels_first(logits)}
+    logits, features = model(channels_last(inputs['image']))
+    outputs = {'logits': channels_first(logits)}
     if model.auxiliary:
-      outputs['dsn_logits'] = adapters.channels_first(features['auxiliary_logits'])
+      outputs['dsn_logits'] = channels_first(features['auxiliary_logits'])
     return outputs
 
   return adapters.ModelParity(
@@ -193,7 +149,7 @@ def describe_resnet(module: resnet.ResNet) -> adapters.ModelParity:
   taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
   return adapters.ModelParity(
     rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
-    call=lambda model, inputs: {'logits': model(adapters.channels_last(inputs['image']))[0]},
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
     taps={'maxpool': ('stem', first_map), **taps},
     heads=('head',) if module.num_classes else (),
@@ -216,14 +172,10 @@ def _network(manifest: Manifest, context: str = 'rcca') -> ccnet.CCNet:
   )
 
 
-def running_statistics(module: nn.Module, rules: Sequence[Rule]) -> Arrays:
-  """Running statistics after the call, by the original's keys."""
-  flat = traverse_util.flatten_dict(dict(module.variables['batch_stats']), sep='/')
-  statistics = [rule for rule in rules if rule.collection == 'batch_stats']
-  return {
-    next(key for rule in statistics if (key := rule.key_of(path))): value
-    for path, value in flat.items()
-  }
+def _statistic(key: str) -> str:
+  """The output's name of a running statistic: the original's names its norm last."""
+  norm, _, name = key.rpartition('.')
+  return f'new_{name}/{norm}'
 
 
 def _network_adapter(manifest: Manifest, context: str) -> adapters.Adapter:
@@ -231,21 +183,16 @@ def _network_adapter(manifest: Manifest, context: str) -> adapters.Adapter:
   rules = model_rules(module)
 
   def call(network: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = network(adapters.channels_last(inputs['image']), train)
+    logits, features = network(channels_last(inputs['image']), train)
     outputs = {
-      'logits': adapters.channels_first(logits),
-      'dsn_logits': adapters.channels_first(features['auxiliary_logits']),
+      'logits': channels_first(logits),
+      'dsn_logits': channels_first(features['auxiliary_logits']),
     }
     c = manifest['constructor']
     if c['criterion']:
       outputs['loss'] = segmentation_losses.criterion(
         c['criterion'], c, outputs['logits'], outputs['dsn_logits'], inputs['target']
       )
-    if train:
-      for key, value in running_statistics(network, rules).items():
-        norm, _, name = key.rpartition('.')
-        if f'out/new_{name}/{norm}' in manifest['shapes']:
-          outputs[f'new_{name}/{norm}'] = value
     return outputs
 
   return adapters.module_adapter(
@@ -254,10 +201,7 @@ def _network_adapter(manifest: Manifest, context: str) -> adapters.Adapter:
     rules=rules,
     call=call,
     taps=model_taps(module),
-    mutable=('batch_stats',) if train else (),
-    without_gradient=[
-      name.removeprefix('out/') for name in manifest['shapes'] if '/new_running_' in name
-    ],
+    statistic=_statistic,
     # XLA:CPU merges what is computed again with what was computed before, and stores it.
     jit=not module.remat,
   )
@@ -287,15 +231,15 @@ def _recurrences(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=model_rules(module),
-    call=lambda network, inputs: {'logits': network(adapters.channels_last(inputs['image']))[0]},
+    call=lambda network, inputs: {'logits': network(channels_last(inputs['image']))[0]},
   )
   plain = module.clone(recurrence=0)
 
   def call(network: nn.Module, inputs: Arrays) -> tuple[Arrays, jax.Array]:
-    logits, features = network(adapters.channels_last(inputs['image']))
+    logits, features = network(channels_last(inputs['image']))
     outputs = {
-      'logits_r0': adapters.channels_first(logits),
-      'dsn_logits': adapters.channels_first(features['auxiliary_logits']),
+      'logits_r0': channels_first(logits),
+      'dsn_logits': channels_first(features['auxiliary_logits']),
     }
     return outputs, features['stage_3']
 
@@ -309,7 +253,7 @@ def _recurrences(manifest: Manifest) -> adapters.Adapter:
         module.clone(recurrence=r).attention_head(),
         part,
         {'x': x},
-        call=lambda head, inputs: adapters.channels_first(head(inputs['x'])[0]),
+        call=lambda head, inputs: channels_first(head(inputs['x'])[0]),
         taps={'head.cca': RCCA_TAPS['cca']},
       )
       if r == 1:
@@ -328,7 +272,7 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=rules,
-    call=lambda network, inputs: {'logits': network(adapters.channels_last(inputs['image0']))[0]},
+    call=lambda network, inputs: {'logits': network(channels_last(inputs['image0']))[0]},
   )
   schedule_config = schedules.default_config()
   schedule_config.name, schedule_config.power = 'polynomial', c['power']
@@ -348,11 +292,11 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     def loss_of(params, model_state, image, target):
       (logits, features), updated = module.apply(
         {'params': params, **model_state},
-        adapters.channels_last(image),
+        channels_last(image),
         train=True,
         mutable=['batch_stats'],
       )
-      maps = (adapters.channels_first(x) for x in (logits, features['auxiliary_logits']))
+      maps = (channels_first(x) for x in (logits, features['auxiliary_logits']))
       return segmentation_losses.criterion(c['loss'], c, *maps, target), updated
 
     @jax.jit
@@ -374,7 +318,7 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
     change = parameters.to_torch({'params': jax.tree.map(jnp.subtract, params, initial)})
     final = adapter.mapping.to_torch({'params': params, **model_state})
     logits, features = jax.jit(module.apply)(
-      {'params': params, **model_state}, adapters.channels_last(inputs['image0'])
+      {'params': params, **model_state}, channels_last(inputs['image0'])
     )
     order = c['parameter_order']
     outputs = {
@@ -388,8 +332,8 @@ def _train_steps(manifest: Manifest) -> adapters.Adapter:
         ]
       ),
       'gamma': final['head.cca.gamma'],
-      'eval_logits': adapters.channels_first(logits),
-      'eval_dsn_logits': adapters.channels_first(features['auxiliary_logits']),
+      'eval_logits': channels_first(logits),
+      'eval_dsn_logits': channels_first(features['auxiliary_logits']),
     }
     for name in manifest['shapes']:
       key = name.removeprefix('out/')

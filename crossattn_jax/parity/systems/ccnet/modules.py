@@ -16,6 +16,8 @@ from crossattn_jax.layers import batch_norm, conv_norm
 from crossattn_jax.models.backbones import resnet
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import rules as shared_rules
+from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
 from crossattn_jax.parity.mapping import Rule, prefixed
 from crossattn_jax.parity.systems.ccnet import adapters as ccnet
 
@@ -35,11 +37,11 @@ def attention_adapter(
   """The attention alone, by one of its implementations."""
 
   def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Arrays:
-    q, k, v = (adapters.channels_last(x) for x in (q, k, v))
+    q, k, v = (channels_last(x) for x in (q, k, v))
     out = api.attention(q, k, v, implementation, interpret=interpret)
     scores = reference.criss_cross_scores(q, k)
     return {
-      'out': adapters.channels_first(out),
+      'out': channels_first(out),
       'lse': nn.logsumexp(scores, axis=-1),
       'attention': nn.softmax(scores),
     }
@@ -61,10 +63,10 @@ def _module(manifest: Manifest, rank: int) -> adapters.Adapter:
   c = manifest['constructor']
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    x, outputs = adapters.channels_last(inputs['x']), {}
+    x, outputs = channels_last(inputs['x']), {}
     for r in range(c['recurrence']):
       x = module(x)
-      outputs[f'r{r + 1}'] = adapters.channels_first(x)
+      outputs[f'r{r + 1}'] = channels_first(x)
     return outputs
 
   return adapters.module_adapter(
@@ -118,9 +120,7 @@ def _community_module_3d(manifest: Manifest) -> adapters.Adapter:
     manifest,
     Module(),
     rules=ccnet.criss_cross_rules(3),
-    call=lambda module, inputs: {
-      'y': adapters.channels_first(module(adapters.channels_last(inputs['x'])))
-    },
+    call=lambda module, inputs: {'y': channels_first(module(channels_last(inputs['x'])))},
   )
 
 
@@ -139,23 +139,15 @@ def _activated_norm(manifest: Manifest) -> adapters.Adapter:
       return nn.leaky_relu(leaky, manifest['constructor']['slope']), identity
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    leaky, identity = module(adapters.channels_last(inputs['x']))
-    outputs = {
-      'leaky': adapters.channels_first(leaky),
-      'identity': adapters.channels_first(identity),
-    }
-    if train:
-      for name, value in module.variables['batch_stats']['leaky'].items():
-        outputs[f'new_running_{name}'] = value
-    return outputs
+    leaky, identity = module(channels_last(inputs['x']))
+    return {'leaky': channels_first(leaky), 'identity': channels_first(identity)}
 
   return adapters.module_adapter(
     manifest,
     Norms(),
-    rules=ccnet.norm_rules('{norm:leaky|identity}', '{norm}'),
+    rules=shared_rules.batch_norm('{norm:leaky|identity}', '{norm}'),
     call=call,
-    mutable=('batch_stats',) if train else (),
-    without_gradient=('new_running_mean', 'new_running_var'),
+    statistic=lambda key: key.replace('leaky.', 'new_'),
   )
 
 
@@ -172,11 +164,8 @@ def _map_adapter(
     manifest,
     module,
     rules=rules,
-    call=lambda module, inputs: {
-      output: ccnet.first_map(module(adapters.channels_last(inputs['x']), train))
-    },
+    call=lambda module, inputs: {output: first_map(module(channels_last(inputs['x']), train))},
     taps=taps,
-    mutable=('batch_stats',) if train else (),
   )
 
 
@@ -193,13 +182,13 @@ def _stem(manifest: Manifest) -> adapters.Adapter:
   module = resnet.DeepStem((64, 64, 128), True, _UNIT)
 
   def call(stem: nn.Module, inputs: Arrays) -> Arrays:
-    return {'after_pool': adapters.channels_first(stem(adapters.channels_last(inputs['image'])))}
+    return {'after_pool': channels_first(stem(channels_last(inputs['image'])))}
 
   adapter = adapters.module_adapter(manifest, module, rules=ccnet.STEM, call=call)
 
   def run(variables, inputs):
     outputs, taps = adapters.run_with_taps(
-      module, variables, inputs, call=call, taps={'before_pool': ('conv_2', ccnet.first_map)}
+      module, variables, inputs, call=call, taps={'before_pool': ('conv_2', first_map)}
     )
     return {**outputs, **taps}, {}
 

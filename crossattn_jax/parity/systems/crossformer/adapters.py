@@ -13,7 +13,9 @@ from crossattn_jax.attention import long_short_distance
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters
+from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
 from crossattn_jax.tasks import losses
 from crossattn_jax.training import schedules
 
@@ -21,57 +23,33 @@ Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
 
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
-
-
-def _nchw(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b h w c -> b c h w')
-
-
-def _tokens(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b h w c -> b (h w) c')
-
-
 # The correspondence of names, from the inside out.
 
 
-def _affine(torch: str, flax: str, layout: str) -> list[Rule]:
-  """The rules of a linear map or convolution."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', layout),
-  ]
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  return [Rule(f'{torch}.weight', f'{flax}/scale'), Rule(f'{torch}.bias', f'{flax}/bias')]
-
-
 POSITION_BIAS = [
-  *_affine('pos_proj', 'linear_0', 'linear'),
-  *_norm('pos{i:1|2|3}.0', 'norm_{i}'),
-  *_affine('pos{i:1|2|3}.2', 'linear_{i}', 'linear'),
+  *affine('pos_proj', 'linear_0', 'linear'),
+  *norm('pos{i:1|2|3}.0', 'norm_{i}'),
+  *affine('pos{i:1|2|3}.2', 'linear_{i}', 'linear'),
 ]
 ATTENTION = [
   *prefixed(POSITION_BIAS, 'pos.', 'position_bias/'),
-  *_affine('qkv', 'qkv', 'qkv'),
-  *_affine('proj', 'out', 'linear_heads_in'),
+  *affine('qkv', 'qkv', 'qkv'),
+  *affine('proj', 'out', 'linear_heads_in'),
   # Buffers of the first release's files.
   Rule('biases', None),
   Rule('relative_position_index', None),
 ]
 BLOCK = [
-  *_affine('cpe', 'row_convolution', 'conv'),
-  *_norm('norm_cpe', 'row_norm'),
-  *_norm('norm{n:1|2}', 'norm{n}'),
+  *affine('cpe', 'row_convolution', 'conv'),
+  *norm('norm_cpe', 'row_norm'),
+  *norm('norm{n:1|2}', 'norm{n}'),
   *prefixed(ATTENTION, 'attn.', 'attention/'),
-  *_affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
-  *_affine('ex_conv', 'cooling', 'conv'),
-  *_norm('ex_ln', 'cooling_norm'),
+  *affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
+  *affine('ex_conv', 'cooling', 'conv'),
+  *norm('ex_ln', 'cooling_norm'),
 ]
-STEM = [*_affine('projs.{i}', 'conv_{i}', 'conv'), *_norm('norm', 'norm')]
-MERGING = [*_affine('reductions.{i}', 'conv_{i}', 'conv'), *_norm('norm', 'norm')]
+STEM = [*affine('projs.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
+MERGING = [*affine('reductions.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 
 
 def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
@@ -88,23 +66,23 @@ def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
       *rules,
       *(Rule(f'{name}.{part}', None) for name in ('norm', 'head') for part in ('weight', 'bias')),
     ]
-  return [*rules, *_norm('norm', 'norm'), *_affine('head', 'head', 'linear')]
+  return [*rules, *norm('norm', 'norm'), *affine('head', 'head', 'linear')]
 
 
 def model_taps(module: crossformer.CrossFormer) -> dict[str, adapters.TapLike | None]:
   """The taps of a whole model."""
   taps: dict[str, adapters.TapLike | None] = {
-    'patch_embed': ('embedding', _tokens),
-    'norm': ('norm', _tokens),
+    'patch_embed': ('embedding', as_tokens),
+    'norm': ('norm', as_tokens),
   }
   for s, depth in enumerate(module.depths):
     for b in range(depth):
-      taps[f'layers.{s}.blocks.{b}'] = (f'stage_{s}/block_{b}', lambda result: _tokens(result[0]))
+      taps[f'layers.{s}.blocks.{b}'] = (f'stage_{s}/block_{b}', lambda result: as_tokens(result[0]))
     # A stage of the original ends with the embedding of the next.
     if s + 1 < len(module.depths):
-      taps[f'layers.{s}'] = (f'downsampling_{s + 1}', _tokens)
+      taps[f'layers.{s}'] = (f'downsampling_{s + 1}', as_tokens)
     else:
-      taps[f'layers.{s}'] = (f'stage_{s}', lambda result: _tokens(result[0]))
+      taps[f'layers.{s}'] = (f'stage_{s}', lambda result: as_tokens(result[0]))
   return taps
 
 
@@ -114,9 +92,9 @@ def describe(module: crossformer.CrossFormer) -> adapters.ModelParity:
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(_nhwc(inputs['image']))
+    result, _ = model(channels_last(inputs['image']))
     if module.backbone:
-      return {f'c{s + 2}': _nchw(x) for s, x in enumerate(result)}
+      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
   return adapters.ModelParity(
@@ -201,7 +179,7 @@ def _block_adapter(
 
   def call(block: nn.Module, inputs: Arrays) -> Arrays:
     x = rearrange(inputs['x'], 'b (h w) c -> b h w c', h=size[0])
-    return {'y': _tokens(block(x)[0])}
+    return {'y': as_tokens(block(x)[0])}
 
   return adapters.module_adapter(manifest, module, rules=prefixed(BLOCK, prefix), call=call)
 
@@ -253,7 +231,7 @@ def stage_adapter(manifest: Manifest) -> adapters.Adapter:
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
     x = rearrange(inputs['x'], 'b (h w) c -> b h w c', h=arguments['input_resolution'][0])
-    return {'y': _tokens(module(x))}
+    return {'y': as_tokens(module(x))}
 
   return adapters.module_adapter(
     manifest,
@@ -264,7 +242,7 @@ def stage_adapter(manifest: Manifest) -> adapters.Adapter:
     ],
     call=call,
     taps={
-      f'blocks.{b}': (f'stage/block_{b}', lambda result: _tokens(result[0])) for b in range(depth)
+      f'blocks.{b}': (f'stage/block_{b}', lambda result: as_tokens(result[0])) for b in range(depth)
     },
   )
 
@@ -328,7 +306,7 @@ def stem_adapter(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=STEM,
-    call=lambda embed, inputs: {'tokens': _tokens(embed(_nhwc(inputs['image'])))},
+    call=lambda embed, inputs: {'tokens': as_tokens(embed(channels_last(inputs['image'])))},
   )
 
 
@@ -343,7 +321,7 @@ def merging_adapter(manifest: Manifest) -> adapters.Adapter:
 
   def call(embed: nn.Module, inputs: Arrays) -> Arrays:
     x = rearrange(inputs['x'], 'b (h w) c -> b h w c', h=arguments['input_resolution'][0])
-    return {'y': _tokens(embed(x))}
+    return {'y': as_tokens(embed(x))}
 
   return adapters.module_adapter(manifest, module, rules=MERGING, call=call)
 

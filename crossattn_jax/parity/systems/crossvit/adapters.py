@@ -13,7 +13,9 @@ from crossattn_jax.data.classification import mixing
 from crossattn_jax.layers import patch_embedding, resize
 from crossattn_jax.models import crossvit, registry
 from crossattn_jax.parity import adapters
+from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
 from crossattn_jax.tasks import losses
 from crossattn_jax.training import schedules
 
@@ -21,50 +23,30 @@ Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
 
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
-
-
-def _nchw(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b h w c -> b c h w')
-
-
 # The correspondence of names, from the inside out.
 
 
-def _affine(torch: str, flax: str, layout: str) -> list[Rule]:
-  """The rules of a linear map or convolution."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', layout),
-  ]
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  return [Rule(f'{torch}.weight', f'{flax}/scale'), Rule(f'{torch}.bias', f'{flax}/bias')]
-
-
 SELF_ATTENTION = [
-  *_affine('qkv', 'qkv', 'qkv'),
-  *_affine('proj', 'out', 'linear_heads_in'),
+  *affine('qkv', 'qkv', 'qkv'),
+  *affine('proj', 'out', 'linear_heads_in'),
 ]
 CLASS_TOKEN_ATTENTION = [
-  *_affine('wq', 'query', 'linear_heads_out'),
-  *_affine('wk', 'key', 'linear_heads_out'),
-  *_affine('wv', 'value', 'linear_heads_out'),
-  *_affine('proj', 'out', 'linear_heads_in'),
+  *affine('wq', 'query', 'linear_heads_out'),
+  *affine('wk', 'key', 'linear_heads_out'),
+  *affine('wv', 'value', 'linear_heads_out'),
+  *affine('proj', 'out', 'linear_heads_in'),
 ]
 _NORMS_AND_MLP = [
-  *_norm('norm{n:1|2}', 'norm{n}'),
-  *_affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
+  *norm('norm{n:1|2}', 'norm{n}'),
+  *affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
 ]
 TRANSFORMER_BLOCK = [*_NORMS_AND_MLP, *prefixed(SELF_ATTENTION, 'attn.', 'attention/')]
 CROSS_ATTENTION_BLOCK = [*_NORMS_AND_MLP, *prefixed(CLASS_TOKEN_ATTENTION, 'attn.', 'attention/')]
 PROJECTIONS = [
-  *_norm('projs.{d}.0', 'projection_{d}/norm'),
-  *_affine('projs.{d}.2', 'projection_{d}/linear', 'linear'),
-  *_norm('revert_projs.{d}.0', 'back_projection_{d}/norm'),
-  *_affine('revert_projs.{d}.2', 'back_projection_{d}/linear', 'linear'),
+  *norm('projs.{d}.0', 'projection_{d}/norm'),
+  *affine('projs.{d}.2', 'projection_{d}/linear', 'linear'),
+  *norm('revert_projs.{d}.0', 'back_projection_{d}/norm'),
+  *affine('revert_projs.{d}.2', 'back_projection_{d}/linear', 'linear'),
 ]
 FUSIONS = {
   'cross_attention': [
@@ -74,7 +56,7 @@ FUSIONS = {
   ],
   'all_attention': [
     *PROJECTIONS,
-    *_norm('norm1', 'norm'),
+    *norm('norm1', 'norm'),
     *prefixed(SELF_ATTENTION, 'attn.', 'attention/'),
   ],
   'class_token': PROJECTIONS,
@@ -84,30 +66,30 @@ FUSIONS = {
 _TOKEN_TRANSFORMER = [
   *_NORMS_AND_MLP,
   Rule('attn.qkv.weight', 'qkv/kernel', 'qkv'),
-  *_affine('attn.proj', 'out', 'linear_heads_in'),
+  *affine('attn.proj', 'out', 'linear_heads_in'),
 ]
 _TOKEN_PERFORMER = [
-  *_norm('norm{n:1|2}', 'norm{n}'),
+  *norm('norm{n:1|2}', 'norm{n}'),
   Rule('w', 'directions', collection='constants'),
-  *_affine('kqv', 'kqv', 'linear_heads_out'),
-  *_affine('proj', 'out', 'linear'),
-  *_affine('mlp.0', 'mlp/fc1', 'linear'),
-  *_affine('mlp.2', 'mlp/fc2', 'linear'),
+  *affine('kqv', 'kqv', 'linear_heads_out'),
+  *affine('proj', 'out', 'linear'),
+  *affine('mlp.0', 'mlp/fc1', 'linear'),
+  *affine('mlp.2', 'mlp/fc2', 'linear'),
 ]
 PATCH_EMBEDDINGS = {
-  'linear': _affine('proj', 'conv', 'conv'),
+  'linear': affine('proj', 'conv', 'conv'),
   'conv': [
-    *_affine('proj.0', 'conv_0', 'conv'),
-    *_affine('proj.2', 'conv_1', 'conv'),
-    *_affine('proj.4', 'conv_2', 'conv'),
+    *affine('proj.0', 'conv_0', 'conv'),
+    *affine('proj.2', 'conv_1', 'conv'),
+    *affine('proj.4', 'conv_2', 'conv'),
   ],
   't2t': [
     *prefixed(_TOKEN_TRANSFORMER, 'attention{b:1|2}.', 'token_block_{b}/'),
-    *_affine('project', 'project', 'linear'),
+    *affine('project', 'project', 'linear'),
   ],
   'performer': [
     *prefixed(_TOKEN_PERFORMER, 'attention{b:1|2}.', 'token_block_{b}/'),
-    *_affine('project', 'project', 'linear'),
+    *affine('project', 'project', 'linear'),
   ],
 }
 
@@ -133,8 +115,8 @@ def model_rules(module: crossvit.CrossViT) -> list[Rule]:
     Rule('cls_token.{d}', 'embedding_{d}/class_token'),
     Rule('cls_token_{d}', 'embedding_{d}/class_token', spelling='timm'),
     *prefixed(encoder_rules(module.fusion), 'blocks.{k}.', 'encoder_{k}/'),
-    *_norm('norm.{d}', 'norm_{d}'),
-    *_affine('head.{d}', 'head_{d}', 'linear'),
+    *norm('norm.{d}', 'norm_{d}'),
+    *affine('head.{d}', 'head_{d}', 'linear'),
   ]
 
 
@@ -196,10 +178,10 @@ def model_taps(module: crossvit.CrossViT) -> dict[str, adapters.TapLike | None]:
     taps[f'patch_embed.{d}'] = embedding
     taps[f'norm.{d}'] = f'norm_{d}'
     if module.patch_embedding == 'linear':
-      taps[f'patch_embed.{d}.proj'] = (f'{embedding}/conv', _nchw)
+      taps[f'patch_embed.{d}.proj'] = (f'{embedding}/conv', channels_first)
     elif module.patch_embedding == 'conv':
       for i in range(3):
-        taps[f'patch_embed.{d}.proj.{2 * i}'] = (f'{embedding}/conv_{i}', _nchw)
+        taps[f'patch_embed.{d}.proj.{2 * i}'] = (f'{embedding}/conv_{i}', channels_first)
   for k, depths in enumerate(module.depths):
     for torch, tap in encoder_taps(module, depths).items():
       if isinstance(tap, tuple):
@@ -217,7 +199,7 @@ def describe(module: crossvit.CrossViT) -> adapters.ModelParity:
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
   return adapters.ModelParity(
     rules=model_rules(module),
-    call=lambda model, inputs: {'logits': model(_nhwc(inputs['image']))[0]},
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': image},
     taps=model_taps(module),
     heads=[f'head_{d}' for d in branches] if module.num_classes else (),
@@ -272,7 +254,7 @@ def model_and_loss_adapter(manifest: Manifest) -> adapters.Adapter:
   module = _model(manifest['constructor'])
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    logits, _ = model(_nhwc(inputs['image']), train=True)
+    logits, _ = model(channels_last(inputs['image']), train=True)
     return {'loss': losses.soft_target_cross_entropy(logits, inputs['target']).mean(keepdims=True)}
 
   return adapters.module_adapter(
@@ -406,8 +388,8 @@ def patch_embedding_adapter(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module_class(constructor['patch_size'], constructor['embed_dim']),
     rules=PATCH_EMBEDDINGS[kind],
-    call=lambda module, inputs: {'tokens': module(_nhwc(inputs['image']))},
-    taps={f'proj.{2 * i}': (f'conv_{i}', _nchw) for i in range(3)},
+    call=lambda module, inputs: {'tokens': module(channels_last(inputs['image']))},
+    taps={f'proj.{2 * i}': (f'conv_{i}', channels_first) for i in range(3)},
   )
 
 
@@ -430,7 +412,7 @@ def tokens_to_token_adapter(manifest: Manifest) -> adapters.Adapter:
     manifest,
     module,
     rules=PATCH_EMBEDDINGS['performer' if performer else 't2t'],
-    call=lambda module, inputs: {'tokens': module(_nhwc(inputs['image']))},
+    call=lambda module, inputs: {'tokens': module(channels_last(inputs['image']))},
     taps={
       'soft_split0': ('soft_split_0', unfolded),
       'soft_split1': ('soft_split_1', unfolded),
@@ -455,7 +437,7 @@ def resize_adapter(manifest: Manifest) -> adapters.Adapter:
 
   def resize_all(**images: jax.Array) -> Arrays:
     return {
-      result: _nchw(resize.resize(_nhwc(images[name]), size))
+      result: channels_first(resize.resize(channels_last(images[name]), size))
       for name, (result, size) in zip(manifest['inputs'], sizes.items(), strict=True)
     }
 

@@ -15,9 +15,9 @@ from crossattn_jax.attention import joint_attention
 from crossattn_jax.layers import similarity
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import bert, mmca
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import adapters, layouts
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
 from crossattn_jax.tasks.retrieval import losses
 
 Manifest = Mapping[str, Any]
@@ -32,7 +32,7 @@ _SAEM_IMAGE, _SAEM_TEXT = '0.', '1.'
 _HEADS = {32: 4}
 
 # (channels, 1, words, width) -> [words, width, channels].
-_IMAGE_CONV = mapping_lib.Layout(
+_IMAGE_CONV = layouts.Layout(
   '2-D convolution',
   lambda shape: (shape[2], 1, *shape[:2]),
   lambda x, shape: x[:, 0].transpose(1, 2, 0).reshape(shape),
@@ -43,27 +43,15 @@ _IMAGE_CONV = mapping_lib.Layout(
 # The correspondence of names, from the inside out.
 
 
-def _affine(torch: str, flax: str, layout: str, bias_layout: str = 'identity') -> list[Rule]:
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', bias_layout),
-  ]
-
-
-def _norm(torch: str, flax: str, names: Names = _TORCH) -> list[Rule]:
-  scale, bias = names
-  return [Rule(f'{torch}.{scale}', f'{flax}/scale'), Rule(f'{torch}.{bias}', f'{flax}/bias')]
-
-
 def unit_rules() -> list[Rule]:
   """The rules of a transformer unit."""
-  rules = _affine('attn.o', 'out', 'linear_heads_in')
+  rules = affine('attn.o', 'out', 'linear_heads_in')
   for torch, flax in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-    rules += _affine(f'attn.{torch}', flax, 'linear_heads_out', 'linear_heads_out')
+    rules += affine(f'attn.{torch}', flax, 'linear_heads_out')
   return [
     *rules,
-    *_norm('ln{i:1|2}', 'norm{i}'),
-    *_affine('fc{i:1|2}', 'fc{i}', 'linear'),
+    *norm('ln{i:1|2}', 'norm{i}'),
+    *affine('fc{i:1|2}', 'fc{i}', 'linear'),
   ]
 
 
@@ -71,12 +59,12 @@ def bert_unit_rules(norm_names: Names) -> list[Rule]:
   """The rules of a transformer unit as BERT and SAEM have it, norms in one of the spellings."""
   attention = 'attention.self.{name:query|key|value}'
   return [
-    *_affine(attention, '{name}', 'linear_heads_out', 'linear_heads_out'),
-    *_affine('attention.output.dense', 'out', 'linear_heads_in'),
-    *_norm('attention.output.LayerNorm', 'norm1', norm_names),
-    *_affine('intermediate.dense', 'fc1', 'linear'),
-    *_affine('output.dense', 'fc2', 'linear'),
-    *_norm('output.LayerNorm', 'norm2', norm_names),
+    *affine(attention, '{name}', 'linear_heads_out'),
+    *affine('attention.output.dense', 'out', 'linear_heads_in'),
+    *norm('attention.output.LayerNorm', 'norm1', norm_names),
+    *affine('intermediate.dense', 'fc1', 'linear'),
+    *affine('output.dense', 'fc2', 'linear'),
+    *norm('output.LayerNorm', 'norm2', norm_names),
   ]
 
 
@@ -87,26 +75,26 @@ def bert_rules(pooler: bool = True, spellings: Sequence[Names] = (_TORCH, _GOOGL
       Rule(f'embeddings.{torch}_embeddings.weight', f'{flax}_embedding/embedding')
       for torch, flax in (('word', 'word'), ('position', 'position'), ('token_type', 'segment'))
     ),
-    *(_affine('pooler.dense', 'pooler', 'linear') if pooler else [Rule('pooler.{any:.*}', None)]),
+    *(affine('pooler.dense', 'pooler', 'linear') if pooler else [Rule('pooler.{any:.*}', None)]),
     Rule('embeddings.position_ids', None),
     Rule('cls.{any:.*}', None),
   ]
   for names in spellings:
-    rules += _norm('embeddings.LayerNorm', 'embedding_norm', names)
+    rules += norm('embeddings.LayerNorm', 'embedding_norm', names)
     rules += prefixed(bert_unit_rules(names), 'encoder.layer.{layer}.', 'layer_{layer}/')
   return rules
 
 
 def phrase_cnn_rules() -> list[Rule]:
   """The rules of a phrase CNN."""
-  return [*_affine('convs.{i}', 'conv_{i}', 'conv'), *_affine('fc', 'fc', 'linear')]
+  return [*affine('convs.{i}', 'conv_{i}', 'conv'), *affine('fc', 'fc', 'linear')]
 
 
 def saem_image_rules() -> list[Rule]:
   """The rules of SAEM's image branch."""
   units = [rule for names in (_GOOGLE, _TORCH) for rule in bert_unit_rules(names)]
   return [
-    *_affine('mapping', 'region_projection', 'linear'),
+    *affine('mapping', 'region_projection', 'linear'),
     *prefixed(units, 'layer.', 'image_unit_0/'),
   ]
 
@@ -115,8 +103,8 @@ def saem_text_rules(pooler: bool = True) -> list[Rule]:
   """The rules of SAEM's text branch."""
   return [
     *prefixed(bert_rules(pooler, (_GOOGLE, _TORCH)), 'bert.', 'bert/'),
-    *_affine('convs1.{i}', 'text_cnn/conv_{i}', _IMAGE_CONV),
-    *_affine('mapping', 'text_cnn/fc', 'linear'),
+    *affine('convs1.{i}', 'text_cnn/conv_{i}', _IMAGE_CONV, 'identity'),
+    *affine('mapping', 'text_cnn/fc', 'linear'),
   ]
 
 
@@ -131,7 +119,7 @@ def branch_rules() -> list[Rule]:
   gates = [
     rule
     for side, flax in (('img', 'image'), ('txt', 'text'))
-    for rule in _affine(
+    for rule in affine(
       f'{side}_gru.{{direction:forward|backward}}.{{gate:[ih][rzn]}}',
       f'{flax}_gru/{{direction}}/cell/{{gate}}',
       'linear',
@@ -139,7 +127,7 @@ def branch_rules() -> list[Rule]:
   ]
   return [
     *prefixed(phrase_cnn_rules(), 'img_cnn.', 'image_cnn/'),
-    *_affine('txt_map', 'text_projection', 'linear'),
+    *affine('txt_map', 'text_projection', 'linear'),
     *prefixed(unit_rules(), 'txt_self.', 'text_unit_0/'),
     *gates,
   ]
@@ -149,8 +137,8 @@ def mmca_rules(image_units: int = 1, pooler: bool = True) -> list[Rule]:
   """The rules of MMCA with so many transformer units of the image, with or without BERT inside."""
   torch, flax = ('img_self.', '0') if image_units == 1 else ('img_self.{unit}.', '{unit}')
   return [
-    *_affine('img_fc', 'region_projection', 'linear'),
-    *_affine('txt_fc', 'word_projection', 'linear'),
+    *affine('img_fc', 'region_projection', 'linear'),
+    *affine('txt_fc', 'word_projection', 'linear'),
     *prefixed(unit_rules(), torch, f'image_unit_{flax}/'),
     *prefixed(phrase_cnn_rules(), 'txt_cnn.', 'text_cnn/'),
     *prefixed(unit_rules(), 'cross.{unit}.', 'cross_unit_{unit}/'),

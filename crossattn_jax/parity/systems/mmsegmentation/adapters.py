@@ -18,7 +18,9 @@ from crossattn_jax.layers import resize
 from crossattn_jax.models import biformer, crossformer, registry, segmentor, swiftformer
 from crossattn_jax.parity import adapters, convert
 from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, conv_norm
 from crossattn_jax.parity.systems.biformer import adapters as biformer_parity
 from crossattn_jax.parity.systems.ccnet import adapters as ccnet_parity
 from crossattn_jax.parity.systems.crossformer import adapters as crossformer_parity
@@ -41,12 +43,12 @@ def _resize(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 def _unit(torch: str, flax: str) -> list[Rule]:
   """The rules of a convolution with norm and activation."""
-  return ccnet_parity.unit_rules(f'{torch}.conv', f'{torch}.bn', flax)
+  return conv_norm(f'{torch}.conv', f'{torch}.bn', flax)
 
 
 PYRAMID = [
-  *ccnet_parity.conv_rules('lateral_convs.{i}.conv', 'lateral_{i}'),
-  *ccnet_parity.conv_rules('fpn_convs.{i}.conv', 'output_{i}'),
+  *affine('lateral_convs.{i}.conv', 'lateral_{i}', 'conv'),
+  *affine('fpn_convs.{i}.conv', 'output_{i}', 'conv'),
 ]
 FPN_HEAD = [
   *(
@@ -55,7 +57,7 @@ FPN_HEAD = [
     for i in range(max(1, level))
     for rule in _unit(f'scale_heads.{level}.{2 * i}', f'level_{level}_conv_{i}')
   ),
-  *ccnet_parity.conv_rules('conv_seg', 'classifier'),
+  *affine('conv_seg', 'classifier', 'conv'),
 ]
 UPER_HEAD = [
   *(
@@ -67,9 +69,9 @@ UPER_HEAD = [
   *_unit('lateral_convs.{i}', 'lateral_{i}'),
   *_unit('fpn_convs.{i}', 'output_{i}'),
   *_unit('fpn_bottleneck', 'fusion'),
-  *ccnet_parity.conv_rules('conv_seg', 'classifier'),
+  *affine('conv_seg', 'classifier', 'conv'),
 ]
-FCN_HEAD = [*_unit('convs.0', 'conv'), *ccnet_parity.conv_rules('conv_seg', 'classifier')]
+FCN_HEAD = [*_unit('convs.0', 'conv'), *affine('conv_seg', 'classifier', 'conv')]
 SEMANTIC_FPN = [
   *prefixed(PYRAMID, 'neck.', 'pyramid/'),
   *prefixed(FPN_HEAD, 'decode_head.', 'decoder/'),
@@ -268,44 +270,30 @@ def _adapter(
   module: nn.Module,
   rules: list[Rule],
   call: Callable[[nn.Module, Arrays, bool], Arrays],
-  taps: Mapping[str, adapters.TapLike | None] | None = None,
-  statistics: Mapping[str, str] | None = None,
-  without_gradient: Sequence[str] = (),
+  **keywords: Any,
 ) -> adapters.Adapter:
-  """The adapter of a module that gives statistics too, in training mode.
-
-  `call` gets whether it trains. Statistics are recorded as 'after/KEY', or as `statistics` says:
-  output -> key.
-  """
+  """As `adapters.module_adapter`; `call` gets whether it trains."""
   train = manifest['mode'] == 'train'
-  wanted = [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
-  keys = {name: name.removeprefix('after/') for name in wanted if name.startswith('after/')}
-  keys |= {name: key for name, key in (statistics or {}).items() if name in wanted}
-
-  def called(module: nn.Module, inputs: Arrays) -> Arrays:
-    outputs = call(module, inputs, train)
-    if keys:
-      after = ccnet_parity.running_statistics(module, rules)
-      outputs |= {name: after[key] for name, key in keys.items()}
-    return {name: output for name, output in outputs.items() if name in wanted}
-
   return adapters.module_adapter(
     manifest,
     module,
     rules=rules,
-    call=called,
-    taps=taps,
-    mutable=('batch_stats',) if train else (),
-    without_gradient=[*keys, *without_gradient],
+    call=lambda module, inputs: call(module, inputs, train),
+    **keywords,
   )
 
 
+def _statistic_of(norm: str) -> Callable[[str], str]:
+  """The names of running statistics where those of one norm have a name without it."""
+  return lambda key: f'after/{key}'.replace(f'after/{norm}.', 'new_')
+
+
 def _maps(inputs: Arrays) -> list[jax.Array]:
-  return [adapters.channels_last(inputs[f'c{level}']) for level in range(2, 2 + _LEVELS)]
+  return [channels_last(inputs[f'c{level}']) for level in range(2, 2 + _LEVELS)]
 
 
 def _maps_to_logits(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
-  return {'logits': adapters.channels_first(module(_maps(inputs), train))}
+  return {'logits': channels_first(module(_maps(inputs), train))}
 
 
 @adapters.register_adapter('crossformer', 'seg_fpn_neck')
@@ -318,8 +306,7 @@ def _pyramid(manifest: Manifest) -> adapters.Adapter:
   def call(pyramid: nn.Module, inputs: Arrays, train: bool) -> Arrays:
     del train
     return {
-      f'p{level}': adapters.channels_first(x)
-      for level, x in enumerate(pyramid(_maps(inputs)), start=2)
+      f'p{level}': channels_first(x) for level, x in enumerate(pyramid(_maps(inputs)), start=2)
     }
 
   return _adapter(manifest, module, prefixed(PYRAMID, prefix), call)
@@ -329,18 +316,18 @@ def _pyramid(manifest: Manifest) -> adapters.Adapter:
 def _fpn_head(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   module = semantic_fpn.SemanticFPNHead(c['num_classes'], _STYLE, c['channels'])
-  norm = 'scale_heads.3.0.bn.running'
-  statistics = {f'new_running_{name}': f'{norm}_{name}' for name in ('mean', 'var')}
-  return _adapter(manifest, module, FPN_HEAD, _maps_to_logits, statistics=statistics)
+  return _adapter(
+    manifest, module, FPN_HEAD, _maps_to_logits, statistic=_statistic_of('scale_heads.3.0.bn')
+  )
 
 
 @adapters.register_adapter('crossformer', 'seg_uper_head')
 def _uper_head(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   module = upernet.UPerHead(c['num_classes'], _STYLE, c['channels'], tuple(c['pool_scales']))
-  norm = 'bottleneck.bn.running'
-  statistics = {f'new_running_{name}': f'{norm}_{name}' for name in ('mean', 'var')}
-  return _adapter(manifest, module, UPER_HEAD, _maps_to_logits, statistics=statistics)
+  return _adapter(
+    manifest, module, UPER_HEAD, _maps_to_logits, statistic=_statistic_of('bottleneck.bn')
+  )
 
 
 @adapters.register_adapter('crossformer', 'seg_fcn_aux_head')
@@ -351,7 +338,7 @@ def _fcn_head(manifest: Manifest) -> adapters.Adapter:
     fcn.FCNHead(c['num_classes'], _STYLE, c['channels']),
     FCN_HEAD,
     lambda module, inputs, train: {
-      'logits': adapters.channels_first(module(adapters.channels_last(inputs['c4']), train))
+      'logits': channels_first(module(channels_last(inputs['c4']), train))
     },
   )
 
@@ -362,13 +349,13 @@ def _semantic_fpn(manifest: Manifest) -> adapters.Adapter:
   module = semantic_fpn.SemanticFPN(c['num_classes'], _STYLE, c['fpn_channels'], c['head_channels'])
 
   def upsampled(x: jax.Array) -> jax.Array:
-    return adapters.channels_first(_resize(x, (2 * x.shape[1], 2 * x.shape[2])))
+    return channels_first(_resize(x, (2 * x.shape[1], 2 * x.shape[2])))
 
-  taps = {'decode_head.scale_heads.0': ('decoder/level_0_conv_0', adapters.channels_first)}
+  taps = {'decode_head.scale_heads.0': ('decoder/level_0_conv_0', channels_first)}
   for level in range(1, _LEVELS):
     last = f'decoder/level_{level}_conv_{level - 1}'
     taps[f'decode_head.scale_heads.{level}'] = (last, upsampled)
-  return _adapter(manifest, module, SEMANTIC_FPN, _maps_to_logits, taps)
+  return _adapter(manifest, module, SEMANTIC_FPN, _maps_to_logits, taps=taps)
 
 
 class _UPerNetHeads(nn.Module):
@@ -392,8 +379,8 @@ def _upernet_heads(manifest: Manifest) -> adapters.Adapter:
   def call(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
     main, auxiliary = module(_maps(inputs), train)
     return {
-      'logits': adapters.channels_first(main),
-      'aux_logits': adapters.channels_first(auxiliary),
+      'logits': channels_first(main),
+      'aux_logits': channels_first(auxiliary),
     }
 
   return _adapter(
@@ -431,10 +418,10 @@ def _segmentor_adapter(
   def logits_as_recorded(name: str, logits: jax.Array) -> jax.Array:
     """At the image's size where they were recorded so."""
     size = recorded.get(f'out/{name}', (0, 0, *logits.shape[1:3]))[2:]
-    return adapters.channels_first(_resize(logits, size))
+    return channels_first(_resize(logits, size))
 
   def call(network: nn.Module, inputs: Arrays, train: bool) -> Arrays:
-    logits, features = network(adapters.channels_last(inputs['image']), train)
+    logits, features = network(channels_last(inputs['image']), train)
     outputs = {'logits': logits_as_recorded('logits', logits), **looks(features)}
     auxiliary = features.get('auxiliary_logits')
     if auxiliary is not None:

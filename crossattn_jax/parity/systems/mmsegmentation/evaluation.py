@@ -14,7 +14,8 @@ from crossattn_jax.data.segmentation import cityscapes
 from crossattn_jax.layers import convolution, resize
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.parity import adapters
-from crossattn_jax.parity.systems.ccnet import adapters as ccnet
+from crossattn_jax.parity.layouts import channels_first, channels_last
+from crossattn_jax.parity.rules import affine
 from crossattn_jax.tasks.segmentation import inference
 
 Manifest = Mapping[str, Any]
@@ -39,12 +40,12 @@ def _evaluation_adapter(
   adapter = adapters.module_adapter(
     manifest,
     module,
-    rules=ccnet.conv_rules('{name:c1|c2}', '{name}'),
-    call=lambda network, inputs: {'scores': network(adapters.channels_last(inputs['image']))},
+    rules=affine('{name:c1|c2}', '{name}', 'conv'),
+    call=lambda network, inputs: {'scores': network(channels_last(inputs['image']))},
   )
 
   def run(variables, inputs):
-    scores = evaluate(lambda x: module.apply(variables, x), adapters.channels_last(inputs['image']))
+    scores = evaluate(lambda x: module.apply(variables, x), channels_last(inputs['image']))
     return {'scores': scores}, {}
 
   return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
@@ -79,12 +80,12 @@ def _zoom(manifest: Manifest) -> adapters.Adapter:
     outputs = {}
     for zoom in manifest['constructor']['zooms']:
       size = inference.zoomed_size(label.shape[1:], zoom)
-      linear = resize.resize(adapters.channels_last(image), size, 'bilinear', align_corners=True)
+      linear = resize.resize(channels_last(image), size, 'bilinear', align_corners=True)
       rows, columns = (
         resize.nearest_corner_aligned(length, short)
         for length, short in zip(label.shape[1:], size, strict=True)
       )
-      outputs[f'linear_{zoom}'] = adapters.channels_first(linear)
+      outputs[f'linear_{zoom}'] = channels_first(linear)
       outputs[f'nearest_{zoom}'] = label[:, rows][:, :, columns].astype(image.dtype)
     return outputs
 

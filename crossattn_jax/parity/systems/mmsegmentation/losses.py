@@ -9,6 +9,7 @@ import numpy as np
 
 from crossattn_jax.layers import convolution, resize
 from crossattn_jax.parity import adapters
+from crossattn_jax.parity.layouts import channels_last
 from crossattn_jax.parity.mapping import Rule
 from crossattn_jax.tasks.segmentation import losses
 
@@ -24,7 +25,7 @@ def criterion(
 ) -> jax.Array:
   """One of CCNet's criteria, by its name there, on NCHW logits of any size."""
   main, auxiliary = (
-    resize.resize(adapters.channels_last(x), target.shape[1:], 'bilinear', align_corners=True)
+    resize.resize(channels_last(x), target.shape[1:], 'bilinear', align_corners=True)
     for x in (pred, pred_dsn)
   )
   if name == 'CriterionOhemDSN2':
@@ -81,14 +82,12 @@ def _category_consistent_loss(manifest: Manifest) -> adapters.Adapter:
     return {'var': loss.variance, 'dis': loss.distance, 'reg': loss.norm, 'total': total}
 
   if 'e' in manifest['inputs']:
-    return adapters.function_adapter(
-      lambda e, target: terms(adapters.channels_last(e), target), jit=True
-    )
+    return adapters.function_adapter(lambda e, target: terms(channels_last(e), target), jit=True)
   return adapters.module_adapter(
     manifest,
     convolution.convolution(manifest['inputs']['h']['shape'][1], c['channels'], 1),
     rules=[Rule('reduce.weight', 'kernel', 'conv'), Rule('reduce.bias', 'bias')],
-    call=lambda conv, inputs: terms(conv(adapters.channels_last(inputs['h'])), inputs['target']),
+    call=lambda conv, inputs: terms(conv(channels_last(inputs['h'])), inputs['target']),
   )
 
 
@@ -97,7 +96,7 @@ def _one_loss(manifest: Manifest) -> adapters.Adapter:
   weight = manifest['constructor']['loss_weight']
 
   def run(logits: jax.Array, labels: jax.Array) -> Arrays:
-    logits, labels = adapters.channels_last(logits), labels[:, 0]
+    logits, labels = channels_last(logits), labels[:, 0]
     return {'loss': weight * cross_entropy(logits, labels), 'acc': accuracy(logits, labels)}
 
   return adapters.function_adapter(run, without_gradient=('acc',), jit=True)
@@ -108,9 +107,7 @@ def _two_losses(manifest: Manifest) -> adapters.Adapter:
   del manifest
 
   def run(logits: jax.Array, aux_logits: jax.Array, label: jax.Array) -> Arrays:
-    main, auxiliary = (
-      cross_entropy(adapters.channels_last(x), label) for x in (logits, aux_logits)
-    )
+    main, auxiliary = (cross_entropy(channels_last(x), label) for x in (logits, aux_logits))
     return {'loss': main + AUXILIARY_WEIGHT * auxiliary}
 
   return adapters.function_adapter(run, jit=True)

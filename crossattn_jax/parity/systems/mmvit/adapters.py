@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -21,22 +20,13 @@ from crossattn_jax.metrics import average_precision
 from crossattn_jax.models import mmvit, registry
 from crossattn_jax.parity import adapters, convert
 from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity.layouts import channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
 from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
-
-
-def _affine(torch: str, flax: str, layout: str = 'linear') -> list[Rule]:
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout),
-    Rule(f'{torch}.bias', f'{flax}/bias', layout),
-  ]
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  return [Rule(f'{torch}.weight', f'{flax}/scale'), Rule(f'{torch}.bias', f'{flax}/bias')]
 
 
 # The correspondence of names, from the inside out.
@@ -52,16 +42,16 @@ def _block(attention: str, skip: str, pool: tuple[str, str], view: str = '') -> 
     view: appended to the paths of the poolings.
   """
   rules = [
-    *_norm('norm{n:1|2}', 'norm{n}'),
-    *_affine(f'{attention}qkv', 'attention/qkv', 'qkv'),
-    *_affine(f'{attention}proj', 'attention/out', 'linear_heads_in'),
-    *_affine('mlp.fc{n:1|2}', 'mlp/fc{n}'),
-    *_affine(skip, 'skip'),
+    *norm('norm{n:1|2}', 'norm{n}'),
+    *affine(f'{attention}qkv', 'attention/qkv', 'qkv'),
+    *affine(f'{attention}proj', 'attention/out', 'linear_heads_in'),
+    *affine('mlp.fc{n:1|2}', 'mlp/fc{n}'),
+    *affine(skip, 'skip'),
   ]
   for short, long in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-    conv, norm = (template.replace('*', short) for template in pool)
+    conv, of_norm = (template.replace('*', short) for template in pool)
     path = f'attention/pool_{long}{view}'
-    rules += [Rule(f'{conv}.weight', f'{path}/kernel', 'conv'), *_norm(norm, f'{path}/norm')]
+    rules += [Rule(f'{conv}.weight', f'{path}/kernel', 'conv'), *norm(of_norm, f'{path}/norm')]
   return rules
 
 
@@ -75,17 +65,13 @@ MODEL = [
   Rule('pos{v}_h', 'embedding_{v}/rows'),
   Rule('pos{v}_w', 'embedding_{v}/columns'),
   Rule('pos{v}_cls', 'embedding_{v}/class_position', 'unbatched'),
-  *_affine('patch.{v}', 'patches_{v}', 'conv'),
+  *affine('patch.{v}', 'patches_{v}', 'conv'),
   *prefixed(BLOCK, 'stages.{s}.blocks.{b}.{view}.', 'stage_{s}/block_{b}/view_{view}/'),
   *prefixed(CROSS_BLOCK, 'stages.{s}.cross.', 'cross_{s}/'),
   *prefixed(BLOCK, 'stages.{s}.scale.{view}.', 'scale_{s}/view_{view}/'),
-  *_norm('norm', 'norm'),
-  *_affine('head', 'head'),
+  *norm('norm', 'norm'),
+  *affine('head', 'head'),
 ]
-
-
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
 
 
 @adapters.register_models('mmvit', 'mmvit_*')
@@ -95,7 +81,7 @@ def describe(module: mmvit.MMViT) -> adapters.ModelParity:
   positions = {f'embedding_{v}/positions': v for v in range(len(module.patch_sizes))}
   return adapters.ModelParity(
     rules=MODEL,
-    call=lambda model, inputs: {'logits': model(_nhwc(inputs['image']))[0]},
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': image},
     heads=('head',) if module.num_classes else (),
     position_embeddings=positions if module.positions == 'joint' else {},
@@ -163,7 +149,7 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
   wanted = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = module(_nhwc(inputs['x']), manifest['mode'] == 'train')
+    logits, features = module(channels_last(inputs['x']), manifest['mode'] == 'train')
     outputs = {'logits': logits, 'feature': features['feature']}
     for name, x in features.items():
       step, *place = name.split('/')
@@ -237,10 +223,10 @@ def _mvit_rules(depths: tuple[int, ...]) -> list[Rule]:
     paths += [(f'stage_{s}/block_{b}', False) for b in range(depth)]
     paths += [(f'scale_{s}', True)] if s < len(depths) - 1 else []
   rules = [
-    *_affine('patch_embed.proj', 'patches_0', 'conv'),
+    *affine('patch_embed.proj', 'patches_0', 'conv'),
     Rule('cls_token', 'embedding_0/class_token', 'unbatched'),
-    *_norm('norm', 'norm'),
-    *_affine('head.projection', 'head'),
+    *norm('norm', 'norm'),
+    *affine('head.projection', 'head'),
     Rule('blocks.{i}.attn.rel_pos_{axis:h|w|t}', None),
   ]
   for i, (path, scaled) in enumerate(paths):

@@ -1,20 +1,19 @@
 """SwiftFormer and its PyTorch originals: Amshaker/SwiftFormer, timm, transformers; its teacher."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import efficient_additive
 from crossattn_jax.models import registry, swiftformer
 from crossattn_jax.models.backbones import regnet
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import adapters, layouts
+from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, batch_norm
 from crossattn_jax.tasks import losses
 from crossattn_jax.training import optimizers, schedules
 
@@ -22,36 +21,12 @@ Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
 
-def _nhwc(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b c h w -> b h w c')
-
-
-def _nchw(image: jax.Array) -> jax.Array:
-  return rearrange(image, 'b h w c -> b c h w')
-
-
-def _tokens(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b h w c -> b (h w) c')
-
-
 # The correspondence of names, from the inside out.
 
 
-def _pointwise(name: str) -> mapping_lib.Layout:
-  """The layout of a dense layer, bias included, that the original keeps as 1 x 1 convolution."""
-  kernel = mapping_lib.LAYOUTS['pointwise_conv']
-  return mapping_lib.Layout(
-    name,
-    lambda shape: kernel.torch_shape(shape) if len(shape) == 2 else shape,
-    lambda x, shape: kernel.to_flax(x, shape) if x.ndim == 4 else x,
-    lambda x, shape: kernel.to_torch(x, shape) if x.ndim == 2 else x,
-  )
-
-
-_POINTWISE = _pointwise('pointwise')
 # A factor per channel: (channels, 1, 1) -> [channels], and w_g: (channels, 1) -> [channels].
 _CHANNELS, _COLUMN = (
-  mapping_lib.Layout(
+  layouts.Layout(
     name,
     lambda shape, ones=ones: (*shape, *ones),
     lambda x, shape: x.reshape(shape),
@@ -61,36 +36,14 @@ _CHANNELS, _COLUMN = (
 )
 
 
-def _affine(
-  torch: str, flax: str, layout: str | mapping_lib.Layout, spelling: str = ''
-) -> list[Rule]:
-  """The rules of a linear map or convolution."""
-  return [
-    Rule(f'{torch}.weight', f'{flax}/kernel', layout, spelling=spelling),
-    Rule(f'{torch}.bias', f'{flax}/bias', layout, spelling=spelling),
-  ]
-
-
-def _norm(torch: str, flax: str, spelling: str = '') -> list[Rule]:
-  """The rules of a batch norm."""
-  statistics = {'collection': 'batch_stats', 'spelling': spelling}
-  return [
-    Rule(f'{torch}.weight', f'{flax}/scale', spelling=spelling),
-    Rule(f'{torch}.bias', f'{flax}/bias', spelling=spelling),
-    Rule(f'{torch}.running_mean', f'{flax}/mean', **statistics),
-    Rule(f'{torch}.running_var', f'{flax}/var', **statistics),
-    Rule(f'{torch}.num_batches_tracked', None, spelling=spelling),
-  ]
-
-
 def attention_rules(spelling: str = '') -> list[Rule]:
   """The rules of efficient additive attention."""
   return [
-    *_affine('to_query', 'query', 'linear', spelling),
-    *_affine('to_key', 'key', 'linear', spelling),
+    *affine('to_query', 'query', 'linear', spelling=spelling),
+    *affine('to_key', 'key', 'linear', spelling=spelling),
     Rule('w_g', 'query_weights', _COLUMN, spelling=spelling),
-    *_affine('proj' if spelling else 'Proj', 'projection', 'linear', spelling),
-    *_affine('final', 'out', 'linear', spelling),
+    *affine('proj' if spelling else 'Proj', 'projection', 'linear', spelling=spelling),
+    *affine('final', 'out', 'linear', spelling=spelling),
   ]
 
 
@@ -101,9 +54,9 @@ def conv_encoder_rules(spelling: str = '') -> list[Rule]:
   }.get(spelling, ('dwconv', 'pwconv'))
   gamma = '.gamma' if spelling == 'timm' else ''
   return [
-    *_affine(depthwise, 'depthwise', 'conv', spelling),
-    *_norm('norm', 'norm', spelling),
-    *_affine(f'{pointwise}{{i:1|2}}', 'fc{i}', _POINTWISE, spelling),
+    *affine(depthwise, 'depthwise', 'conv', spelling=spelling),
+    *batch_norm('norm', 'norm', spelling),
+    *affine(f'{pointwise}{{i:1|2}}', 'fc{i}', 'pointwise_conv', spelling=spelling),
     Rule(f'layer_scale{gamma}', 'layer_scale', _CHANNELS, spelling=spelling),
   ]
 
@@ -111,8 +64,8 @@ def conv_encoder_rules(spelling: str = '') -> list[Rule]:
 def mlp_rules(spelling: str = '') -> list[Rule]:
   """The rules of a SwiftFormer encoder's MLP."""
   return [
-    *_norm('norm1', 'norm', spelling),
-    *_affine('fc{i:1|2}', 'fc{i}', _POINTWISE, spelling),
+    *batch_norm('norm1', 'norm', spelling),
+    *affine('fc{i:1|2}', 'fc{i}', 'pointwise_conv', spelling=spelling),
   ]
 
 
@@ -130,16 +83,16 @@ def encoder_rules(spelling: str = '') -> list[Rule]:
 def stem_rules(spelling: str = '') -> list[Rule]:
   """The rules of the stem."""
   return [
-    *_affine('0', 'conv_0', 'conv', spelling),
-    *_norm('1', 'norm_0', spelling),
-    *_affine('3', 'conv_1', 'conv', spelling),
-    *_norm('4', 'norm_1', spelling),
+    *affine('0', 'conv_0', 'conv', spelling=spelling),
+    *batch_norm('1', 'norm_0', spelling),
+    *affine('3', 'conv_1', 'conv', spelling=spelling),
+    *batch_norm('4', 'norm_1', spelling),
   ]
 
 
 def downsampling_rules(spelling: str = '') -> list[Rule]:
   """The rules of what is between two stages."""
-  return [*_affine('proj', 'conv', 'conv', spelling), *_norm('norm', 'norm', spelling)]
+  return [*affine('proj', 'conv', 'conv', spelling=spelling), *batch_norm('norm', 'norm', spelling)]
 
 
 def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
@@ -164,12 +117,12 @@ def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
       for block in (conv_encoder_rules(spelling), encoder_rules(spelling)):
         rules += prefixed(block, f'{blocks}.{{b}}.', f'stage_{s}/block_{{b}}/')
       if not spelling:
-        rules += _norm(f'norm{2 * s}', f'output_norm_{s}')
+        rules += batch_norm(f'norm{2 * s}', f'output_norm_{s}')
     distillation = 'head_dist' if spelling == 'timm' else 'dist_head'
     rules += [
-      *_norm('norm', 'norm', spelling),
-      *_affine('head', 'head', 'linear', spelling),
-      *_affine(distillation, 'head_distillation', 'linear', spelling),
+      *batch_norm('norm', 'norm', spelling),
+      *affine('head', 'head', 'linear', spelling=spelling),
+      *affine(distillation, 'head_distillation', 'linear', spelling=spelling),
     ]
   return rules
 
@@ -177,19 +130,19 @@ def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
 def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | None]:
   """The taps of a whole model in the official spelling, and timm's stages."""
   taps: dict[str, adapters.TapLike | None] = {
-    'patch_embed': ('stem', _nchw),
-    'norm': ('norm', _nchw),
+    'patch_embed': ('stem', channels_first),
+    'norm': ('norm', channels_first),
     'head': 'head',
     'dist_head': 'head_distillation',
   }
   for s, depth in enumerate(module.depths):
-    taps[f'network.{2 * s}'] = (f'stage_{s}', lambda result: _nchw(result[0]))
+    taps[f'network.{2 * s}'] = (f'stage_{s}', lambda result: channels_first(result[0]))
     attention = f'stage_{s}/block_{depth - 1}/attention'
-    taps[f'network.{2 * s}.{depth - 1}.attn'] = (attention, lambda result: _tokens(result[0]))
+    taps[f'network.{2 * s}.{depth - 1}.attn'] = (attention, lambda result: as_tokens(result[0]))
     # timm's stages begin with the downsampling.
     taps[f'stages.{s}'] = taps[f'network.{2 * s}']
     if s:
-      taps[f'network.{2 * s - 1}'] = (f'downsampling_{s}', _nchw)
+      taps[f'network.{2 * s - 1}'] = (f'downsampling_{s}', channels_first)
   return taps
 
 
@@ -199,9 +152,9 @@ def describe(module: swiftformer.SwiftFormer) -> adapters.ModelParity:
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(_nhwc(inputs['image']))
+    result, _ = model(channels_last(inputs['image']))
     if module.backbone:
-      return {f'c{s + 2}': _nchw(x) for s, x in enumerate(result)}
+      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
   heads = ('head', 'head_distillation') if module.distillation else ('head',)
@@ -215,44 +168,6 @@ def describe(module: swiftformer.SwiftFormer) -> adapters.ModelParity:
 
 
 # Whole models.
-
-
-def _with_statistics(
-  rules: Sequence[Rule], call: Callable[[nn.Module, Arrays], Arrays]
-) -> Callable[[nn.Module, Arrays], Arrays]:
-  """Adds the running statistics after the call to its outputs, by the original's keys."""
-
-  def called(model: nn.Module, inputs: Arrays) -> Arrays:
-    outputs = dict(call(model, inputs))
-    flat = traverse_util.flatten_dict(dict(model.variables['batch_stats']), sep='/')
-    for path, value in flat.items():
-      keys = (rule.key_of(path) for rule in rules if rule.collection == 'batch_stats')
-      outputs[f'after/{next(filter(None, keys))}'] = value
-    return outputs
-
-  return called
-
-
-def _adapter(
-  manifest: Manifest,
-  module: nn.Module,
-  rules: Sequence[Rule],
-  call: Callable[[nn.Module, Arrays], Arrays],
-  taps: Mapping[str, adapters.TapLike | None] | None = None,
-) -> adapters.Adapter:
-  """The adapter of a module whose statistics were recorded too, in training mode."""
-  train = manifest['mode'] == 'train'
-  outputs = [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
-  statistics = [name for name in outputs if name.startswith('after/')]
-  return adapters.module_adapter(
-    manifest,
-    module,
-    rules=rules,
-    call=_with_statistics(rules, call) if statistics else call,
-    taps=taps,
-    mutable=('batch_stats',) if train else (),
-    without_gradient=statistics,
-  )
 
 
 def _model(manifest: Manifest, **fields: Any) -> swiftformer.SwiftFormer:
@@ -274,19 +189,23 @@ def model_adapter(manifest: Manifest) -> adapters.Adapter:
   train = manifest['mode'] == 'train'
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    logits, features = model(_nhwc(inputs['image']), train)
+    logits, features = model(channels_last(inputs['image']), train)
     if not train:
       return {'logits': logits}
     return {'cls': features['logits/class'], 'dist': features['logits/distillation']}
 
-  return _adapter(manifest, module, model_rules(module), call, model_taps(module))
+  return adapters.module_adapter(
+    manifest, module, rules=model_rules(module), call=call, taps=model_taps(module)
+  )
 
 
 @adapters.register_adapter('swiftformer', 'SwiftFormer.features')
 def backbone_adapter(manifest: Manifest) -> adapters.Adapter:
   """The backbone of a dense predictor."""
   module = _model(manifest, backbone=True)
-  return _adapter(manifest, module, model_rules(module), describe(module).call)
+  return adapters.module_adapter(
+    manifest, module, rules=model_rules(module), call=describe(module).call
+  )
 
 
 @adapters.register_adapter('swiftformer', 'SwiftFormer+loss')
@@ -295,7 +214,7 @@ def training_loss_adapter(manifest: Manifest) -> adapters.Adapter:
   module = _model(manifest)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    _, features = model(_nhwc(inputs['image']), train=True)
+    _, features = model(channels_last(inputs['image']), train=True)
     return _distillation(
       manifest,
       losses.soft_target_cross_entropy(features['logits/class'], inputs['labels']),
@@ -303,7 +222,9 @@ def training_loss_adapter(manifest: Manifest) -> adapters.Adapter:
       inputs['teacher'],
     )
 
-  return _adapter(manifest, module, prefixed(model_rules(module), 'model.'), call)
+  return adapters.module_adapter(
+    manifest, module, rules=prefixed(model_rules(module), 'model.'), call=call
+  )
 
 
 # Parts of a model.
@@ -323,17 +244,17 @@ def _map_adapter(
   train = manifest['mode'] == 'train'
 
   def call(bound: nn.Module, inputs: Arrays) -> Arrays:
-    result = bound(_nhwc(inputs['x']), train)
-    return {'y': _nchw(result[0] if isinstance(result, tuple) else result)}
+    result = bound(channels_last(inputs['x']), train)
+    return {'y': channels_first(result[0] if isinstance(result, tuple) else result)}
 
-  return _adapter(manifest, module, rules, call, taps)
+  return adapters.module_adapter(manifest, module, rules=rules, call=call, taps=taps)
 
 
 @adapters.register_adapter('swiftformer', 'stem')
 def stem_adapter(manifest: Manifest) -> adapters.Adapter:
   """The stem."""
   module = swiftformer.Stem(manifest['constructor']['out_chs'], _options())
-  taps = {'0': ('conv_0', _nchw), '3': ('conv_1', _nchw)}
+  taps = {'0': ('conv_0', channels_first), '3': ('conv_1', channels_first)}
   return _map_adapter(manifest, module, stem_rules(), taps)
 
 
@@ -375,9 +296,9 @@ def encoder_adapter(manifest: Manifest) -> adapters.Adapter:
     layer_scale=1e-5 if arguments.get('use_layer_scale', True) else None,
   )
   taps = {
-    'local_representation': ('local_representation', _nchw),
-    'attn': ('attention', lambda result: _tokens(result[0])),
-    'linear': ('mlp', _nchw),
+    'local_representation': ('local_representation', channels_first),
+    'attn': ('attention', lambda result: as_tokens(result[0])),
+    'linear': ('mlp', channels_first),
   }
   module = swiftformer.SwiftFormerEncoder(0.0, options)
   return _map_adapter(manifest, module, encoder_rules(), taps)
@@ -407,13 +328,13 @@ def attention_adapter(manifest: Manifest) -> adapters.Adapter:
 def bottleneck_rules() -> list[Rule]:
   """The rules of a RegNet's block."""
   rules = [
-    *_affine('se.fc{i:1|2}', 'squeeze_excitation/fc{i}', _POINTWISE),
+    *affine('se.fc{i:1|2}', 'squeeze_excitation/fc{i}', 'pointwise_conv'),
     Rule('downsample.conv.weight', 'shortcut/conv/kernel', 'conv'),
-    *_norm('downsample.bn', 'shortcut/norm'),
+    *batch_norm('downsample.bn', 'shortcut/norm'),
   ]
   for i in (1, 2, 3):
     rules.append(Rule(f'conv{i}.conv.weight', f'conv{i}/conv/kernel', 'conv'))
-    rules += _norm(f'conv{i}.bn', f'conv{i}/norm')
+    rules += batch_norm(f'conv{i}.bn', f'conv{i}/norm')
   return rules
 
 
@@ -421,8 +342,8 @@ def regnet_rules(module: regnet.RegNet) -> list[Rule]:
   """The rules of a whole RegNet, in timm's spelling, which is DeiT's too."""
   rules = [
     Rule('stem.conv.weight', 'stem/conv/kernel', 'conv'),
-    *_norm('stem.bn', 'stem/norm'),
-    *_affine('head.fc', 'head', 'linear'),
+    *batch_norm('stem.bn', 'stem/norm'),
+    *affine('head.fc', 'head', 'linear'),
   ]
   for s, depth in enumerate(module.depths):
     for b in range(depth):
@@ -433,12 +354,12 @@ def regnet_rules(module: regnet.RegNet) -> list[Rule]:
 @adapters.register_models('swiftformer', 'regnety_*')
 def describe_regnet(module: regnet.RegNet) -> adapters.ModelParity:
   """Says how a registered RegNet corresponds to timm's."""
-  taps: dict[str, adapters.TapLike | None] = {'stem': ('stem', _nchw)}
+  taps: dict[str, adapters.TapLike | None] = {'stem': ('stem', channels_first)}
   for s, depth in enumerate(module.depths):
-    taps[f's{s + 1}'] = (f'stage_{s}_block_{depth - 1}', _nchw)
+    taps[f's{s + 1}'] = (f'stage_{s}_block_{depth - 1}', channels_first)
   return adapters.ModelParity(
     rules=regnet_rules(module),
-    call=lambda model, inputs: {'logits': model(_nhwc(inputs['image']))[0]},
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={
       'image': jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
     },
@@ -453,7 +374,9 @@ def teacher_adapter(manifest: Manifest) -> adapters.Adapter:
   arguments = manifest['constructor']
   module = registry.create_model(arguments['model'], num_classes=arguments['num_classes'])
   described = describe_regnet(module)
-  return _adapter(manifest, module, described.rules, described.call, described.taps)
+  return adapters.module_adapter(
+    manifest, module, rules=described.rules, call=described.call, taps=described.taps
+  )
 
 
 @adapters.register_adapter('swiftformer', 'teacher_regnet_bottleneck')
@@ -503,11 +426,11 @@ def distillation_loss_adapter(manifest: Manifest) -> adapters.Adapter:
 def clipping_adapter(manifest: Manifest) -> adapters.Adapter:
   """Adaptive gradient clipping of one parameter of each kind."""
   arguments = manifest['constructor']
-  layouts = {
-    'conv': ('kernel', mapping_lib.LAYOUTS['conv']),
-    'dwconv': ('kernel', mapping_lib.LAYOUTS['conv']),
-    'linear': ('kernel', mapping_lib.LAYOUTS['linear']),
-    'bias': ('bias', mapping_lib.LAYOUTS['identity']),
+  kinds = {
+    'conv': ('kernel', layouts.LAYOUTS['conv']),
+    'dwconv': ('kernel', layouts.LAYOUTS['conv']),
+    'linear': ('kernel', layouts.LAYOUTS['linear']),
+    'bias': ('bias', layouts.LAYOUTS['identity']),
     'w_g': ('query_weights', _COLUMN),
     'layer_scale': ('layer_scale1', _CHANNELS),
   }
@@ -521,9 +444,9 @@ def clipping_adapter(manifest: Manifest) -> adapters.Adapter:
   }
 
   def tree(prefix: str, inputs: Arrays) -> dict[str, Any]:
-    flat = {name: inputs[f'{prefix}_{name}'] for name in layouts}
+    flat = {name: inputs[f'{prefix}_{name}'] for name in kinds}
     return {
-      name: {layouts[name][0]: layouts[name][1].to_flax(x, flax_shapes[name](x.shape))}
+      name: {kinds[name][0]: kinds[name][1].to_flax(x, flax_shapes[name](x.shape))}
       for name, x in flat.items()
     }
 
