@@ -458,7 +458,7 @@ def clipping_adapter(manifest: Manifest) -> adapters.Adapter:
     clipped, _ = clip.update(gradients, clip.init(params), params)
     return {
       name: layout.to_torch(clipped[name][leaf], inputs[f'p_{name}'].shape)
-      for name, (leaf, layout) in layouts.items()
+      for name, (leaf, layout) in kinds.items()
     }
 
   return adapters.function_adapter(run, jit=True)
