@@ -4,6 +4,7 @@ With CROSSATTN_JAX_TEST_PLATFORM=cuda the tests of a room run on the GPU that is
 of `tests/kernels` above all.
 """
 
+import importlib.util
 import os
 import tempfile
 
@@ -28,6 +29,12 @@ import ml_collections
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def pytest_runtest_setup(item):
+  """Without libtpu, nothing compiles for TPUs."""
+  if item.get_closest_marker('tpu_aot') and importlib.util.find_spec('libtpu') is None:
+    pytest.skip('needs libtpu')
 
 
 @pytest.fixture(scope='session')

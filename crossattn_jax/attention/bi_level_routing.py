@@ -566,16 +566,9 @@ class BiLevelRoutingAttention(nn.Module):
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values `[batch, regions, tokens, channels]`, from one layer."""
     if qk_dim == channels:
-      parameters = linear.Projections(
-        3,
-        self.num_heads,
-        channels // self.num_heads,
-        param_dtype=self.param_dtype,
-        kernel_init=self.kernel_init,
-        bias_init=self.bias_init,
-        name='qkv',
-      )(channels)
-      parts = kernels.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
+      parts = linear.Projections(
+        3, self.num_heads, channels // self.num_heads, name='qkv', **self._linear()
+      )(tokens)
     else:
       qkv = linear.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
       parts = jnp.split(qkv, [qk_dim, 2 * qk_dim], axis=-1)

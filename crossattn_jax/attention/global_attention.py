@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels, parallel
+from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
 from crossattn_jax.layers import depthwise_conv, initializers, linear
 
@@ -48,25 +48,24 @@ class GlobalAttention(nn.Module):
     options = {
       'kernel_init': self.kernel_init,
       'bias_init': self.bias_init,
+      'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    parameters = linear.Projections(
+    project = linear.Projections(
       3,
       self.num_heads,
       channels // self.num_heads,
       use_bias=self.qkv_bias,
       name='qkv',
       **options,
-    )(channels)
-    tokens = rearrange(x, 'b y x c -> b (y x) c')
-    parts = kernels.project_apart(*nn.dtypes.promote_dtype(tokens, *parameters, dtype=self.dtype))
+    )
     query, key, value = (
       rearrange(
         parallel.constrain(part, 'batch', None, ('heads', self.num_heads)),
         'b n (h d) -> b n h d',
         h=self.num_heads,
       )
-      for part in parts
+      for part in project(rearrange(x, 'b y x c -> b (y x) c'))
     )
     out = self_attention.dot_product_attention(query, key, value)
     out = rearrange(out, 'b (y x) h d -> b y x h d', y=height)
@@ -78,4 +77,4 @@ class GlobalAttention(nn.Module):
         self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
       )(source)
       out += lepe.reshape(out.shape)
-    return linear.Dense(channels, axis=(-2, -1), name='out', dtype=self.dtype, **options)(out)
+    return linear.Dense(channels, axis=(-2, -1), name='out', **options)(out)

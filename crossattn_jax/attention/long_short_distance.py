@@ -597,7 +597,7 @@ class LongShortDistanceAttention(nn.Module):
       kernel_init=initializers.linear,
       name='qkv',
     )
-    x, *parameters = nn.dtypes.promote_dtype(x, *projections(channels), dtype=self.dtype)
+    x, *parameters = nn.dtypes.promote_dtype(x, *projections.parameters(channels), dtype=self.dtype)
     bias = None
     if self.position_bias:
       # The original divides the width by four twice.

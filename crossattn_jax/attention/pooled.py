@@ -267,7 +267,7 @@ def heads_projector(
     kernel_init=kernel_init,
     param_dtype=param_dtype,
     name='qkv',
-  )(x.shape[-1])
+  ).parameters(x.shape[-1])
   x, kernel, bias = nn.dtypes.promote_dtype(x, *parameters, dtype=dtype)
 
   def project(tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:

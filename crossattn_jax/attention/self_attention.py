@@ -202,18 +202,21 @@ class SelfAttention(nn.Module):
     channels = x.shape[-1]
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    types = {'kernel_init': self.kernel_init, 'param_dtype': self.param_dtype}
+    types = {
+      'kernel_init': self.kernel_init,
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
     head_dim = channels // self.num_heads
-    parameters = linear.Projections(3, self.num_heads, head_dim, self.qkv_bias, name='qkv', **types)
-    parameters = nn.dtypes.promote_dtype(x, *parameters(channels), dtype=self.dtype)
+    project = linear.Projections(3, self.num_heads, head_dim, self.qkv_bias, name='qkv', **types)
     query, key, value = (
       parallel.constrain(part, 'batch', 'tokens', ('heads', self.num_heads)).reshape(
         *part.shape[:2], self.num_heads, head_dim
       )
-      for part in kernels.project_apart(*parameters)
+      for part in project(x)
     )
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None
     out = dot_product_attention(query, key, value, dropout=dropout)
-    out = linear.Dense(channels, axis=(-2, -1), name='out', dtype=self.dtype, **types)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **types)(out)
     return nn.Dropout(self.drop_rate, deterministic=not train)(out)

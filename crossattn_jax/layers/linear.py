@@ -54,13 +54,14 @@ class Dense(nn.Module):
 
 
 class Projections(nn.Module):
-  """The parameters of several linear maps of one input, as those of one `Dense`.
+  """Several linear maps of one input, with the parameters of one `Dense`.
 
   Attributes:
     parts: how many maps, 3 for query, key and value.
     num_heads: into which the result of each is split.
     head_dim: width of a head.
     use_bias: whether the maps have biases.
+    dtype: of the computation.
     param_dtype: of the parameters.
     kernel_init: of all kernels as one matrix.
     bias_init: of all biases as one vector.
@@ -70,12 +71,18 @@ class Projections(nn.Module):
   num_heads: int
   head_dim: int
   use_bias: bool = True
+  dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    """Maps `[..., channels]` to `[..., num_heads * head_dim]` for each part."""
+    parameters = self.parameters(x.shape[-1])
+    return kernels.project_apart(*nn.dtypes.promote_dtype(x, *parameters, dtype=self.dtype))
+
   @nn.compact
-  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+  def parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
     """Kernel `[channels, parts, num_heads, head_dim]`, bias `[parts, num_heads, head_dim]`."""
     shape = (self.parts, self.num_heads, self.head_dim)
     size = math.prod(shape)

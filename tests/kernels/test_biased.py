@@ -1,7 +1,6 @@
 """Attention with a bias: the TPU kernel, interpreted, against the definition."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ SHAPES = {
   'keys and queries in two parts': (2, 300, 270, 1, 32),
 }
 BOUNDS = {'float32': 2e-6, 'bfloat16': 1.5e-2}
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 
 
 def _problem(name, dtype):
@@ -130,7 +128,6 @@ def test_the_kernel_refuses_what_does_not_fit_its_memory():
     kernels.biased_attention(x, x, x, bias, num_heads=1, implementation='tpu')
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_gradients_compile_for_the_tpu_with_the_least_vector_memory():
   # The first stage of CrossFormer-L: the most that is asked for.

@@ -282,7 +282,6 @@ def compiled_table():
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize(('topology', 'shape', 'devices', 'direction'), compiled_table())
 def test_kernels_compile_for_tpus_alone_and_inside_shard_map(topology, shape, devices, direction):
-  pytest.importorskip('libtpu')
   chips = topologies.get_topology_desc(
     platform='tpu', topology_name=topology, **TOPOLOGIES[topology]
   ).devices
@@ -309,7 +308,6 @@ def test_kernels_compile_for_tpus_alone_and_inside_shard_map(topology, shape, de
 
 @pytest.mark.tpu_aot
 def test_rows_over_chips_compile_to_kernels():
-  pytest.importorskip('libtpu')
   chips = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
   mesh = parallel.create_mesh(data=1, sequence=4, devices=chips)
   split = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'sequence'))

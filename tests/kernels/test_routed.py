@@ -1,7 +1,6 @@
 """Routed attention: every implementation against the definition, and for devices not here."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +59,6 @@ STAGES = {
   '512x2048 stage 3': (1, 64, 64, 256, 8, 16),
 }
 TOPOLOGIES = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 
 
 # What every run tests; the rest of the table is slow.
@@ -381,7 +379,6 @@ def compile_for(topology, function, shapes, devices=1):
   return jax.jit(function).lower(*shapes).compile()
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 def test_gradients_compile_for_every_tpu(topology):
@@ -389,7 +386,6 @@ def test_gradients_compile_for_every_tpu(topology):
   assert text.count('tpu_custom_call') >= 2
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_kernels_compile_inside_shard_map():
   text = compile_for('v5e:2x2', *stage('224 stage 2'), devices=4).as_text()
@@ -397,7 +393,6 @@ def test_kernels_compile_inside_shard_map():
   assert 'all-gather' not in text
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 @pytest.mark.parametrize('topology', TOPOLOGIES)
@@ -409,7 +404,6 @@ def test_every_stage_compiles_for_every_tpu(topology, name, with_gradient):
   assert memory.temp_size_in_bytes <= memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['512x2048 stage 1', '512x2048 stage 3'])

@@ -245,11 +245,6 @@ def test_the_peak_of_a_chip_is_what_its_matrix_units_do_in_a_second(chip):
   assert chip.peak_flops == pytest.approx(2 * side**2 * units * chip.clock, rel=0.01)
 
 
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
-
-
 @pytest.fixture
 def small_config(tiny_config):
   """The digits experiment with parameters that every axis of a slice of 16 or 256 chips divides."""
@@ -282,7 +277,6 @@ def report(reports, small_config):
   return compile_once
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 def test_one_chip_needs_no_collectives(report):
@@ -294,7 +288,6 @@ def test_one_chip_needs_no_collectives(report):
   assert single.flops >= single.model_flops > 0
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_fsdp_gathers_parameters_and_scatters_or_reduces_gradients(report):
   split = report('v5e:4x4', data=1, fsdp=16)
@@ -304,7 +297,6 @@ def test_fsdp_gathers_parameters_and_scatters_or_reduces_gradients(report):
   assert split.collectives['all-gather'].bytes > 0
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_fsdp_does_not_reduce_activations(report):
   """What is reduced are gradients: activations stay split by example, whole in their channels."""
@@ -317,7 +309,6 @@ def test_fsdp_does_not_reduce_activations(report):
   assert reduced < split.parameters * 4 * 1.3
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_data_parallelism_reduces_gradients_once(report):
   replicated = report('v5e:4x4', data=16)
@@ -326,7 +317,6 @@ def test_data_parallelism_reduces_gradients_once(report):
   assert replicated.parameters * 2 <= reduced < replicated.parameters * 4 * 1.1
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
   """Of n shards each device holds 1/n, besides the small parameters and its part of the batch."""
@@ -342,7 +332,6 @@ def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
   assert arguments[16] == pytest.approx(whole / 16, rel=0.1)
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 def test_a_quick_compilation_computes_and_communicates_the_same(report, small_config):
@@ -356,7 +345,6 @@ def test_a_quick_compilation_computes_and_communicates_the_same(report, small_co
   assert quick.collectives.keys() == whole.collectives.keys()
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 def test_tensor_parallelism_reduces_activations(report):
@@ -370,7 +358,6 @@ def test_tensor_parallelism_reduces_activations(report):
   assert mixed.memory.arguments < report('v5e:4x4', data=16).memory.arguments / 3
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_a_step_that_does_not_fit_is_refused_with_what_to_change(small_config):
   small_config.batch_size = 2**27  # 32 GiB of images
@@ -379,7 +366,6 @@ def test_a_step_that_does_not_fit_is_refused_with_what_to_change(small_config):
     training.compile_report(small_config, 'v5e:1x1')
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_a_batch_that_does_not_split_over_the_slice_is_refused(small_config):
   small_config.batch_size = 24
@@ -387,7 +373,6 @@ def test_a_batch_that_does_not_split_over_the_slice_is_refused(small_config):
     training.compile_report(small_config, 'v5e:4x4')
 
 
-@needs_libtpu
 @pytest.mark.tpu_aot
 def test_the_command_line_compiles_for_256_chips_and_prints_a_table_and_json(main_environment):
   environment = {

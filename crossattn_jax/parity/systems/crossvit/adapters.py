@@ -154,7 +154,7 @@ def encoder_taps(
     for i in range(depth):
       taps[f'blocks.{d}.{i}.attn.qkv'] = (
         f'branch_{d}/block_{i}/attention/qkv',
-        lambda x: rearrange(x, 'b n t h d -> b n (t h d)'),
+        lambda parts: jnp.concatenate(parts, axis=-1),
       )
     if module.fusion != 'cross_attention':
       continue
