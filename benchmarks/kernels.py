@@ -2,8 +2,8 @@ r"""What the TPU compiler says about the kernels, beside the jnp forms and the r
 
   python -m benchmarks.kernels --json kernels.json [--only routed/224 ...] [--topology v5e:2x2]
 
-Prints the tables of docs/kernels.md. Needs no TPU but libtpu, and minutes. All figures are static:
-cycles are XLA's estimates of its fusions plus, for every Pallas kernel, the bundles of its schedule
+Prints the tables of docs/measurements. Needs no TPU but libtpu, and minutes. All figures are
+static: cycles are XLA's estimates of its fusions plus, for every Pallas kernel, the bundles of its schedule
 times the steps of its grid; transfers that arrive late are not in them. Code that a kernel runs
 only in some steps (`pl.when`) counts in all.
 """
@@ -351,7 +351,7 @@ def _child(name: str, form: str, dump: str, topology: str) -> dict[str, Any]:
 
 
 def table(records: dict[str, dict[str, Any]]) -> str:
-  """The table of docs/kernels.md."""
+  """The table of docs/measurements."""
   lines = [
     '| case | chip | best jnp (kcycles) | kernel (kcycles) | ratio | floor (kcycles) | x floor '
     '| HBM MB, jnp -> kernel | temporaries MB, jnp -> kernel | MXU share |',

@@ -1,10 +1,10 @@
-r"""The compile reports of docs/scaling.md: CrossViT-18-dagger-408 on three TPU slices.
+r"""The compile reports of docs/measurements/tpu.md: CrossViT-18-dagger-408 on three TPU slices.
 
   python -m benchmarks.tpu_reports --json reports.json [v5e:4x4/fsdp ...]
 
 Each report is `main.py --mode=compile` in a process of its own, one after the other; a report that
-is in the file already is not made again. Prints the table of docs/scaling.md. Needs no TPU, but
-libtpu, and minutes per report.
+is in the file already is not made again. Prints the table of
+docs/measurements/tpu.md. Needs no TPU, but libtpu, and minutes per report.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from mkdocs.structure.files import File, Files
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'crossattn_jax'
 
-# Not for readers: it is copied into exported models.
-_HIDDEN = {'crossattn_jax.tasks.classification.serving_script'}
+# Not for readers: they are copied into exported models.
+_HIDDEN = 'serving_script'
 
 # Escape sequences of terminals in the text of notebooks.
 _COLORS = re.compile(r'\x1b\[[\d;]*m')
@@ -26,7 +26,7 @@ def public_modules() -> list[str]:
     if parts[-1] == '__init__':
       parts = parts[:-1]
     name = '.'.join(parts)
-    if not any(part.startswith('_') for part in parts) and name not in _HIDDEN:
+    if not any(part.startswith('_') or part == _HIDDEN for part in parts):
       names.append(name)
   return sorted(names)
 

@@ -49,8 +49,8 @@ def test_every_public_module_has_a_page_of_its_docstrings(site):
 
 def test_every_document_is_in_the_navigation(site):
   page = (site / 'index.html').read_text()
-  for path in (ROOT / 'docs').glob('*.md'):
-    assert f'href="{path.stem}.html"' in page, path
+  for path in (ROOT / 'docs').rglob('*.md'):
+    assert f'href="{path.relative_to(ROOT / "docs").with_suffix(".html")}"' in page, path
   for path in (ROOT / 'colabs').glob('*.ipynb'):
     assert f'href="colabs/{path.stem}.html"' in page, path
 
