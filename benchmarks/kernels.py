@@ -3,9 +3,9 @@ r"""What the TPU compiler says about the kernels, beside the jnp forms and the r
   python -m benchmarks.kernels --json kernels.json [--only routed/224 ...] [--topology v5e:2x2]
 
 Prints the tables of docs/measurements. Needs no TPU but libtpu, and minutes. All figures are
-static: cycles are XLA's estimates of its fusions plus, for every Pallas kernel, the bundles of its schedule
-times the steps of its grid; transfers that arrive late are not in them. Code that a kernel runs
-only in some steps (`pl.when`) counts in all.
+static: cycles are XLA's estimates of its fusions plus, for every Pallas kernel, the bundles of its
+schedule times the steps of its grid; transfers that arrive late are not in them. Code that a kernel
+runs only in some steps (`pl.when`) counts in all.
 """
 
 import argparse

@@ -6,8 +6,8 @@ r"""Static estimates for every variant of every classification system on a TPU s
 Compiles the training step of each variant's official recipe (`main.py --mode=compile`, a process of
 its own), with blocks as loops and rematerialised where the model offers that. A report that is in
 the file already, with equal settings, is not made again. Prints the table of
-docs/measurements/tpu.md; with `--table` only that, of the reports in the file. Needs no TPU, but libtpu, and 4 to 20 minutes of
-processor time per variant.
+docs/measurements/tpu.md; with `--table` only that, of the reports in the file. Needs no TPU, but
+libtpu, and 4 to 20 minutes of processor time per variant.
 """
 
 import argparse
