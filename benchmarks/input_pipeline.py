@@ -64,7 +64,8 @@ def pipeline_config(data_dir: str):
 
 
 def our_batches(data_dir: str, batch_size: int) -> Iterator[np.ndarray]:
-  batches = classification.train_examples(pipeline_config(data_dir), seed=0).batch(batch_size)
+  examples = classification.Examples(pipeline_config(data_dir), 'train')
+  batches = examples.train_stream(seed=0).batch(batch_size)
   for index in range(len(batches)):
     yield batches[index]['image']
 
@@ -141,10 +142,11 @@ def stage_times(paths: list[pathlib.Path], rounds: int) -> dict[str, float]:
 
 
 def parallel_rate(data_dir: str, batch_size: int, num_batches: int, **options) -> float:
-  """Images per second of wall time of `train_dataset` with threads or worker processes."""
+  """Images per second of wall time of `train_batches` with threads or worker processes."""
   config = pipeline_config(data_dir)
   config.update(options)
-  iterator = iter(classification.train_dataset(config, batch_size=batch_size, seed=0))
+  examples = classification.Examples(config, config.train_split)
+  iterator = iter(examples.train_batches(batch_size=batch_size, seed=0))
   # The batches that are made while the workers start are not counted.
   for _ in range(2 * (config.prefetch + 1) * max(1, config.num_workers)):
     next(iterator)

@@ -10,7 +10,7 @@ SAEM 69.1 and 52.4. The recipe of MMCA itself is not known; not trained here.
 
 docs/mmca.md says where the files are from. SAEM, its predecessor, without cross-attention, is
 configs/mmca_flickr30k.py:saem_bert_base. With ':mmca' and ':saem' BERT is not computed in every
-step: its features of all captions are files, which `python -m crossattn_jax.tasks.retrieval_words`
+step: its features of all captions are files, which `python -m crossattn_jax.tasks.retrieval.words`
 writes once:
 
   python main.py --config=configs/mmca_flickr30k.py:mmca --workdir=gs://BUCKET/mmca \

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 import io
+import os
 import struct
+from typing import BinaryIO
 import zlib
 
 import numpy as np
 from PIL import Image
+
+from crossattn_jax.data import pipeline
 
 INTERPOLATIONS = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -29,10 +33,6 @@ _DECODING_ERRORS = (
 )
 
 
-class UnreadableImageError(ValueError):
-  """Bytes that are not an image that Pillow can read."""
-
-
 def decode(data: bytes, channels: int) -> Image.Image:
   """Decodes an image to 8 bits per channel.
 
@@ -44,7 +44,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
     channels: 3 for RGB, 1 for grey.
 
   Raises:
-    UnreadableImageError: the bytes are damaged or no image.
+    UnreadableError: the bytes are damaged or no image.
   """
   try:
     image = Image.open(io.BytesIO(data))
@@ -55,7 +55,30 @@ def decode(data: bytes, channels: int) -> Image.Image:
     mode = 'RGB' if channels == 3 else 'L'
     return image if image.mode == mode else image.convert(mode)
   except _DECODING_ERRORS as error:
-    raise UnreadableImageError(f'{type(error).__name__}: {error}') from error
+    raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
+
+
+def read(path: str | os.PathLike[str], channels: int) -> Image.Image:
+  """Decodes a file; see `decode`.
+
+  Raises:
+    ValueError: the file is no readable image.
+  """
+  with open(path, 'rb') as file:
+    data = file.read()
+  try:
+    return decode(data, channels)
+  except pipeline.UnreadableError as error:
+    raise ValueError(f'cannot read image {os.fspath(path)!r}: {error}') from error
+
+
+def size_in_header(file: str | BinaryIO) -> tuple[int, int]:
+  """(height, width) of an image, not decoded; (1, 1), which takes little room, where that fails."""
+  try:
+    with Image.open(file) as image:
+      return image.height, image.width
+  except OSError:
+    return 1, 1
 
 
 def evaluation_crop(

@@ -1,14 +1,26 @@
-"""What the input pipelines of all tasks have in common: options, unreadable examples, batches."""
+"""From a data set to batches, by Grain: what the input pipelines of all tasks have in common.
 
+The stream of training examples is a function of the seed alone. Global batch k holds positions
+k * batch_size ... (k + 1) * batch_size of it, whatever the number of processes, workers and
+threads; process p of P gets the p-th of P equal contiguous runs of its rows. What is random about
+an example depends on (seed, position) only.
+"""
+
+import abc
 from collections.abc import Callable, Hashable, Iterable, Sequence
+import functools
 from typing import Any, TypeVar
 
 from absl import flags, logging
 import grain
 import ml_collections
+import numpy as np
 
-_Decoded = TypeVar('_Decoded')
 _Bucket = TypeVar('_Bucket', bound=Hashable)
+
+
+class UnreadableError(ValueError):
+  """An example that cannot be read; the message gives the reason."""
 
 
 def add_options(config: ml_collections.ConfigDict) -> None:
@@ -55,51 +67,205 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   require(config.prefetch >= 1, 'prefetch', 'at least 1 batch')
 
 
-def refuse_or_skip(message: str, error: Exception, config: ml_collections.ConfigDict) -> None:
-  """Deals with an example that cannot be read as `config.unreadable` says.
+class Examples(abc.ABC):
+  """The examples of a split in the form that a task learns from and is evaluated on.
 
-  Args:
-    message: names the example.
-    error: why it cannot be read.
+  A task says how one example is decoded, augmented and prepared. Order, unreadable examples,
+  batches and processes are the same for all. Grain's workers get copies.
+
+  Attributes:
+    kind: what an example is called in messages.
     config: `config.dataset`.
-
-  Raises:
-    ValueError: unless it is to be skipped, which is logged.
+    split: of the data set.
+    source: random access to its examples, not decoded.
   """
-  if config.unreadable == 'error':
+
+  kind = 'example'
+
+  def __init__(self, config: ml_collections.ConfigDict, split: str):
+    """Opens a split.
+
+    Args:
+      config: `config.dataset`.
+      split: usually its `train_split` or `eval_split`.
+
+    Raises:
+      ValueError: a wrong value in the config, or a data set that cannot be opened.
+    """
+    check_options(config)
+    self.check(config)
+    self.config, self.split = config, split
+    self.source = self.open_source(config, split)
+    self._cache: dict[int, tuple[Any, int, int]] | None = {} if config.cache else None
+
+  # What is a task's own.
+
+  @staticmethod
+  @abc.abstractmethod
+  def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses wrong values of the task's keys; raises ValueError, which names the key."""
+
+  @staticmethod
+  @abc.abstractmethod
+  def open_source(config: ml_collections.ConfigDict, split: str) -> Any:
+    """Opens a split of the data set that the config names, for random access."""
+
+  @abc.abstractmethod
+  def decode(self, index: int) -> Any:
+    """Reads an example; raises UnreadableError."""
+
+  @abc.abstractmethod
+  def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A row of a training batch, mostly of `next_readable(index)`."""
+
+  @abc.abstractmethod
+  def eval_example(self, decoded: Any | None, index: int, bucket: Any) -> dict[str, np.ndarray]:
+    """A row of an evaluation batch but for `mask` and `skipped`; None is to be padding."""
+
+  def describe(self, index: int) -> str:
+    """An example that cannot be read, for the message."""
+    return f'{self.kind} {self.source[index]["key"]!r}'
+
+  @property
+  def epoch_length(self) -> int:
+    """Rows of training batches in an epoch."""
+    return len(self.source)
+
+  def epoch(self, seed: int) -> grain.MapDataset:
+    """The indices of an epoch, in another order in each."""
+    return self.shuffled(self.epoch_length, seed)
+
+  def indices(self, seed: int) -> grain.MapDataset:
+    """The endless stream of indices of training examples."""
+    return self.epoch(seed).repeat()
+
+  def buckets(self) -> Sequence[Hashable]:
+    """Of each evaluation example; only those of one bucket, such as a shape, share batches."""
+    return [None] * len(self.source)
+
+  # What is the same for all.
+
+  def shuffled(self, length: int, seed: int) -> grain.MapDataset:
+    """The numbers below `length`, in random order unless `config.shuffle` is off."""
+    numbers = grain.MapDataset.range(length)
+    return numbers.shuffle(seed) if self.config.shuffle else numbers
+
+  def read(self, index: int) -> Any | None:
+    """Decodes an example; None if that fails and `config.unreadable` is 'skip', which is logged.
+
+    Raises:
+      ValueError: it cannot be read and is not to be skipped.
+    """
+    try:
+      return self.decode(index)
+    except UnreadableError as error:
+      message = f'unreadable {self.describe(index)} of {self._described()}: {error}'
+      if self.config.unreadable == 'error':
+        raise ValueError(
+          f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
+        ) from error
+      logging.warning('skipped %s', message)
+      return None
+
+  def _described(self) -> str:
+    return f'dataset {self.config.name!r}, split {self.split!r}'
+
+  def next_readable(self, index: int) -> tuple[Any, int, int]:
+    """Decodes the example at an index, or else the next one that can be read, around the end.
+
+    Returns:
+      What `decode` returned, the index of that example, and how many were skipped.
+
+    Raises:
+      ValueError: none can be read.
+    """
+    if self._cache is None:
+      return self._next_readable(index)
+    if index not in self._cache:
+      self._cache[index] = self._next_readable(index)
+    return self._cache[index]
+
+  def _next_readable(self, index: int) -> tuple[Any, int, int]:
+    count = len(self.source)
+    for skipped in range(count):
+      found = (index + skipped) % count
+      decoded = self.read(found)
+      if decoded is not None:
+        return decoded, found, skipped
     raise ValueError(
-      f"{message}; repair or remove it, or set dataset.unreadable = 'skip'"
-    ) from error
-  logging.warning('skipped %s', message)
+      f'none of the {count} {self.kind}s of {self.config.name!r}, split {self.split!r}, can be read'
+    )
+
+  def train_stream(self, seed: int) -> grain.MapDataset:
+    """Returns the endless stream of augmented examples that `train_batches` batches.
+
+    Element i is computed when it is asked for, alone: `train_stream(seed)[i]`.
+    """
+    order_seed, example_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    return self.indices(order_seed).random_map(self.train_example, seed=example_seed)
+
+  def train_batches(
+    self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+  ) -> grain.IterDataset:
+    """Returns the endless training batches of one process.
+
+    Args:
+      batch_size: global, over all processes.
+      seed: of order and augmentation.
+      process_index: whose rows.
+      process_count: number of processes, which divides `batch_size`.
+
+    Returns:
+      Batches of numpy arrays, b = batch_size / process_count: what the task makes of examples, and
+      `skipped` int32 `[b]`, the number of unreadable examples that a row stands in for. The
+      iterator's `get_state` and `set_state` resume bit-exactly, for the same batch size and numbers
+      of processes and workers.
+    """
+    stream = self.train_stream(seed)
+    return batches(stream, self.config, batch_size, process_index, process_count)
+
+  def eval_batches(
+    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  ) -> grain.IterDataset:
+    """Returns one pass over the split for one process, in its order within each bucket.
+
+    The last batch of a bucket is filled up with rows whose mask is False, so that a masked mean
+    counts every example exactly once. Every process gets the same shapes in the same order.
+
+    Args:
+      batch_size: global, over all processes.
+      process_index: whose rows.
+      process_count: number of processes, which divides `batch_size`.
+
+    Returns:
+      Batches as those of `train_batches`, and `mask`: bool `[b]`, False for padding and for
+      unreadable examples, of which `skipped` is 1.
+    """
+    slots = bucket_slots(self.buckets(), batch_size)
+    rows = grain.MapDataset.range(len(slots)).map(functools.partial(self._slot, slots))
+    return batches(rows, self.config, batch_size, process_index, process_count)
+
+  def _slot(self, slots: Sequence[tuple[Any, int]], slot: int) -> dict[str, np.ndarray]:
+    bucket, index = slots[slot]
+    decoded = self.read(index) if index >= 0 else None
+    return {
+      **self.eval_example(decoded, index, bucket),
+      'mask': np.bool_(decoded is not None),
+      'skipped': np.int32(decoded is None and index >= 0),
+    }
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Number of whole global batches in an epoch, at least 1."""
+    return max(1, self.epoch_length // batch_size)
 
 
-def next_readable(
-  source: Sequence[Any],
-  index: int,
-  decode: Callable[[Any], _Decoded | None],
-  described: str,
-) -> tuple[_Decoded, Any, int]:
-  """Reads the example at an index, or else the next one that can be read, around the end.
-
-  Args:
-    source: of examples.
-    index: of the first one to try.
-    decode: returns None for an example that is to be skipped.
-    described: the examples and where they are from, for the message.
-
-  Returns:
-    What `decode` returned, the example, and how many were skipped.
-
-  Raises:
-    ValueError: none can be read.
-  """
-  count = len(source)
-  for skipped in range(count):
-    example = source[(index + skipped) % count]
-    decoded = decode(example)
-    if decoded is not None:
-      return decoded, example, skipped
-  raise ValueError(f'none of the {count} {described} can be read')
+@functools.lru_cache
+def image_sizes(
+  create_source: Callable[..., Any], name: str, split: str, data_dir: str | None
+) -> tuple[tuple[int, int], ...]:
+  """(height, width) of every image of a split; read once, however often it is evaluated."""
+  source = create_source(name, split, data_dir)
+  return tuple(source.image_size(index) for index in range(len(source)))
 
 
 def bucket_slots(buckets: Iterable[_Bucket], batch_size: int) -> list[tuple[_Bucket, int]]:
@@ -122,8 +288,21 @@ def bucket_slots(buckets: Iterable[_Bucket], batch_size: int) -> list[tuple[_Buc
   ]
 
 
-def rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
-  """Rows of a global batch that one process has.
+def batches(
+  examples: grain.MapDataset,
+  config: ml_collections.ConfigDict,
+  batch_size: int,
+  process_index: int,
+  process_count: int,
+) -> grain.IterDataset:
+  """Batches, picks the rows of one process, and works ahead in threads or worker processes.
+
+  Args:
+    examples: of all processes; endless, or as many as fill the last global batch.
+    config: with `num_threads`, `num_workers` and `prefetch`.
+    batch_size: global, over all processes.
+    process_index: whose rows.
+    process_count: number of processes.
 
   Raises:
     ValueError: the processes do not divide the batch, or there is no such process.
@@ -134,29 +313,11 @@ def rows_per_process(batch_size: int, process_index: int, process_count: int) ->
     )
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index must be in [0, {process_count}), got {process_index}')
-  return batch_size // process_count
-
-
-def iterate(
-  examples: grain.MapDataset,
-  config: ml_collections.ConfigDict,
-  rows: int,
-  process_index: int,
-  process_count: int,
-) -> grain.IterDataset:
-  """Batches, picks the rows of one process, and works ahead in threads or worker processes.
-
-  Args:
-    examples: of all processes; endless, or as many as fill the last global batch.
-    config: with `num_threads`, `num_workers` and `prefetch`.
-    rows: of a batch of one process.
-    process_index: whose rows.
-    process_count: number of processes.
-  """
+  rows = batch_size // process_count
   # Otherwise Grain rounds the number of batches up in floating point, which overflows where an
   # endless stream has batches of one.
-  batches = examples.batch(rows, drop_remainder=True)[process_index::process_count]
-  iterator = batches.to_iter_dataset(
+  own = examples.batch(rows, drop_remainder=True)[process_index::process_count]
+  iterator = own.to_iter_dataset(
     grain.ReadOptions(
       num_threads=config.num_threads,
       prefetch_buffer_size=max(config.prefetch, config.num_threads),

@@ -1,21 +1,17 @@
-"""Sources of classification examples: random access to encoded images by index.
+"""Opening data sets: what the sources of all tasks have in common.
 
 A source hands out bytes, not pixels: decoding belongs to the pipeline, which knows the channels it
 wants and what to do with an image that cannot be read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import difflib
 import os
-import pathlib
-from typing import Protocol, TypedDict
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from crossattn_jax.data.classification import digits
-
-IMAGE_FOLDER = 'image_folder'
 IMAGE_EXTENSIONS = (
   '.jpg',
   '.jpeg',
@@ -29,224 +25,59 @@ IMAGE_EXTENSIONS = (
   '.webp',
 )
 
-# Text features by which the datasets of TFDS name an example.
-_KEY_FEATURES = ('file_name', 'filename', 'image/filename', 'id', 'image_id')
+
+class NotPreparedError(ValueError):
+  """A TFDS dataset whose files are not there."""
 
 
-class Example(TypedDict):
-  """One example: an encoded image (PNG, JPEG, ...), its class, and a name for messages."""
-
-  image: bytes
-  label: int
-  key: str
+def bare_name(name: str) -> str:
+  """A dataset's name without configuration and version."""
+  return name.split('/')[0].split(':')[0]
 
 
-class Source(Protocol):
-  """Random access to the examples of one split; safe to read from threads, picklable.
-
-  Attributes:
-    class_names: names of the classes in the order of the labels.
-    num_classes: their number.
-  """
-
-  class_names: tuple[str, ...]
-  num_classes: int
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
+def near_names(name: str, known: Iterable[str], count: int = 1) -> str:
+  """Asks whether a similar name was meant; empty where none is similar."""
+  near = difflib.get_close_matches(name, sorted(known), n=count)
+  return f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
 
 
-def create_source(
-  name: str,
-  split: str,
-  data_dir: str | os.PathLike[str] | None = None,
-  *,
-  class_names: Sequence[str] | None = None,
-) -> Source:
-  """Opens one split of a dataset.
+def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> ValueError:
+  """The error for a name that is none of a task's data sets."""
+  return ValueError(
+    f'unknown dataset {name!r}; {near_names(name, known)}known for {purpose}: {", ".join(known)}'
+  )
 
-  Args:
-    name: `'digits'` (written on first use), `'image_folder'` (a folder per class), or any image
-      classification dataset of TFDS that has been prepared, with its configuration and version if
-      wanted: `'imagenet2012'`, `'imagenet_resized/64x64'`, `'cifar10:3.0.2'`.
-    split: a split of it; for TFDS any split expression (`'train[:90%]'`), for an image folder the
-      name of a folder in `data_dir`.
-    data_dir: folder of TFDS datasets (TFDS's own default if None), or the image folder.
-    class_names: the classes that an image folder's labels count through, usually those of the
-      training split; by default its own, in alphabetical order. TFDS datasets know theirs.
+
+def open_tfds(
+  name: str, split: str, data_dir: str | os.PathLike[str] | None
+) -> tuple[tfds.features.FeaturesDict, Sequence[dict[str, Any]]]:
+  """Opens a split of a dataset prepared as ArrayRecord, for random access, images left encoded.
+
+  Its files alone are read: the code of a builder may need TensorFlow.
+
+  Returns:
+    The features, and the examples.
 
   Raises:
-    ValueError: the dataset, its split or a class does not exist or is empty, or it is not prepared
-      in a format with random access. The message says what exists or which command to run.
-  """
-  if name == IMAGE_FOLDER:
-    if data_dir is None:
-      raise ValueError(f'{IMAGE_FOLDER!r} needs data_dir: the folder that holds {split!r}')
-    return ImageFolder(data_dir, split, class_names)
-  if name == 'digits':
-    digits.prepare(data_dir)
-  return TfdsSource(name, split, data_dir)
-
-
-class TfdsSource:
-  """A split of a TFDS dataset prepared as ArrayRecord, images left encoded.
-
-  Attributes:
-    class_names: names of the classes in the order of the labels.
-    num_classes: their number.
-  """
-
-  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
-    builder = open_prepared(name, data_dir)
-    self._name = name
-    self._split = split
-    features = builder.info.features
-    self._image = single_feature(name, features, tfds.features.Image)
-    self._label = single_feature(name, features, tfds.features.ClassLabel)
-    self._key = next((key for key in _KEY_FEATURES if key in features), None)
-    self.class_names = tuple(features[self._label].names)
-    self.num_classes = len(self.class_names)
-    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
-    self._examples = open_split(
-      builder, name, split, data_dir, {key: tfds.decode.SkipDecoding() for key in images}
-    )
-
-  def __len__(self) -> int:
-    return len(self._examples)
-
-  def __getitem__(self, index: int) -> Example:
-    example = self._examples[index]
-    key = f'{self._name}/{self._split}[{index}]'
-    if self._key is not None:
-      key += f' ({example[self._key].decode()})'
-    return {'image': example[self._image], 'label': int(example[self._label]), 'key': key}
-
-
-class ImageFolder:
-  """`data_dir/split/class/**/image.jpg`, the layout of torchvision's `ImageFolder`.
-
-  Labels number the classes in the order of their names; the images of a class are ordered by path.
-  Only local folders: a bucket is better served by a TFDS dataset in a few large files.
-
-  Attributes:
-    class_names: names of the classes in the order of the labels.
-    num_classes: their number.
-  """
-
-  def __init__(
-    self,
-    data_dir: str | os.PathLike[str],
-    split: str,
-    class_names: Sequence[str] | None = None,
-  ):
-    folder = pathlib.Path(data_dir) / split
-    found = class_folders(data_dir, split)
-    self.class_names = tuple(found if class_names is None else class_names)
-    self.num_classes = len(self.class_names)
-    unknown = sorted(set(found).difference(self.class_names))
-    if unknown:
-      raise ValueError(
-        f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
-        f'expected classes ({len(unknown)} such classes)'
-      )
-    self._paths: list[str] = []
-    self._labels: list[int] = []
-    for label, name in enumerate(self.class_names):
-      if name not in found:
-        continue
-      paths = _images_below(folder / name)
-      if not paths:
-        raise ValueError(
-          f'class folder {str(folder / name)!r} holds no image ({", ".join(IMAGE_EXTENSIONS)}); '
-          'add images or remove the folder'
-        )
-      self._paths += paths
-      self._labels += [label] * len(paths)
-
-  def __len__(self) -> int:
-    return len(self._paths)
-
-  def __getitem__(self, index: int) -> Example:
-    path = self._paths[index]
-    with open(path, 'rb') as file:
-      return {'image': file.read(), 'label': self._labels[index], 'key': path}
-
-
-def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ...]:
-  """Names of the class folders of a split of an image folder, in the order of their labels.
-
-  Raises:
-    ValueError: there is no such split, or no class folder in it.
-  """
-  folder = pathlib.Path(data_dir) / split
-  if not folder.is_dir():
-    raise ValueError(
-      f'no folder {split!r} in {os.fspath(data_dir)!r}; '
-      f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
-    )
-  names = _subfolders(folder)
-  if not names:
-    raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
-  return tuple(names)
-
-
-def _subfolders(folder: pathlib.Path) -> list[str]:
-  if not folder.is_dir():
-    return []
-  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-
-def _images_below(folder: pathlib.Path) -> list[str]:
-  paths = []
-  for parent, _, files in sorted(os.walk(folder, followlinks=True)):
-    paths += [
-      os.path.join(parent, file)
-      for file in sorted(files)
-      if file.lower().endswith(IMAGE_EXTENSIONS)
-    ]
-  return paths
-
-
-def open_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> tfds.core.DatasetBuilder:
-  """Opens a dataset from its files alone: the code of a builder may need TensorFlow.
-
-  Raises:
-    ValueError: it does not exist, or is not prepared; the message says which command does it.
+    NotPreparedError: the message says which command prepares it.
+    ValueError: there is no such split, or the files have no random access.
   """
   kwargs = {} if data_dir is None else {'data_dir': os.fspath(data_dir)}
   try:
-    return read_only_builder.builder_from_files(name, **kwargs)
+    builder = read_only_builder.builder_from_files(name, **kwargs)
   except tfds.core.DatasetNotFoundError as error:
-    names = {'digits', IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)}
-    bare_name = name.split('/')[0].split(':')[0]
-    if bare_name not in names:
-      near = difflib.get_close_matches(bare_name, sorted(names), n=3)
-      hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
-      raise ValueError(
-        f"unknown dataset {name!r}; {hint}expected 'digits', {IMAGE_FOLDER!r} or a dataset of "
-        'TFDS (tfds.list_builders(with_community_datasets=False) shows all)'
-      ) from error
-    raise ValueError(
+    raise NotPreparedError(
       f'dataset {name!r} is not prepared in {os.fspath(data_dir or tfds.core.constants.DATA_DIR)}; '
       f'prepare it with: {_build_command(name, data_dir)}'
     ) from error
-
-
-def open_split(
-  builder: tfds.core.DatasetBuilder,
-  name: str,
-  split: str,
-  data_dir: str | os.PathLike[str] | None,
-  decoders: Mapping[str, tfds.decode.Decoder] | None = None,
-) -> Sequence:
-  """Opens a split of a prepared dataset for random access.
-
-  Raises:
-    ValueError: there is no such split, or the files have no random access.
-  """
+  features = builder.info.features
+  decoders = {
+    key: tfds.decode.SkipDecoding()
+    for key, feature in features.items()
+    if isinstance(feature, tfds.features.Image)
+  }
   try:
-    return builder.as_data_source(split, decoders=decoders)
+    return features, builder.as_data_source(split, decoders=decoders)
   except NotImplementedError as error:
     raise ValueError(
       f'dataset {name!r} in {builder.data_dir} is prepared as {builder.info.file_format.value}, '
@@ -263,24 +94,3 @@ def open_split(
 def _build_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
   where = '' if data_dir is None else f' --data_dir={os.fspath(data_dir)}'
   return f'tfds build {name}{where} --file_format=array_record'
-
-
-def single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:
-  """Name of the one top-level feature of a kind; of several the one that bears the usual name.
-
-  Raises:
-    ValueError: there is none, or which one is meant is not clear.
-  """
-  found = [key for key in features if isinstance(features[key], kind)]
-  usual = {
-    tfds.features.ClassLabel: 'label',
-    tfds.features.Image: 'image',
-  }[kind]
-  if len(found) > 1 and usual in found:
-    return usual
-  if len(found) != 1:
-    raise ValueError(
-      f'dataset {name!r} is not for classification: expected one {kind.__name__} feature, '
-      f'found {found or "none"} among {list(features)}'
-    )
-  return found[0]

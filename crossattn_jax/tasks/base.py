@@ -4,8 +4,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
-import types
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epath
 from flax import linen as nn
@@ -14,6 +13,7 @@ import jax
 import ml_collections
 
 from crossattn_jax import models
+from crossattn_jax.data import pipeline
 
 Batch = Mapping[str, jax.Array]
 Variables = Mapping[str, Any]
@@ -83,12 +83,12 @@ class Task(abc.ABC):
   arguments.
 
   Attributes:
-    data: module with `train_dataset`, `eval_dataset` and `steps_per_epoch`, the input pipeline.
+    Examples: of a split, as the task wants them.
     config: the whole experiment.
     model: the Flax module.
   """
 
-  data: types.ModuleType
+  Examples: ClassVar[type[pipeline.Examples]]
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
@@ -145,8 +145,8 @@ class Task(abc.ABC):
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless batches; rows `block` of `num_blocks` of every global batch of `batch_size`."""
     self.check_data()
-    return self.data.train_dataset(
-      self.config.dataset,
+    dataset = self.config.dataset
+    return self.Examples(dataset, dataset.train_split).train_batches(
       batch_size=batch_size,
       seed=self.config.seed,
       process_index=block,
@@ -156,13 +156,15 @@ class Task(abc.ABC):
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """One pass over the evaluation split; 'mask' `[batch]` is False for padding."""
     self.check_data()
-    return self.data.eval_dataset(
-      self.config.dataset, batch_size=batch_size, process_index=block, process_count=num_blocks
+    dataset = self.config.dataset
+    return self.Examples(dataset, dataset.eval_split).eval_batches(
+      batch_size=batch_size, process_index=block, process_count=num_blocks
     )
 
   def steps_per_epoch(self, batch_size: int) -> int:
     """Training batches in an epoch."""
-    return self.data.steps_per_epoch(self.config.dataset, batch_size)
+    dataset = self.config.dataset
+    return self.Examples(dataset, dataset.train_split).steps_per_epoch(batch_size)
 
   # How well it is learnt.
 

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.data import image_ops
+from crossattn_jax.data import image_ops, pipeline
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:
@@ -51,7 +51,7 @@ def test_damaged_files_raise_one_kind_of_error(image_format):
       damaged[position] = rng.integers(256)
     try:
       image_ops.decode(bytes(damaged[: rng.integers(len(data))]), 3)
-    except image_ops.UnreadableImageError:
+    except pipeline.UnreadableError:
       failures += 1
   assert failures > 50
 

@@ -40,24 +40,63 @@ def test_keys_of_sections_are_named_in_full(config):
     pipeline.requirement(config)(False, 'section.share', 'a share')
 
 
-def test_the_next_readable_example_is_looked_for_around_the_end():
-  source = [0, 1, None, None]
-  found = pipeline.next_readable(source, 2, lambda x: None if x is None else x + 10, 'numbers')
-  assert found == (10, 0, 2)
+class Numbers(pipeline.Examples):
+  """Of a source of numbers, of which None cannot be read."""
+
+  kind = 'number'
+  values = (0, 1, None, None)
+
+  @staticmethod
+  def check(config):
+    pass
+
+  def open_source(self, config, split):
+    return [{'value': value, 'key': f'{split}[{index}]'} for index, value in enumerate(self.values)]
+
+  def decode(self, index):
+    value = self.source[index]['value']
+    if value is None:
+      raise pipeline.UnreadableError('broken')
+    return value + 10
+
+  def train_example(self, index, rng):
+    number, _, skipped = self.next_readable(index)
+    return {'number': number, 'skipped': skipped}
+
+  def eval_example(self, decoded, index, bucket):
+    return {'number': decoded or 0}
 
 
-def test_a_source_without_a_readable_example_is_refused():
-  with pytest.raises(ValueError, match="none of the 2 clips of 'x' can be read"):
-    pipeline.next_readable([1, 2], 1, lambda x: None, "clips of 'x'")
+def test_the_next_readable_example_is_looked_for_around_the_end(config):
+  config.name, config.unreadable = 'x', 'skip'
+  assert Numbers(config, 'train').next_readable(2) == (10, 0, 2)
 
 
-def test_unreadable_examples_stop_or_are_logged(config):
-  error = OSError('broken')
-  with pytest.raises(ValueError, match=r"broken file; .*set dataset.unreadable = 'skip'") as raised:
-    pipeline.refuse_or_skip('broken file', error, config)
-  assert raised.value.__cause__ is error
+def test_a_source_without_a_readable_example_is_refused(config, monkeypatch):
+  config.name, config.unreadable = 'x', 'skip'
+  monkeypatch.setattr(Numbers, 'values', (None, None))
+  with pytest.raises(ValueError, match="none of the 2 numbers of 'x', split 'train', can be read"):
+    Numbers(config, 'train').next_readable(1)
+
+
+def test_unreadable_examples_stop_or_are_logged(config, caplog):
+  config.name = 'x'
+  message = r"unreadable number 'train\[2\]' of dataset 'x', split 'train': broken"
+  with pytest.raises(ValueError, match=rf"{message}; .*set dataset.unreadable = 'skip'") as raised:
+    Numbers(config, 'train').read(2)
+  assert isinstance(raised.value.__cause__, pipeline.UnreadableError)
   config.unreadable = 'skip'
-  pipeline.refuse_or_skip('broken file', error, config)
+  with caplog.at_level('WARNING'):
+    assert Numbers(config, 'train').read(2) is None
+  assert "skipped unreadable number 'train[2]'" in caplog.text
+
+
+def test_evaluation_masks_what_fills_up_and_what_cannot_be_read(config):
+  config.name, config.unreadable = 'x', 'skip'
+  batches = list(Numbers(config, 'test').eval_batches(batch_size=3))
+  assert [batch['mask'].tolist() for batch in batches] == [[True, True, False], [False] * 3]
+  assert [batch['skipped'].tolist() for batch in batches] == [[0, 0, 1], [1, 0, 0]]
+  assert batches[0]['number'].tolist() == [10, 11, 0]
 
 
 def test_batches_hold_one_bucket_each_in_the_order_of_the_examples():
@@ -69,7 +108,7 @@ def test_batches_hold_one_bucket_each_in_the_order_of_the_examples():
 def test_an_endless_stream_has_batches_of_one(config, process_count):
   stream = grain.MapDataset.range(3).repeat()
   for index in range(process_count):
-    iterator = iter(pipeline.iterate(stream, config, 1, index, process_count))
+    iterator = iter(pipeline.batches(stream, config, process_count, index, process_count))
     batches = [batch.tolist() for batch in itertools.islice(iterator, 5)]
     iterator.close()
     assert batches == [[(index + process_count * step) % 3] for step in range(5)]

@@ -1,12 +1,6 @@
-"""The input pipeline of audio classification: waveforms, log-mel spectrograms, batches, by Grain.
-
-As in `data.classification`, the stream of training examples is a function of the seed alone, global
-batch k holds positions k * batch_size ... of it whatever the number of processes, workers and
-threads, and everything random about an example depends on (seed, position) only.
-"""
+"""The input pipeline of audio classification: waveforms, log-mel spectrograms, batches."""
 
 import dataclasses
-import math
 import os
 from typing import Any
 
@@ -15,8 +9,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data import pipeline
-from crossattn_jax.data.audio import sources as audio_sources
-from crossattn_jax.data.audio import spectrogram
+from crossattn_jax.data.audio import sources, spectrogram
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -48,103 +41,6 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def train_dataset(
-  config: ml_collections.ConfigDict,
-  *,
-  batch_size: int,
-  seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> grain.IterDataset:
-  """Returns the endless training batches of one process.
-
-  Args:
-    config: see `default_config`.
-    batch_size: global, over all processes.
-    seed: of order and augmentation.
-    process_index: whose rows.
-    process_count: number of processes, which divides `batch_size`.
-
-  Returns:
-    Batches of numpy arrays, b = batch_size / process_count: `image` float32
-    `[b, num_mel_bins, num_frames, 1]`, normalised; `label` float32 `[b, classes]`, 0 or 1, or
-    between them where clips are mixed; `skipped` int32 `[b]`, the number of unreadable clips that
-    this row stands in for. The iterator's `get_state` and `set_state` resume bit-exactly, for the
-    same batch size and numbers of processes and workers.
-
-  Raises:
-    ValueError: a wrong value in the config, or a dataset that cannot be opened.
-  """
-  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
-  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
-
-
-def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
-  """Returns the endless stream of augmented examples that `train_dataset` batches.
-
-  Element i is computed when it is asked for, alone: `train_examples(config, seed)[i]`.
-
-  Raises:
-    ValueError: a wrong value in the config, or a dataset that cannot be opened.
-  """
-  _check(config)
-  source = audio_sources.create_source(config.name, config.train_split, config.data_dir)
-  order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-  examples = grain.MapDataset.range(len(source))
-  if config.balanced:
-    examples = examples.repeat().random_map(_BalancedIndex(source), seed=order_seed)
-  else:
-    examples = (examples.shuffle(order_seed) if config.shuffle else examples).repeat()
-  return examples.random_map(_TrainExample(source, config), seed=augmentation_seed)
-
-
-def eval_dataset(
-  config: ml_collections.ConfigDict,
-  *,
-  batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> grain.IterDataset:
-  """Returns one pass over the evaluation split for one process, in the order of the split.
-
-  Args:
-    config: see `default_config`.
-    batch_size: global, over all processes.
-    process_index: whose rows.
-    process_count: number of processes, which divides `batch_size`.
-
-  Returns:
-    ceil(N / batch_size) batches as those of `train_dataset`, and `mask`: bool `[b]`, False for
-    padding and for unreadable clips (`skipped` is 1 for the latter).
-
-  Raises:
-    ValueError: a wrong value in the config, or a dataset that cannot be opened.
-  """
-  _check(config)
-  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
-  source = _eval_source(config)
-  num_batches = math.ceil(len(source) / batch_size)
-  examples = grain.MapDataset.range(num_batches * batch_size).map(_EvalExample(source, config))
-  return pipeline.iterate(examples, config, rows, process_index, process_count)
-
-
-def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Names of the classes of the training split.
-
-  Raises:
-    ValueError: the dataset cannot be opened.
-  """
-  source = audio_sources.create_source(config.name, config.train_split, config.data_dir)
-  return tuple(source.class_names)
-
-
-def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
-  """Number of whole global batches in an epoch of the training split, at least 1."""
-  _check(config)
-  source = audio_sources.create_source(config.name, config.train_split, config.data_dir)
-  return max(1, len(source) // batch_size)
-
-
 def read_audio(path: str | os.PathLike[str], config: ml_collections.ConfigDict) -> np.ndarray:
   """Reads a .wav file as evaluation would: normalised `[num_mel_bins, num_frames, 1]`.
 
@@ -154,8 +50,8 @@ def read_audio(path: str | os.PathLike[str], config: ml_collections.ConfigDict) 
   with open(path, 'rb') as file:
     data = file.read()
   try:
-    return _image(_log_mel(audio_sources.decode(data), config), config)
-  except audio_sources.UnreadableAudioError as error:
+    return _image(_log_mel(sources.decode(data), config), config)
+  except pipeline.UnreadableError as error:
     raise ValueError(f'cannot read audio {os.fspath(path)!r}: {error}') from error
 
 
@@ -172,11 +68,90 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
+class Examples(pipeline.Examples):
+  """The clips of a split.
+
+  Rows of batches are `image`, float32 `[num_mel_bins, num_frames, 1]`, normalised, and `label`,
+  float32 `[classes]`: 0 or 1, or between them where clips are mixed.
+  """
+
+  kind = 'clip'
+
+  def __init__(self, config: ml_collections.ConfigDict, split: str):
+    super().__init__(config, split)
+    # Reading a ConfigDict costs time: plain values are read once.
+    options = config.augmentation
+    self._probability, self._alpha = options.mixup.probability, options.mixup.alpha
+    self._masks = options.mask_frames, options.mask_mel_bins
+
+  @staticmethod
+  def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses wrong values, naming the key."""
+    require = pipeline.requirement(config)
+    require(config.num_mel_bins >= 1, 'num_mel_bins', 'at least 1')
+    require(config.num_frames >= 1, 'num_frames', 'at least 1')
+    require(config.std > 0, 'std', 'positive')
+    mixup = config.augmentation.mixup
+    require(0 <= mixup.probability <= 1, 'augmentation.mixup.probability', 'a probability')
+    require(mixup.alpha > 0, 'augmentation.mixup.alpha', 'positive')
+    require(config.augmentation.mask_mel_bins >= 0, 'augmentation.mask_mel_bins', 'at least 0')
+    require(config.augmentation.mask_frames >= 0, 'augmentation.mask_frames', 'at least 0')
+
+  @staticmethod
+  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
+    """Opens a split, whose labels count through the classes of the training split."""
+    names = None
+    if config.name == sources.WAV_FOLDER and split != config.train_split:
+      # Classes are numbered by name: without those of the training split a missing one would shift.
+      names = Examples.open_source(config, config.train_split).class_names
+    return sources.create_source(config.name, split, config.data_dir, class_names=names)
+
+  def indices(self, seed: int) -> grain.MapDataset:
+    """The endless stream of indices: of all clips in turn, or balanced over the classes."""
+    if not self.config.balanced:
+      return super().indices(seed)
+    clips = grain.MapDataset.range(len(self.source)).repeat()
+    return clips.random_map(_BalancedIndex(self.source), seed=seed)
+
+  def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The waveform and its classes, `[classes]` of 0 and 1."""
+    example = self.source[index]
+    label = np.zeros(len(self.source.class_names), np.float32)
+    label[list(example['labels'])] = 1
+    return sources.decode(example['audio']), label
+
+  def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Mixes, transforms and masks a clip."""
+    (waveform, label), _, skipped = self.next_readable(index)
+    if rng.random() < self._probability:
+      other_index = int(rng.integers(len(self.source)))
+      (other, other_label), _, other_skipped = self.next_readable(other_index)
+      weight = np.float32(rng.beta(self._alpha, self._alpha))
+      waveform = mix_waveforms(waveform, other, weight)
+      label = weight * label + (1 - weight) * other_label
+      skipped += other_skipped
+    frames = spectrogram.fit(_log_mel(waveform, self.config), self.config.num_frames)
+    for axis, most in enumerate(self._masks):
+      frames = mask_stripe(frames, axis, most, rng)
+    return {'image': _image(frames, self.config), 'label': label, 'skipped': np.int32(skipped)}
+
+  def eval_example(
+    self, decoded: tuple[np.ndarray, np.ndarray] | None, index: int, bucket: None
+  ) -> dict[str, np.ndarray]:
+    """Transforms a clip."""
+    config = self.config
+    if decoded is None:
+      image = np.zeros((config.num_mel_bins, config.num_frames, 1), np.float32)
+      return {'image': image, 'label': np.zeros(len(self.source.class_names), np.float32)}
+    waveform, label = decoded
+    return {'image': _image(_log_mel(waveform, config), config), 'label': label}
+
+
 @dataclasses.dataclass
 class _BalancedIndex:
   """Draws a clip, rare classes as often as common ones, whatever the element."""
 
-  source: audio_sources.Source
+  source: sources.Source
 
   def __post_init__(self):
     labels = [self.source.labels(index) for index in range(len(self.source))]
@@ -189,82 +164,6 @@ class _BalancedIndex:
   def __call__(self, index: int, rng: np.random.Generator) -> int:
     del index
     return min(int(np.searchsorted(self._ends, rng.random(), 'right')), len(self._ends) - 1)
-
-
-@dataclasses.dataclass
-class _TrainExample:
-  """Reads, mixes, transforms and masks one training clip."""
-
-  source: audio_sources.Source
-  config: ml_collections.ConfigDict
-
-  def __post_init__(self):
-    self._cache: dict[int, tuple[np.ndarray, np.ndarray, int]] | None = (
-      {} if self.config.cache else None
-    )
-    # Reading a ConfigDict costs time: plain values are read once.
-    options = self.config.augmentation
-    self._probability, self._alpha = options.mixup.probability, options.mixup.alpha
-    self._masks = options.mask_frames, options.mask_mel_bins
-
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    waveform, label, skipped = self._cached(index)
-    if rng.random() < self._probability:
-      other, other_label, other_skipped = self._cached(int(rng.integers(len(self.source))))
-      weight = np.float32(rng.beta(self._alpha, self._alpha))
-      waveform = mix_waveforms(waveform, other, weight)
-      label = weight * label + (1 - weight) * other_label
-      skipped += other_skipped
-    frames = spectrogram.fit(_log_mel(waveform, self.config), self.config.num_frames)
-    for axis, most in enumerate(self._masks):
-      frames = mask_stripe(frames, axis, most, rng)
-    return {
-      'image': _image(frames, self.config),
-      'label': label,
-      'skipped': np.int32(skipped),
-    }
-
-  def _cached(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    if self._cache is None:
-      return self._read(index)
-    if index not in self._cache:
-      self._cache[index] = self._read(index)
-    return self._cache[index]
-
-  def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the clip at an index, or else the next readable one, and how many were not."""
-    config = self.config
-    described = f'clips of {config.name!r}, split {config.train_split!r},'
-    waveform, example, skipped = pipeline.next_readable(
-      self.source, index, lambda x: _decode(x, config, config.train_split), described
-    )
-    return waveform, _multi_hot(example['labels'], self.source), skipped
-
-
-@dataclasses.dataclass
-class _EvalExample:
-  """Reads and transforms one evaluation clip; indices beyond the last are padding."""
-
-  source: audio_sources.Source
-  config: ml_collections.ConfigDict
-
-  def __call__(self, index: int) -> dict[str, np.ndarray]:
-    config = self.config
-    labels, waveform = (), None
-    if index < len(self.source):
-      example = self.source[index]
-      labels = example['labels']
-      waveform = _decode(example, config, config.eval_split)
-    if waveform is None:
-      image = np.zeros((config.num_mel_bins, config.num_frames, 1), np.float32)
-    else:
-      image = _image(_log_mel(waveform, config), config)
-    return {
-      'image': image,
-      'label': _multi_hot(labels, self.source),
-      'mask': np.bool_(waveform is not None),
-      'skipped': np.int32(waveform is None and index < len(self.source)),
-    }
 
 
 def mix_waveforms(waveform: np.ndarray, other: np.ndarray, weight: float) -> np.ndarray:
@@ -306,48 +205,3 @@ def _image(frames: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
   frames = spectrogram.fit(frames, config.num_frames)
   image = spectrogram.normalize(frames, config.mean, config.std)
   return np.ascontiguousarray(image[..., None])
-
-
-def _multi_hot(labels: tuple[int, ...], source: audio_sources.Source) -> np.ndarray:
-  label = np.zeros(len(source.class_names), np.float32)
-  label[list(labels)] = 1
-  return label
-
-
-def _decode(
-  example: audio_sources.Example, config: ml_collections.ConfigDict, split: str
-) -> np.ndarray | None:
-  """Decodes a clip; None if it cannot be read and `config.unreadable` is 'skip'."""
-  try:
-    return audio_sources.decode(example['audio'])
-  except audio_sources.UnreadableAudioError as error:
-    message = (
-      f'unreadable clip {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
-    )
-    pipeline.refuse_or_skip(message, error, config)
-    return None
-
-
-def _eval_source(config: ml_collections.ConfigDict) -> audio_sources.Source:
-  names = None
-  if config.name == audio_sources.WAV_FOLDER:
-    # Classes are numbered by name: without those of the training split a missing one would shift.
-    names = class_names(config)
-  return audio_sources.create_source(
-    config.name, config.eval_split, config.data_dir, class_names=names
-  )
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-  """Refuses wrong values, naming the key."""
-  options = config.augmentation
-
-  pipeline.check_options(config)
-  require = pipeline.requirement(config)
-  require(config.num_mel_bins >= 1, 'num_mel_bins', 'at least 1')
-  require(config.num_frames >= 1, 'num_frames', 'at least 1')
-  require(config.std > 0, 'std', 'positive')
-  require(0 <= options.mixup.probability <= 1, 'augmentation.mixup.probability', 'a probability')
-  require(options.mixup.alpha > 0, 'augmentation.mixup.alpha', 'positive')
-  require(options.mask_mel_bins >= 0, 'augmentation.mask_mel_bins', 'at least 0')
-  require(options.mask_frames >= 0, 'augmentation.mask_frames', 'at least 0')

@@ -13,6 +13,7 @@ from etils import epy
 import numpy as np
 from scipy.io import wavfile
 
+from crossattn_jax.data import pipeline
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.data.scenes import tones
 
@@ -31,10 +32,6 @@ class Example(TypedDict):
   audio: bytes
   labels: tuple[int, ...]
   key: str
-
-
-class UnreadableAudioError(ValueError):
-  """A clip that is no readable .wav file; the message gives the reason."""
 
 
 class Source(Protocol):
@@ -80,9 +77,9 @@ def create_source(
     if data_dir is None:
       raise ValueError(f'{WAV_FOLDER!r} needs data_dir: the folder that holds {split}.csv')
     return WavFolder(data_dir, split, class_names)
-  near = difflib.get_close_matches(name, (TONES, WAV_FOLDER), n=1, cutoff=0.0)
+  (near,) = difflib.get_close_matches(name, (TONES, WAV_FOLDER), n=1, cutoff=0.0)
   raise ValueError(
-    f'unknown audio dataset {name!r}; did you mean {near[0]!r}? there are {TONES!r} and '
+    f'unknown audio dataset {name!r}; did you mean {near!r}? there are {TONES!r} and '
     f"{WAV_FOLDER!r}; TFDS's audio needs TensorFlow: write it as .wav files"
   )
 
@@ -198,14 +195,14 @@ def decode(data: bytes) -> np.ndarray:
   """Decodes a .wav file to mono at 16 kHz: float32 `[samples]`, full scale 1.
 
   Raises:
-    UnreadableAudioError: it is no .wav file, or has no samples.
+    UnreadableError: it is no .wav file, or has no samples.
   """
   try:
     rate, samples = wavfile.read(io.BytesIO(data))
   except ValueError as error:
-    raise UnreadableAudioError(f'no readable .wav file ({error})') from error
+    raise pipeline.UnreadableError(f'no readable .wav file ({error})') from error
   if not samples.size:
-    raise UnreadableAudioError('no samples')
+    raise pipeline.UnreadableError('no samples')
   if samples.dtype == np.uint8:
     scaled = (samples.astype(np.float32) - 128) / 128
   elif samples.dtype.kind == 'i':

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import difflib
+import io
 import os
 import pathlib
 from typing import Protocol, TypedDict
 
-import tensorflow_datasets as tfds
-
-from crossattn_jax.data import sources
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data import image_ops, sources
+from crossattn_jax.data.scenes import shapes
 
 # Names that folders of either kind of image have, in lower case.
 VISIBLE_FOLDERS = ('vi', 'vis', 'visible', 'rgb')
@@ -33,6 +31,9 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example: ...
+
+  def image_size(self, index: int) -> tuple[int, int]:
+    """(height, width) of a visible image, without decoding it; (1, 1) where that fails."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +77,11 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   Raises:
     ValueError: there is no such data set or split, it is empty, or an image has no partner.
   """
-  bare = name.split('/')[0].split(':')[0]
-  if bare == 'shape_scenes':
-    shape_scenes.prepare(name, data_dir)
+  if sources.bare_name(name) == 'shape_scenes':
+    shapes.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir)
   if name not in _LAYOUTS:
-    known = ['shape_scenes', *_LAYOUTS]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(f'unknown dataset {name!r}; {hint}known for fusion: {", ".join(known)}')
+    raise sources.unknown_dataset(name, ['shape_scenes', *_LAYOUTS], 'fusion')
   if data_dir is None:
     raise ValueError(f'{name!r} needs data_dir: its folder')
   return PairSource(_folder_pairs(pathlib.Path(data_dir), _LAYOUTS[name], split))
@@ -212,21 +209,17 @@ class PairSource:
       'infrared_key': infrared,
     }
 
+  def image_size(self, index: int) -> tuple[int, int]:
+    """See `Source`."""
+    return image_ops.size_in_header(self.pairs[index][0])
+
 
 class ShapeScenesSource:
   """Visible and thermal images of procedural scenes, left encoded."""
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None):
-    builder = sources.open_prepared(name, data_dir)
     self._name, self._split = name, split
-    pictures = [
-      feature
-      for feature, kind in builder.info.features.items()
-      if isinstance(kind, tfds.features.Image)
-    ]
-    self._examples = sources.open_split(
-      builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
-    )
+    _, self._examples = sources.open_tfds(name, split, data_dir)
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -240,3 +233,7 @@ class ShapeScenesSource:
       'visible_key': f'image of {key}',
       'infrared_key': f'thermal of {key}',
     }
+
+  def image_size(self, index: int) -> tuple[int, int]:
+    """See `Source`."""
+    return image_ops.size_in_header(io.BytesIO(self._examples[index]['image']))

@@ -2,21 +2,17 @@
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
-import functools
 import io
 import os
 import pathlib
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
-import tensorflow_datasets as tfds
 
-from crossattn_jax.data import image_ops, sources
-from crossattn_jax.data.scenes import captions as scene_captions
-from crossattn_jax.data.scenes import regions as scene_regions
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data import image_ops, pipeline, sources
+from crossattn_jax.data.retrieval import mapped_array
+from crossattn_jax.data.scenes import captions, regions, shapes
 
 REGION_FILES = 'region_files'
 
@@ -64,7 +60,7 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example:
-    """Raises `image_ops.UnreadableImageError` for an image without usable regions."""
+    """Raises `pipeline.UnreadableError` for an image without usable regions."""
 
   def key(self, index: int) -> str:
     """The id of an image."""
@@ -97,13 +93,10 @@ def create_source(
     ValueError: there is no such data set or split, or its files do not fit together.
   """
   if _is_scenes(name):
-    shape_scenes.prepare(name, data_dir)
+    shapes.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir, region_dim)
   if name != REGION_FILES:
-    known = ['shape_scenes', REGION_FILES]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(f'unknown dataset {name!r}; {hint}known for retrieval: {", ".join(known)}')
+    raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES], 'retrieval')
   if data_dir is None:
     raise ValueError(f'{name!r} needs data_dir: the folder that holds {split}_ims.npy')
   return RegionFilesSource(data_dir, split, image_files)
@@ -111,11 +104,11 @@ def create_source(
 
 def own_vocabulary(name: str) -> tuple[str, ...] | None:
   """Every word that the captions of a data set hold, for a tokenizer; None where nobody knows."""
-  return scene_captions.vocabulary() if _is_scenes(name) else None
+  return captions.vocabulary() if _is_scenes(name) else None
 
 
 def _is_scenes(name: str) -> bool:
-  return name.split('/')[0].split(':')[0] == 'shape_scenes'
+  return sources.bare_name(name) == 'shape_scenes'
 
 
 class RegionFilesSource:
@@ -133,21 +126,22 @@ class RegionFilesSource:
 
   def __init__(self, data_dir: str | os.PathLike[str], split: str, image_files: str | None = None):
     folder = pathlib.Path(data_dir)
-    self._path = folder / f'{split}_ims.npy'
+    path = folder / f'{split}_ims.npy'
     captions_path, ids_path = folder / f'{split}_caps.txt', folder / f'{split}_ids.txt'
-    for path in (self._path, captions_path):
-      if not path.is_file():
-        found = sorted(each.name.removesuffix('_ims.npy') for each in folder.glob('*_ims.npy'))
+    for each in (path, captions_path):
+      if not each.is_file():
+        found = sorted(file.name.removesuffix('_ims.npy') for file in folder.glob('*_ims.npy'))
         raise ValueError(
-          f'{str(path)!r} does not exist; {str(folder)!r} has the splits '
+          f'{str(each)!r} does not exist; {str(folder)!r} has the splits '
           f'{", ".join(found) or "none"}'
         )
     self._captions = read_lines(captions_path)
-    rows, count = len(self._features), len(self._captions)
-    self._stride = self.captions_per_image if rows == count else 1
-    if self._features.ndim != 3 or rows * self.captions_per_image != count * self._stride:
+    self._features = mapped_array.MappedArray(path)
+    shape, count = self._features.array.shape, len(self._captions)
+    self._stride = self.captions_per_image if shape[0] == count else 1
+    if len(shape) != 3 or shape[0] * self.captions_per_image != count * self._stride:
       raise ValueError(
-        f'{str(self._path)!r} is an array of shape {self._features.shape} and '
+        f'{str(path)!r} is an array of shape {shape} and '
         f'{str(captions_path)!r} has {count} lines; expected features [images, regions, channels] '
         f'and {self.captions_per_image} captions of each image, or a row per caption'
       )
@@ -167,31 +161,23 @@ class RegionFilesSource:
         )
     self._image_files = image_files
 
-  @functools.cached_property
-  def _features(self) -> np.ndarray:
-    return np.load(self._path, mmap_mode='r')
-
-  def __getstate__(self) -> dict[str, Any]:
-    # A mapped array would be pickled as a whole.
-    return {name: value for name, value in self.__dict__.items() if name != '_features'}
-
   def __len__(self) -> int:
     return len(self._captions) // self.captions_per_image
 
   def __getitem__(self, index: int) -> Example:
     key = self.key(index)
-    regions = np.asarray(self._features[index * self._stride], np.float32)
-    if not np.isfinite(regions).all():
-      raise image_ops.UnreadableImageError(
-        f'{key!r}: row {index * self._stride} of {str(self._path)!r} has values that are not finite'
+    row = index * self._stride
+    features = np.asarray(self._features.array[row], np.float32)
+    if not np.isfinite(features).all():
+      raise pipeline.UnreadableError(
+        f'{key!r}: row {row} of {str(self._features.path)!r} has values that are not finite'
       )
     first = index * self.captions_per_image
-    captions = self._captions[first : first + self.captions_per_image]
-    return Example(regions, tuple(captions), key)
+    return Example(features, tuple(self._captions[first : first + self.captions_per_image]), key)
 
   def key(self, index: int) -> str:
     """The id of an image, made of its place where there are no ids."""
-    return f'{self._path.stem}[{index}]' if self._ids is None else self._ids[index]
+    return f'{self._features.path.stem}[{index}]' if self._ids is None else self._ids[index]
 
   def picture(self, index: int) -> Picture | None:
     """The image file that `image_files` names; None without it.
@@ -222,21 +208,13 @@ class ShapeScenesSource:
     captions_per_image: 5.
   """
 
-  captions_per_image = scene_captions.CAPTIONS_PER_SCENE
+  captions_per_image = captions.CAPTIONS_PER_SCENE
 
   def __init__(
     self, name: str, split: str, data_dir: str | os.PathLike[str] | None, region_dim: int
   ):
-    builder = sources.open_prepared(name, data_dir)
-    self._name, self._split, self._region_dim = name, split, region_dim
-    pictures = [
-      feature
-      for feature, kind in builder.info.features.items()
-      if isinstance(kind, tfds.features.Image)
-    ]
-    self._examples = sources.open_split(
-      builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
-    )
+    self._region_dim = region_dim
+    _, self._examples = sources.open_tfds(name, split, data_dir)
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -246,21 +224,19 @@ class ShapeScenesSource:
     key = example['id'].decode()
     try:
       image = image_ops.decode(example['image'], 3)
-    except image_ops.UnreadableImageError as error:
-      raise image_ops.UnreadableImageError(f'{key!r}: {error}') from error
+    except pipeline.UnreadableError as error:
+      raise pipeline.UnreadableError(f'{key!r}: {error}') from error
     objects = example['objects']
-    colors = tuple(shape_scenes.COLORS)
+    colors = tuple(shapes.COLORS)
     items = [
-      scene_captions.Item(
-        shape_scenes.CLASS_NAMES[label], colors[color], shape_scenes.TEXTURES[texture]
-      )
+      captions.Item(shapes.CLASS_NAMES[label], colors[color], shapes.TEXTURES[texture])
       for label, color, texture in zip(
         objects['label'], objects['color'], objects['texture'], strict=True
       )
     ]
     return Example(
-      regions=scene_regions.region_features(np.asarray(image), _boxes(objects), self._region_dim),
-      captions=scene_captions.captions(example['caption'].decode(), items),
+      regions=regions.region_features(np.asarray(image), _boxes(objects), self._region_dim),
+      captions=captions.captions(example['caption'].decode(), items),
       key=key,
     )
 

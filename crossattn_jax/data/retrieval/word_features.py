@@ -6,14 +6,13 @@ no padding, so that the files are as large as what they hold.
 """
 
 from collections.abc import Iterable, Sequence
-import functools
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
-from crossattn_jax.data import image_ops
+from crossattn_jax.data import pipeline
+from crossattn_jax.data.retrieval import mapped_array
 
 
 class WordFeatures:
@@ -43,8 +42,8 @@ class WordFeatures:
     Raises:
       ValueError: a file does not exist or is not as it should be.
     """
-    self._path, lengths_path = _paths(folder, split)
-    for path in (self._path, lengths_path):
+    features_path, lengths_path = paths = _paths(folder, split)
+    for path in paths:
       if not path.is_file():
         raise ValueError(
           f'dataset.word_files={str(folder)!r}: {str(path)!r} does not exist; `python -m '
@@ -62,34 +61,27 @@ class WordFeatures:
         f'at least 1, and at most dataset.max_words={max_words}'
       )
     self._ends = np.cumsum(lengths, dtype=np.int64)
-    words = int(lengths.sum())
-    if self._features.shape != (words, channels) or self._features.dtype.kind != 'f':
+    self._features = mapped_array.MappedArray(features_path)
+    words, found = int(lengths.sum()), self._features.array
+    if found.shape != (words, channels) or found.dtype.kind != 'f':
       raise ValueError(
-        f'{str(self._path)!r} is an array of {self._features.dtype} of shape '
-        f'{self._features.shape}; expected floats [{words}, {channels}]: all words that '
+        f'{str(features_path)!r} is an array of {found.dtype} of shape '
+        f'{found.shape}; expected floats [{words}, {channels}]: all words that '
         f'{lengths_path.name!r} counts, with dataset.word_dim channels'
       )
-
-  @functools.cached_property
-  def _features(self) -> np.ndarray:
-    return np.load(self._path, mmap_mode='r')
-
-  def __getstate__(self) -> dict[str, Any]:
-    # A mapped array would be pickled as a whole.
-    return {name: value for name, value in self.__dict__.items() if name != '_features'}
 
   def __getitem__(self, caption: int) -> np.ndarray:
     """The words of a caption, float32 `[words, channels]`.
 
     Raises:
-      UnreadableImageError: values are not finite.
+      UnreadableError: values are not finite.
     """
     start = self._ends[caption - 1] if caption else 0
-    features = np.asarray(self._features[start : self._ends[caption]], np.float32)
+    features = np.asarray(self._features.array[start : self._ends[caption]], np.float32)
     if not np.isfinite(features).all():
-      raise image_ops.UnreadableImageError(
-        f'caption {caption}: rows {start} to {self._ends[caption] - 1} of {str(self._path)!r} have '
-        'values that are not finite'
+      raise pipeline.UnreadableError(
+        f'caption {caption}: rows {start} to {self._ends[caption] - 1} of '
+        f'{str(self._features.path)!r} have values that are not finite'
       )
     return features
 

@@ -10,8 +10,6 @@ from etils import epy
 import numpy as np
 from scipy.io import wavfile
 
-from crossattn_jax.data.audio import spectrogram
-
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from scipy import signal
 
@@ -28,7 +26,7 @@ CLASS_NAMES = (
 # Clips of each split.
 SIZES = {'train': 2048, 'test': 512}
 
-_RATE = spectrogram.SAMPLE_RATE
+_RATE = 16_000
 _SECONDS = 1.0
 _MOST_EVENTS = 3
 _FADE_SECONDS = 0.02

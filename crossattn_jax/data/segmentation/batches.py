@@ -1,25 +1,19 @@
-"""The input pipeline of semantic segmentation: sources, augmentation and batches, by Grain.
-
-The stream of training examples is a function of the seed alone, as in `classification`. Evaluation
-sees whole images, padded so that few different shapes occur; batches hold one shape each.
-"""
+"""The input pipeline of semantic segmentation: augmentation and batches."""
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import io
 import os
 from typing import Any
 
-import grain
 import ml_collections
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.data import image_ops, pipeline
-from crossattn_jax.data.segmentation import augmentation, photometric, sources
+from crossattn_jax.data.segmentation import augmentation, photometric, sources, taxonomies
 
-IGNORE_LABEL = sources.IGNORE_LABEL
+IGNORE_LABEL = taxonomies.IGNORE_LABEL
 
 CHANNELS = ('rgb', 'bgr')
 TRAIN_SIZES = ('scales', 'ratio')
@@ -33,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
   CCNet itself has `channels = 'bgr'` and another mean.
   """
   config = ml_collections.ConfigDict()
-  # See `segmentation_sources.create_source`.
+  # See `sources.create_source`.
   config.name = 'cityscapes'
   # Folder of TFDS datasets (TFDS's own default if None), or the folder as it was released.
   config.data_dir = ml_collections.config_dict.placeholder(str)
@@ -76,116 +70,19 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def train_dataset(
-  config: ml_collections.ConfigDict,
-  *,
-  batch_size: int,
-  seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> grain.IterDataset:
-  """Returns the endless training batches of one process.
-
-  Args:
-    config: see `default_config`.
-    batch_size: global, over all processes.
-    seed: of order and augmentation.
-    process_index: whose rows.
-    process_count: number of processes, which divides `batch_size`.
-
-  Returns:
-    Batches of numpy arrays, b = batch_size / process_count: `image` float32 `[b, *image_size, 3]`,
-    normalised, `label` int32 `[b, *image_size]`, `skipped` int32 `[b]`, the number of unreadable
-    examples that this row stands in for.
-
-  Raises:
-    ValueError: a wrong value in the config, or a data set that cannot be opened.
-  """
-  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
-  return pipeline.iterate(train_examples(config, seed), config, rows, process_index, process_count)
-
-
-def train_examples(config: ml_collections.ConfigDict, seed: int) -> grain.MapDataset:
-  """Returns the endless stream of augmented examples that `train_dataset` batches.
-
-  Element i is computed when it is asked for, alone: `train_examples(config, seed)[i]`.
-
-  Raises:
-    ValueError: a wrong value in the config, or a data set that cannot be opened.
-  """
-  _check(config)
-  source = sources.create_source(config.name, config.train_split, config.data_dir)
-  order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-  examples = grain.MapDataset.range(len(source))
-  if config.shuffle:
-    examples = examples.shuffle(order_seed)
-  return examples.repeat().random_map(_TrainExample(source, config), seed=augmentation_seed)
-
-
-def eval_dataset(
-  config: ml_collections.ConfigDict,
-  *,
-  batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> grain.IterDataset:
-  """Returns one pass over the evaluation split for one process.
-
-  Images of the same padded size share batches, in the order of the split; the last batch of a size
-  is filled up with rows whose mask is False. Every process gets the same shapes in the same order.
-
-  Args:
-    config: see `default_config`.
-    batch_size: global, over all processes.
-    process_index: whose rows.
-    process_count: number of processes, which divides `batch_size`.
-
-  Returns:
-    Batches of numpy arrays:
-      `image`: float32 `[b, height, width, 3]`, normalised, 0 below and to the right of the image.
-      `image_size`: (height, width) of each image, int32 `[b, 2]`.
-      `label`: int32 `[b, rows, columns]`, 255 where there is no class and beyond the label map.
-      `label_size`: (height, width) of each label map, int32 `[b, 2]`.
-      `mask`: bool `[b]`, False for padding and for unreadable examples.
-      `skipped`: int32 `[b]`, 1 for the latter.
-
-  Raises:
-    ValueError: a wrong value in the config, or a data set that cannot be opened.
-  """
-  _check(config)
-  rows = pipeline.rows_per_process(batch_size, process_index, process_count)
-  source = sources.create_source(config.name, config.eval_split, config.data_dir)
-  sizes = _image_sizes(config.name, config.eval_split, config.data_dir)
-  slots = pipeline.bucket_slots((_bucket(size, config) for size in sizes), batch_size)
-  examples = grain.MapDataset.range(len(slots)).map(_EvalExample(source, config, slots))
-  return pipeline.iterate(examples, config, rows, process_index, process_count)
-
-
-def steps_per_epoch(config: ml_collections.ConfigDict, batch_size: int) -> int:
-  """Number of whole global batches in an epoch of the training split, at least 1."""
-  _check(config)
-  source = sources.create_source(config.name, config.train_split, config.data_dir)
-  return max(1, len(source) // batch_size)
-
-
 def read_image(
   path: str | os.PathLike[str], config: ml_collections.ConfigDict
 ) -> tuple[dict[str, np.ndarray], Image.Image]:
   """Reads an image file as evaluation would.
 
   Returns:
-    A batch of one, as `eval_dataset` has it but for the mask, whose label map has the file's size
+    A batch of one, as evaluation has it but for the mask, whose label map has the file's size
     and no classes, and the image.
 
   Raises:
     ValueError: the file is no readable image.
   """
-  with open(path, 'rb') as file:
-    data = file.read()
-  try:
-    image = image_ops.decode(data, 3)
-  except image_ops.UnreadableImageError as error:
-    raise ValueError(f'cannot read image {os.fspath(path)!r}: {error}') from error
+  image = image_ops.read(path, 3)
   return prepare_image(np.asarray(image), config), image
 
 
@@ -252,13 +149,6 @@ class _Bucket:
   label: tuple[int, int]
 
 
-@functools.lru_cache
-def _image_sizes(name: str, split: str, data_dir: str | None) -> tuple[tuple[int, int], ...]:
-  """(height, width) of every image of a split; read once, however often it is evaluated."""
-  source = sources.create_source(name, split, data_dir)
-  return tuple(source.image_size(index) for index in range(len(source)))
-
-
 def _bucket(size: Sequence[int], config: ml_collections.ConfigDict) -> _Bucket:
   options = config.evaluation
   image_step = label_step = options.bucket_step
@@ -300,30 +190,97 @@ def fit(size: Sequence[int], box: Sequence[int]) -> tuple[int, int]:
   return tuple(int(side * factor + 0.5) for side in size)
 
 
-@dataclasses.dataclass
-class _TrainExample:
-  """Reads, augments and normalises one training example."""
+class Examples(pipeline.Examples):
+  """The images of a split with their label maps.
 
-  source: sources.Source
-  config: ml_collections.ConfigDict
+  Rows of training batches are `image`, float32 `[*image_size, 3]`, normalised, and `label`, int32
+  `[*image_size]`. Evaluation sees whole images, padded so that few different shapes occur; its
+  batches hold one shape each, and their rows are
+    `image`: float32 `[height, width, 3]`, normalised, 0 below and to the right of the image.
+    `image_size`: (height, width) of the image, int32 `[2]`.
+    `label`: int32 `[rows, columns]`, 255 where there is no class and beyond the label map.
+    `label_size`: (height, width) of the label map, int32 `[2]`.
+  """
 
-  def __post_init__(self):
-    config, options = self.config, self.config.augmentation
+  def __init__(self, config: ml_collections.ConfigDict, split: str):
+    super().__init__(config, split)
+    options = config.augmentation
+    self._taxonomy = taxonomies.find_taxonomy(config.name)
     self._crop = tuple(config.image_size)
-    self._taxonomy = sources.find_taxonomy(config.name)
     # Of the pixels beyond the image, in RGB: 0 after normalisation.
     self._padding = _reordered(np.asarray(config.mean, np.float32), config)
     self._by_ratio = options.resize == 'ratio'
     self._scales = tuple(options.scales)
-    self._cache: dict[int, tuple[np.ndarray, np.ndarray, int]] | None = {} if config.cache else None
 
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if self._cache is None:
-      image, label, skipped = self._read(index)
-    else:
-      if index not in self._cache:
-        self._cache[index] = self._read(index)
-      image, label, skipped = self._cache[index]
+  @staticmethod
+  def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses wrong values, naming the key."""
+    require = pipeline.requirement(config)
+
+    def is_choice(key: str, choices: Sequence[str], value: str) -> None:
+      require(value in choices, key, f'one of {", ".join(map(repr, choices))}')
+
+    def is_size(key: str, value: Sequence[int], expected: str) -> None:
+      require(len(value) == 2 and min(value) > 0, key, expected)
+
+    options, evaluation = config.augmentation, config.evaluation
+    is_size('image_size', config.image_size, '(height, width) in pixels')
+    is_choice('channels', CHANNELS, config.channels)
+    require(len(config.mean) == 3, 'mean', 'three values, one per colour')
+    require(len(config.std) == 3 and min(config.std) > 0, 'std', 'three positive values')
+    is_choice('augmentation.resize', TRAIN_SIZES, options.resize)
+    require(
+      len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
+    )
+    is_size('augmentation.base_size', options.base_size, '(long side, short side) in pixels')
+    require(
+      len(options.ratio) == 2 and 0 < options.ratio[0] <= options.ratio[1],
+      'augmentation.ratio',
+      'positive factors (low, high)',
+    )
+    require(
+      0 < options.max_class_share <= 1,
+      'augmentation.max_class_share',
+      'a share of a crop in (0, 1]',
+    )
+    require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
+    require(
+      not options.photometric or options.resize == 'ratio',
+      'augmentation.photometric',
+      "False, or augmentation.resize 'ratio'",
+    )
+    is_choice('evaluation.resize', EVAL_SIZES, evaluation.resize)
+    is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
+    require(evaluation.stretch_to >= 1, 'evaluation.stretch_to', 'at least 1 pixel')
+    require(evaluation.bucket_step >= 1, 'evaluation.bucket_step', 'at least 1 pixel')
+    require(evaluation.label_step >= 1, 'evaluation.label_step', 'at least 1 pixel')
+
+  @staticmethod
+  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
+    """Opens a split."""
+    return sources.create_source(config.name, split, config.data_dir)
+
+  def buckets(self) -> list[_Bucket]:
+    """Shapes that hold each example."""
+    where = self.config.name, self.split, self.config.data_dir
+    sizes = pipeline.image_sizes(sources.create_source, *where)
+    return [_bucket(size, self.config) for size in sizes]
+
+  def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image and the classes of its pixels."""
+    example = self.source[index]
+    image = np.asarray(image_ops.decode(example['image'], 3))
+    label = self._taxonomy.to_classes(_decode_label(example['label']))
+    if label.shape != image.shape[:2]:
+      raise pipeline.UnreadableError(
+        f'the label map has {label.shape[0]} x {label.shape[1]} pixels, the image '
+        f'{image.shape[0]} x {image.shape[1]}'
+      )
+    return image, label
+
+  def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Scales, crops, mirrors and normalises an image and its label map."""
+    (image, label), _, skipped = self.next_readable(index)
     if self._by_ratio:
       pixels, label = self._ratio_crop(image, label, rng)
     else:
@@ -334,18 +291,6 @@ class _TrainExample:
       )
       pixels = _normalized(pixels, self.config)
     return {'image': pixels, 'label': label.astype(np.int32), 'skipped': np.int32(skipped)}
-
-  def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the example at an index, or else the next readable one, and how many were not."""
-    config = self.config
-    described = f'examples of {config.name!r}, split {config.train_split!r},'
-    decoded, _, skipped = pipeline.next_readable(
-      self.source,
-      index,
-      lambda example: _decode(example, self._taxonomy, config, config.train_split),
-      described,
-    )
-    return *decoded, skipped
 
   def _ratio_crop(
     self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
@@ -374,23 +319,10 @@ class _TrainExample:
     pixels = _padded(_normalized(pixels, self.config), self._crop, 0)
     return pixels, _padded(label, self._crop, IGNORE_LABEL)
 
-
-@dataclasses.dataclass
-class _EvalExample:
-  """Reads and normalises one evaluation example; index -1 is padding."""
-
-  source: sources.Source
-  config: ml_collections.ConfigDict
-  slots: list[tuple[_Bucket, int]]
-
-  def __post_init__(self):
-    self._taxonomy = sources.find_taxonomy(self.config.name)
-
-  def __call__(self, slot: int) -> dict[str, np.ndarray]:
-    bucket, index = self.slots[slot]
-    decoded = None
-    if index >= 0:
-      decoded = _decode(self.source[index], self._taxonomy, self.config, self.config.eval_split)
+  def eval_example(
+    self, decoded: tuple[np.ndarray, np.ndarray] | None, index: int, bucket: _Bucket
+  ) -> dict[str, np.ndarray]:
+    """Resizes, normalises and pads an image; pads its label map."""
     if decoded is None:
       # One pixel: a size that every operation on sizes can take.
       image, label = np.zeros((1, 1, 3), np.float32), np.full((1, 1), IGNORE_LABEL)
@@ -402,33 +334,7 @@ class _EvalExample:
       'image_size': np.array(image.shape[:2], np.int32),
       'label': _padded(label.astype(np.int32), bucket.label, IGNORE_LABEL),
       'label_size': np.array(label.shape, np.int32),
-      'mask': np.bool_(decoded is not None),
-      'skipped': np.int32(decoded is None and index >= 0),
     }
-
-
-def _decode(
-  example: sources.Example,
-  taxonomy: sources.Taxonomy,
-  config: ml_collections.ConfigDict,
-  split: str,
-) -> tuple[np.ndarray, np.ndarray] | None:
-  """Decodes an image and its classes; None if that fails and `config.unreadable` is 'skip'."""
-  try:
-    image = np.asarray(image_ops.decode(example['image'], 3))
-    label = taxonomy.to_classes(_decode_label(example['label']))
-    if label.shape != image.shape[:2]:
-      raise image_ops.UnreadableImageError(
-        f'the label map has {label.shape[0]} x {label.shape[1]} pixels, the image '
-        f'{image.shape[0]} x {image.shape[1]}'
-      )
-    return image, label
-  except image_ops.UnreadableImageError as error:
-    message = (
-      f'unreadable example {example["key"]!r} of dataset {config.name!r}, split {split!r}: {error}'
-    )
-    pipeline.refuse_or_skip(message, error, config)
-    return None
 
 
 def _decode_label(data: bytes) -> np.ndarray:
@@ -436,48 +342,6 @@ def _decode_label(data: bytes) -> np.ndarray:
   try:
     label = np.asarray(Image.open(io.BytesIO(data)))
   except (OSError, SyntaxError, ValueError) as error:
-    raise image_ops.UnreadableImageError(f'label map: {error}') from error
+    raise pipeline.UnreadableError(f'label map: {error}') from error
   label = label[..., 0] if label.ndim == 3 else label
   return label.astype(np.uint8)
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-  """Refuses wrong values, naming the key."""
-  pipeline.check_options(config)
-  require = pipeline.requirement(config)
-
-  def is_choice(key: str, choices: Sequence[str], value: str) -> None:
-    require(value in choices, key, f'one of {", ".join(map(repr, choices))}')
-
-  def is_size(key: str, value: Sequence[int], expected: str) -> None:
-    require(len(value) == 2 and min(value) > 0, key, expected)
-
-  options, evaluation = config.augmentation, config.evaluation
-  is_size('image_size', config.image_size, '(height, width) in pixels')
-  is_choice('channels', CHANNELS, config.channels)
-  require(len(config.mean) == 3, 'mean', 'three values, one per colour')
-  require(len(config.std) == 3 and min(config.std) > 0, 'std', 'three positive values')
-  is_choice('augmentation.resize', TRAIN_SIZES, options.resize)
-  require(
-    len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
-  )
-  is_size('augmentation.base_size', options.base_size, '(long side, short side) in pixels')
-  require(
-    len(options.ratio) == 2 and 0 < options.ratio[0] <= options.ratio[1],
-    'augmentation.ratio',
-    'positive factors (low, high)',
-  )
-  require(
-    0 < options.max_class_share <= 1, 'augmentation.max_class_share', 'a share of a crop in (0, 1]'
-  )
-  require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
-  require(
-    not options.photometric or options.resize == 'ratio',
-    'augmentation.photometric',
-    "False, or augmentation.resize 'ratio'",
-  )
-  is_choice('evaluation.resize', EVAL_SIZES, evaluation.resize)
-  is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
-  require(evaluation.stretch_to >= 1, 'evaluation.stretch_to', 'at least 1 pixel')
-  require(evaluation.bucket_step >= 1, 'evaluation.bucket_step', 'at least 1 pixel')
-  require(evaluation.label_step >= 1, 'evaluation.label_step', 'at least 1 pixel')

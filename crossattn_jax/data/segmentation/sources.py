@@ -1,22 +1,12 @@
 """Sources of segmentation examples: random access to encoded images and label maps by index."""
 
-from collections.abc import Callable
-import dataclasses
-import difflib
 import io
 import os
 import pathlib
-from typing import BinaryIO, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
-import numpy as np
-from PIL import Image
-import tensorflow_datasets as tfds
-
-from crossattn_jax.data import sources
-from crossattn_jax.data.scenes import shapes as shape_scenes
-from crossattn_jax.data.segmentation import ade20k, cityscapes
-
-IGNORE_LABEL = 255
+from crossattn_jax.data import image_ops, sources
+from crossattn_jax.data.scenes import shapes
 
 
 class Example(TypedDict):
@@ -27,55 +17,12 @@ class Example(TypedDict):
   key: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Taxonomy:
-  """What the numbers in the files of a data set mean.
-
-  Attributes:
-    class_names: in the order of the classes.
-    palette: a colour of each, uint8 `[classes, 3]`.
-    to_classes: maps labels as the files have them, uint8, to classes and 255.
-    to_labels: the other way.
-  """
-
-  class_names: tuple[str, ...]
-  palette: np.ndarray
-  to_classes: Callable[[np.ndarray], np.ndarray]
-  to_labels: Callable[[np.ndarray], np.ndarray]
-
-  @property
-  def num_classes(self) -> int:
-    """How many classes there are."""
-    return len(self.class_names)
-
-
-def _as_they_are(labels: np.ndarray) -> np.ndarray:
-  return labels
-
-
-CITYSCAPES = Taxonomy(
-  cityscapes.CLASS_NAMES,
-  cityscapes.PALETTE,
-  cityscapes.to_train_ids,
-  cityscapes.to_label_ids,
-)
-ADE20K = Taxonomy(ade20k.CLASS_NAMES, ade20k.PALETTE, ade20k.to_classes, ade20k.to_labels)
-# The things of ADE20K's instance segmentation, which TFDS's `scene_parse150` holds.
-ADE20K_THINGS = Taxonomy(
-  tuple(f'thing {number}' for number in range(1, 101)),
-  cityscapes.voc_palette(101)[1:],
-  ade20k.to_classes,
-  ade20k.to_labels,
-)
-SHAPE_SCENES = Taxonomy(shape_scenes.CLASS_NAMES, shape_scenes.PALETTE, _as_they_are, _as_they_are)
-
-# Of each data set: taxonomy, features of image and label map in TFDS, feature with its name.
+# Features of image, label map and name in TFDS.
 _TFDS = {
-  'cityscapes': (CITYSCAPES, 'image_left', 'segmentation_label', 'image_id'),
-  'scene_parse150': (ADE20K_THINGS, 'image', 'annotation', None),
-  'shape_scenes': (SHAPE_SCENES, 'image', 'segmentation_label', 'id'),
+  'cityscapes': ('image_left', 'segmentation_label', 'image_id'),
+  'scene_parse150': ('image', 'annotation', None),
+  'shape_scenes': ('image', 'segmentation_label', 'id'),
 }
-_FOLDERS = {'cityscapes_folder': CITYSCAPES, 'ade20k_folder': ADE20K}
 
 
 class Source(Protocol):
@@ -87,23 +34,6 @@ class Source(Protocol):
 
   def image_size(self, index: int) -> tuple[int, int]:
     """(height, width) of an image, without decoding it; (1, 1) where that fails."""
-
-
-def find_taxonomy(name: str) -> Taxonomy:
-  """The classes of a data set; needs no files.
-
-  Raises:
-    ValueError: there is no such data set.
-  """
-  bare = name.split('/')[0].split(':')[0]
-  if bare in _TFDS:
-    return _TFDS[bare][0]
-  if name in _FOLDERS:
-    return _FOLDERS[name]
-  known = [*_TFDS, *_FOLDERS]
-  near = difflib.get_close_matches(name, known, n=1)
-  hint = f'did you mean {near[0]!r}? ' if near else ''
-  raise ValueError(f'unknown dataset {name!r}; {hint}known for segmentation: {", ".join(known)}')
 
 
 def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
@@ -120,16 +50,17 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   Raises:
     ValueError: there is no such data set or split, or it is empty.
   """
-  find_taxonomy(name)
-  if name in _FOLDERS:
+  folders = {'cityscapes_folder': _cityscapes_pairs, 'ade20k_folder': _ade20k_pairs}
+  if name in folders:
     if data_dir is None:
       raise ValueError(f'{name!r} needs data_dir: the folder as it was released')
-    pairs = {'cityscapes_folder': _cityscapes_pairs, 'ade20k_folder': _ade20k_pairs}[name]
-    return PairSource(pairs(pathlib.Path(data_dir), split))
-  bare = name.split('/')[0].split(':')[0]
+    return PairSource(folders[name](pathlib.Path(data_dir), split))
+  bare = sources.bare_name(name)
+  if bare not in _TFDS:
+    raise sources.unknown_dataset(name, [*_TFDS, *folders], 'segmentation')
   if bare == 'shape_scenes':
-    shape_scenes.prepare(name, data_dir)
-  return TfdsSource(name, split, data_dir, *_TFDS[bare][1:])
+    shapes.prepare(name, data_dir)
+  return TfdsSource(name, split, data_dir, *_TFDS[bare])
 
 
 class TfdsSource:
@@ -144,24 +75,16 @@ class TfdsSource:
     label: str,
     key: str | None,
   ):
-    builder = sources.open_prepared(name, data_dir)
     self._name, self._split = name, split
     self._image, self._label, self._key = image, label, key
+    features, self._examples = sources.open_tfds(name, split, data_dir)
     for feature in (image, label):
-      if feature not in builder.info.features:
+      if feature not in features:
         raise ValueError(
-          f'dataset {name!r} has no feature {feature!r}; it has {", ".join(builder.info.features)}'
+          f'dataset {name!r} has no feature {feature!r}; it has {", ".join(features)}'
         )
-    pictures = [
-      feature
-      for feature, kind in builder.info.features.items()
-      if isinstance(kind, tfds.features.Image)
-    ]
     # Often all images of a data set have one size.
-    self._size = builder.info.features[image].shape[:2]
-    self._examples = sources.open_split(
-      builder, name, split, data_dir, dict.fromkeys(pictures, tfds.decode.SkipDecoding())
-    )
+    self._size = features[image].shape[:2]
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -177,7 +100,7 @@ class TfdsSource:
     """See `Source`."""
     if None not in self._size:
       return self._size
-    return _size_in_header(io.BytesIO(self._examples[index][self._image]))
+    return image_ops.size_in_header(io.BytesIO(self._examples[index][self._image]))
 
 
 class PairSource:
@@ -203,15 +126,7 @@ class PairSource:
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `Source`."""
-    return _size_in_header(self.pairs[index][0])
-
-
-def _size_in_header(file: str | BinaryIO) -> tuple[int, int]:
-  try:
-    with Image.open(file) as image:
-      return image.height, image.width
-  except OSError:
-    return 1, 1
+    return image_ops.size_in_header(self.pairs[index][0])
 
 
 def _cityscapes_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:

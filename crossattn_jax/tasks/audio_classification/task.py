@@ -37,7 +37,7 @@ def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':
 class AudioClassification(base.Task):
   """Says which of a set of classes are heard in a clip."""
 
-  data = data
+  Examples = data.Examples
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
@@ -46,8 +46,9 @@ class AudioClassification(base.Task):
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
     """Names of the classes; their numbers where the data set is not at hand."""
+    dataset = self.config.dataset
     try:
-      return data.class_names(self.config.dataset)
+      return self.Examples.open_source(dataset, dataset.train_split).class_names
     except (ValueError, FileNotFoundError) as error:
       logging.warning('classes are shown by number: %s', error)
       return tuple(str(index) for index in range(self.model.num_classes))

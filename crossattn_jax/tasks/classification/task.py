@@ -16,7 +16,6 @@ from ml_collections import config_dict
 import numpy as np
 
 from crossattn_jax import models
-from crossattn_jax.data import sources
 from crossattn_jax.data.classification import batches as data
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.metrics import classification as metrics
@@ -68,7 +67,7 @@ def create_task(config: ml_collections.ConfigDict) -> 'Classification':
 class Classification(base.Task):
   """Assigns one of a fixed set of classes to an image."""
 
-  data = data
+  Examples = data.Examples
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
@@ -125,7 +124,7 @@ class Classification(base.Task):
     """Names of the classes; their numbers where the data set is not at hand."""
     dataset = self.config.dataset
     try:
-      return sources.create_source(dataset.name, dataset.train_split, dataset.data_dir).class_names
+      return self.Examples.open_source(dataset, dataset.train_split).class_names
     except (ValueError, FileNotFoundError) as error:
       logging.warning('classes are shown by number: %s', error)
       return tuple(str(index) for index in range(self.model.num_classes))

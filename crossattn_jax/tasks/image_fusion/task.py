@@ -54,7 +54,7 @@ def create_task(config: ml_collections.ConfigDict) -> 'ImageFusion':
 class ImageFusion(base.Task):
   """Makes one image of a registered visible and infrared image."""
 
-  data = data
+  Examples = data.Examples
 
   def __init__(self, config: ml_collections.ConfigDict):
     _check(config)

@@ -84,7 +84,7 @@ def create_task(config: ml_collections.ConfigDict) -> 'Retrieval':
 class Retrieval(base.Task):
   """Finds the captions of an image and the image of a caption."""
 
-  data = data
+  Examples = data.Examples
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
@@ -357,7 +357,7 @@ class Retrieval(base.Task):
         break
     examples = jax.tree.map(lambda *parts: np.concatenate(parts), *encoded)
     config = self.config.dataset
-    source = data.open_split(config, config.eval_split)
+    source = self.Examples.open_source(config, config.eval_split)
     return search.Gallery(source, np.concatenate(numbers), **examples)
 
   def _search(

@@ -1,6 +1,6 @@
 """Computes the features of captions' words once, for models without a text encoder.
 
-  python -m crossattn_jax.tasks.retrieval_words bert.safetensors \
+  python -m crossattn_jax.tasks.retrieval.words bert.safetensors \
     --vocabulary=/data/bert/vocab.txt --output=/data/f30k_precomp \
     /data/f30k_precomp/train_caps.txt /data/f30k_precomp/dev_caps.txt
 
@@ -22,8 +22,7 @@ import numpy as np
 import rich.progress
 
 from crossattn_jax import models
-from crossattn_jax.data.retrieval import sources as retrieval_sources
-from crossattn_jax.data.retrieval import word_features, word_pieces
+from crossattn_jax.data.retrieval import sources, word_features, word_pieces
 from crossattn_jax.models import bert, mmca, variables_io
 
 _CAPTIONS = '_caps.txt'
@@ -97,7 +96,7 @@ def _encoder(model: nn.Module) -> tuple[Callable[..., jax.Array], int]:
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser(
-    prog='python -m crossattn_jax.tasks.retrieval_words',
+    prog='python -m crossattn_jax.tasks.retrieval.words',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       model,
       saved.variables,
       word_pieces.WordPieces(vocabulary, args.max_words),
-      retrieval_sources.read_lines(path),
+      sources.read_lines(path),
       args.output,
       path.name.removesuffix(_CAPTIONS),
       batch_size=args.batch_size,

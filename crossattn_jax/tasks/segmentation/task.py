@@ -15,7 +15,7 @@ import numpy as np
 
 from crossattn_jax import models
 from crossattn_jax.data.segmentation import batches as data
-from crossattn_jax.data.segmentation import sources
+from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.models import segmentor
@@ -90,10 +90,10 @@ def create_task(config: ml_collections.ConfigDict) -> 'Segmentation':
 class Segmentation(base.Task):
   """Assigns one of a fixed set of classes to every pixel of an image."""
 
-  data = data
+  Examples = data.Examples
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self._taxonomy = sources.find_taxonomy(config.dataset.name)
+    self._taxonomy = taxonomies.find_taxonomy(config.dataset.name)
     _check(config)
     super().__init__(config)
     if self.model.num_classes != self._taxonomy.num_classes:
@@ -398,7 +398,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
       f'config.task.consistency_weight={task.consistency_weight} needs a model with an embedding: '
       'set config.model.embedding=16 of a CCNet, or the weight to 0'
     )
-  num_classes = sources.find_taxonomy(config.dataset.name).num_classes
+  num_classes = taxonomies.find_taxonomy(config.dataset.name).num_classes
   if task.class_weights and len(task.class_weights) != num_classes:
     raise ValueError(
       f'config.task.class_weights has {len(task.class_weights)} entries; dataset '

@@ -6,16 +6,28 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from crossattn_jax.data.audio import batches as audio
-from crossattn_jax.data.audio import sources as audio_sources
-from crossattn_jax.data.audio import spectrogram
+from crossattn_jax.data import pipeline
+from crossattn_jax.data.audio import batches as data
+from crossattn_jax.data.audio import sources, spectrogram
 from crossattn_jax.data.scenes import tones
+
+
+def train_batches(config, **arguments):
+  return data.Examples(config, config.train_split).train_batches(**arguments)
+
+
+def eval_batches(config, **arguments):
+  return data.Examples(config, config.eval_split).eval_batches(**arguments)
+
+
+def train_stream(config, seed):
+  return data.Examples(config, config.train_split).train_stream(seed)
 
 
 @pytest.fixture
 def config():
   """The synthesised sounds, every augmentation on."""
-  config = audio.default_config()
+  config = data.default_config()
   config.name = 'tones'
   config.eval_split = 'test'
   config.num_mel_bins = 16
@@ -78,15 +90,15 @@ def test_every_format_decodes_to_the_same_sound():
   ):
     file = io.BytesIO()
     wavfile.write(file, 16_000, samples)
-    decoded = audio_sources.decode(file.getvalue())
+    decoded = sources.decode(file.getvalue())
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(decoded, wave, atol=1 / 128)
-  with pytest.raises(audio_sources.UnreadableAudioError, match=r'no readable \.wav file'):
-    audio_sources.decode(b'no sound')
+  with pytest.raises(pipeline.UnreadableError, match=r'no readable \.wav file'):
+    sources.decode(b'no sound')
 
 
 def test_other_rates_are_resampled(folder):
-  decoded = audio_sources.decode((folder / 'low.wav').read_bytes())
+  decoded = sources.decode((folder / 'low.wav').read_bytes())
   assert len(decoded) == 16_000
   expected = 20000 / 2**15 * _tone(300.0, 16_000)
   np.testing.assert_allclose(decoded[500:-500], expected[500:-500], atol=0.01)
@@ -94,20 +106,20 @@ def test_other_rates_are_resampled(folder):
 
 def test_a_folder_s_labels_count_through_the_training_classes(folder, config):
   config.name, config.data_dir, config.eval_split = 'wav_folder', str(folder), 'eval'
-  assert audio.class_names(config) == ('beep', 'hum', 'whistle')
-  batch = next(iter(audio.eval_dataset(config, batch_size=2)))
+  assert data.Examples(config, 'train').source.class_names == ('beep', 'hum', 'whistle')
+  batch = next(iter(eval_batches(config, batch_size=2)))
   np.testing.assert_array_equal(batch['label'], [[0, 0, 1], [0, 0, 0]])
   np.testing.assert_array_equal(batch['mask'], [True, False])
-  image = audio.read_audio(folder / 'high.wav', config)
+  image = data.read_audio(folder / 'high.wav', config)
   np.testing.assert_array_equal(batch['image'][0], image)
   assert image.shape == (16, 40, 1)
 
 
 def test_audioset_s_table_gives_the_classes_their_order_and_names(folder, config):
   table = 'index,mid,display_name\n0,/m/2,whistle\n1,/m/1,hum\n2,/m/0,beep\n'
-  (folder / audio_sources.CLASS_TABLE).write_text(table)
+  (folder / sources.CLASS_TABLE).write_text(table)
   (folder / 'train.csv').write_text('file,labels\nlow.wav,/m/1\nhigh.wav,"/m/0,/m/2"\n')
-  source = audio_sources.create_source('wav_folder', 'train', folder)
+  source = sources.create_source('wav_folder', 'train', folder)
   assert source.class_names == ('whistle', 'hum', 'beep')
   assert [source.labels(index) for index in range(2)] == [(1,), (0, 2)]
 
@@ -127,7 +139,7 @@ def test_what_is_not_there_is_named(folder, arguments, message):
   if arguments[1] == 'validation':
     (folder / 'other.csv').unlink()
   with pytest.raises(ValueError, match=message):
-    audio_sources.create_source(*arguments, folder, class_names=('hum',))
+    sources.create_source(*arguments, folder, class_names=('hum',))
 
 
 def test_unreadable_clips_stop_or_are_replaced_and_counted(folder, config):
@@ -135,12 +147,12 @@ def test_unreadable_clips_stop_or_are_replaced_and_counted(folder, config):
   config.augmentation.mixup.probability = 0.0
   (folder / 'low.wav').write_bytes(b'damaged')
   with pytest.raises(ValueError, match=r"low\.wav' of dataset 'wav_folder'.*unreadable = 'skip'"):
-    next(iter(audio.eval_dataset(config, batch_size=2)))
+    next(iter(eval_batches(config, batch_size=2)))
   config.unreadable = 'skip'
-  batch = next(iter(audio.eval_dataset(config, batch_size=2)))
+  batch = next(iter(eval_batches(config, batch_size=2)))
   np.testing.assert_array_equal(batch['mask'], [False, True])
   np.testing.assert_array_equal(batch['skipped'], [1, 0])
-  examples = audio.train_examples(config, 0)
+  examples = train_stream(config, 0)
   assert sorted(int(examples[index]['skipped']) for index in range(2)) == [0, 1]
   for index in range(2):
     np.testing.assert_array_equal(examples[index]['label'], [1, 0, 1])
@@ -149,9 +161,9 @@ def test_unreadable_clips_stop_or_are_replaced_and_counted(folder, config):
 @pytest.mark.parametrize('balanced', [False, True])
 def test_batches_do_not_depend_on_the_number_of_processes(config, balanced):
   config.balanced = balanced
-  whole = iter(audio.train_dataset(config, batch_size=4, seed=3))
+  whole = iter(train_batches(config, batch_size=4, seed=3))
   halves = [
-    iter(audio.train_dataset(config, batch_size=4, seed=3, process_index=p, process_count=2))
+    iter(train_batches(config, batch_size=4, seed=3, process_index=p, process_count=2))
     for p in range(2)
   ]
   for _ in range(2):
@@ -162,11 +174,11 @@ def test_batches_do_not_depend_on_the_number_of_processes(config, balanced):
 
 
 def test_an_iterator_resumes_exactly(config):
-  iterator = iter(audio.train_dataset(config, batch_size=2, seed=0))
+  iterator = iter(train_batches(config, batch_size=2, seed=0))
   next(iterator)
   state = iterator.get_state()
   expected = next(iterator)
-  again = iter(audio.train_dataset(config, batch_size=2, seed=0))
+  again = iter(train_batches(config, batch_size=2, seed=0))
   again.set_state(state)
   for key, value in next(again).items():
     np.testing.assert_array_equal(value, expected[key])
@@ -174,10 +186,10 @@ def test_an_iterator_resumes_exactly(config):
 
 def test_mixed_waveforms_carry_mixed_labels(config):
   config.augmentation.mixup.probability = 1.0
-  examples = audio.train_examples(config, 0)
+  examples = train_stream(config, 0)
   labels = np.stack([examples[index]['label'] for index in range(6)])
   assert ((labels > 0) & (labels < 1)).any(axis=1).all()
-  mixed = audio.mix_waveforms(np.array([1.0, 3.0, 2.0]), np.array([4.0, 0.0]), 0.75)
+  mixed = data.mix_waveforms(np.array([1.0, 3.0, 2.0]), np.array([4.0, 0.0]), 0.75)
   np.testing.assert_allclose(mixed, [0.75 * -1 + 0.25 * 2, 0.75 * 1 - 0.25 * 2, 0])
 
 
@@ -186,7 +198,7 @@ def test_masks_are_stripes_of_bounded_width():
   frames = np.ones((20, 12), np.float32)
   widths = set()
   for _ in range(200):
-    masked = audio.mask_stripe(frames, 0, 5, rng)
+    masked = data.mask_stripe(frames, 0, 5, rng)
     rows = np.flatnonzero(~masked.any(axis=1))
     assert masked.sum() == 12 * (20 - len(rows))
     assert (np.diff(rows) == 1).all()
@@ -205,7 +217,7 @@ def test_balanced_sampling_makes_rare_classes_as_frequent():
     def labels(self, index):
       return (int(index >= 90),)
 
-  draw = audio._BalancedIndex(Source())
+  draw = data._BalancedIndex(Source())
   rng = np.random.default_rng(0)
   rare = np.mean([draw(0, rng) >= 90 for _ in range(2000)])
   assert 0.45 < rare < 0.55
@@ -234,4 +246,4 @@ def test_sounds_are_a_function_of_split_and_number():
 def test_wrong_values_are_refused_by_key(config, key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    audio.train_examples(config, 0)
+    train_stream(config, 0)

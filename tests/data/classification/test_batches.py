@@ -5,7 +5,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.data.classification import batches as classification
+from crossattn_jax.data.classification import batches as data
+
+
+def train_batches(config, **arguments):
+  return data.Examples(config, config.train_split).train_batches(**arguments)
+
+
+def eval_batches(config, **arguments):
+  return data.Examples(config, config.eval_split).eval_batches(**arguments)
 
 
 def take(dataset, count: int) -> list[dict[str, np.ndarray]]:
@@ -26,7 +34,7 @@ def assert_equal(actual, expected):
 
 def folder_config(data_dir: str):
   """Pixels pass unchanged, so that batches show the numbers of the images they hold."""
-  config = classification.default_config()
+  config = data.default_config()
   config.name = 'image_folder'
   config.data_dir = data_dir
   config.eval_split = 'val'
@@ -49,7 +57,7 @@ def stream(batches) -> list[int]:
 
 
 def test_train_batches_have_the_documented_form(digits_config):
-  (batch,) = take(classification.train_dataset(digits_config, batch_size=6, seed=0), 1)
+  (batch,) = take(train_batches(digits_config, batch_size=6, seed=0), 1)
   assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
     'image': ((6, 8, 8, 1), 'float32'),
     'label': ((6,), 'int32'),
@@ -58,17 +66,17 @@ def test_train_batches_have_the_documented_form(digits_config):
 
 
 def test_same_seed_gives_the_same_batches_and_another_seed_others(digits_config):
-  first = take(classification.train_dataset(digits_config, batch_size=16, seed=3), 4)
-  again = take(classification.train_dataset(digits_config, batch_size=16, seed=3), 4)
-  other = take(classification.train_dataset(digits_config, batch_size=16, seed=4), 4)
+  first = take(train_batches(digits_config, batch_size=16, seed=3), 4)
+  again = take(train_batches(digits_config, batch_size=16, seed=3), 4)
+  other = take(train_batches(digits_config, batch_size=16, seed=4), 4)
   assert_equal(again, first)
   assert not np.array_equal(other[0]['image'], first[0]['image'])
   assert not np.array_equal(other[0]['label'], first[0]['label'])
 
 
 def test_element_does_not_depend_on_the_batch_size(digits_config):
-  small = take(classification.train_dataset(digits_config, batch_size=8, seed=0), 6)
-  large = take(classification.train_dataset(digits_config, batch_size=24, seed=0), 2)
+  small = take(train_batches(digits_config, batch_size=8, seed=0), 6)
+  large = take(train_batches(digits_config, batch_size=24, seed=0), 2)
   for key in small[0]:
     np.testing.assert_array_equal(
       np.concatenate([batch[key] for batch in small]),
@@ -78,10 +86,10 @@ def test_element_does_not_depend_on_the_batch_size(digits_config):
 
 @pytest.mark.parametrize('process_count', [2, 4])
 def test_processes_hold_contiguous_rows_of_the_same_global_batches(digits_config, process_count):
-  whole = take(classification.train_dataset(digits_config, batch_size=16, seed=0), 3)
+  whole = take(train_batches(digits_config, batch_size=16, seed=0), 3)
   shards = [
     take(
-      classification.train_dataset(
+      train_batches(
         digits_config,
         batch_size=16,
         seed=0,
@@ -101,7 +109,7 @@ def test_processes_hold_contiguous_rows_of_the_same_global_batches(digits_config
 
 def test_epochs_are_permutations_that_differ(image_folder):
   config = folder_config(image_folder('train', {'a': 7, 'b': 5}))
-  batches = take(classification.train_dataset(config, batch_size=4, seed=0), 9)
+  batches = take(train_batches(config, batch_size=4, seed=0), 9)
   epochs = [stream(batches[start : start + 3]) for start in (0, 3, 6)]
   assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
   assert epochs[0] != epochs[1] != epochs[2]
@@ -110,7 +118,7 @@ def test_epochs_are_permutations_that_differ(image_folder):
 def test_without_shuffling_the_order_is_that_of_the_split(image_folder):
   config = folder_config(image_folder('train', {'a': 3, 'b': 2}))
   config.shuffle = False
-  batches = take(classification.train_dataset(config, batch_size=5, seed=0), 2)
+  batches = take(train_batches(config, batch_size=5, seed=0), 2)
   assert [numbers(batch) for batch in batches] == [[0, 1, 2, 3, 4]] * 2
   assert batches[0]['label'].tolist() == [0, 0, 0, 1, 1]
 
@@ -118,25 +126,23 @@ def test_without_shuffling_the_order_is_that_of_the_split(image_folder):
 def test_augmentation_differs_between_epochs(digits_config):
   digits_config.train_split = 'train[:8]'
   digits_config.shuffle = False
-  first, second = take(classification.train_dataset(digits_config, batch_size=8, seed=0), 2)
+  first, second = take(train_batches(digits_config, batch_size=8, seed=0), 2)
   np.testing.assert_array_equal(first['label'], second['label'])
   assert not np.array_equal(first['image'], second['image'])
 
 
 def test_cached_images_give_the_same_batches(digits_config):
   digits_config.train_split = 'train[:32]'
-  expected = take(classification.train_dataset(digits_config, batch_size=16, seed=0), 6)
+  expected = take(train_batches(digits_config, batch_size=16, seed=0), 6)
   digits_config.cache = True
-  assert_equal(
-    take(classification.train_dataset(digits_config, batch_size=16, seed=0), 6), expected
-  )
+  assert_equal(take(train_batches(digits_config, batch_size=16, seed=0), 6), expected)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_resumes_bit_exactly_from_a_json_state(digits_config, num_workers):
-  expected = take(classification.train_dataset(digits_config, batch_size=8, seed=0), 8)
+  expected = take(train_batches(digits_config, batch_size=8, seed=0), 8)
   digits_config.num_workers = num_workers
-  dataset = classification.train_dataset(digits_config, batch_size=8, seed=0)
+  dataset = train_batches(digits_config, batch_size=8, seed=0)
   iterator = iter(dataset)
   head = [{k: np.array(v) for k, v in next(iterator).items()} for _ in range(3)]
   state = json.dumps(iterator.get_state())
@@ -153,15 +159,15 @@ def test_repeated_augmentation_follows_the_sampler_of_the_recipe(image_folder):
   config.shuffle = False
   config.repeated_augmentation = 3
   # An epoch of 540 images is floor(540 / 256) * 256 = 512 samples: 171 images, the last one twice.
-  assert classification.steps_per_epoch(config, 128) == 4
-  batches = take(classification.train_dataset(config, batch_size=128, seed=0), 5)
+  assert data.Examples(config, config.train_split).steps_per_epoch(128) == 4
+  batches = take(train_batches(config, batch_size=128, seed=0), 5)
   assert stream(batches) == [p // 3 for p in range(512)] + [p // 3 for p in range(128)]
 
 
 def test_repeated_augmentation_augments_every_copy_differently(digits_config):
   digits_config.repeated_augmentation = 3
   digits_config.augmentation.random_erasing.probability = 1.0
-  (batch,) = take(classification.train_dataset(digits_config, batch_size=6, seed=0), 1)
+  (batch,) = take(train_batches(digits_config, batch_size=6, seed=0), 1)
   assert batch['label'][:3].tolist() == [batch['label'][0]] * 3
   assert not np.array_equal(batch['image'][0], batch['image'][1])
 
@@ -169,9 +175,7 @@ def test_repeated_augmentation_augments_every_copy_differently(digits_config):
 def test_repeated_augmentation_reshuffles_over_all_images(image_folder):
   config = folder_config(image_folder('train', {'a': 256}))
   config.repeated_augmentation = 3
-  epochs = [
-    numbers(b) for b in take(classification.train_dataset(config, batch_size=256, seed=0), 2)
-  ]
+  epochs = [numbers(b) for b in take(train_batches(config, batch_size=256, seed=0), 2)]
   assert [len(set(epoch)) for epoch in epochs] == [86, 86]
   assert set(epochs[0]) != set(epochs[1])
 
@@ -182,12 +186,12 @@ def test_repeated_augmentation_of_too_few_images_is_refused(image_folder):
   with pytest.raises(
     ValueError, match=r'dataset\.repeated_augmentation needs at least 256 examples'
   ):
-    classification.train_dataset(config, batch_size=8, seed=0)
+    train_batches(config, batch_size=8, seed=0)
 
 
 def test_steps_per_epoch_counts_whole_batches(digits_config):
-  assert classification.steps_per_epoch(digits_config, 128) == 1442 // 128
-  assert classification.steps_per_epoch(digits_config, 4096) == 1
+  assert data.Examples(digits_config, digits_config.train_split).steps_per_epoch(128) == 1442 // 128
+  assert data.Examples(digits_config, digits_config.train_split).steps_per_epoch(4096) == 1
 
 
 @pytest.mark.parametrize('process_count', [1, 2, 4])
@@ -197,9 +201,7 @@ def test_evaluation_counts_every_example_once(image_folder, batch_size, process_
   config = folder_config(image_folder('val', {'a': 9, 'b': 8}))
   shards = [
     take(
-      classification.eval_dataset(
-        config, batch_size=batch_size, process_index=index, process_count=process_count
-      ),
+      eval_batches(config, batch_size=batch_size, process_index=index, process_count=process_count),
       1000,
     )
     for index in range(process_count)
@@ -216,18 +218,18 @@ def test_evaluation_counts_every_example_once(image_folder, batch_size, process_
 
 
 def test_evaluation_in_a_worker_equals_evaluation_in_process(digits_config):
-  expected = take(classification.eval_dataset(digits_config, batch_size=100), 10)
+  expected = take(eval_batches(digits_config, batch_size=100), 10)
   assert sum(int(batch['mask'].sum()) for batch in expected) == 355
   digits_config.num_workers = 1
-  assert_equal(take(classification.eval_dataset(digits_config, batch_size=100), 10), expected)
+  assert_equal(take(eval_batches(digits_config, batch_size=100), 10), expected)
 
 
 def test_small_evaluation_images_are_neither_resized_nor_cropped(digits_config):
-  (batch,) = take(classification.eval_dataset(digits_config, batch_size=1), 1)
-  source = classification.sources.create_source('digits', 'test', digits_config.data_dir)
-  image = classification.image_ops.decode(source[0]['image'], 1)
+  (batch,) = take(eval_batches(digits_config, batch_size=1), 1)
+  source = data.sources.create_source('digits', 'test', digits_config.data_dir)
+  image = data.image_ops.decode(source[0]['image'], 1)
   np.testing.assert_array_equal(
-    classification.denormalize(batch['image'], digits_config)[0, ..., 0], np.asarray(image)
+    data.denormalize(batch['image'], digits_config)[0, ..., 0], np.asarray(image)
   )
   np.testing.assert_allclose(batch['image'][0, ..., 0], np.asarray(image) / 127.5 - 1, atol=1e-6)
 
@@ -245,7 +247,7 @@ def test_unreadable_training_image_is_an_error_that_names_it(image_folder, num_w
   path = break_image(config.data_dir, 'train/a/002.png')
   config.num_workers = num_workers
   with pytest.raises(Exception, match='unreadable image') as error:
-    take(classification.train_dataset(config, batch_size=4, seed=0), 1)
+    take(train_batches(config, batch_size=4, seed=0), 1)
   message = str(error.value)
   assert path in message
   assert "dataset 'image_folder', split 'train'" in message
@@ -259,7 +261,7 @@ def test_unreadable_training_image_is_replaced_by_the_next_and_counted(image_fol
   config.shuffle = False
   config.unreadable = 'skip'
   with caplog.at_level('WARNING'):
-    (batch,) = take(classification.train_dataset(config, batch_size=5, seed=0), 1)
+    (batch,) = take(train_batches(config, batch_size=5, seed=0), 1)
   assert numbers(batch) == [0, 1, 3, 3, 0]
   assert batch['skipped'].tolist() == [0, 0, 1, 0, 1]
   assert path in caplog.text
@@ -271,7 +273,7 @@ def test_training_set_without_a_readable_image_is_an_error(image_folder):
     break_image(config.data_dir, f'train/a/{name}.png')
   config.unreadable = 'skip'
   with pytest.raises(ValueError, match='none of the 2 images'):
-    take(classification.train_dataset(config, batch_size=2, seed=0), 1)
+    take(train_batches(config, batch_size=2, seed=0), 1)
 
 
 def test_unreadable_evaluation_image_is_masked_and_counted(image_folder):
@@ -279,9 +281,9 @@ def test_unreadable_evaluation_image_is_masked_and_counted(image_folder):
   config = folder_config(image_folder('val', {'a': 3}))
   break_image(config.data_dir, 'val/a/001.png')
   with pytest.raises(ValueError, match=r"unreadable image .*001\.png.*split 'val'"):
-    take(classification.eval_dataset(config, batch_size=4), 1)
+    take(eval_batches(config, batch_size=4), 1)
   config.unreadable = 'skip'
-  (batch,) = take(classification.eval_dataset(config, batch_size=4), 1)
+  (batch,) = take(eval_batches(config, batch_size=4), 1)
   assert batch['mask'].tolist() == [True, False, True, False]
   assert batch['skipped'].tolist() == [0, 1, 0, 0]
 
@@ -289,7 +291,7 @@ def test_unreadable_evaluation_image_is_masked_and_counted(image_folder):
 def test_evaluation_labels_count_through_the_training_classes(image_folder):
   image_folder('train', {'a': 1, 'b': 1, 'c': 1})
   config = folder_config(image_folder('val', {'a': 1, 'c': 1}))
-  (batch,) = take(classification.eval_dataset(config, batch_size=2), 1)
+  (batch,) = take(eval_batches(config, batch_size=2), 1)
   assert batch['label'].tolist() == [0, 2]
 
 
@@ -297,15 +299,15 @@ def test_evaluation_class_that_training_lacks_is_refused(image_folder):
   image_folder('train', {'a': 1})
   config = folder_config(image_folder('val', {'a': 1, 'z': 1}))
   with pytest.raises(ValueError, match="has a class 'z' that is not among the 1 expected"):
-    classification.eval_dataset(config, batch_size=2)
+    eval_batches(config, batch_size=2)
 
 
 def test_read_image_equals_the_evaluation_batch(image_folder):
   image_folder('train', {'a': 1})
   config = folder_config(image_folder('val', {'a': 1}))
   config.image_size = (40, 48)
-  (batch,) = take(classification.eval_dataset(config, batch_size=1), 1)
-  image, picture = classification.read_image(f'{config.data_dir}/val/a/000.png', config)
+  (batch,) = take(eval_batches(config, batch_size=1), 1)
+  image, picture = data.read_image(f'{config.data_dir}/val/a/000.png', config)
   np.testing.assert_array_equal(image, batch['image'][0])
   assert isinstance(picture, Image.Image)
   assert picture.size == (48, 40)
@@ -315,7 +317,7 @@ def test_read_image_of_another_file_names_it(tmp_path, digits_config):
   path = tmp_path / 'notes.txt'
   path.write_text('no image')
   with pytest.raises(ValueError, match=r'cannot read image .*notes\.txt'):
-    classification.read_image(path, digits_config)
+    data.read_image(path, digits_config)
 
 
 @pytest.mark.parametrize(
@@ -348,14 +350,14 @@ def test_read_image_of_another_file_names_it(tmp_path, digits_config):
   ids=str,
 )
 def test_wrong_value_is_refused_by_the_name_of_its_key(key, value):
-  config = classification.default_config()
+  config = data.default_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=f'^dataset.{key} must be '):
-    classification.train_dataset(config, batch_size=8, seed=0)
+    train_batches(config, batch_size=8, seed=0)
 
 
 def test_batch_that_the_processes_cannot_share_is_refused(digits_config):
   with pytest.raises(ValueError, match='positive multiple of the 4 processes, got 6'):
-    classification.train_dataset(digits_config, batch_size=6, seed=0, process_count=4)
+    train_batches(digits_config, batch_size=6, seed=0, process_count=4)
   with pytest.raises(ValueError, match=r'process_index must be in \[0, 2\), got 2'):
-    classification.eval_dataset(digits_config, batch_size=6, process_index=2, process_count=2)
+    eval_batches(digits_config, batch_size=6, process_index=2, process_count=2)

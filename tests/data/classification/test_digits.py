@@ -9,8 +9,7 @@ import pytest
 from sklearn import datasets
 import tensorflow_datasets as tfds
 
-from crossattn_jax.data import sources
-from crossattn_jax.data.classification import digits
+from crossattn_jax.data.classification import digits, sources
 
 
 def test_splits_are_stratified_and_disjoint_and_hold_every_digit(digits_dir):

@@ -7,6 +7,18 @@ from crossattn_jax.data.image_fusion import batches as data
 from crossattn_jax.data.image_fusion import sources
 
 
+def train_batches(config, **arguments):
+  return data.Examples(config, config.train_split).train_batches(**arguments)
+
+
+def eval_batches(config, **arguments):
+  return data.Examples(config, config.eval_split).eval_batches(**arguments)
+
+
+def train_stream(config, seed):
+  return data.Examples(config, config.train_split).train_stream(seed)
+
+
 def _write(folder, names, size=(20, 24), suffix='png'):
   """Images of which the visible and the infrared one of a name have related levels."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -63,14 +75,14 @@ def test_an_image_without_partner_is_named_and_where_it_would_be(config, tmp_pat
   _write(tmp_path / 'train' / lonely, ('d',))
   expected = rf"train/{lonely}/d\.png' has no partner: expected '.*train/{where}' to have"
   with pytest.raises(ValueError, match=expected):
-    data.train_examples(config, 0)
+    train_stream(config, 0)
 
 
 def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path):
   _write(tmp_path / 'train' / 'ir', ('b',), size=(20, 26))
   message = r"train/vi/b\.png' has 20 x 24 pixels, '.*train/ir/b\.png' 20 x 26; pairs must be"
   with pytest.raises(ValueError, match=message):
-    [data.train_examples(config, 0)[i] for i in range(60)]
+    [train_stream(config, 0)[i] for i in range(60)]
   with pytest.raises(ValueError, match=message):
     data.read_pair(tmp_path / 'train/vi/b.png', tmp_path / 'train/ir/b.png')
 
@@ -79,16 +91,16 @@ def test_an_unreadable_pair_is_skipped_on_request(config, tmp_path):
   (tmp_path / 'train' / 'ir' / 'b.png').write_bytes(b'no image')
   (tmp_path / 'test' / 'ir' / 'b.png').write_bytes(b'no image')
   config.unreadable = 'skip'
-  examples = data.train_examples(config, 0)
+  examples = train_stream(config, 0)
   assert sum(int(examples[i]['skipped']) for i in range(60)) == 20
-  (batch,) = list(data.eval_dataset(config, batch_size=3))
+  (batch,) = list(eval_batches(config, batch_size=3))
   assert batch['mask'].tolist() == [True, False, True]
   assert batch['skipped'].tolist() == [0, 1, 0]
 
 
 def test_both_images_are_cropped_at_the_same_place_and_each_pair_as_often_as_said(config):
   config.crops_per_pair = 4
-  examples = [data.train_examples(config, 3)[i] for i in range(12)]
+  examples = [train_stream(config, 3)[i] for i in range(12)]
   for example in examples:
     assert example['visible'].shape == (8, 8, 1)
     np.testing.assert_array_equal(example['visible'], example['infrared'])
@@ -106,13 +118,13 @@ def test_both_images_are_cropped_at_the_same_place_and_each_pair_as_often_as_sai
 
   origins = [origin(example['visible'][..., 0]) for example in examples]
   assert np.bincount(origins).tolist() == [4, 4, 4]
-  assert data.steps_per_epoch(config, 5) == 2
+  assert data.Examples(config, config.train_split).steps_per_epoch(5) == 2
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes(config):
   def batches(index, count):
     iterator = iter(
-      data.train_dataset(config, batch_size=4, seed=1, process_index=index, process_count=count)
+      train_batches(config, batch_size=4, seed=1, process_index=index, process_count=count)
     )
     return [next(iterator)['visible'] for _ in range(3)]
 
@@ -125,7 +137,7 @@ def test_evaluation_sees_every_pair_once_in_buckets(config, tmp_path):
   for kind in ('vi', 'ir'):
     _write(tmp_path / 'test' / kind, ('d',), size=(33, 30))
   config.evaluation.bucket_step = 32
-  batches = list(data.eval_dataset(config, batch_size=2))
+  batches = list(eval_batches(config, batch_size=2))
   assert [batch['visible'].shape for batch in batches] == [(2, 32, 32, 1)] * 2 + [(2, 64, 32, 1)]
   assert sum(batch['mask'].sum() for batch in batches) == 4
   last = batches[-1]
@@ -149,10 +161,10 @@ def test_luma_of_grey_is_itself_and_colours_survive_their_own_luma():
 def test_wrong_values_are_refused_by_key(config):
   config.evaluation.bucket_step = 6
   with pytest.raises(ValueError, match=r'dataset\.evaluation\.bucket_step must be a positive mult'):
-    data.eval_dataset(config, batch_size=1)
+    eval_batches(config, batch_size=1)
   config.evaluation.bucket_step = 8
   config.image_size = (32, 8)
   with pytest.raises(ValueError, match=r'20 x 24 pixels, less than the crops: set dataset\.image'):
-    data.train_examples(config, 0)[0]
+    train_stream(config, 0)[0]
   with pytest.raises(ValueError, match="unknown dataset 'msr'; did you mean 'msrs'"):
     sources.create_source('msr', 'train', config.data_dir)

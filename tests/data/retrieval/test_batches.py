@@ -12,6 +12,19 @@ from crossattn_jax.data.scenes import captions as scene_captions
 from crossattn_jax.data.scenes import regions as scene_regions
 from crossattn_jax.data.scenes import shapes as shape_scenes
 
+
+def train_batches(config, **arguments):
+  return data.Examples(config, config.train_split).train_batches(**arguments)
+
+
+def eval_batches(config, **arguments):
+  return data.Examples(config, config.eval_split).eval_batches(**arguments)
+
+
+def train_stream(config, seed):
+  return data.Examples(config, config.train_split).train_stream(seed)
+
+
 _VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'image', 'caption', *'012345', '##1')
 
 
@@ -70,7 +83,7 @@ def test_ids_are_one_of_each_image_or_of_each_caption(tmp_path, count):
 def test_region_files_are_mapped_and_not_sent_to_workers(tmp_path):
   _write_split(tmp_path, 'test', 40, regions=20, channels=50)
   source = sources.create_source('region_files', 'test', tmp_path)
-  assert isinstance(source._features, np.memmap)
+  assert isinstance(source._features.array, np.memmap)
   pickled = pickle.dumps(source)
   assert len(pickled) < 20_000
   np.testing.assert_array_equal(pickle.loads(pickled)[39].regions, source[39].regions)
@@ -127,7 +140,7 @@ def test_a_vocabulary_is_asked_for_and_checked(config, tmp_path):
 
 
 def test_an_epoch_has_every_caption_once_with_its_image(config):
-  examples = [data.train_examples(config, 3)[i] for i in range(60)]
+  examples = [train_stream(config, 3)[i] for i in range(60)]
   words = data.tokenizer(config)
   seen = []
   for example in examples:
@@ -140,13 +153,13 @@ def test_an_epoch_has_every_caption_once_with_its_image(config):
   assert len(set(seen[:30])) == len(set(seen[30:])) == 30
   assert seen[:30] != seen[30:]
   assert [int(example['epoch']) for example in examples] == [0] * 30 + [1] * 30
-  assert data.steps_per_epoch(config, 4) == 7
+  assert data.Examples(config, config.train_split).steps_per_epoch(4) == 7
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes(config):
   def batches(index, count):
     iterator = iter(
-      data.train_dataset(config, batch_size=4, seed=1, process_index=index, process_count=count)
+      train_batches(config, batch_size=4, seed=1, process_index=index, process_count=count)
     )
     return [next(iterator)['words'] for _ in range(3)]
 
@@ -157,7 +170,7 @@ def test_global_batches_are_the_same_for_any_number_of_processes(config):
 
 def test_evaluation_sees_the_first_images_in_order_with_all_captions(config):
   config.eval_images = 3
-  first, second = data.eval_dataset(config, batch_size=2)
+  first, second = eval_batches(config, batch_size=2)
   assert first['words'].shape == first['word_mask'].shape == (2, 5, 8)
   assert first['mask'].tolist() == [True, True]
   assert second['mask'].tolist() == [True, False]
@@ -180,7 +193,7 @@ def test_words_may_be_features_that_were_computed_before(config, tmp_path):
     ]
     word_features.write_word_features(tmp_path, split, lengths, captions, 3)
   config.word_files, config.word_dim, config.vocabulary = str(tmp_path), 3, None
-  example = data.train_examples(config, 3)[0]
+  example = train_stream(config, 3)[0]
   assert example['words'].shape == (8, 3)
   count = int(example['word_mask'].sum())
   assert example['word_mask'].tolist() == [True] * count + [False] * (8 - count)
@@ -189,14 +202,14 @@ def test_words_may_be_features_that_were_computed_before(config, tmp_path):
   assert not example['words'][count:].any()
 
   config.eval_images = 3
-  first, second = data.eval_dataset(config, batch_size=2)
+  first, second = eval_batches(config, batch_size=2)
   assert first['words'].shape == second['words'].shape == (2, 5, 8, 3)
   assert first['words'].dtype == second['words'].dtype == np.float32
   np.testing.assert_allclose(first['words'][1, :, 0, 1], 1 + np.arange(5) / 10, rtol=1e-6)
   assert first['word_mask'].sum(axis=-1).tolist() == [[1, 2, 3, 4, 5]] * 2
   config.word_dim = 4
   with pytest.raises(ValueError, match=r"dev_words\.npy' .* expected floats \[60, 4\]"):
-    data.eval_dataset(config, batch_size=2)
+    eval_batches(config, batch_size=2)
 
 
 def test_word_features_that_are_not_finite_are_skipped_on_request(config, tmp_path):
@@ -204,9 +217,9 @@ def test_word_features_that_are_not_finite_are_skipped_on_request(config, tmp_pa
   word_features.write_word_features(tmp_path, 'dev', [1] * 20, captions, 3)
   config.word_files, config.word_dim = str(tmp_path), 3
   with pytest.raises(ValueError, match=r'caption 7: rows 7 to 7 of .*dev_words\.npy.* not finite'):
-    list(data.eval_dataset(config, batch_size=4))
+    list(eval_batches(config, batch_size=4))
   config.unreadable = 'skip'
-  (batch,) = data.eval_dataset(config, batch_size=4)
+  (batch,) = eval_batches(config, batch_size=4)
   assert batch['mask'].tolist() == [True, False, True, True]
 
 
@@ -217,13 +230,13 @@ def test_regions_that_are_not_finite_are_skipped_on_request(config, tmp_path):
     np.save(tmp_path / f'{split}_ims.npy', rows)
   message = r"'train_ims\[1\]': row 1 of .* values that are not finite; repair or remove it"
   with pytest.raises(ValueError, match=message):
-    [data.train_examples(config, 0)[i] for i in range(30)]
+    [train_stream(config, 0)[i] for i in range(30)]
   config.unreadable, config.cache = 'skip', True
-  examples = data.train_examples(config, 0)
+  examples = train_stream(config, 0)
   skipped = [examples[i] for i in range(30) if examples[i]['skipped']]
   assert [example['regions'][0, 0] for example in skipped] == [2] * 5
   assert [example['image'] for example in skipped] == [2] * 5
-  first, _ = data.eval_dataset(config, batch_size=2)
+  first, _ = eval_batches(config, batch_size=2)
   assert first['mask'].tolist() == [True, False]
   assert first['skipped'].tolist() == [0, 1]
 
@@ -240,11 +253,11 @@ def test_regions_that_are_not_finite_are_skipped_on_request(config, tmp_path):
 def test_wrong_values_are_refused_by_key(config, key, value, message):
   config[key] = value
   with pytest.raises(ValueError, match=message):
-    list(data.eval_dataset(config, batch_size=2))
+    list(eval_batches(config, batch_size=2))
 
 
 def test_scenes_have_five_captions_of_known_words(scenes_config):
-  source = data.open_split(scenes_config, 'train')
+  source = data.Examples.open_source(scenes_config, 'train')
   known = set(scene_captions.vocabulary())
   for example in map(source.__getitem__, range(len(source))):
     assert len(set(example.captions)) == 5
@@ -276,8 +289,8 @@ def test_captions_of_a_scene_say_what_its_objects_are():
 
 
 def test_regions_of_a_scene_are_its_image_and_its_boxes(scenes_config):
-  source = data.open_split(scenes_config, 'train')
-  batch = next(iter(data.train_dataset(scenes_config, batch_size=6, seed=0)))
+  source = data.Examples.open_source(scenes_config, 'train')
+  batch = next(iter(train_batches(scenes_config, batch_size=6, seed=0)))
   assert batch['regions'].shape == (6, 8, 32)
   for row, index in enumerate(batch['image']):
     picture = source.picture(int(index))

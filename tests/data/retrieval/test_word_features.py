@@ -35,7 +35,7 @@ def test_features_are_mapped_and_not_sent_to_workers(tmp_path):
   large = (np.zeros((1, 5000), np.float32) for _ in range(3))
   word_features.write_word_features(tmp_path, 'dev', [1, 1, 1], large, 5000)
   features = _open(tmp_path, channels=5000)
-  assert isinstance(features._features, np.memmap)
+  assert isinstance(features._features.array, np.memmap)
   assert len(pickle.dumps(features)) < 2000
 
 

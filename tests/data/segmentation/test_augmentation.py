@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crossattn_jax.data.segmentation import augmentation, cityscapes
+from crossattn_jax.data.segmentation import augmentation, taxonomies
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(256, size=(20, 30, 3), dtype=np.uint8)
@@ -41,10 +41,10 @@ def test_draws_stay_inside_and_reach_the_borders():
 
 
 def test_cityscapes_ids_go_there_and_back():
-  classes = np.arange(19)
-  np.testing.assert_array_equal(cityscapes.to_train_ids(cityscapes.to_label_ids(classes)), classes)
+  cityscapes, classes = taxonomies.CITYSCAPES, np.arange(19)
+  np.testing.assert_array_equal(cityscapes.to_classes(cityscapes.to_labels(classes)), classes)
   ignored = [0, 1, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255]
-  assert (cityscapes.to_train_ids(np.array(ignored)) == 255).all()
-  assert cityscapes.to_label_ids(np.array([255])) == 0
-  assert cityscapes.CLASS_NAMES[13] == 'car'
-  assert cityscapes.LABEL_IDS[13] == 26
+  assert (cityscapes.to_classes(np.array(ignored)) == 255).all()
+  assert cityscapes.to_labels(np.array([255])) == 0
+  assert cityscapes.class_names[13] == 'car'
+  assert cityscapes.to_labels(np.array([13])) == 26

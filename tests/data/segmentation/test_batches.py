@@ -11,8 +11,20 @@ import pytest
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from crossattn_jax.data.scenes import shapes as shape_scenes
-from crossattn_jax.data.segmentation import augmentation, cityscapes, photometric, sources
-from crossattn_jax.data.segmentation import batches as segmentation
+from crossattn_jax.data.segmentation import augmentation, photometric, sources, taxonomies
+from crossattn_jax.data.segmentation import batches as data
+
+
+def train_batches(config, **arguments):
+  return data.Examples(config, config.train_split).train_batches(**arguments)
+
+
+def eval_batches(config, **arguments):
+  return data.Examples(config, config.eval_split).eval_batches(**arguments)
+
+
+def train_stream(config, seed):
+  return data.Examples(config, config.train_split).train_stream(seed)
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +36,7 @@ def scenes_dir(tmp_path_factory) -> str:
 
 @pytest.fixture
 def config(scenes_dir):
-  config = segmentation.default_config()
+  config = data.default_config()
   config.name = 'shape_scenes/tiny'
   config.data_dir = scenes_dir
   config.image_size = (48, 40)
@@ -47,7 +59,7 @@ def ade20k_dir(tmp_path):
 
 @pytest.fixture
 def ade20k_config(ade20k_dir):
-  config = segmentation.default_config()
+  config = data.default_config()
   config.name, config.data_dir = 'ade20k_folder', ade20k_dir
   config.train_split, config.eval_split = 'training', 'validation'
   config.image_size = (32, 32)
@@ -74,7 +86,7 @@ def assert_equal(actual, expected):
 
 
 def test_train_batches_have_the_documented_form(config):
-  (batch,) = take(segmentation.train_dataset(config, batch_size=6, seed=0), 1)
+  (batch,) = take(train_batches(config, batch_size=6, seed=0), 1)
   assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
     'image': ((6, 48, 40, 3), 'float32'),
     'label': ((6, 48, 40), 'int32'),
@@ -87,12 +99,10 @@ def test_train_batches_have_the_documented_form(config):
 def test_processes_hold_contiguous_rows_of_one_stream_that_the_seed_determines(config, recipe):
   config.augmentation.resize = recipe
   config.augmentation.base_size = (128, 64)
-  whole = take(segmentation.train_dataset(config, batch_size=8, seed=0), 4)
+  whole = take(train_batches(config, batch_size=8, seed=0), 4)
   parts = [
     take(
-      segmentation.train_dataset(
-        config, batch_size=8, seed=0, process_index=index, process_count=2
-      ),
+      train_batches(config, batch_size=8, seed=0, process_index=index, process_count=2),
       4,
     )
     for index in range(2)
@@ -101,15 +111,15 @@ def test_processes_hold_contiguous_rows_of_one_stream_that_the_seed_determines(c
     {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
   ]
   assert_equal(joined, whole)
-  (other,) = take(segmentation.train_dataset(config, batch_size=8, seed=1), 1)
+  (other,) = take(train_batches(config, batch_size=8, seed=1), 1)
   assert not np.array_equal(other['image'], whole[0]['image'])
 
 
 def test_resumes_bit_exactly_from_a_json_state(config):
-  dataset = segmentation.train_dataset(config, batch_size=8, seed=0)
+  dataset = train_batches(config, batch_size=8, seed=0)
   expected = take(dataset, 6)
   config.cache = True
-  iterator = iter(segmentation.train_dataset(config, batch_size=8, seed=0))
+  iterator = iter(train_batches(config, batch_size=8, seed=0))
   head = [next(iterator) for _ in range(2)]
   state = json.dumps(iterator.get_state())
   iterator.close()
@@ -124,19 +134,19 @@ def test_colours_are_in_the_order_of_the_config(config):
   config.augmentation.scales, config.augmentation.flip = (1.0,), 0.0
   config.image_size, config.shuffle = (64, 64), False
   config.mean, config.std = (0.0,) * 3, (1.0,) * 3
-  (rgb,) = take(segmentation.train_dataset(config, batch_size=2, seed=0), 1)
+  (rgb,) = take(train_batches(config, batch_size=2, seed=0), 1)
   config.channels, config.mean = 'bgr', (100.0, 110.0, 120.0)
-  (bgr,) = take(segmentation.train_dataset(config, batch_size=2, seed=0), 1)
+  (bgr,) = take(train_batches(config, batch_size=2, seed=0), 1)
   np.testing.assert_array_equal(bgr['image'][..., ::-1] + (120, 110, 100), rgb['image'])
   np.testing.assert_array_equal(
-    segmentation.denormalize(bgr['image'], config), rgb['image'].astype(np.uint8)
+    data.denormalize(bgr['image'], config), rgb['image'].astype(np.uint8)
   )
 
 
 def test_beyond_the_image_is_the_mean_colour_and_no_class(config):
   config.image_size, config.augmentation.scales = (80, 72), (0.5,)
   config.augmentation.flip = 0.0
-  (batch,) = take(segmentation.train_dataset(config, batch_size=2, seed=0), 1)
+  (batch,) = take(train_batches(config, batch_size=2, seed=0), 1)
   assert (batch['image'][:, 32:] == 0).all()
   assert (batch['image'][:, :, 32:] == 0).all()
   assert (batch['label'][:, 32:] == 255).all()
@@ -149,7 +159,7 @@ def test_crops_that_one_class_fills_are_drawn_again(config):
 
   def share_of_ground(limit):
     config.augmentation.max_class_share = limit
-    batches = take(segmentation.train_dataset(config, batch_size=24, seed=0), 4)
+    batches = take(train_batches(config, batch_size=24, seed=0), 4)
     labels = np.concatenate([batch['label'] for batch in batches])
     return ((labels == 0).mean((1, 2)) >= 0.75).mean()
 
@@ -159,7 +169,7 @@ def test_crops_that_one_class_fills_are_drawn_again(config):
 
 def test_the_ratio_recipe_pads_last_and_at_the_end(ade20k_config):
   ade20k_config.augmentation.ratio = (0.5, 0.6)
-  (batch,) = take(segmentation.train_dataset(ade20k_config, batch_size=16, seed=0), 1)
+  (batch,) = take(train_batches(ade20k_config, batch_size=16, seed=0), 1)
   rows = (batch['label'] != 255).any(2).sum(1)
   assert (rows < 20).sum() > 8  # Landscape images.
   for image, label, height in zip(batch['image'], batch['label'], rows, strict=True):
@@ -171,7 +181,7 @@ def test_the_ratio_recipe_pads_last_and_at_the_end(ade20k_config):
 def test_label_zero_of_ade20k_is_no_class(ade20k_dir):
   source = sources.create_source('ade20k_folder', 'validation', ade20k_dir)
   assert len(source) == 5
-  taxonomy = sources.find_taxonomy('ade20k_folder')
+  taxonomy = taxonomies.find_taxonomy('ade20k_folder')
   labels = np.arange(151, dtype=np.uint8)
   classes = taxonomy.to_classes(labels)
   assert classes.tolist() == [255, *range(150)]
@@ -186,9 +196,7 @@ def test_evaluation_shows_every_pixel_once_in_few_shapes(ade20k_config, process_
   ade20k_config.evaluation.bucket_step = 16
   parts = [
     take(
-      segmentation.eval_dataset(
-        ade20k_config, batch_size=2, process_index=index, process_count=process_count
-      )
+      eval_batches(ade20k_config, batch_size=2, process_index=index, process_count=process_count)
     )
     for index in range(process_count)
   ]
@@ -216,7 +224,7 @@ def test_evaluation_fits_and_stretches_images_and_leaves_labels_alone(ade20k_con
   options = ade20k_config.evaluation
   options.resize, options.base_size, options.stretch_to = 'fit', (128, 40), 32
   options.label_step = 1
-  batches = take(segmentation.eval_dataset(ade20k_config, batch_size=1))
+  batches = take(eval_batches(ade20k_config, batch_size=1))
   by_label = {batch['label'].shape[1:]: batch['image'].shape[1:3] for batch in batches}
   # 30 x 50 -> 40 x 67 -> 64 x 96, and so on.
   assert by_label == {
@@ -229,8 +237,8 @@ def test_evaluation_fits_and_stretches_images_and_leaves_labels_alone(ade20k_con
 
 def test_a_file_is_prepared_as_evaluation_does(ade20k_config, ade20k_dir):
   ade20k_config.evaluation.bucket_step = 32
-  (*_, expected) = take(segmentation.eval_dataset(ade20k_config, batch_size=1))
-  batch, image = segmentation.read_image(f'{ade20k_dir}/images/validation/4.jpg', ade20k_config)
+  (*_, expected) = take(eval_batches(ade20k_config, batch_size=1))
+  batch, image = data.read_image(f'{ade20k_dir}/images/validation/4.jpg', ade20k_config)
   np.testing.assert_array_equal(batch['image'], expected['image'])
   np.testing.assert_array_equal(batch['label_size'], [[64, 64]])
   assert image.size == (64, 64)
@@ -238,7 +246,7 @@ def test_a_file_is_prepared_as_evaluation_does(ade20k_config, ade20k_dir):
 
 @pytest.mark.parametrize('size', [(683, 512), (512, 683), (2000, 400), (100, 100)])
 def test_images_fit_as_tightly_as_they_can(size):
-  height, width = segmentation.fit(size, (2048, 512))
+  height, width = data.fit(size, (2048, 512))
   assert max(height, width) == 2048 or min(height, width) == 512
   assert max(height, width) <= 2048
   assert min(height, width) <= 512
@@ -260,12 +268,12 @@ def test_cityscapes_folders_and_lists_are_read(tmp_path):
   (tmp_path / 'list.lst').write_text('\n'.join(lines) + '\n')
   assert sources.create_source('cityscapes_folder', 'list.lst', tmp_path).pairs == pairs[1:]
 
-  config = segmentation.default_config()
+  config = data.default_config()
   config.name, config.data_dir, config.image_size = 'cityscapes_folder', str(tmp_path), (16, 16)
   config.eval_split = 'train'
-  (batch, *_) = take(segmentation.eval_dataset(config, batch_size=3))
+  (batch, *_) = take(eval_batches(config, batch_size=3))
   assert (batch['label'][:, :, :5] == 255).all()
-  assert (batch['label'][:, :, 5:] == cityscapes.CLASS_NAMES.index('car')).all()
+  assert (batch['label'][:, :, 5:] == taxonomies.CITYSCAPES.class_names.index('car')).all()
 
   (tmp_path / 'gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png').unlink()
   with pytest.raises(ValueError, match=r'ulm_000001_000019_gtFine_labelIds\.png.* does not exist'):
@@ -298,13 +306,13 @@ def test_cityscapes_is_read_as_the_builder_of_tfds_writes_it(tmp_path, monkeypat
   assert source.image_size(0) == (1024, 2048)
   assert source[0]['key'] == 'cityscapes/validation[0] (ulm_1)'
 
-  config = segmentation.default_config()
+  config = data.default_config()
   config.data_dir, config.channels = str(tmp_path), 'bgr'
   config.mean, config.std = (50.0, 100.0, 199.0), (1.0,) * 3
-  (batch,) = take(segmentation.eval_dataset(config, batch_size=1))
+  (batch,) = take(eval_batches(config, batch_size=1))
   assert (batch['image'] == (0, 0, 1)).all()
   assert (batch['label'][:, :, :5] == 255).all()
-  assert (batch['label'][:, :, 5:] == cityscapes.CLASS_NAMES.index('car')).all()
+  assert (batch['label'][:, :, 5:] == taxonomies.CITYSCAPES.class_names.index('car')).all()
 
 
 def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
@@ -313,12 +321,12 @@ def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
   with open(f'{ade20k_dir}/images/validation/1.jpg', 'wb') as file:
     file.write(b'no picture')
   ade20k_config.shuffle = False
-  examples = segmentation.train_examples(ade20k_config, seed=0)
+  examples = train_stream(ade20k_config, 0)
   with pytest.raises(ValueError, match=r"unreadable example '.*1\.jpg'.*label map"):
     examples[1]
   ade20k_config.unreadable = 'skip'
-  assert segmentation.train_examples(ade20k_config, seed=0)[1]['skipped'] == 1
-  batches = take(segmentation.eval_dataset(ade20k_config, batch_size=1))
+  assert train_stream(ade20k_config, 0)[1]['skipped'] == 1
+  batches = take(eval_batches(ade20k_config, batch_size=1))
   assert sum(int(batch['mask'].sum()) for batch in batches) == 4
   assert sum(int(batch['skipped'].sum()) for batch in batches) == 1
 
@@ -336,7 +344,7 @@ def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
 def test_wrong_values_are_refused_by_name(config, key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    segmentation.train_dataset(config, batch_size=2, seed=0)
+    train_batches(config, batch_size=2, seed=0)
 
 
 def test_distortion_keeps_grey_grey_and_changes_about_fifteen_of_sixteen_images():

@@ -14,7 +14,7 @@ import pytest
 from crossattn_jax import models, tasks
 from crossattn_jax.data.scenes import shapes as shape_scenes
 from crossattn_jax.data.segmentation import batches as data
-from crossattn_jax.data.segmentation import cityscapes
+from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import resize
 from crossattn_jax.tasks.segmentation import losses
 from crossattn_jax.training import config as config_lib
@@ -188,7 +188,7 @@ def test_every_pyramid_backbone_takes_both_heads(config, head, name):
 
 
 def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
-  config = small_config('cityscapes', 19)
+  config, cityscapes = small_config('cityscapes', 19), taxonomies.CITYSCAPES
   config.dataset.evaluation.bucket_step = 40
   task = tasks.create_task(config)
   variables = variables_of(task)
@@ -205,16 +205,16 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
     labels = np.asarray(Image.open(record['labels']))
     colors = Image.open(record['colors'])
     assert labels.shape == size
-    classes = cityscapes.to_train_ids(labels)
+    classes = cityscapes.to_classes(labels)
     assert (classes != 255).all()
     np.testing.assert_array_equal(np.asarray(colors), classes)
-    np.testing.assert_array_equal(np.asarray(colors.convert('RGB')), cityscapes.PALETTE[classes])
+    np.testing.assert_array_equal(np.asarray(colors.convert('RGB')), cityscapes.palette[classes])
     assert sum(each['share'] for each in record['classes']) == pytest.approx(1)
     assert Image.open(record['picture']).size[0] > 100
   batch, _ = data.read_image(tmp_path / 'a.png', config.dataset)
   np.testing.assert_array_equal(
     jax.jit(task.predict)(variables, batch)['classes'][0, :40, :24],
-    cityscapes.to_train_ids(np.asarray(Image.open(records[0]['labels']))),
+    cityscapes.to_classes(np.asarray(Image.open(records[0]['labels']))),
   )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.data.segmentation import augmentation as segmentation_augmentation
-from crossattn_jax.data.segmentation import cityscapes
+from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import convolution, resize
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.parity import adapters
@@ -125,7 +125,7 @@ def _mmsegmentation_miou(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('ccnet', 'palette')
 def _palette(manifest: Manifest) -> adapters.Adapter:
   del manifest
-  return adapters.function_adapter(lambda n: {'palette': cityscapes.voc_palette(int(n[0]))})
+  return adapters.function_adapter(lambda n: {'palette': taxonomies.voc_palette(int(n[0]))})
 
 
 @adapters.register_adapter('ccnet', 'augment')
@@ -134,7 +134,7 @@ def _augment(manifest: Manifest) -> adapters.Adapter:
   mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 
   def run(image: jax.Array, label: jax.Array) -> dict[str, np.ndarray]:
-    train_id = cityscapes.to_train_ids(np.asarray(label))
+    train_id = taxonomies.CITYSCAPES.to_classes(np.asarray(label))
     outputs = {'train_id': train_id}
     for scale, top, left, mirrored in c['draws']:
       choice = segmentation_augmentation.Draw(scale, top, left, bool(mirrored))

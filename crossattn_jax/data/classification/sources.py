@@ -1,0 +1,213 @@
+"""Sources of classification examples: random access to encoded images by index."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Protocol, TypedDict
+
+import tensorflow_datasets as tfds
+
+from crossattn_jax.data import sources
+from crossattn_jax.data.classification import digits
+
+DIGITS = 'digits'
+IMAGE_FOLDER = 'image_folder'
+
+# Text features by which the datasets of TFDS name an example.
+_KEY_FEATURES = ('file_name', 'filename', 'image/filename', 'id', 'image_id')
+
+
+class Example(TypedDict):
+  """One example: an encoded image (PNG, JPEG, ...), its class, and a name for messages."""
+
+  image: bytes
+  label: int
+  key: str
+
+
+class Source(Protocol):
+  """Random access to the examples of one split; safe to read from threads, picklable.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+def create_source(
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
+  """Opens one split of a dataset.
+
+  Args:
+    name: `'digits'` (written on first use), `'image_folder'` (a folder per class), or any image
+      classification dataset of TFDS that has been prepared, with its configuration and version if
+      wanted: `'imagenet2012'`, `'imagenet_resized/64x64'`, `'cifar10:3.0.2'`.
+    split: a split of it; for TFDS any split expression (`'train[:90%]'`), for an image folder the
+      name of a folder in `data_dir`.
+    data_dir: folder of TFDS datasets (TFDS's own default if None), or the image folder.
+    class_names: the classes that an image folder's labels count through, usually those of the
+      training split; by default its own, in alphabetical order. TFDS datasets know theirs.
+
+  Raises:
+    ValueError: the dataset, its split or a class does not exist or is empty, or it is not prepared
+      in a format with random access. The message says what exists or which command to run.
+  """
+  if name == IMAGE_FOLDER:
+    if data_dir is None:
+      raise ValueError(f'{IMAGE_FOLDER!r} needs data_dir: the folder that holds {split!r}')
+    return ImageFolder(data_dir, split, class_names)
+  if name == DIGITS:
+    digits.prepare(data_dir)
+  try:
+    return TfdsSource(name, split, data_dir)
+  except sources.NotPreparedError as error:
+    known = {DIGITS, IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)}
+    bare = sources.bare_name(name)
+    if bare in known:
+      raise
+    raise ValueError(
+      f'unknown dataset {name!r}; {sources.near_names(bare, known, 3)}expected {DIGITS!r}, '
+      f'{IMAGE_FOLDER!r} or a dataset of TFDS (tfds.list_builders(with_community_datasets=False) '
+      'shows all)'
+    ) from error
+
+
+class TfdsSource:
+  """A split of a TFDS dataset prepared as ArrayRecord, images left encoded.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
+    self._name, self._split = name, split
+    features, self._examples = sources.open_tfds(name, split, data_dir)
+    self._image = _single_feature(name, features, tfds.features.Image)
+    self._label = _single_feature(name, features, tfds.features.ClassLabel)
+    self._key = next((key for key in _KEY_FEATURES if key in features), None)
+    self.class_names = tuple(features[self._label].names)
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._examples[index]
+    key = f'{self._name}/{self._split}[{index}]'
+    if self._key is not None:
+      key += f' ({example[self._key].decode()})'
+    return {'image': example[self._image], 'label': int(example[self._label]), 'key': key}
+
+
+class ImageFolder:
+  """`data_dir/split/class/**/image.jpg`, the layout of torchvision's `ImageFolder`.
+
+  Labels number the classes in the order of their names; the images of a class are ordered by path.
+  Only local folders: a bucket is better served by a TFDS dataset in a few large files.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  def __init__(
+    self,
+    data_dir: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None = None,
+  ):
+    folder = pathlib.Path(data_dir) / split
+    found = class_folders(data_dir, split)
+    self.class_names = tuple(found if class_names is None else class_names)
+    unknown = sorted(set(found).difference(self.class_names))
+    if unknown:
+      raise ValueError(
+        f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
+        f'expected classes ({len(unknown)} such classes)'
+      )
+    self._paths: list[str] = []
+    self._labels: list[int] = []
+    for label, name in enumerate(self.class_names):
+      if name not in found:
+        continue
+      paths = _images_below(folder / name)
+      if not paths:
+        extensions = ', '.join(sources.IMAGE_EXTENSIONS)
+        raise ValueError(
+          f'class folder {str(folder / name)!r} holds no image ({extensions}); add images or '
+          'remove the folder'
+        )
+      self._paths += paths
+      self._labels += [label] * len(paths)
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._paths[index]
+    with open(path, 'rb') as file:
+      return {'image': file.read(), 'label': self._labels[index], 'key': path}
+
+
+def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ...]:
+  """Names of the class folders of a split of an image folder, in the order of their labels.
+
+  Raises:
+    ValueError: there is no such split, or no class folder in it.
+  """
+  folder = pathlib.Path(data_dir) / split
+  if not folder.is_dir():
+    raise ValueError(
+      f'no folder {split!r} in {os.fspath(data_dir)!r}; '
+      f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
+    )
+  names = _subfolders(folder)
+  if not names:
+    raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
+  return tuple(names)
+
+
+def _subfolders(folder: pathlib.Path) -> list[str]:
+  if not folder.is_dir():
+    return []
+  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _images_below(folder: pathlib.Path) -> list[str]:
+  paths = []
+  for parent, _, files in sorted(os.walk(folder, followlinks=True)):
+    paths += [
+      os.path.join(parent, file)
+      for file in sorted(files)
+      if file.lower().endswith(sources.IMAGE_EXTENSIONS)
+    ]
+  return paths
+
+
+def _single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:
+  """Name of the one top-level feature of a kind; of several the one that bears the usual name.
+
+  Raises:
+    ValueError: there is none, or which one is meant is not clear.
+  """
+  found = [key for key in features if isinstance(features[key], kind)]
+  usual = {
+    tfds.features.ClassLabel: 'label',
+    tfds.features.Image: 'image',
+  }[kind]
+  if len(found) > 1 and usual in found:
+    return usual
+  if len(found) != 1:
+    raise ValueError(
+      f'dataset {name!r} is not for classification: expected one {kind.__name__} feature, '
+      f'found {found or "none"} among {list(features)}'
+    )
+  return found[0]
