@@ -23,12 +23,12 @@ from crossattn_jax.attention import bi_level_routing, block_grid_attention, glob
 from crossattn_jax.layers import (
   activations,
   batch_norm,
-  block_scan,
   convolution,
   depthwise_conv,
   drop_path,
   initializers,
   linear,
+  stack,
 )
 from crossattn_jax.models import registry
 
@@ -271,34 +271,20 @@ class Stage(nn.Module):
     Returns:
       The map, and the regions that each block chose.
     """
-    policy = jax.checkpoint_policies.save_only_these_names(bi_level_routing.CHECKPOINT_NAME)
-    names = [f'block_{i}' for i in range(len(self.attentions))]
-    imposed = routing or (None,) * len(names)
-    equal = len(set(self.attentions)) == 1 < len(names) and not any(
-      regions is not None for regions in imposed
+    imposed = routing or (None,) * len(self.attentions)
+    x, chosen = stack.apply_blocks(
+      self,
+      lambda i, rate, **where: Block(self.attentions[i], rate, self.options, **where),
+      self.drop_path_rates,
+      x,
+      train,
+      own_arguments=[(regions,) for regions in imposed],
+      kinds=self.attentions,
+      has_aux=True,
+      scan=self.scan_blocks and all(regions is None for regions in imposed),
+      remat=self.remat,
+      policy=jax.checkpoint_policies.save_only_these_names(bi_level_routing.CHECKPOINT_NAME),
     )
-    if self.scan_blocks and equal and block_scan.can_scan(self):
-      x, chosen = block_scan.scan_blocks(
-        self,
-        lambda rate: Block(self.attentions[0], rate, self.options, parent=None),
-        names,
-        self.drop_path_rates,
-        x,
-        train,
-        train=train,
-        has_aux=True,
-        remat=self.remat,
-        remat_policy=policy,
-      )
-      return x, tuple(chosen) if chosen is not None else (None,) * len(names)
-
-    block = nn.remat(Block, static_argnums=(2,), policy=policy) if self.remat else Block
-    chosen = []
-    for name, attention, rate, regions in zip(
-      names, self.attentions, self.drop_path_rates, imposed, strict=True
-    ):
-      x, regions = block(attention, rate, self.options, name=name)(x, train, regions)
-      chosen.append(regions)
     return x, tuple(chosen)
 
 
@@ -495,16 +481,17 @@ class BiFormer(nn.Module):
         build = functools.partial(ConvolutionMixer, **options.types)
       case 'block_grid':
         heads = channels // self.head_dim
-        return tuple(
+        builders = [
           functools.partial(
             block_grid_attention.BlockGridAttention,
             heads,
-            kind='grid' if i % 2 else 'block',
+            kind=kind,
             window=self.window,
             **projection,
           )
-          for i in range(depth)
-        )
+          for kind in ('block', 'grid')
+        ]
+        return tuple(builders[i % 2] for i in range(depth))
       case _:
         lepe = {'global': 'none', 'global_lepe': 'input', 'global_lepe_value': 'value'}[kind]
         build = functools.partial(

@@ -9,7 +9,7 @@ Four stages at strides 4, 8, 16 and 32, each of which starts from patches of sev
 attend alternately among neighbours and across the map.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any, Literal
@@ -22,13 +22,13 @@ import numpy as np
 from crossattn_jax import parallel
 from crossattn_jax.attention import long_short_distance
 from crossattn_jax.layers import (
-  block_scan,
   convolution,
   depthwise_conv,
   drop_path,
   initializers,
   linear,
   mlp,
+  stack,
 )
 from crossattn_jax.models import registry
 
@@ -192,48 +192,6 @@ class Block(nn.Module):
     return parallel.constrain(x, 'batch', 'height', 'width', 'channels'), weights
 
 
-def find_loop(signatures: Sequence[Hashable], called: int) -> tuple[int, int]:
-  """Finds the repetition in a stack of blocks that leaves the fewest blocks to compile.
-
-  Args:
-    signatures: per block; blocks that differ in parameters or in computation only have equal ones.
-    called: blocks at the end that take no part.
-
-  Returns:
-    The length of the repeated part, which starts with the first block, and how often it stands
-    there: once, if there is none.
-  """
-  signatures, best = list(signatures), (1, 1)
-  for period in range(1, len(signatures) // 2 + 1):
-    times = 1
-    while (times + 1) * period <= len(signatures) - called and (
-      signatures[times * period : (times + 1) * period] == signatures[:period]
-    ):
-      times += 1
-    if (times - 1) * period > (best[1] - 1) * best[0]:
-      best = period, times
-  return best
-
-
-class Round(nn.Module):
-  """The blocks of one step of a loop.
-
-  Attributes:
-    blocks: build them, given rate and name.
-    drop_path_rates: one per block.
-  """
-
-  blocks: tuple[Callable[..., Block], ...]
-  drop_path_rates: Sequence[float] | jax.Array
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps `[batch, height, width, channels]` to the same shape."""
-    for i, build in enumerate(self.blocks):
-      x, _ = build(drop_path_rate=self.drop_path_rates[i], name=f'part_{i}')(x, train)
-    return x
-
-
 class Stage(nn.Module):
   """A stack of blocks at one resolution.
 
@@ -269,46 +227,29 @@ class Stage(nn.Module):
     groupings = [self.attentions[i](parent=None).grouping(x.shape[1:3]) for i in range(depth)]
     kinds = ['short' if grouping.interval == (1, 1) else 'long' for grouping in groupings]
     last = {kind: i for i, kind in enumerate(kinds)}
-
-    def builder(i: int, block: type[nn.Module]) -> Callable[..., nn.Module]:
-      return functools.partial(
-        block,
+    # Only what the features show computes its weights.
+    shown = [i in last.values() for i in range(depth)]
+    x, weights = stack.apply_blocks(
+      self,
+      lambda i, rate, **where: Block(
         self.attentions[i],
         self.mlp_ratio,
-        cooling=self.cooling[i],
+        rate,
+        self.cooling[i],
         dtype=self.dtype,
         param_dtype=self.param_dtype,
-      )
-
-    names = [f'block_{i}' for i in range(depth)]
-    done = 0
-    if self.scan_blocks and block_scan.can_scan(self):
-      signatures = list(zip(groupings, self.cooling, strict=True))
-      # What the features show is called, so that nothing is stacked for them.
-      period, times = find_loop(signatures, depth - min(last.values()))
-      if times > 1:
-        done = period * times
-        starts = range(0, done, period)
-        blocks = tuple(builder(i, Block) for i in range(period))
-        x = block_scan.scan_blocks(
-          self,
-          lambda rates: Round(blocks, rates, parent=None),
-          [names[i : i + period] for i in starts],
-          [self.drop_path_rates[i : i + period] for i in starts],
-          x,
-          train,
-          train=train,
-          remat=self.remat,
-        )
-    weights = {}
-    single = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
-    for i in range(done, depth):
-      block = builder(i, single)(drop_path_rate=self.drop_path_rates[i], name=names[i])
-      shown = i == last[kinds[i]]
-      x, attended = block(x, train, shown)
-      if shown:
-        weights[kinds[i]] = attended
-    return x, weights
+        **where,
+      ),
+      self.drop_path_rates,
+      x,
+      train,
+      own_arguments=[(each,) for each in shown],
+      kinds=list(zip(groupings, self.cooling, shown, strict=True)),
+      has_aux=True,
+      scan=self.scan_blocks,
+      remat=self.remat,
+    )
+    return x, {kind: weights[i] for kind, i in last.items()}
 
 
 class CrossFormer(nn.Module):
@@ -405,7 +346,7 @@ class CrossFormer(nn.Module):
         **types,
       )(x)
       x, weights = Stage(
-        self._attentions(s),
+        self.attentions(s),
         tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
         tuple(next(rates) for _ in range(depth)),
         self.mlp_ratio,
@@ -433,10 +374,10 @@ class CrossFormer(nn.Module):
     return logits, features
 
   @nn.nowrap
-  def _attentions(
+  def attentions(
     self, stage: int
   ) -> tuple[Callable[..., long_short_distance.LongShortDistanceAttention], ...]:
-    """Builders of the attention of each block of a stage."""
+    """Returns builders of the attention of each block of a stage."""
     sizes = group_sizes_of_blocks(
       self.group_rule, self.group_sizes, self.depths, self.image_size[0] // 4
     )[stage]
@@ -496,7 +437,7 @@ class CrossFormer(nn.Module):
         weights = features.get(f'attention/{s}/{kind}')
         if weights is None:
           continue
-        groupings = (build(parent=None).grouping(size) for build in self._attentions(s))
+        groupings = (build(parent=None).grouping(size) for build in self.attentions(s))
         grouping = [g for g in groupings if (g.interval == (1, 1)) == (kind == 'short')][-1]
         # The group and the token that look, as maps of the group's shape.
         asks = grouping.split(grouping.pad(query))

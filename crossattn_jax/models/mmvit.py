@@ -24,7 +24,6 @@ import numpy as np
 from crossattn_jax import parallel
 from crossattn_jax.attention import pooled
 from crossattn_jax.layers import (
-  block_scan,
   convolution,
   drop_path,
   initializers,
@@ -32,6 +31,7 @@ from crossattn_jax.layers import (
   mlp,
   pooling,
   resize,
+  stack,
 )
 from crossattn_jax.models import registry
 
@@ -246,27 +246,18 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, views: Views, grids: tuple[Grid, ...], train: bool = False) -> Views:
     """Maps the tokens of each view."""
-    names = [f'block_{i}' for i in range(len(self.drop_path_rates))]
-
-    def build(rate: float, block: type[nn.Module] = ParallelBlocks, **kwargs: Any) -> nn.Module:
-      return block(self.num_heads, self.strides, rate, self.options, **kwargs)
-
-    if self.scan_blocks and len(names) > 1 and block_scan.can_scan(self):
-      return block_scan.scan_blocks(
-        self,
-        lambda rate: build(rate, parent=None),
-        names,
-        self.drop_path_rates,
-        views,
-        grids,
-        train,
-        train=train,
-        remat=self.remat,
-      )
-    block = nn.remat(ParallelBlocks, static_argnums=(2, 3)) if self.remat else ParallelBlocks
-    for name, rate in zip(names, self.drop_path_rates, strict=True):
-      views = build(rate, block, name=name)(views, grids, train)
-    return views
+    return stack.apply_blocks(
+      self,
+      lambda i, rate, **where: ParallelBlocks(
+        self.num_heads, self.strides, rate, self.options, **where
+      ),
+      self.drop_path_rates,
+      views,
+      grids,
+      train,
+      scan=self.scan_blocks,
+      remat=self.remat,
+    )
 
 
 class MMViT(nn.Module):
@@ -389,11 +380,11 @@ class MMViT(nn.Module):
       )(views, grids, train)
       features |= {f'self/{s}/{v}': x for v, x in enumerate(views)}
       if s in self.cross_stages:
-        cross = nn.remat(CrossViewBlock, static_argnums=(2, 3)) if self.remat else CrossViewBlock
         key_strides = strides if self.cross_pool else None
-        views, weights = cross(
+        cross = CrossViewBlock(
           num_heads, key_strides, rate, self.cross_zero_init, options, name=f'cross_{s}'
-        )(views, grids, train)
+        )
+        views, weights = stack.apply_block(cross, views, grids, train, remat=self.remat)
         features |= {f'cross/{s}/{v}': x for v, x in enumerate(views)}
         if token:
           key_grids = [
@@ -407,10 +398,8 @@ class MMViT(nn.Module):
       if s < len(self.depths) - 1:
         rate, num_heads = next(rates), 2 * num_heads
         strides = tuple(max(stride // 2, 1) for stride in strides)
-        scale = nn.remat(ParallelBlocks, static_argnums=(2, 3)) if self.remat else ParallelBlocks
-        views = scale(num_heads, strides, rate, options, scale=True, name=f'scale_{s}')(
-          views, grids, train
-        )
+        scale = ParallelBlocks(num_heads, strides, rate, options, scale=True, name=f'scale_{s}')
+        views = stack.apply_block(scale, views, grids, train, remat=self.remat)
         grids = tuple(pooled.pooled_grid(grid, 2) for grid in grids)
         features |= {f'scaled/{s}/{v}': x for v, x in enumerate(views)}
 

@@ -22,12 +22,12 @@ from crossattn_jax.attention import efficient_additive
 from crossattn_jax.layers import (
   activations,
   batch_norm,
-  block_scan,
   convolution,
   depthwise_conv,
   drop_path,
   initializers,
   linear,
+  stack,
 )
 from crossattn_jax.models import registry
 
@@ -244,32 +244,18 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
     """Maps `[batch, height, width, channels]` to the same shape; see `SwiftFormerEncoder`."""
-    rematerialize = lambda module: nn.remat(module, static_argnums=(2,)) if self.remat else module
     *rates, last = self.drop_path_rates
-    rates = [rate if self.drop_convolutions else 0.0 for rate in rates]
-    names = [f'block_{i}' for i in range(len(rates))]
-
-    def build(rate: float, encoder: type[nn.Module] = ConvEncoder, **kwargs: Any) -> nn.Module:
-      return encoder(self.options.mlp_ratio, rate, self.options, **kwargs)
-
-    if self.scan_blocks and len(rates) > 1 and block_scan.can_scan(self):
-      x = block_scan.scan_blocks(
-        self,
-        lambda rate: build(rate, parent=None),
-        names,
-        rates,
-        x,
-        train,
-        train=train,
-        collections=('batch_stats',),
-        remat=self.remat,
-      )
-    else:
-      for name, rate in zip(names, rates, strict=True):
-        x = build(rate, rematerialize(ConvEncoder), name=name)(x, train)
-    return rematerialize(SwiftFormerEncoder)(last, self.options, name=f'block_{len(rates)}')(
-      x, train
+    x = stack.apply_blocks(
+      self,
+      lambda i, rate, **where: ConvEncoder(self.options.mlp_ratio, rate, self.options, **where),
+      rates if self.drop_convolutions else [0.0] * len(rates),
+      x,
+      train,
+      scan=self.scan_blocks,
+      remat=self.remat,
     )
+    encoder = SwiftFormerEncoder(last, self.options, name=f'block_{len(rates)}')
+    return stack.apply_block(encoder, x, train, remat=self.remat)
 
 
 class SwiftFormer(nn.Module):

@@ -207,20 +207,6 @@ def test_a_loop_draws_no_two_blocks_alike():
   assert len(np.unique(np.asarray(out[:, 0, 0, 0]).round(4))) > 32
 
 
-@pytest.mark.parametrize(
-  ('signatures', 'called', 'loop'),
-  [
-    ('AACAACAACAACAACAAA', 1, (3, 5)),  # CrossFormer++ at 224
-    ('SL' * 9, 2, (2, 8)),
-    ('SLCLSC' * 2 + 'SLCLSL', 2, (6, 2)),
-    ('SL', 2, (1, 1)),
-    ('SLXY', 1, (1, 1)),
-  ],
-)
-def test_the_longest_repetition_becomes_the_loop(signatures, called, loop):
-  assert crossformer.find_loop(signatures, called) == loop
-
-
 def test_every_third_block_but_the_last_is_cooled_and_drop_path_grows():
   model = models.create_model('crossformer_pp_huge', drop_path_rate=0.31)
   seen = {}

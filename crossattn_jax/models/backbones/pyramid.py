@@ -5,8 +5,6 @@ downsampling, blocks of position convolution, attention and MLP), so that mechan
 with everything else equal.
 """
 
-from typing import Any
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ from crossattn_jax.layers import (
   initializers,
   linear,
   mlp,
+  stack,
 )
 from crossattn_jax.models import registry
 
@@ -33,7 +32,6 @@ class Block(nn.Module):
 
   Attributes:
     attention: name; see `attention.map_attention`.
-    attention_options: of it.
     stage: of the pyramid, from 0.
     block: of the stage, from 0.
     num_heads: of the attention.
@@ -44,7 +42,6 @@ class Block(nn.Module):
   """
 
   attention: str
-  attention_options: tuple[tuple[str, Any], ...]
   stage: int
   block: int
   num_heads: int
@@ -64,7 +61,6 @@ class Block(nn.Module):
         self.stage,
         self.block,
         self.num_heads,
-        self.attention_options,
         name='attention',
         **types,
       ),
@@ -83,8 +79,6 @@ class Pyramid(nn.Module):
     num_classes: 0 returns the mean of the last map in place of logits.
     image_size: (height, width) of the natural input; any other size will do.
     attention: of every block; `attention.map_attention.list_attentions()` shows the names.
-    attention_options: fields of the mechanism's module to set, as (name, value) pairs, such as
-      `(('recurrence', 3),)`.
     widths: channels of each stage.
     depths: blocks of each stage.
     head_dim: channels of an attention head.
@@ -99,7 +93,6 @@ class Pyramid(nn.Module):
   num_classes: int = 1000
   image_size: tuple[int, int] = (224, 224)
   attention: str = 'global'
-  attention_options: tuple[tuple[str, Any], ...] = ()
   widths: tuple[int, ...] = (64, 128, 256, 512)
   depths: tuple[int, ...] = (2, 2, 8, 2)
   head_dim: int = 32
@@ -140,7 +133,6 @@ class Pyramid(nn.Module):
       )
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
-    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     features: Features = {}
     x = conv_norm.ConvNorm(
       self.widths[0] // 2, 3, 2, activation=activations.gelu, name='stem', **types
@@ -150,18 +142,24 @@ class Pyramid(nn.Module):
         channels, 3, 2, activation=None, name=f'embedding_{s}', **types
       )
       x = parallel.constrain(embedding(x, train), 'batch', 'height', 'width', 'channels')
-      for i in range(depth):
-        x = block(
+      x = stack.apply_blocks(
+        self,
+        lambda i, rate, s=s, channels=channels, **where: Block(
           self.attention,
-          self.attention_options,
           s,
           i,
           channels // self.head_dim,
           self.mlp_ratio,
-          next(rates),
-          name=f'stage_{s}_block_{i}',
+          rate,
           **types,
-        )(x, train)
+          **where,
+        ),
+        [next(rates) for _ in range(depth)],
+        x,
+        train,
+        name=f'stage_{s}_block_{{}}',
+        remat=self.remat,
+      )
       features[f'stage_{s}'] = x
     x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm', **types)(x)
     vector = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm, block_scan, convolution, linear
+from crossattn_jax.layers import batch_norm, convolution, linear, stack
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -183,31 +183,22 @@ class RegNet(nn.Module):
         f'{image.shape}; transpose NCHW images, or set num_channels'
       )
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
     features: Features = {}
     x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **types)(image, train)
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-
-      def build(stride: int, block: type[nn.Module], channels=channels, **kwargs) -> nn.Module:
-        return block(channels, stride, self.group_width, self.squeeze_ratio, **types, **kwargs)
-
-      names = [f'stage_{s}_block_{i}' for i in range(depth)]
-      x = build(2, block, name=names[0])(x, train)
-      if self.scan_blocks and depth > 2 and block_scan.can_scan(self):
-        x = block_scan.scan_blocks(
-          self,
-          lambda _, build=build: build(1, Bottleneck, parent=None),
-          names[1:],
-          [0.0] * (depth - 1),
-          x,
-          train,
-          train=train,
-          collections=('batch_stats',),
-          remat=self.remat,
-        )
-      else:
-        for name in names[1:]:
-          x = build(1, block, name=name)(x, train)
+      x = stack.apply_blocks(
+        self,
+        lambda i, _, channels=channels, **where: Bottleneck(
+          channels, 1 if i else 2, self.group_width, self.squeeze_ratio, **types, **where
+        ),
+        [0.0] * depth,
+        x,
+        train,
+        name=f'stage_{s}_block_{{}}',
+        kinds=[i == 0 for i in range(depth)],
+        scan=self.scan_blocks,
+        remat=self.remat,
+      )
       features[f'stage_{s}'] = x
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
     if self.num_classes == 0:

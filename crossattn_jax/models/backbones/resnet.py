@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import block_scan, conv_norm, initializers, linear, pooling
+from crossattn_jax.layers import conv_norm, initializers, linear, pooling, stack
 from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
@@ -87,7 +87,7 @@ class Stage(nn.Module):
     multi_grid: factors of the dilation, block after block and again from the first.
     unit: builds a `ConvNorm`.
     remat: whether the backward pass recomputes each block.
-    scan_blocks: whether the blocks after the first are one loop, if their dilations are equal.
+    scan_blocks: whether equal blocks are one loop.
   """
 
   depth: int
@@ -105,30 +105,18 @@ class Stage(nn.Module):
     dilations = [
       self.dilation * self.multi_grid[i % len(self.multi_grid)] for i in range(self.depth)
     ]
-
-    def build(i: int, block: type[nn.Module] = Bottleneck, **kwargs: Any) -> nn.Module:
-      stride = 1 if i else self.stride
-      return block(self.width, stride, dilations[i], project=i == 0, unit=self.unit, **kwargs)
-
-    block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
-    names = [f'block_{i}' for i in range(self.depth)]
-    equal = len(set(dilations[1:])) == 1 and self.depth > 2
-    loop = self.scan_blocks and equal and block_scan.can_scan(self)
-    for i in range(1 if loop else self.depth):
-      x = build(i, block, name=names[i])(x, train)
-    if loop:
-      x = block_scan.scan_blocks(
-        self,
-        lambda _: build(1, parent=None),
-        names[1:],
-        [0.0] * (self.depth - 1),
-        x,
-        train,
-        train=train,
-        collections=('batch_stats',),
-        remat=self.remat,
-      )
-    return x
+    return stack.apply_blocks(
+      self,
+      lambda i, _, **where: Bottleneck(
+        self.width, 1 if i else self.stride, dilations[i], i == 0, self.unit, **where
+      ),
+      [0.0] * self.depth,
+      x,
+      train,
+      kinds=[(i == 0, dilation) for i, dilation in enumerate(dilations)],
+      scan=self.scan_blocks,
+      remat=self.remat,
+    )
 
 
 class ResNet(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import block_scan, initializers, linear, patch_embedding, resize
+from crossattn_jax.layers import initializers, linear, patch_embedding, resize, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.crossvit import tokens_to_token
 from crossattn_jax.models.crossvit.encoder import MultiScaleEncoder, drop_path_rates
@@ -167,32 +167,29 @@ class CrossViT(nn.Module):
       )(self._branch_image(image, size), train)
       for d, size in enumerate(self.branch_sizes())
     )
-    make_encoder = lambda depths, rates, **where: MultiScaleEncoder(
-      depths,
-      self.num_heads,
-      self.mlp_ratios,
-      rates,
-      self.fusion,
-      self.reuse_patches,
-      self.remat,
-      self.scan_blocks,
-      options,
-      **where,
+    tokens, weights = stack.apply_blocks(
+      self,
+      lambda k, rates, **where: MultiScaleEncoder(
+        self.depths[k],
+        self.num_heads,
+        self.mlp_ratios,
+        rates,
+        self.fusion,
+        self.reuse_patches,
+        self.remat,
+        self.scan_blocks,
+        options,
+        **where,
+      ),
+      drop_path_rates(self.depths, self.drop_path_rate),
+      tokens,
+      grids,
+      train,
+      name='encoder_{}',
+      kinds=self.depths,
+      has_aux=True,
+      scan=self.scan_blocks,
     )
-    rates = drop_path_rates(self.depths, self.drop_path_rate)
-    names = [f'encoder_{k}' for k in range(len(self.depths))]
-    if self.scan_blocks and len(set(self.depths)) == 1 < len(names) and block_scan.can_scan(self):
-      make_equal = lambda rates: make_encoder(self.depths[0], rates, parent=None)
-      tokens, stacked = block_scan.scan_blocks(
-        self, make_equal, names, rates, tokens, grids, train, train=train, has_aux=True
-      )
-      weights = [tuple(each[k] for each in stacked) for k in range(len(names))]
-    else:
-      weights = []
-      for depths, encoder_rates, name in zip(self.depths, rates, names, strict=True):
-        encoder = make_encoder(depths, encoder_rates, name=name)
-        tokens, encoder_weights = encoder(tokens, grids, train)
-        weights.append(encoder_weights)
     features = {
       f'cross_attention/{k}/{d}': direction_weights
       for k, encoder_weights in enumerate(weights)

@@ -8,7 +8,7 @@ import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.layers import block_scan, drop_path, mlp
+from crossattn_jax.layers import drop_path, mlp, stack
 from crossattn_jax.models.crossvit.fusion import (
   AllAttentionFusion,
   CrossAttentionFusion,
@@ -67,24 +67,17 @@ class Branch(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, channels]` to the same shape."""
-    names = [f'block_{i}' for i in range(len(self.drop_path_rates))]
-    if self.scan_blocks and len(names) > 1 and block_scan.can_scan(self):
-      return block_scan.scan_blocks(
-        self,
-        lambda rate: TransformerBlock(
-          self.num_heads, self.mlp_ratio, rate, self.options, parent=None
-        ),
-        names,
-        self.drop_path_rates,
-        x,
-        train,
-        train=train,
-        remat=self.remat,
-      )
-    block = nn.remat(TransformerBlock, static_argnums=(2,)) if self.remat else TransformerBlock
-    for name, rate in zip(names, self.drop_path_rates, strict=True):
-      x = block(self.num_heads, self.mlp_ratio, rate, self.options, name=name)(x, train)
-    return x
+    return stack.apply_blocks(
+      self,
+      lambda i, rate, **where: TransformerBlock(
+        self.num_heads, self.mlp_ratio, rate, self.options, **where
+      ),
+      self.drop_path_rates,
+      x,
+      train,
+      scan=self.scan_blocks,
+      remat=self.remat,
+    )
 
 
 class MultiScaleEncoder(nn.Module):

@@ -219,7 +219,7 @@ def stage_adapter(manifest: Manifest) -> adapters.Adapter:
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
       stage = crossformer.Stage(
-        model._attentions(0),
+        model.attentions(0),
         tuple(ends and i % 3 == 2 and i < depth - 1 for i in range(depth)),
         (0.0,) * depth,
         name='stage',

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.layers import block_scan, drop_path
+from crossattn_jax.layers import drop_path, stack
 
 
 class _Block(nn.Module):
@@ -23,15 +23,10 @@ class _Stack(nn.Module):
 
   @nn.compact
   def __call__(self, x, train=False):
-    names = [f'block_{i}' for i in range(len(self.rates))]
-    if self.scan and not self.is_initializing():
-      make_block = lambda rate: _Block(rate, parent=None)
-      return block_scan.scan_blocks(
-        self, make_block, names, self.rates, x, train, train=train, remat=self.remat
-      )
-    for name, rate in zip(names, self.rates, strict=True):
-      x = _Block(rate, name=name)(x, train)
-    return x
+    make_block = lambda i, rate, **where: _Block(rate, **where)
+    return stack.apply_blocks(
+      self, make_block, self.rates, x, train, scan=self.scan, remat=self.remat
+    )
 
 
 @pytest.mark.parametrize('remat', [False, True])
@@ -48,15 +43,15 @@ def test_a_loop_over_blocks_computes_what_the_blocks_compute(remat):
 
 
 def test_each_block_of_a_loop_draws_its_own_bits_at_its_own_rate():
-  stack = _Stack((0.0, 0.5, 0.5), scan=True)
+  module = _Stack((0.0, 0.5, 0.5), scan=True)
   x = jnp.ones((4000, 1))
-  variables = jax.tree.map(jnp.zeros_like, stack.init(jax.random.key(1), x))
+  variables = jax.tree.map(jnp.zeros_like, module.init(jax.random.key(1), x))
   # Each block adds 1 where it is not dropped.
   variables = jax.tree_util.tree_map_with_path(
     lambda path, leaf: jnp.ones_like(leaf) if 'bias' in str(path) else leaf, variables
   )
   rngs = {'dropout': jax.random.key(2), 'drop_path': jax.random.key(3)}
-  kept = stack.apply(variables, x, True, rngs=rngs)
+  kept = module.apply(variables, x, True, rngs=rngs)
   scale = 1 / 0.9  # of the dropout
   counts = [
     np.mean(np.isclose((kept - 1) / scale, total, rtol=1e-4)) for total in (0, 1, 2, 3, 4, 5)
@@ -65,3 +60,18 @@ def test_each_block_of_a_loop_draws_its_own_bits_at_its_own_rate():
   one = np.array([0.1, 0.9, 0]), np.array([0.55, 0, 0.45])
   expected = np.convolve(np.convolve(one[0], one[1]), one[1])[:6]
   np.testing.assert_allclose(counts, expected, atol=0.03)
+
+
+@pytest.mark.parametrize(
+  ('kinds', 'loop', 'period'),
+  [
+    ('AACAACAACAACAACAAa', range(15), 3),  # CrossFormer++ at 224: the last is shown
+    ('SL' * 8 + 'sl', range(16), 2),
+    ('SLCLSC' * 2 + 'SLCLsl', range(12), 6),
+    ('FAAAA', range(1, 5), 1),
+    ('SL', range(0), 1),
+    ('SLXY', range(0), 1),
+  ],
+)
+def test_the_longest_repetition_becomes_the_loop(kinds, loop, period):
+  assert stack.find_loop(kinds) == (loop, period)
