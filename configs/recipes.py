@@ -103,7 +103,6 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   config.dataset.evaluation.label_step = 64
   config.batch_size = 8
   config.num_epochs = 10.0
-  config.task.dropout_rate = 0.0
   config.task.evaluation.scales = (0.85, 1.0, 1.2)
   config.task.evaluation.flip = True
   config.optimizer.name = 'muon'

@@ -41,11 +41,10 @@ def get_config(network: str = 'biformer_small+semantic_fpn') -> ml_collections.C
   """Returns the experiment of a backbone and a head, joined by '+'."""
   model, _, head = network.partition('+')
   config = config_lib.default_config('segmentation')
-  config.model = models.model_config(model, dtype='bfloat16', backbone=True)
+  config.model = models.model_config(network, num_classes=150, dtype='bfloat16')
   recipes.ade20k(config)
   config.dataset.image_size = (512, 512)
   config.dataset.evaluation.stretch_to = 32
-  config.task.head = head
   config.task.count_ignored = True
   config.optimizer.name = 'adamw'
   config.schedule.name = 'polynomial'

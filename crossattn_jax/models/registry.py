@@ -1,9 +1,10 @@
-"""The flat registry of named model variants."""
+"""The flat registry of named model variants, and of heads: 'biformer_small+upernet'."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import types
 import typing
 from typing import Any
@@ -17,38 +18,77 @@ _LINEN_FIELDS = ('parent', 'name')
 
 
 @dataclasses.dataclass(frozen=True)
-class _Variant:
-  module: type[nn.Module]
-  fields: Mapping[str, Any]
+class _Entry:
+  """A variant, or a head.
+
+  Attributes:
+    build: makes it of its fields.
+    types: of the fields that a user may set, as a config holds them.
+    strides: of the maps that a backbone gives, or that a head needs.
+  """
+
+  build: Callable[..., nn.Module]
+  types: Mapping[str, type]
+  strides: tuple[int, ...]
 
 
-_variants: dict[str, _Variant] = {}
+_variants: dict[str, _Entry] = {}
+_heads: dict[str, _Entry] = {}
 
 
 def register(name: str, module: type[nn.Module], **fields: Any) -> None:
   """Makes `module(**fields)` known as `name`.
+
+  A class with an attribute `strides` is a backbone: its features hold a map 'stage_0', 'stage_1',
+  ... of each stride. It leaves its classifier out with `backbone=True`, or `num_classes=0` where it
+  has no such field.
 
   Raises:
     ValueError: if the name is taken or a field is not one of the module's.
   """
   if name in _variants:
     raise ValueError(f'model {name!r} is already registered')
-  _check_fields(name, module, fields)
-  _variants[name] = _Variant(module, types.MappingProxyType(fields))
+  _variants[name] = _entry(name, module, getattr(module, 'strides', ()), fields)
+
+
+def register_head(
+  name: str, module: type[nn.Module], strides: Sequence[int], **fields: Any
+) -> None:
+  """Makes `module(backbone=..., **fields)` known as 'BACKBONE+name', for every fitting backbone.
+
+  Args:
+    name: of the head.
+    module: of the whole, which has the backbone's module as its field `backbone`.
+    strides: of the maps that the backbone must have.
+    **fields: of the module.
+
+  Raises:
+    ValueError: if the name is taken or a field is not one of the module's.
+  """
+  if name in _heads:
+    raise ValueError(f'head {name!r} is already registered')
+  _heads[name] = _entry(name, module, strides, fields)
 
 
 def list_models(pattern: str = '*') -> list[str]:
-  """Returns the registered names that match a shell-style pattern, sorted."""
-  return sorted(fnmatch.filter(_variants, pattern))
+  """Returns the registered names that match a shell-style pattern, sorted.
+
+  Backbones with heads are listed where the pattern has a '+', as in 'biformer_small+*'.
+  """
+  names = _variants
+  if '+' in pattern:
+    names = [f'{model}+{head}' for model in _variants for head in _heads if _fits(model, head)]
+  return sorted(fnmatch.filter(names, pattern))
 
 
 def create_model(name: str, **overrides: Any) -> nn.Module:
-  """Builds a variant.
+  """Builds a variant, or a backbone with a head.
 
   Args:
-    name: a name that `list_models` shows.
-    **overrides: fields of the variant's module to change. None keeps the variant's own value, so
-      that a `model_config` can be passed as it is. Sequences may be lists, dtypes may be strings.
+    name: a name that `list_models` shows, such as 'biformer_small' or 'biformer_small+upernet'.
+    **overrides: fields of the variant's module to change; see `model_config`. None keeps the
+      variant's own value, so that a `model_config` can be passed as it is. Sequences may be lists,
+      dtypes may be strings.
 
   Returns:
     The unbound Linen module.
@@ -56,38 +96,73 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
   Raises:
     ValueError: if the name or a field is unknown, or if the module refuses the combination.
   """
-  variant = _find(name)
+  entry = _find(name)
   chosen = {field: _plain(field, value) for field, value in overrides.items() if value is not None}
-  _check_fields(name, variant.module, chosen)
-  return variant.module(**{**variant.fields, **chosen})
+  _check_fields(name, entry.types, chosen)
+  return entry.build(**chosen)
 
 
 def model_config(name: str, **overrides: Any) -> config_dict.ConfigDict:
   """Returns the configuration of a variant: its name and every field that a user may set.
 
-  Fields are placeholders, None, which stands for the variant's own value, but for the overrides.
+  Fields are placeholders, None, which stands for the variant's own value, but for the overrides. A
+  backbone with a head has the fields of both: `num_classes` is the head's, the dtypes are for both.
 
   Raises:
     ValueError: if the name or a field is unknown.
   """
-  module = _find(name).module
-  _check_fields(name, module, overrides)
+  types = _find(name).types
+  _check_fields(name, types, overrides)
   config = config_dict.ConfigDict({'name': name})
-  for field, field_type in _public_fields(module).items():
+  for field, field_type in types.items():
     config[field] = config_dict.placeholder(field_type)
   for field, value in overrides.items():
     config[field] = tuple(value) if isinstance(value, list) else value
   return config
 
 
-def _find(name: str) -> _Variant:
+def _entry(
+  name: str, module: type[nn.Module], strides: Sequence[int], fields: Mapping[str, Any]
+) -> _Entry:
+  types = _public_fields(module)
+  _check_fields(name, types, fields)
+  return _Entry(functools.partial(module, **fields), types, tuple(strides))
+
+
+def _find(name: str) -> _Entry:
   if name in _variants:
     return _variants[name]
-  nearest = difflib.get_close_matches(name, _variants, n=1, cutoff=0)
-  family = nearest[0].split('_')[0]
+  model, plus, head = name.partition('+')
+  if model in _variants and head in _heads:
+    if not _fits(model, head):
+      raise ValueError(
+        f'{model!r} is no backbone for {head!r}: it does not give maps of strides '
+        f"{', '.join(map(str, _heads[head].strides))}; list_models('*+{head}') shows those that do"
+      )
+    return _composite(_variants[model], _heads[head])
+  known = list_models('*+*' if plus else '*')
+  nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+  family = nearest.split('_')[0] + ('*+*' if plus else '*')
   raise ValueError(
-    f"unknown model {name!r}; did you mean {nearest[0]!r}? list_models('{family}*') shows all"
+    f'unknown model {name!r}; did you mean {nearest!r}? list_models({family!r}) shows all'
   )
+
+
+def _fits(model: str, head: str) -> bool:
+  return set(_heads[head].strides) <= set(_variants[model].strides)
+
+
+def _composite(backbone: _Entry, head: _Entry) -> _Entry:
+  types = {**backbone.types, **head.types}
+  del types['backbone']
+  without_classifier = {'backbone': True} if 'backbone' in backbone.types else {'num_classes': 0}
+
+  def build(**fields: Any) -> nn.Module:
+    own = {field: value for field, value in fields.items() if field in head.types}
+    rest = {f: value for f, value in fields.items() if f in _DTYPES or f not in head.types}
+    return head.build(backbone=backbone.build(**without_classifier, **rest), **own)
+
+  return _Entry(build, types, ())
 
 
 def _public_fields(module: type[nn.Module]) -> dict[str, type]:
@@ -108,8 +183,7 @@ def _public_fields(module: type[nn.Module]) -> dict[str, type]:
   return result
 
 
-def _check_fields(name: str, module: type[nn.Module], fields: Mapping[str, Any]) -> None:
-  known = _public_fields(module)
+def _check_fields(name: str, known: Mapping[str, type], fields: Mapping[str, Any]) -> None:
   for field in fields:
     if field not in known:
       nearest = difflib.get_close_matches(field, known, n=1, cutoff=0)[0]

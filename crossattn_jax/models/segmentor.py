@@ -1,52 +1,50 @@
-"""A pyramid backbone with a head that labels every pixel."""
+"""Composites that label every pixel: a pyramid backbone with a head of mmsegmentation.
 
-from typing import Literal
+`create_model('biformer_small+upernet')`; `registry.register_head` says how names and fields of
+backbone and head join.
+"""
+
+from collections.abc import Sequence
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, semantic_fpn, upernet
+from crossattn_jax.models import registry
 
 Features = dict[str, jax.Array]
 
-HEADS = ('semantic_fpn', 'upernet')
-
 
 class Segmentor(nn.Module):
-  """Semantic segmentation in the style of mmsegmentation.
+  """A backbone with the heads of a subclass.
 
   Attributes:
     backbone: a model whose features hold the maps 'stage_0' to 'stage_3' at strides 4 to 32.
-    num_classes: of the labels.
-    head: 'semantic_fpn', or 'upernet' with its auxiliary head on the third map.
-    channels: of the head; its own where None: 128 of Semantic FPN, 512 of UPerNet.
-    pyramid_channels: of Semantic FPN's feature pyramid.
-    auxiliary_channels: of UPerNet's auxiliary head; 0 leaves it out.
+    num_classes: of the labels; ADE20K's by default.
     dropout_rate: of whole channels before the classifiers.
-    dtype: of the head's computation.
-    param_dtype: of the head's parameters.
+    dtype: of the heads' computation.
+    param_dtype: of the heads' parameters.
   """
 
   backbone: nn.Module
-  num_classes: int
-  head: Literal['semantic_fpn', 'upernet'] = 'semantic_fpn'
-  channels: int | None = None
-  pyramid_channels: int = 256
-  auxiliary_channels: int = 256
+  num_classes: int = 150
   dropout_rate: float = 0.1
-  dtype: jax.typing.DTypeLike | None = None
-  param_dtype: jax.typing.DTypeLike = 'float32'
-
-  def __post_init__(self):
-    if self.head not in HEADS:
-      raise ValueError(f'head={self.head!r} is not one of {", ".join(HEADS)}')
-    super().__post_init__()
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
 
   @property
   def image_size(self) -> tuple[int, int]:
     """(height, width) of the backbone's natural input."""
     return self.backbone.image_size
+
+  @nn.nowrap
+  def style(self) -> style_lib.Style:
+    """How the heads' convolutions are built."""
+    return style_lib.Style(
+      dropout_rate=self.dropout_rate, dtype=self.dtype, param_dtype=self.param_dtype
+    )
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
@@ -60,25 +58,56 @@ class Segmentor(nn.Module):
     Returns:
       Logits `[batch, height / 4, width / 4, num_classes]` in at least float32, and the backbone's
       features and:
-        'auxiliary_logits': of the auxiliary head, at a sixteenth of the image's size.
+        'auxiliary_logits': of an auxiliary head, at a sixteenth of the image's size.
 
     Raises:
       KeyError: the backbone has no such maps.
     """
     _, features = self.backbone(image, train)
-    maps = style_lib.stage_maps(features)
-    style = style_lib.Style(
-      dropout_rate=self.dropout_rate, dtype=self.dtype, param_dtype=self.param_dtype
+    logits, more = self.heads(style_lib.stage_maps(features), train)
+    return logits, {**features, **more}
+
+
+class SemanticFPN(Segmentor):
+  """A backbone with Semantic FPN.
+
+  Attributes:
+    head_channels: of the head.
+    pyramid_channels: of the feature pyramid.
+  """
+
+  head_channels: int = 128
+  pyramid_channels: int = 256
+
+  def heads(self, maps: Sequence[jax.Array], train: bool) -> tuple[jax.Array, Features]:
+    """Maps of the stages, finest first, to logits and further features."""
+    head = semantic_fpn.SemanticFPN(
+      self.num_classes, self.style(), self.pyramid_channels, self.head_channels, name='decoder'
     )
-    features = dict(features)
-    if self.head == 'semantic_fpn':
-      head = semantic_fpn.SemanticFPN(
-        self.num_classes, style, self.pyramid_channels, self.channels or 128, name='decoder'
-      )
-      return head(maps, train), features
+    return head(maps, train), {}
+
+
+class UPerNet(Segmentor):
+  """A backbone with UPerNet, and an auxiliary head on the third map.
+
+  Attributes:
+    head_channels: of UPerNet's head.
+    auxiliary_channels: of the auxiliary head; 0 leaves it out.
+  """
+
+  head_channels: int = 512
+  auxiliary_channels: int = 256
+
+  def heads(self, maps: Sequence[jax.Array], train: bool) -> tuple[jax.Array, Features]:
+    """Maps of the stages, finest first, to logits and further features."""
+    style, features = self.style(), {}
     if self.auxiliary_channels:
       features['auxiliary_logits'] = fcn.FCNHead(
         self.num_classes, style, self.auxiliary_channels, name='auxiliary_head'
       )(maps[2], train)
-    head = upernet.UPerHead(self.num_classes, style, self.channels or 512, name='decoder')
+    head = upernet.UPerHead(self.num_classes, style, self.head_channels, name='decoder')
     return head(maps, train), features
+
+
+registry.register_head('semantic_fpn', SemanticFPN, strides=(4, 8, 16, 32))
+registry.register_head('upernet', UPerNet, strides=(4, 8, 16, 32))

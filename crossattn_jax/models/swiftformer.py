@@ -289,6 +289,8 @@ class SwiftFormer(nn.Module):
     param_dtype: of the parameters.
   """
 
+  strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
+
   num_classes: int = 1000
   image_size: tuple[int, int] = (224, 224)
   widths: tuple[int, ...] = (48, 56, 112, 220)

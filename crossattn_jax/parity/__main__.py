@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from crossattn_jax.models import segmentor, variables_io
+from crossattn_jax.models import variables_io
 from crossattn_jax.parity import adapters, bounds, convert, replay, report
 from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
 
@@ -44,17 +44,11 @@ def _convert(args: argparse.Namespace) -> int:
     printer.table(('PyTorch', 'shape'), [(key, str(x.shape)) for key, x in state.items()])
     printer.line(f'{args.output}: {len(state)} tensors of {saved.name}')
     return 0
-  if args.fresh is not None and (args.start is not None or args.head is not None):
-    raise ValueError('--fresh initialises what a checkpoint lacks; so does --start, for --head')
+  if args.fresh is not None and args.start is not None:
+    raise ValueError('--fresh initialises what a checkpoint lacks; so does --start, for a head')
   state = convert.read_checkpoint(args.input)
   if args.start is not None:
-    conversion = segmentation.start_from_classifier(
-      args.model, state, args.start, overrides, args.head
-    )
-  elif args.head is not None:
-    conversion = segmentation.convert_segmentor(args.model, state, overrides)
-    if conversion.name != f'{args.model}+{args.head}':
-      raise ValueError(f'{args.input}: holds {conversion.name}, not {args.model}+{args.head}')
+    conversion = segmentation.start_from_classifier(args.model, state, args.start, overrides)
   elif args.fresh is not None:
     conversion = convert.to_flax_in_part(args.model, state, overrides, args.fresh)
   else:
@@ -168,16 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     '--new-head', type=int, metavar='CLASSES', help='replace the classifiers by fresh ones'
   )
   command.add_argument(
-    '--head',
-    choices=segmentor.HEADS,
-    help="the checkpoint is mmsegmentation's, of MODEL with this head",
-  )
-  command.add_argument(
     '--start',
     type=int,
     metavar='CLASSES',
-    help='INPUT is a classifier: take the backbone of MODEL (with --head) from it, and initialise '
-    'the rest for this many classes',
+    help='INPUT is a classifier: take the backbone of MODEL, such as biformer_small+upernet, from '
+    'it, and initialise the rest for this many classes',
   )
   command.add_argument(
     '--fresh',

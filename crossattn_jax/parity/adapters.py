@@ -107,6 +107,8 @@ class ModelParity:
       initialises anew.
     position_embeddings: path -> index into `module.grids()` of its patch grid, such as
       {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
+    fields: the shapes of a state dict by their keys -> the fields of the model that they tell, such
+      as the number of classes.
   """
 
   rules: Sequence[mapping_lib.Rule]
@@ -115,6 +117,7 @@ class ModelParity:
   taps: AnyMapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
   heads: Sequence[str] = ()
   position_embeddings: AnyMapping[str, int] = dataclasses.field(default_factory=dict)
+  fields: Callable[[AnyMapping[str, Sequence[int]]], AnyMapping[str, Any]] = lambda shapes: {}
 
 
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
@@ -136,7 +139,10 @@ def register_adapter(system: str, module: str):
 
 
 def register_models(system: str, pattern: str):
-  """Decorates `describe(module) -> ModelParity` for the registered models named like `pattern`."""
+  """Decorates `describe(module) -> ModelParity` for the registered models named like `pattern`.
+
+  A pattern that begins with '+' is for the names of heads: '+upernet' for all 'BACKBONE+upernet'.
+  """
 
   def decorate(describe):
     _models[system, pattern] = describe
@@ -189,8 +195,9 @@ def describe_model(name: str, module: nn.Module) -> ModelParity:
   """
   for system in SYSTEMS:
     _import_system(system)
+  backbone, plus, head = name.partition('+')
   for (_, pattern), describe in _models.items():
-    if fnmatch.fnmatch(name, pattern):
+    if fnmatch.fnmatch(plus + head or backbone, pattern):
       return describe(module)
   patterns = ', '.join(pattern for _, pattern in _models) or 'none'
   raise AdapterNotFound(

@@ -175,6 +175,8 @@ def to_flax(
     mapping.MappingError: naming every missing, unexpected and misshapen key.
   """
   overrides = dict(overrides or {})
+  parity = adapters.describe_model(name, registry.create_model(name, **overrides))
+  overrides = {**parity.fields({key: x.shape for key, x in state.items()}), **overrides}
   mapping, _ = model_mapping(name, registry.create_model(name, **overrides))
   try:
     variables = mapping.to_flax(state)

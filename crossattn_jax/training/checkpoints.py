@@ -546,7 +546,8 @@ def _check_match(
   """Raises CheckpointMismatch unless the checkpoint has the arrays that are asked for."""
   differences = []
   names = [_flat(c).get('model.name') for c in (metadata['config'], _plain(config))]
-  if None not in names and names[0] != names[1]:
+  # A head, which earlier versions did not name, is told by its arrays.
+  if None not in names and names[0].partition('+')[0] != names[1].partition('+')[0]:
     differences.append(f'model.name: {names[0]!r} in the checkpoint, {names[1]!r} here')
   saved, wanted = metadata['arrays'], _describe(_leaves(abstract_state))
   for key in wanted if partial else {**wanted, **saved}:

@@ -82,3 +82,50 @@ def test_a_name_is_registered_once_and_only_with_fields_of_its_module():
   with pytest.raises(ValueError, match="has no field 'height'; did you mean 'width'"):
     registry.register('some_model', Model, height=3)
   assert 'some_model' not in models.list_models()
+
+
+def test_a_backbone_with_a_head_is_a_model():
+  assert models.list_models('swiftformer_x*+*') == [
+    'swiftformer_xs+semantic_fpn',
+    'swiftformer_xs+upernet',
+  ]
+  assert 'pyramid_tiny+upernet' in models.list_models('*+upernet')
+  assert not [name for name in models.list_models() if '+' in name]
+  name = 'swiftformer_xs+upernet'
+  config = models.model_config(name, num_classes=7, head_channels=8, dtype='bfloat16', depths=[1] * 4)
+  model = models.create_model(**config)
+  assert (model.num_classes, model.head_channels, model.auxiliary_channels) == (7, 8, 256)
+  assert model.backbone == models.create_model(
+    'swiftformer_xs', backbone=True, depths=(1,) * 4, dtype='bfloat16'
+  )
+  assert model.dtype == model.backbone.dtype == jnp.bfloat16
+  # A classifier that has no field `backbone` is one without classes.
+  assert models.create_model('pyramid_tiny+upernet').backbone.num_classes == 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields', 'message'),
+  [
+    (
+      'swiftformer_xs+uppernet',
+      {},
+      r"unknown .*; did you mean 'swiftformer_xs\+upernet'\? list_models\('swiftformer\*\+\*'\)",
+    ),
+    (
+      'crossvit_tiny_240+upernet',
+      {},
+      r"'crossvit_tiny_240' is no backbone for 'upernet': .* 4, 8, 16, 32; list_models\('\*\+uper",
+    ),
+    ('swiftformer_xs+upernet', {'heads_channels': 8}, "did you mean 'head_channels'"),
+    ('swiftformer_xs+upernet', {'pyramid_channels': 8}, "has no field 'pyramid_channels'"),
+    ('swiftformer_xs+upernet', {'backbone': False}, "has no field 'backbone'"),
+  ],
+)
+def test_what_is_no_composite_is_refused_by_name(name, fields, message):
+  with pytest.raises(ValueError, match=message):
+    models.create_model(name, **fields)
+
+
+def test_heads_have_names_of_their_own():
+  with pytest.raises(ValueError, match="head 'upernet' is already registered"):
+    registry.register_head('upernet', nn.Module, strides=(4,))

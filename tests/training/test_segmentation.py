@@ -1,15 +1,20 @@
 """Segmentation trains from the one loop: on every mesh alike, and in bfloat16 with large scores."""
 
 import functools
+import json
+import pathlib
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from crossattn_jax import models, parallel
+from crossattn_jax.data.scenes import shapes as shape_scenes
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
+from crossattn_jax.training import loop
 
 
 @pytest.fixture
@@ -106,27 +111,24 @@ def test_bfloat16_with_scores_and_logits_in_the_thousands_stays_finite_and_learn
 
 
 BACKBONES = {
-  'swiftformer_xs': {'widths': (8, 16, 16, 24), 'depths': (1, 1, 1, 1), 'backbone': True},
+  'swiftformer_xs': {'widths': (8, 16, 16, 24), 'depths': (1, 1, 1, 1)},
   'biformer_tiny': {
     'widths': (16, 16, 32, 32),
     'depths': (1, 1, 1, 1),
     'head_dim': 8,
     'regions_per_side': (2, 2, 2, 1),
     'top_k': (1, 2, 4, 0),
-    'backbone': True,
   },
   'crossformer_tiny': {
     # The multilayer perceptron of its position bias has a sixteenth of the channels.
     'widths': (64, 64, 64, 64),
     'depths': (1, 1, 2, 1),
     'head_dim': 32,
-    'backbone': True,
   },
   'pyramid_tiny': {
     'widths': (16, 16, 32, 32),
     'depths': (1, 1, 1, 1),
     'head_dim': 8,
-    'num_classes': 0,
   },
 }
 
@@ -136,11 +138,14 @@ BACKBONES = {
 @pytest.mark.parametrize('name', BACKBONES)
 def test_every_pyramid_backbone_trains_with_both_heads(config, name, head):
   with config.unlocked():
-    config.model = models.model_config(name, image_size=(64, 64), **BACKBONES[name])
+    config.model = models.model_config(
+      f'{name}+{head}', num_classes=7, image_size=(64, 64), head_channels=16, **BACKBONES[name]
+    )
+  if head == 'semantic_fpn':
+    config.model.pyramid_channels = 16
+  else:
+    config.model.auxiliary_channels = 16
   config.dataset.image_size = (64, 64)
-  config.task.head = head
-  config.task.head_channels = config.task.pyramid_channels = 16
-  config.task.auxiliary_channels = 16
   config.task.loss = 'cross_entropy'
   config.task.consistency_weight = 0.0
   # Its steps are as large for the smallest gradients.
@@ -167,3 +172,17 @@ def test_every_pyramid_backbone_trains_with_both_heads(config, name, head):
   ]
   # Only classification has the norm after the last stage.
   assert set(unchanged) <= {'backbone/norm/bias', 'backbone/norm/scale'}
+
+
+def test_a_run_that_named_its_head_in_the_task_still_evaluates(tmp_path):
+  """Of version 0.1.0, as it was before models were called BACKBONE+HEAD."""
+  run = pathlib.Path(__file__).with_name('earlier_runs') / 'semantic_fpn_shapes'
+  shape_scenes.prepare('shape_scenes/tiny', str(tmp_path))
+  config = config_lib.load(epath.Path(run / 'config.json'))
+  assert config.model.name == 'resnet50_deep_stem+semantic_fpn'
+  config.dataset.data_dir = str(tmp_path)
+  config.batch_size = config.evaluation.batch_size = 8
+  metrics = loop.evaluate(config, epath.Path(run))
+  *_, last = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+  assert metrics['pixel_accuracy'] == pytest.approx(last['eval/pixel_accuracy'], abs=1e-3)
+  assert metrics['mean_iou'] == pytest.approx(last['eval/mean_iou'], abs=1e-3)

@@ -6,24 +6,20 @@ import pathlib
 from typing import Any
 
 from etils import epath
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
-from crossattn_jax import models
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
 from crossattn_jax.metrics import segmentation as metrics
-from crossattn_jax.models import segmentor
 from crossattn_jax.tasks import base, pictures
 from crossattn_jax.tasks.segmentation import inference, losses
 from crossattn_jax.tasks.segmentation import pictures as segmentation_pictures
 
-HEADS = ('none', *segmentor.HEADS)
 LOSSES = ('cross_entropy', 'ohem', 'lovasz')
 MODES = ('whole', 'sliding')
 
@@ -37,15 +33,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.task = ml_collections.ConfigDict(
     {
       'name': 'segmentation',
-      # On top of `config.model`: 'none' for models that label pixels themselves, as CCNet;
-      # 'semantic_fpn' or 'upernet' for backbones. See `Segmentor` for the following four.
-      'head': 'none',
-      'head_channels': config_dict.placeholder(int),
-      'pyramid_channels': 256,
-      'auxiliary_channels': 256,
-      'dropout_rate': 0.1,
       # Whether logits are resized so that the centres of the pixels in the corners lie on each
-      # other, as in CCNet, rather than their edges. None: as the head was built.
+      # other, as in CCNet, rather than their edges. None: as the model's heads do.
       'align_corners': config_dict.placeholder(bool),
       # Of the main logits: 'cross_entropy', 'ohem' (hard pixels only) or 'lovasz' (in addition to
       # the cross entropy).
@@ -96,6 +85,11 @@ class Segmentation(base.Task):
     self._taxonomy = taxonomies.find_taxonomy(config.dataset.name)
     _check(config)
     super().__init__(config)
+    if not hasattr(self.model, 'style'):
+      raise ValueError(
+        f'config.model.name={config.model.name!r} does not label pixels: add a head to a backbone, '
+        f"as in 'biformer_small+upernet'; list_models('*+*') shows all"
+      )
     if self.model.num_classes != self._taxonomy.num_classes:
       raise ValueError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
@@ -104,31 +98,13 @@ class Segmentation(base.Task):
       )
     self._align_corners = config.task.align_corners
     if self._align_corners is None:
-      self._align_corners = config.task.head == 'none'
+      self._align_corners = self.model.style().corner_aligned
     self._crop = tuple(config.dataset.image_size)
 
   @property
   def class_names(self) -> tuple[str, ...]:
     """Names of the classes."""
     return self._taxonomy.class_names
-
-  def create_model(self) -> nn.Module:
-    """Builds the model that `config.model` names, with the head of `config.task`."""
-    model = models.create_model(**self.config.model)
-    config = self.config.task
-    if config.head == 'none':
-      return model
-    return segmentor.Segmentor(
-      backbone=model,
-      num_classes=self._taxonomy.num_classes,
-      head=config.head,
-      channels=config.head_channels,
-      pyramid_channels=config.pyramid_channels,
-      auxiliary_channels=config.auxiliary_channels,
-      dropout_rate=config.dropout_rate,
-      dtype=model.dtype,
-      param_dtype=model.param_dtype,
-    )
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Normalised images `[batch, height, width, 3]` and classes `[batch, height, width]`."""
@@ -380,7 +356,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
   """Refuses wrong values, naming the key."""
   task, evaluation = config.task, config.task.evaluation
   for key, value, choices in (
-    ('head', task.head, HEADS),
     ('loss', task.loss, LOSSES),
     ('evaluation.mode', evaluation.mode, MODES),
     ('evaluation.absent_classes', evaluation.absent_classes, ('zero', 'skip')),

@@ -7,8 +7,7 @@ import pytest
 from scipy import special
 
 from crossattn_jax import models
-from crossattn_jax.models import segmentor
-from crossattn_jax.parity import adapters, cases, mapping, replay
+from crossattn_jax.parity import adapters, cases, convert, mapping, replay
 from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference'
@@ -27,12 +26,10 @@ SMALL = {
 }
 
 
-def _segmentor(name, head):
-  backbone = models.create_model(name, backbone=True, image_size=(64, 64), **SMALL[name])
-  return segmentor.Segmentor(
-    backbone=backbone, num_classes=7, head=head, channels=8, pyramid_channels=8,
-    auxiliary_channels=4,
-  )  # fmt: skip
+WIDTHS = {
+  'semantic_fpn': {'head_channels': 8, 'pyramid_channels': 8},
+  'upernet': {'head_channels': 8, 'auxiliary_channels': 4},
+}
 
 
 def _state(module):
@@ -52,15 +49,15 @@ def _state(module):
   [
     pytest.param(name, head, marks=[pytest.mark.slow] if name != 'swiftformer_xs' else [])
     for name in SMALL
-    for head in segmentor.HEADS
+    for head in WIDTHS
   ],
 )
 def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
-  module = _segmentor(name, head)
+  name, fields = f'{name}+{head}', {'image_size': (64, 64), **SMALL[name]}
+  module = models.create_model(name, num_classes=7, **WIDTHS[head], **fields)
   state = _state(module)
-  overrides = {'image_size': (64, 64), **SMALL[name]}
-  conversion = segmentation.convert_segmentor(name, state, overrides)
-  assert conversion.name == f'{name}+{head}'
+  conversion = convert.to_flax(name, state, fields)
+  assert conversion.overrides == {'num_classes': 7, **WIDTHS[head], **fields}
   assert {line.torch_key for line in conversion.report} == set(state)
   template = segmentation._template(module)
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
@@ -82,11 +79,9 @@ def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
     for entry in built.entries
   }
-  conversion = segmentation.start_from_classifier(name, state, 7, fields, 'semantic_fpn')
-  backbone = models.create_model(name, backbone=True, **fields)
-  template = segmentation._template(
-    segmentor.Segmentor(backbone=backbone, num_classes=7, head='semantic_fpn')
-  )
+  composite = f'{name}+semantic_fpn'
+  conversion = segmentation.start_from_classifier(composite, state, 7, fields)
+  template = segmentation._template(models.create_model(composite, num_classes=7, **fields))
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   taken = {line.torch_key for line in conversion.report if line.torch_key and line.flax_path}
   dropped = {line.torch_key for line in conversion.report if line.action.startswith('dropped')}
@@ -96,12 +91,18 @@ def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
 
 def test_a_classifier_is_no_segmentor():
   with pytest.raises(mapping.MappingError, match=r'no segmentor of .* keys begin with fc'):
-    segmentation.convert_segmentor('biformer_small', {'fc.weight': np.zeros((2, 2))})
+    convert.to_flax('biformer_small+upernet', {'fc.weight': np.zeros((2, 2))})
+
+
+def test_a_checkpoint_of_another_head_is_refused():
+  shapes = {'decode_head.conv_seg.weight': (7, 8, 1, 1)}
+  state = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+  with pytest.raises(mapping.MappingError, match='is of UPerNet, not of SemanticFPN'):
+    convert.to_flax('swiftformer_xs+semantic_fpn', state)
 
 
 def test_a_backbone_without_correspondence_is_named():
-  backbone = models.create_model('resnet50_deep_stem')
-  module = segmentor.Segmentor(backbone=backbone, num_classes=2)
+  module = models.create_model('resnet50_deep_stem+semantic_fpn')
   with pytest.raises(LookupError, match='ResNet has no PyTorch correspondence as a backbone'):
     segmentation.segmentor_rules(module)
 

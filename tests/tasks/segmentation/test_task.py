@@ -170,13 +170,9 @@ def test_images_of_other_sizes_than_their_labels_are_scored_at_the_labels_size(c
 )
 def test_every_pyramid_backbone_takes_both_heads(config, head, name):
   with config.unlocked():
-    config.model = models.model_config(next(iter(models.list_models(f'{name}*'))))
-    if 'backbone' in config.model:
-      config.model.backbone = True
-    else:
-      config.model.num_classes = 0
+    name = models.list_models(f'{name}*+{head}')[0]
+    config.model = models.model_config(name, num_classes=7)
   config.dataset.image_size = (224, 224)
-  config.task.head = head
   task = tasks.create_task(config)
   (logits, features), _ = jax.eval_shape(
     task.model.init_with_output,
@@ -227,7 +223,6 @@ def test_a_sheet_of_samples_is_drawn(config, tmp_path):
 @pytest.mark.parametrize(
   ('key', 'value', 'message'),
   [
-    ('task.head', 'fpn', r"config\.task\.head='fpn' is not one of none, semantic_fpn, upernet"),
     ('task.loss', 'focal', "loss='focal' is not one of"),
     ('model.num_classes', 5, 'set config.model.num_classes=7'),
     ('task.consistency_weight', 1.0, 'set config.model.embedding=16'),

@@ -94,7 +94,7 @@ def _backbone_rules(backbone: nn.Module) -> list[Rule]:
 
 def segmentor_rules(module: segmentor.Segmentor) -> list[Rule]:
   """The rules of a backbone with its heads."""
-  if module.head == 'semantic_fpn':
+  if isinstance(module, segmentor.SemanticFPN):
     heads = prefixed(SEMANTIC_FPN, '', 'decoder/')
   else:
     heads = [
@@ -104,15 +104,13 @@ def segmentor_rules(module: segmentor.Segmentor) -> list[Rule]:
   return [*prefixed(_backbone_rules(module.backbone), 'backbone.', 'backbone/'), *heads]
 
 
-def build_segmentor(
-  backbone: nn.Module, shapes: Mapping[str, Sequence[int]], **fields: Any
-) -> segmentor.Segmentor:
-  """Builds the segmentor of a state dict.
+def segmentor_of(
+  shapes: Mapping[str, Sequence[int]],
+) -> tuple[type[segmentor.Segmentor], dict[str, int]]:
+  """The class and the fields of the segmentor that a state dict is of.
 
   Args:
-    backbone: of it.
     shapes: of the tensors by their keys; they say which head it is and how wide.
-    **fields: further ones of `Segmentor`.
 
   Raises:
     mapping.MappingError: the state dict has neither head.
@@ -123,44 +121,42 @@ def build_segmentor(
       'no segmentor of mmsegmentation: it has no decode_head.conv_seg.weight; its keys begin '
       f'with {", ".join(sorted({key.split(".")[0] for key in shapes}))}'
     )
-  fields = {'num_classes': classifier[0], 'channels': classifier[1], **fields}
+  fields = {'num_classes': classifier[0], 'head_channels': classifier[1]}
   if 'neck.lateral_convs.0.conv.weight' in shapes:
-    fields |= {
-      'head': 'semantic_fpn',
-      'pyramid_channels': shapes['neck.lateral_convs.0.conv.weight'][0],
-    }
-  else:
-    auxiliary = shapes.get('auxiliary_head.conv_seg.weight', (0, 0))
-    fields |= {'head': 'upernet', 'auxiliary_channels': auxiliary[1]}
-  return segmentor.Segmentor(backbone=backbone, **fields)
+    pyramid_channels = shapes['neck.lateral_convs.0.conv.weight'][0]
+    return segmentor.SemanticFPN, fields | {'pyramid_channels': pyramid_channels}
+  auxiliary = shapes.get('auxiliary_head.conv_seg.weight', (0, 0))
+  return segmentor.UPerNet, fields | {'auxiliary_channels': auxiliary[1]}
 
 
-def convert_segmentor(
-  name: str, state: Mapping[str, np.ndarray], overrides: Mapping[str, Any] | None = None
-) -> convert.Conversion:
-  """Converts a checkpoint of mmsegmentation to the variables of a `Segmentor`.
+@adapters.register_models('mmsegmentation', '+semantic_fpn')
+@adapters.register_models('mmsegmentation', '+upernet')
+def describe(module: segmentor.Segmentor) -> adapters.ModelParity:
+  """Says how a backbone with a head corresponds to mmsegmentation's."""
+  shape = (1, module.backbone.num_channels, *module.image_size)
 
-  Args:
-    name: of the backbone, such as 'biformer_small'.
-    state: as `convert.read_checkpoint` returns it.
-    overrides: of `create_model`, such as {'regions_per_side': (8, 8, 8, 8), 'padding': 'input'}.
+  def call(network: nn.Module, inputs: Arrays) -> Arrays:
+    logits, _ = network(adapters.channels_last(inputs['image']))
+    return {'logits': adapters.channels_first(logits)}
 
-  Returns:
-    The conversion, of a model called NAME+HEAD; `config.weights` takes its file.
+  def fields(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    network, found = segmentor_of(shapes)
+    if not isinstance(module, network):
+      raise mapping_lib.MappingError(
+        f'the checkpoint is of {network.__name__}, not of {type(module).__name__}'
+      )
+    return found
 
-  Raises:
-    mapping.MappingError: naming every missing, unexpected and misshapen key.
-  """
-  overrides = {'backbone': True, **(overrides or {})}
-  shapes = {key: tuple(value.shape) for key, value in state.items()}
-  module = build_segmentor(registry.create_model(name, **overrides), shapes)
-  mapping = mapping_lib.build_mapping(segmentor_rules(module), _template(module))
-  variables = mapping.to_flax(state)
-  lines = []
-  for key, value in state.items():
-    entry = mapping.find(key)
-    lines.append(_dropped(key, value) if entry is None else _line(entry, key))
-  return convert.Conversion(f'{name}+{module.head}', overrides, variables, tuple(lines))
+  is_fpn = isinstance(module, segmentor.SemanticFPN)
+  return adapters.ModelParity(
+    rules=segmentor_rules(module),
+    call=call,
+    inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
+    heads=('decoder/decoder/classifier',)
+    if is_fpn
+    else ('decoder/classifier', 'auxiliary_head/classifier'),
+    fields=fields,
+  )
 
 
 def start_from_classifier(
@@ -168,38 +164,31 @@ def start_from_classifier(
   state: Mapping[str, np.ndarray],
   num_classes: int,
   overrides: Mapping[str, Any] | None = None,
-  head: str | None = None,
   seed: int = 0,
 ) -> convert.Conversion:
   """Initialises a network whose backbone was trained as a classifier.
 
   Args:
-    name: of a network that has its own head, such as 'ccnet_resnet101', or of the backbone.
+    name: of the network, such as 'ccnet_resnet101' or 'biformer_small+upernet'.
     state: of the classifier, as `convert.read_checkpoint` returns it.
     num_classes: of the network.
     overrides: of `create_model`.
-    head: of the `Segmentor`, where `name` is a backbone.
     seed: of what the classifier does not have: the heads, and the norms of a backbone's results.
 
   Returns:
-    The conversion, of a model called NAME or NAME+HEAD; `config.weights` takes its file.
+    The conversion; `config.weights` takes its file.
 
   Raises:
     mapping.MappingError: naming every missing, unexpected and misshapen key.
   """
-  overrides = dict(overrides or {})
-  if head is None:
-    overrides['num_classes'] = num_classes
-    module = registry.create_model(name, **overrides)
+  overrides = {**(overrides or {}), 'num_classes': num_classes}
+  module = registry.create_model(name, **overrides)
+  if isinstance(module, segmentor.Segmentor):
+    rules = _backbone_rules(module.backbone)
+    classifier_rules = _backbone_rules(module.backbone.clone(backbone=False))
+  else:
     rules = ccnet_parity.backbone_rules(len(module.depths))
     classifier_rules = ccnet_parity.RESNET_HEAD
-  else:
-    overrides['backbone'] = True
-    backbone = registry.create_model(name, **overrides)
-    module = segmentor.Segmentor(backbone=backbone, num_classes=num_classes, head=head)
-    rules = _backbone_rules(backbone)
-    classifier = registry.create_model(name, **{**overrides, 'backbone': False})
-    classifier_rules = _backbone_rules(classifier)
   template = _template(module)
   prefix, flat, lines, problems = 'backbone/', {}, [], []
   used, fresh = set(), []
@@ -225,7 +214,7 @@ def start_from_classifier(
     if key in used:
       continue
     if any(rule.path_of(key) or rule.drops(key) for rule in [*rules, *classifier_rules]):
-      lines.append(_dropped(key, value, "the classifier's"))
+      lines.append(convert.Line(key, value.shape, '', (), "dropped: the classifier's"))
     else:
       problems.append(f'unexpected: {key} {value.shape}')
   if problems:
@@ -243,23 +232,12 @@ def start_from_classifier(
 
   flat |= {path: np.asarray(value) for path, value in initial().items()}
   variables = traverse_util.unflatten_dict(flat, sep='/')
-  return convert.Conversion(
-    name if head is None else f'{name}+{head}', overrides, variables, tuple(lines)
-  )
+  return convert.Conversion(name, overrides, variables, tuple(lines))
 
 
 def _template(module: nn.Module) -> Mapping[str, Any]:
   image = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), image)
-
-
-def _line(entry: mapping_lib.Entry, key: str) -> convert.Line:
-  path = '/'.join((entry.collection, *entry.path))
-  return convert.Line(key, entry.torch_shape, path, entry.flax_shape, entry.layout.name)
-
-
-def _dropped(key: str, value: np.ndarray, why: str = 'the model computes it') -> convert.Line:
-  return convert.Line(key, value.shape, '', (), f'dropped: {why}')
 
 
 # Recorded heads.
@@ -412,7 +390,8 @@ def _segmentor_adapter(
   `looks` gives outputs by the backbone's features, which were not differentiated.
   """
   shapes = {entry['key']: entry['shape'] for entry in manifest['state']}
-  module = build_segmentor(backbone, shapes, dropout_rate=0.0)
+  network, fields = segmentor_of(shapes)
+  module = network(backbone=backbone, dropout_rate=0.0, **fields)
   recorded = manifest['shapes']
 
   def logits_as_recorded(name: str, logits: jax.Array) -> jax.Array:
