@@ -165,7 +165,9 @@ def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:
 
 
 def load(path: epath.Path) -> ml_collections.ConfigDict:
-  """Reads a config that `save` wrote, also in earlier versions: keys that came later get defaults.
+  """Reads a config that `save` wrote, earlier versions' too.
+
+  Keys that came later get their defaults; fields of models that are gone may be there, unset.
 
   Raises:
     ConfigError: the file is missing, or is not JSON.
@@ -202,8 +204,15 @@ def _name_composite(saved: dict[str, Any]) -> None:
 
 def _add_defaults(saved: dict[str, Any], default: dict[str, Any]) -> None:
   for key, value in default.items():
-    if isinstance(saved.setdefault(key, value), dict) and isinstance(value, dict):
-      _add_defaults(saved[key], value)
+    entry = saved.setdefault(key, value)
+    if not (isinstance(entry, dict) and isinstance(value, dict)):
+      continue
+    if value == {'name': None} and entry.get('name') is not None:
+      # A model's section: its other keys depend on its name.
+      given = {field: x for field, x in entry.items() if x is not None}
+      saved[key] = models.model_config(entry['name']).to_dict() | given
+    else:
+      _add_defaults(entry, value)
 
 
 def _tuples(value: Any) -> Any:

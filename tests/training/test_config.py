@@ -60,10 +60,13 @@ def test_a_saved_config_is_the_same_again(tiny_config, tmp_path):
 def test_keys_that_came_after_a_config_was_saved_get_their_defaults(tiny_config, tmp_path):
   saved = tiny_config.to_dict()
   del saved['task']['distillation'], saved['profile'], saved['optimizer']['clip_norm']
+  del saved['model']['remat']
+  saved['model']['a_field_that_is_gone'] = None
   (tmp_path / 'config.json').write_text(json.dumps(saved))
   loaded = config_lib.load(tmp_path / 'config.json')
   config_lib.validate(loaded)
   default = config_lib.default_config()
+  assert loaded.model.to_dict() == tiny_config.model.to_dict()
   assert loaded.profile.to_dict() == default.profile.to_dict()
   assert loaded.optimizer.clip_norm == default.optimizer.clip_norm
   assert loaded.optimizer.weight_decay == tiny_config.optimizer.weight_decay

@@ -136,8 +136,8 @@ def describe(module: segmentor.Segmentor) -> adapters.ModelParity:
   shape = (1, module.backbone.num_channels, *module.image_size)
 
   def call(network: nn.Module, inputs: Arrays) -> Arrays:
-    logits, _ = network(adapters.channels_last(inputs['image']))
-    return {'logits': adapters.channels_first(logits)}
+    logits, _ = network(channels_last(inputs['image']))
+    return {'logits': channels_first(logits)}
 
   def fields(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     network, found = segmentor_of(shapes)
