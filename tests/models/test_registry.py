@@ -92,7 +92,8 @@ def test_a_backbone_with_a_head_is_a_model():
   assert 'pyramid_tiny+upernet' in models.list_models('*+upernet')
   assert not [name for name in models.list_models() if '+' in name]
   name = 'swiftformer_xs+upernet'
-  config = models.model_config(name, num_classes=7, head_channels=8, dtype='bfloat16', depths=[1] * 4)
+  fields = {'num_classes': 7, 'head_channels': 8, 'dtype': 'bfloat16', 'depths': [1] * 4}
+  config = models.model_config(name, **fields)
   model = models.create_model(**config)
   assert (model.num_classes, model.head_channels, model.auxiliary_channels) == (7, 8, 256)
   assert model.backbone == models.create_model(
