@@ -10,7 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from crossattn_jax import models, tasks
-from crossattn_jax.data.segmentation import sources
+from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.training import optimizers, schedules
 
 
@@ -196,7 +196,7 @@ def _name_composite(saved: dict[str, Any]) -> None:
   fields, head = {field: task.pop(field, None) for field in fields}, task.pop('head')
   if head != 'none':
     name = f'{model["name"]}+{head}'
-    num_classes = sources.find_taxonomy(saved['dataset']['name']).num_classes
+    num_classes = taxonomies.find_taxonomy(saved['dataset']['name']).num_classes
     model |= fields | {'name': name, 'num_classes': num_classes}
     known = models.model_config(name)
     saved['model'] = {field: value for field, value in model.items() if field in known}
