@@ -152,7 +152,7 @@ def register_models(system: str, pattern: str):
 
 
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS}
+_UNCHECKED = {*SYSTEMS} - {'crossvit'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 
@@ -180,7 +180,9 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
       f'@register_adapter({system!r}, {module!r}) in crossattn_jax/parity/systems/{system}/; '
       + (f'it has {", ".join(known)}' if known else 'it has none yet')
     )
-  constructor = arguments.Arguments(manifest['constructor'], f'{system}, {module}')
+  constructor = arguments.Arguments(
+    manifest['constructor'], f'{system}, {module}', manifest['mode'] == 'train'
+  )
   adapter = _adapters[system, module]({**manifest, 'constructor': constructor})
   if system not in _UNCHECKED:
     constructor.check()

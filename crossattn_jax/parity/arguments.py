@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 
 class ArgumentError(ValueError):
   """An argument that an adapter does not know, or a value of it that it cannot honour."""
@@ -17,9 +19,9 @@ class Arguments(Mapping[str, Any]):
     known: what was asked for, by name, and how: 'required', 'default 0.1', 'no effect', 'only 0'.
   """
 
-  def __init__(self, values: Mapping[str, Any], kind: str = ''):
-    """Wraps the `constructor` of a manifest; `kind` says of which system and module."""
-    self._values, self._kind = dict(values), kind
+  def __init__(self, values: Mapping[str, Any], kind: str = '', train: bool = False):
+    """Wraps the `constructor` of a manifest of `kind`, system and module, run in a mode."""
+    self._values, self._kind, self._train = dict(values), kind, train
     self._inner: dict[str, Arguments] = {}
     self.known: dict[str, str] = {}
 
@@ -27,7 +29,7 @@ class Arguments(Mapping[str, Any]):
     self.known.setdefault(name, 'required')
     value = self._values[name]
     if isinstance(value, Mapping):
-      return self._inner.setdefault(name, Arguments(value, self._kind))
+      return self._inner.setdefault(name, Arguments(value, self._kind, self._train))
     return value
 
   def __contains__(self, name: object) -> bool:
@@ -59,6 +61,19 @@ class Arguments(Mapping[str, Any]):
       if only is not None and name in self._values and self._values[name] not in only:
         raise ArgumentError(
           f'{self._kind}: {name} is {self._values[name]!r}; its adapter replays {self.known[name]}'
+        )
+
+  def ignore_rates(self, *names: str) -> None:
+    """Reads rates of dropout and stochastic depth, 0 in a case of training mode.
+
+    Raises:
+      ArgumentError: a case of training mode drops something.
+    """
+    for name in names:
+      self.known[name] = 'a rate'
+      if self._train and np.any(self._values.get(name, 0)):
+        raise ArgumentError(
+          f'{self._kind}: {name} is {self._values[name]}; in training mode only 0 can be replayed'
         )
 
   def unknown(self) -> list[str]:

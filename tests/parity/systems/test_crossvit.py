@@ -7,7 +7,7 @@ import pytest
 
 from crossattn_jax import models
 from crossattn_jax.parity import adapters, mapping
-from crossattn_jax.parity.systems.crossvit import adapters as crossvit
+from crossattn_jax.parity.systems.crossvit import rules as crossvit
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'crossvit'
 

@@ -1,6 +1,6 @@
-"""CrossViT and its PyTorch originals: IBM/CrossViT (on timm 0.4.12) and timm's own `CrossVit`."""
+"""Recorded cases of CrossViT: whole classifiers, and their parts one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from einops import rearrange
@@ -9,400 +9,284 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import cross_attention
-from crossattn_jax.data.classification import mixing
-from crossattn_jax.layers import patch_embedding, resize
+from crossattn_jax.layers import patch_embedding
 from crossattn_jax.models import crossvit, registry
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
+from crossattn_jax.parity.mapping import prefixed
+from crossattn_jax.parity.systems.crossvit import rules as crossvit_rules
 from crossattn_jax.tasks import losses
-from crossattn_jax.training import schedules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-
-# The correspondence of names, from the inside out.
-
-
-SELF_ATTENTION = [
-  *affine('qkv', 'qkv', 'qkv'),
-  *affine('proj', 'out', 'linear_heads_in'),
-]
-CLASS_TOKEN_ATTENTION = [
-  *affine('wq', 'query', 'linear_heads_out'),
-  *affine('wk', 'key', 'linear_heads_out'),
-  *affine('wv', 'value', 'linear_heads_out'),
-  *affine('proj', 'out', 'linear_heads_in'),
-]
-_NORMS_AND_MLP = [
-  *norm('norm{n:1|2}', 'norm{n}'),
-  *affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
-]
-TRANSFORMER_BLOCK = [*_NORMS_AND_MLP, *prefixed(SELF_ATTENTION, 'attn.', 'attention/')]
-CROSS_ATTENTION_BLOCK = [*_NORMS_AND_MLP, *prefixed(CLASS_TOKEN_ATTENTION, 'attn.', 'attention/')]
-PROJECTIONS = [
-  *norm('projs.{d}.0', 'projection_{d}/norm'),
-  *affine('projs.{d}.2', 'projection_{d}/linear', 'linear'),
-  *norm('revert_projs.{d}.0', 'back_projection_{d}/norm'),
-  *affine('revert_projs.{d}.2', 'back_projection_{d}/linear', 'linear'),
-]
-FUSIONS = {
-  'cross_attention': [
-    *PROJECTIONS,
-    *prefixed(CROSS_ATTENTION_BLOCK, 'fusion.{d}.', 'cross_attention_{d}/'),
-    *prefixed(CROSS_ATTENTION_BLOCK, 'fusion.{d}.{j}.', 'cross_attention_{d}_{j}/'),
-  ],
-  'all_attention': [
-    *PROJECTIONS,
-    *norm('norm1', 'norm'),
-    *prefixed(SELF_ATTENTION, 'attn.', 'attention/'),
-  ],
-  'class_token': PROJECTIONS,
-  'pairwise': PROJECTIONS,
-  'none': [],
-}
-_TOKEN_TRANSFORMER = [
-  *_NORMS_AND_MLP,
-  Rule('attn.qkv.weight', 'qkv/kernel', 'qkv'),
-  *affine('attn.proj', 'out', 'linear_heads_in'),
-]
-_TOKEN_PERFORMER = [
-  *norm('norm{n:1|2}', 'norm{n}'),
-  Rule('w', 'directions', collection='constants'),
-  *affine('kqv', 'kqv', 'linear_heads_out'),
-  *affine('proj', 'out', 'linear'),
-  *affine('mlp.0', 'mlp/fc1', 'linear'),
-  *affine('mlp.2', 'mlp/fc2', 'linear'),
-]
-PATCH_EMBEDDINGS = {
-  'linear': affine('proj', 'conv', 'conv'),
-  'conv': [
-    *affine('proj.0', 'conv_0', 'conv'),
-    *affine('proj.2', 'conv_1', 'conv'),
-    *affine('proj.4', 'conv_2', 'conv'),
-  ],
-  't2t': [
-    *prefixed(_TOKEN_TRANSFORMER, 'attention{b:1|2}.', 'token_block_{b}/'),
-    *affine('project', 'project', 'linear'),
-  ],
-  'performer': [
-    *prefixed(_TOKEN_PERFORMER, 'attention{b:1|2}.', 'token_block_{b}/'),
-    *affine('project', 'project', 'linear'),
-  ],
+# Arguments of both originals -> fields of the model, whose value is meant where a case is silent.
+_FIELDS = {
+  'num_classes': 'num_classes',
+  'in_chans': 'num_channels',
+  'patch_size': 'patch_sizes',
+  'embed_dim': 'widths',
+  'depth': 'depths',
+  'num_heads': 'num_heads',
+  'qkv_bias': 'qkv_bias',
+  'norm_eps': 'norm_epsilon',
+  'fusion': 'fusion',
 }
 
 
-def encoder_rules(fusion: str) -> list[Rule]:
-  """The rules of one multi-scale encoder."""
-  # The other fusions were recorded under a name of their own.
-  prefix = '' if fusion == 'cross_attention' else 'fuse.'
-  return [
-    *prefixed(TRANSFORMER_BLOCK, 'blocks.{d}.{i}.', 'branch_{d}/block_{i}/'),
-    *prefixed(FUSIONS[fusion], prefix, 'fusion/'),
-  ]
+def _pair(side: int | tuple[int, int]) -> tuple[int, int]:
+  return (side, side) if isinstance(side, int) else tuple(side)
 
 
-def model_rules(module: crossvit.CrossViT) -> list[Rule]:
-  """The rules of a whole model, in the official spelling and in timm's."""
-  return [
-    *prefixed(
-      PATCH_EMBEDDINGS[module.patch_embedding], 'patch_embed.{d}.', 'embedding_{d}/patch_embedding/'
-    ),
-    Rule('pos_embed.{d}', 'embedding_{d}/position_embedding'),
-    Rule('pos_embed_{d}', 'embedding_{d}/position_embedding', spelling='timm'),
-    Rule('cls_token.{d}', 'embedding_{d}/class_token'),
-    Rule('cls_token_{d}', 'embedding_{d}/class_token', spelling='timm'),
-    *prefixed(encoder_rules(module.fusion), 'blocks.{k}.', 'encoder_{k}/'),
-    *norm('norm.{d}', 'norm_{d}'),
-    *affine('head.{d}', 'head_{d}', 'linear'),
-  ]
+def _model(manifest: Manifest) -> crossvit.CrossViT:
+  """Builds the model of an official constructor, or of timm's."""
+  c = manifest['constructor']
+  name = c.get('model', 'crossvit_tiny_240')
+  base = registry.create_model(name)
+  fields = {field: c.get(argument, getattr(base, field)) for argument, field in _FIELDS.items()}
+  # One ratio more than branches: the last one is unused.
+  fields['mlp_ratios'] = c.get('mlp_ratio', base.mlp_ratios)[: len(fields['widths'])]
+  multi_conv = c.get('multi_conv', base.patch_embedding == 'conv')
+  fields['patch_embedding'] = 'conv' if multi_conv else 'linear'
+  if manifest['module'] == 'timm.CrossVit':
+    fields['image_size'] = _pair(c.get('img_size', base.image_size))
+    fields['branch_scales'] = c.get('img_scale', base.branch_scales)
+    fields['resize'] = 'center_crop' if c.get('crop_scale', False) else 'bicubic'
+    fields['global_pool'] = c.get('global_pool', base.global_pool)
+    c.ignore_rates('pos_drop_rate', 'proj_drop_rate')
+  else:
+    # One side per branch; the first one is the natural input's.
+    sizes = tuple(map(_pair, c.get('img_size', base.branch_sizes())))
+    fields |= {'image_size': sizes[0], 'branch_image_sizes': sizes}
+    token_blocks = {'t2t': 't2t', 'performer': 'performer'}
+    backbone = c.get('hybrid_backbone', token_blocks.get(base.patch_embedding))
+    if backbone is not None:
+      fields['patch_embedding'] = token_blocks.get(backbone, 'performer')
+    c.ignore('qk_scale', only=(None,))
+  c.ignore_rates('drop_rate', 'attn_drop_rate', 'drop_path_rate')
+  return registry.create_model(name, **fields)
 
 
-# Where the original's submodules are found, and in which layout.
-
-
-def _merged_heads(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b n h d -> b n (h d)')
-
-
-def _query_token(x: jax.Array) -> jax.Array:
-  return rearrange(x, 'b h d -> b 1 (h d)')
-
-
-def _cross_attention_taps(torch: str, flax: str) -> dict[str, adapters.TapLike | None]:
-  """The taps of a cross-attention block, which returns the class token and its weights."""
-  return {
-    torch: (flax, lambda result: result[0]),
-    f'{torch}.attn': (f'{flax}/attention', lambda result: result[0]),
-    f'{torch}.attn.wq': (f'{flax}/attention/query', _query_token),
-    # Keys and values are not computed in the folded form.
-    f'{torch}.attn.wk': None,
-    f'{torch}.attn.wv': None,
-  }
-
-
-def encoder_taps(
-  module: crossvit.encoder.MultiScaleEncoder | crossvit.CrossViT, depths: Sequence[int]
-) -> dict[str, adapters.TapLike | None]:
-  """The taps of one multi-scale encoder with `depths` as in `MultiScaleEncoder`."""
-  *branch_depths, fusion_depth = depths
-  taps = {}
-  for d, depth in enumerate(branch_depths):
-    taps[f'blocks.{d}'] = f'branch_{d}'
-    for i in range(depth):
-      taps[f'blocks.{d}.{i}.attn.qkv'] = (
-        f'branch_{d}/block_{i}/attention/qkv',
-        lambda parts: jnp.concatenate(parts, axis=-1),
-      )
-    if module.fusion != 'cross_attention':
-      continue
-    taps[f'projs.{d}'] = f'fusion/projection_{d}'
-    taps[f'revert_projs.{d}'] = f'fusion/back_projection_{d}'
-    if fusion_depth == 0:
-      taps |= _cross_attention_taps(f'fusion.{d}', f'fusion/cross_attention_{d}')
-    for j in range(fusion_depth):
-      taps |= _cross_attention_taps(f'fusion.{d}.{j}', f'fusion/cross_attention_{d}_{j}')
-    if fusion_depth:
-      last = f'fusion/cross_attention_{d}_{fusion_depth - 1}'
-      taps[f'fusion.{d}'] = (last, lambda result: result[0])
-  return taps
-
-
-def model_taps(module: crossvit.CrossViT) -> dict[str, adapters.TapLike | None]:
-  """The taps of a whole model."""
-  taps = {}
-  for d in range(len(module.widths)):
-    embedding = f'embedding_{d}/patch_embedding'
-    taps[f'patch_embed.{d}'] = embedding
-    taps[f'norm.{d}'] = f'norm_{d}'
-    if module.patch_embedding == 'linear':
-      taps[f'patch_embed.{d}.proj'] = (f'{embedding}/conv', channels_first)
-    elif module.patch_embedding == 'conv':
-      for i in range(3):
-        taps[f'patch_embed.{d}.proj.{2 * i}'] = (f'{embedding}/conv_{i}', channels_first)
-  for k, depths in enumerate(module.depths):
-    for torch, tap in encoder_taps(module, depths).items():
-      if isinstance(tap, tuple):
-        tap = (f'encoder_{k}/{tap[0]}', tap[1])
-      elif tap is not None:
-        tap = f'encoder_{k}/{tap}'
-      taps[f'blocks.{k}.{torch}'] = tap
-  return taps
-
-
-@adapters.register_models('crossvit', 'crossvit_*')
-def describe(module: crossvit.CrossViT) -> adapters.ModelParity:
-  """Says how a registered CrossViT corresponds to the official model and to timm's."""
-  branches = range(len(module.widths))
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-  return adapters.ModelParity(
-    rules=model_rules(module),
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={'image': image},
-    taps=model_taps(module),
-    heads=[f'head_{d}' for d in branches] if module.num_classes else (),
-    position_embeddings={f'embedding_{d}/position_embedding': d for d in branches},
-  )
-
-
-# Whole models.
-
-
-def _model(constructor: Mapping[str, Any]) -> nn.Module:
-  """Builds the model of an official or timm constructor; what it leaves out is the tiny model's."""
-  fields = {}
-  for argument, value in constructor.items():
-    match argument:
-      case 'model':
-        continue
-      case 'hybrid_backbone':
-        fields['patch_embedding'] = 't2t' if value == 't2t' else 'performer'
-      case 'mlp_ratio':
-        fields['mlp_ratios'] = value[: len(constructor['embed_dim'])]  # the last one is unused
-      case 'crop_scale':
-        fields['resize'] = 'center_crop' if value else 'bicubic'
-      case 'attn_drop_rate':
-        fields['attention_drop_rate'] = value
-      case _:
-        renamed = {
-          'embed_dim': 'widths',
-          'depth': 'depths',
-          'patch_size': 'patch_sizes',
-          'img_size': 'image_size',
-          'img_scale': 'branch_scales',
-        }
-        fields[renamed.get(argument, argument)] = value
-  return registry.create_model(constructor.get('model', 'crossvit_tiny_240'), **fields)
+def _classify(manifest: Manifest, model: nn.Module, image: jax.Array) -> Arrays:
+  """The logits and what else the model shows: of a branch, its tokens, attention."""
+  # The performer's dropout has no argument; no case has any.
+  train = manifest['mode'] == 'train' and model.patch_embedding != 'performer'
+  logits, features = model(channels_last(image), train)
+  return {'logits': logits, **features}
 
 
 @adapters.register_adapter('crossvit', 'CrossViT')
 @adapters.register_adapter('crossvit', 'timm.CrossVit')
-def model_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A whole classifier."""
-  module = _model(manifest['constructor'])
-  parity = describe(module)
+def _classifier(manifest: Manifest) -> adapters.Adapter:
+  module = _model(manifest)
   return adapters.module_adapter(
-    manifest, module, rules=parity.rules, call=parity.call, taps=parity.taps
+    manifest,
+    module,
+    rules=crossvit_rules.model_rules(module),
+    call=lambda model, inputs: _classify(manifest, model, inputs['image']),
+    taps=crossvit_rules.model_taps(module),
   )
 
 
 @adapters.register_adapter('crossvit', 'CrossViT+loss')
-def model_and_loss_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A classifier in training mode, and its soft-target cross entropy."""
-  module = _model(manifest['constructor'])
+def _classifier_and_loss(manifest: Manifest) -> adapters.Adapter:
+  """With soft targets, or integer labels whose cross entropy is smoothed."""
+  module, smoothing = _model(manifest), manifest['constructor'].get('smoothing', 0.1)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    logits, _ = model(channels_last(inputs['image']), train=True)
-    return {'loss': losses.soft_target_cross_entropy(logits, inputs['target']).mean(keepdims=True)}
+    outputs = _classify(manifest, model, inputs['image'])
+    target = inputs['target'] if 'target' in inputs else inputs['labels']
+    if jnp.issubdtype(target.dtype, jnp.integer):
+      loss = losses.label_smoothing_cross_entropy(outputs['logits'], target, smoothing)
+    else:
+      loss = losses.soft_target_cross_entropy(outputs['logits'], target)
+    return {'loss': loss.mean(), **outputs}
 
   return adapters.module_adapter(
-    manifest, module, rules=prefixed(model_rules(module), 'model.'), call=call
+    manifest,
+    module,
+    rules=prefixed(crossvit_rules.model_rules(module), 'model.'),
+    call=call,
+    taps={f'model.{name}': tap for name, tap in crossvit_rules.model_taps(module).items()},
   )
 
 
 # Parts of a model.
 
 
-@adapters.register_adapter('crossvit', 'multiscale_block')
-def encoder_adapter(manifest: Manifest) -> adapters.Adapter:
-  """One multi-scale encoder."""
-  constructor = manifest['constructor']
-  branches = len(constructor['dim'])
-  depths = tuple(constructor['depth'])
-  module = crossvit.encoder.MultiScaleEncoder(
-    depths=depths,
-    num_heads=tuple(constructor['num_heads']),
-    mlp_ratios=tuple(constructor['mlp_ratio'][:branches]),
-    drop_path_rates=(constructor['drop_path'],) * max(depths),
-    options=crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias']),
-  )
-  return adapters.module_adapter(
-    manifest,
-    module,
-    rules=encoder_rules('cross_attention'),
-    call=_token_sets_call(manifest, grids=()),
-    taps=encoder_taps(module, depths),
+def _options(manifest: Manifest) -> crossvit.options.BlockOptions:
+  """What all blocks of a constructor have in common."""
+  c = manifest['constructor']
+  c.ignore('qk_scale', only=(None,))
+  c.ignore_rates('drop', 'proj_drop', 'attn_drop', 'drop_path')
+  return crossvit.options.BlockOptions(
+    qkv_bias=c.get('qkv_bias', True), norm_epsilon=c.get('norm_eps', 1e-6)
   )
 
 
-def _token_sets_call(manifest: Manifest, grids: tuple[crossvit.options.Grid, ...]):
-  """Returns a `call` whose inputs and outputs are one token set per branch, by the case's names."""
-  names_in = list(manifest['inputs'])
-  names_out = [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
+def _train(manifest: Manifest) -> bool:
+  return manifest['mode'] == 'train'
+
+
+def _has(manifest: Manifest, key: str) -> bool:
+  return any(entry['key'] == key for entry in manifest['state'])
+
+
+def _token_sets(
+  manifest: Manifest, grids: tuple[crossvit.options.Grid, ...]
+) -> Callable[[nn.Module, Arrays], Arrays]:
+  """Returns a `call` from one token set per branch, in the case's order, to as many: y0, y1, ...
+
+  Of two branches the results are called small and large, too.
+  """
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    tokens, _ = module(tuple(inputs[name] for name in names_in), grids)
-    return dict(zip(names_out, tokens, strict=True))
+    tokens = tuple(inputs[name] for name in manifest['inputs'])
+    tokens, _ = module(tokens, grids, _train(manifest))
+    outputs = {f'y{d}': x for d, x in enumerate(tokens)}
+    return outputs | (
+      dict(zip(('small', 'large'), tokens, strict=True)) if len(tokens) == 2 else {}
+    )
 
   return call
 
 
-def _fusion_adapter(manifest: Manifest, module: nn.Module, fusion: str) -> adapters.Adapter:
-  grids = tuple(tuple(grid) for grid in manifest['constructor']['grids'])
-  call = _token_sets_call(manifest, grids)
-  return adapters.module_adapter(manifest, module, rules=FUSIONS[fusion], call=call)
+@adapters.register_adapter('crossvit', 'multiscale_block')
+def _encoder(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  branches, depths = len(c['dim']), tuple(c['depth'])
+  c.ignore('patches')
+  module = crossvit.encoder.MultiScaleEncoder(
+    depths,
+    tuple(c['num_heads']),
+    tuple(c['mlp_ratio'][:branches]),
+    drop_path_rates=(0.0,) * max(depths),
+    options=_options(manifest),
+  )
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=crossvit_rules.encoder_rules('cross_attention'),
+    call=_token_sets(manifest, grids=()),
+    taps=crossvit_rules.encoder_taps(module, depths),
+  )
+
+
+def _fusion_adapter(
+  manifest: Manifest,
+  fusion: str,
+  make: Callable[[tuple[int, ...], crossvit.options.BlockOptions], nn.Module],
+) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('common_dim', only=(max(c['dims']),))
+  module = make(tuple(c['num_heads']), _options(manifest))
+  grids = tuple(map(tuple, c['grids']))
+  return adapters.module_adapter(
+    manifest, module, rules=crossvit_rules.FUSIONS[fusion], call=_token_sets(manifest, grids)
+  )
 
 
 @adapters.register_adapter('crossvit', 'fusion_all_attention')
-def all_attention_adapter(manifest: Manifest) -> adapters.Adapter:
-  """All-attention fusion."""
-  heads = tuple(manifest['constructor']['num_heads'])
-  module = crossvit.fusion.AllAttentionFusion(heads, 0.0, crossvit.options.BlockOptions())
-  return _fusion_adapter(manifest, module, 'all_attention')
+def _all_attention(manifest: Manifest) -> adapters.Adapter:
+  make = lambda heads, options: crossvit.fusion.AllAttentionFusion(heads, 0.0, options)
+  return _fusion_adapter(manifest, 'all_attention', make)
 
 
 @adapters.register_adapter('crossvit', 'fusion_class_token')
-def class_token_fusion_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Class-token fusion."""
-  module = crossvit.fusion.SumFusion(False, crossvit.options.BlockOptions())
-  return _fusion_adapter(manifest, module, 'class_token')
+def _class_token_fusion(manifest: Manifest) -> adapters.Adapter:
+  make = lambda heads, options: crossvit.fusion.SumFusion(False, options)
+  return _fusion_adapter(manifest, 'class_token', make)
 
 
 @adapters.register_adapter('crossvit', 'fusion_pairwise')
-def pairwise_fusion_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Pairwise fusion."""
-  module = crossvit.fusion.SumFusion(True, crossvit.options.BlockOptions())
-  return _fusion_adapter(manifest, module, 'pairwise')
+def _pairwise_fusion(manifest: Manifest) -> adapters.Adapter:
+  make = lambda heads, options: crossvit.fusion.SumFusion(True, options)
+  return _fusion_adapter(manifest, 'pairwise', make)
 
 
 @adapters.register_adapter('crossvit', 'transformer_block')
-def transformer_block_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A standard transformer block."""
-  constructor = manifest['constructor']
-  options = crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias'])
+def _transformer_block(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('dim')
   return adapters.module_adapter(
     manifest,
     crossvit.encoder.TransformerBlock(
-      constructor['num_heads'], constructor['mlp_ratio'], 0.0, options
+      c['num_heads'], c.get('mlp_ratio', 4), 0.0, _options(manifest)
     ),
-    rules=TRANSFORMER_BLOCK,
-    call=lambda module, inputs: {'y': module(inputs['x'])},
+    rules=crossvit_rules.TRANSFORMER_BLOCK,
+    call=lambda module, inputs: {'y': module(inputs['x'], _train(manifest))},
     taps={'attn': 'attention'},
   )
 
 
 @adapters.register_adapter('crossvit', 'cross_attention_block')
-def cross_attention_block_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A cross-attention block, in the folded form."""
-  constructor = manifest['constructor']
-  options = crossvit.options.BlockOptions(qkv_bias=constructor['qkv_bias'])
-  mlp_ratio = constructor['mlp_ratio'] if constructor['has_mlp'] else None
+def _cross_attention_block(manifest: Manifest) -> adapters.Adapter:
+  """In the form that `auto` takes."""
+  c = manifest['constructor']
+  c.ignore('dim')
+  mlp_ratio, has_mlp = c.get('mlp_ratio', 4), c.get('has_mlp', _has(manifest, 'mlp.fc1.weight'))
   return adapters.module_adapter(
     manifest,
-    crossvit.fusion.CrossAttentionBlock(constructor['num_heads'], 0.0, options, mlp_ratio),
-    rules=CROSS_ATTENTION_BLOCK,
-    call=lambda module, inputs: {'y': module(inputs['x'])[0]},
+    crossvit.fusion.CrossAttentionBlock(
+      c['num_heads'], 0.0, _options(manifest), mlp_ratio if has_mlp else None
+    ),
+    rules=crossvit_rules.CROSS_ATTENTION_BLOCK,
+    call=lambda module, inputs: {'y': module(inputs['x'], _train(manifest))[0]},
+    taps={'attn': ('attention', lambda result: result[0])},
   )
 
 
 @adapters.register_adapter('crossvit', 'cross_attention')
-def cross_attention_adapter(manifest: Manifest) -> adapters.Adapter:
-  """The cross-attention alone, in the form that computes keys and values."""
-  constructor = manifest['constructor']
+def _cross_attention(manifest: Manifest) -> adapters.Adapter:
+  """In the form that computes keys and values."""
+  c = manifest['constructor']
+  c.ignore('dim')
+  c.ignore('qk_scale', only=(None,))
+  c.ignore_rates('attn_drop', 'proj_drop')
+  merged_heads = crossvit_rules.merged_heads
   return adapters.module_adapter(
     manifest,
-    cross_attention.ClassTokenAttention(
-      constructor['num_heads'], constructor['qkv_bias'], form='projected'
-    ),
-    rules=CLASS_TOKEN_ATTENTION,
-    call=lambda module, inputs: {'y': module(inputs['x'])[0]},
+    cross_attention.ClassTokenAttention(c['num_heads'], c.get('qkv_bias', True), form='projected'),
+    rules=crossvit_rules.CLASS_TOKEN_ATTENTION,
+    call=lambda module, inputs: {'y': module(inputs['x'], _train(manifest))[0]},
     taps={
-      'wq': ('query', _query_token),
-      'wk': ('key', _merged_heads),
-      'wv': ('value', _merged_heads),
+      'wq': ('query', crossvit_rules.query_token),
+      'wk': ('key', merged_heads),
+      'wv': ('value', merged_heads),
     },
   )
 
 
 @adapters.register_adapter('crossvit', 'patch_embed')
-def patch_embedding_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A patch embedding of one or three convolutions."""
-  constructor = manifest['constructor']
-  if constructor['multi_conv']:
+def _patch_embedding(manifest: Manifest) -> adapters.Adapter:
+  """Of one or three convolutions."""
+  c = manifest['constructor']
+  c.ignore('img_size', 'in_chans')
+  if c.get('multi_conv', _has(manifest, 'proj.0.weight')):
     kind, module_class = 'conv', patch_embedding.ConvPatchEmbedding
   else:
     kind, module_class = 'linear', patch_embedding.LinearPatchEmbedding
+  taps = {f'proj.{2 * i}': (f'conv_{i}', channels_first) for i in range(3)}
   return adapters.module_adapter(
     manifest,
-    module_class(constructor['patch_size'], constructor['embed_dim']),
-    rules=PATCH_EMBEDDINGS[kind],
+    module_class(c['patch_size'], c['embed_dim']),
+    rules=crossvit_rules.PATCH_EMBEDDINGS[kind],
     call=lambda module, inputs: {'tokens': module(channels_last(inputs['image']))},
-    taps={f'proj.{2 * i}': (f'conv_{i}', channels_first) for i in range(3)},
+    taps={'proj': ('conv', channels_first), **taps},
   )
 
 
 @adapters.register_adapter('crossvit', 't2t')
-def tokens_to_token_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A tokens-to-token embedding."""
-  constructor = manifest['constructor']
-  performer = constructor['tokens_type'] == 'performer'
+def _tokens_to_token(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('img_size', 'in_chans')
+  c.ignore('tokens_type', only=('transformer', 'performer'))
+  performer = c['tokens_type'] == 'performer'
   module = crossvit.tokens_to_token.TokensToToken(
-    constructor['patch_size'],
-    constructor['embed_dim'],
+    c['patch_size'],
+    c['embed_dim'],
     performer=performer,
-    token_channels=constructor['token_dim'],
+    token_channels=c.get('token_dim', 64),
   )
 
   def unfolded(windows: jax.Array) -> jax.Array:
@@ -411,107 +295,15 @@ def tokens_to_token_adapter(manifest: Manifest) -> adapters.Adapter:
   return adapters.module_adapter(
     manifest,
     module,
-    rules=PATCH_EMBEDDINGS['performer' if performer else 't2t'],
+    rules=crossvit_rules.PATCH_EMBEDDINGS['performer' if performer else 't2t'],
+    # Without the performer's dropout, which no case has.
     call=lambda module, inputs: {'tokens': module(channels_last(inputs['image']))},
     taps={
       'soft_split0': ('soft_split_0', unfolded),
       'soft_split1': ('soft_split_1', unfolded),
+      'soft_split2': ('soft_split_2', unfolded),
       'attention1': 'token_block_1',
       'attention2': 'token_block_2',
       'project': 'project',
     },
-  )
-
-
-# Functions.
-
-
-@adapters.register_adapter('crossvit', 'resize_bicubic')
-def resize_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Bicubic image resizing; input and output names correspond in order."""
-  sizes = {
-    name.removeprefix('out/'): shape[2:]
-    for name, shape in manifest['shapes'].items()
-    if name.startswith('out/')
-  }
-
-  def resize_all(**images: jax.Array) -> Arrays:
-    return {
-      result: channels_first(resize.resize(channels_last(images[name]), size))
-      for name, (result, size) in zip(manifest['inputs'], sizes.items(), strict=True)
-    }
-
-  return adapters.function_adapter(resize_all, jit=True)
-
-
-@adapters.register_adapter('crossvit', 'pos_embed_resize')
-def position_embedding_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Position-embedding resizing between the grids that the case's notes state."""
-  del manifest
-
-  def resize_both(p: jax.Array, q: jax.Array) -> Arrays:
-    return {
-      'p34': resize.resize_position_embedding(p, (20, 20), (34, 34)),
-      'q': resize.resize_position_embedding(q, (3, 5), (4, 7)),
-    }
-
-  return adapters.function_adapter(resize_both, jit=True)
-
-
-@adapters.register_adapter('crossvit', 'loss_soft_target_ce')
-def soft_target_loss_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Soft-target cross entropy."""
-  del manifest
-  return adapters.function_adapter(
-    lambda logits, target: {
-      'loss': losses.soft_target_cross_entropy(logits, target).mean(keepdims=True)
-    }
-  )
-
-
-@adapters.register_adapter('crossvit', 'loss_label_smoothing_ce')
-def label_smoothing_loss_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Label smoothing with 0.1, and plain cross entropy."""
-  del manifest
-  return adapters.function_adapter(
-    lambda logits, labels: {
-      'ls': losses.label_smoothing_cross_entropy(logits, labels, 0.1).mean(keepdims=True),
-      'ce': losses.cross_entropy(logits, labels).mean(keepdims=True),
-    }
-  )
-
-
-@adapters.register_adapter('crossvit', 'mixup_target')
-def mixup_target_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Smoothed targets of a batch mixed with its reverse, as the case's notes state them."""
-  del manifest
-  return adapters.function_adapter(
-    lambda labels: {'target': mixing.mixup_targets(labels, num_classes=10, lam=0.3, smoothing=0.1)}
-  )
-
-
-@adapters.register_adapter('crossvit', 'lr_schedule')
-def schedule_adapter(manifest: Manifest) -> adapters.Adapter:
-  """The learning rate of every epoch of the official recipe."""
-  epochs, steps_per_epoch = manifest['shapes']['out/paper'][0], 1251
-
-  def rates(base: float, warmup_epochs: int) -> jax.Array:
-    config = schedules.default_config()
-    config.minimum = 1e-5
-    config.warmup_epochs = warmup_epochs
-    config.warmup_start = 1e-6
-    config.decay_after_warmup = False
-    config.per_epoch = True
-    config.epochs_late = 1
-    schedule = schedules.create_schedule(
-      config, base_lr=base, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
-    )
-    return schedule(jnp.arange(epochs) * steps_per_epoch)
-
-  return adapters.function_adapter(
-    lambda: {
-      'paper': rates(0.004, 30),
-      'default_b4096': rates(5e-4 * 4096 / 512, 5),
-      'default_b2048': rates(5e-4 * 2048 / 512, 5),
-    }
   )
