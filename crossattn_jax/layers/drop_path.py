@@ -1,7 +1,17 @@
 """Stochastic depth (Huang et al. 2016, arXiv 1603.09382)."""
 
+from collections.abc import Sequence
+import itertools
+
 from flax import linen as nn
 import jax
+import numpy as np
+
+
+def growing_rates(rate: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+  """Returns the rates of the blocks of each stage, which grow linearly from 0 to `rate`."""
+  rates = iter(np.linspace(0, rate, sum(depths)).tolist())
+  return tuple(tuple(itertools.islice(rates, depth)) for depth in depths)
 
 
 class DropPath(nn.Module):

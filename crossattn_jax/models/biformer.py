@@ -11,12 +11,11 @@ regions most akin to it; in the last one attention is global.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import bi_level_routing, block_grid_attention, global_attention
@@ -31,49 +30,138 @@ from crossattn_jax.layers import (
   stack,
 )
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts import options as options_lib
+from crossattn_jax.models.parts.types import Features
 
 ATTENTIONS = ('routed', 'global', 'global_lepe', 'global_lepe_value', 'convolution', 'block_grid')
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """What all parts of a model have in common.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options_lib.Options):
+  """What there is to choose of a model, and what its parts have in common.
 
   Attributes:
-    overlapping: whether stem and downsampling are 3 x 3 convolutions with stride 2, each followed
-      by a norm, or those of Swin: 4 x 4 or 2 x 2 pixels become a token.
-    stem_norm: of stem and downsampling and before the classifier: 'batch' or 'layer'.
-    frozen_norm: whether batch norms use their running statistics in training too.
-    norm_epsilon: of the layer norms in the blocks.
+    num_classes: 0 returns the mean of the last map in place of logits.
+    image_size: (height, width) of the natural input; other sizes need a `padding`.
+    widths: channels of each stage.
+    depths: blocks of each stage.
+    attentions: of each stage: 'routed', 'global', 'global_lepe' (a depthwise convolution of its
+      input is added), 'global_lepe_value' (of its values), 'convolution', or 'block_grid' (windows
+      and grids in turn).
+    top_k: regions that a region attends to, per stage, where attention is routed.
+    regions_per_side: S of the paper, per stage: a map is cut into S x S regions.
+    padding: of maps that S does not divide; see `BiLevelRoutingAttention`. Official dense
+      predictors have 'input'.
+    routing: 'hard' as published; see `BiLevelRoutingAttention` for the soft ones.
+    qk_dims: width of queries and keys, per stage; the channels by default.
+    qk_scale: of scores and routing logits; qk_dim^-0.5 by default.
+    head_dim: width of a head of queries and keys where attention is routed or in windows.
+    global_heads: heads of global attention.
+    lepe_side: of the depthwise convolution beside the attention; 0 leaves it out.
+    kv_pooling: downsampling of each region's keys and values; see `pool_regions`.
+    kv_pool_sizes: of it, per stage.
+    output_projection: whether a linear map follows routed attention.
+    window: of block and grid attention.
     mlp_ratio: hidden width of the MLPs per channel.
+    mlp_ratios: the same of each stage, in its place.
     mlp_depthwise: whether the MLPs have a 3 x 3 depthwise convolution.
     position_conv: whether blocks start with a 3 x 3 depthwise convolution.
     pre_norm: whether norms stand before attention and MLP, or behind the sums.
     layer_scale: initial value of the factors of the residual branches; None leaves them out.
+    overlapping: whether stem and downsampling are 3 x 3 convolutions with stride 2, each followed
+      by a norm, or those of Swin: 4 x 4 or 2 x 2 pixels become a token.
+    stem_norm: of stem and downsampling and before the classifier.
+    frozen_norm: whether batch norms use their running statistics in training too; official
+      detectors are trained so.
+    norm_epsilon: of the layer norms in the blocks.
     torch_linear: whether linear maps are initialised as torch does 1 x 1 convolutions.
-    dtype: of the computation.
+    backbone: whether to leave out classifier and final norm and to give each stage's map a layer
+      norm of its own, whose result only the dense predictor sees.
+    drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
+    num_channels: of the input image.
+    remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether the blocks of a stage are one loop: programs that compile several times
+      faster and compute the same. Parameters keep their names. Not where routing is imposed.
+    implementation: of `kernels.routed_attention`.
+    dtype: of the computation, None for the input's and parameters' common type. Routing is
+      computed in at least float32.
     param_dtype: of the parameters.
   """
 
-  overlapping: bool = True
-  stem_norm: str = 'batch'
-  frozen_norm: bool = False
-  norm_epsilon: float = 1e-6
+  num_classes: int = 1000
+  image_size: tuple[int, int] = (224, 224)
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  depths: tuple[int, ...] = (4, 4, 18, 4)
+  attentions: tuple[str, ...] = ('routed', 'routed', 'routed', 'global_lepe')
+  top_k: tuple[int, ...] = (1, 4, 16, 0)
+  regions_per_side: tuple[int, ...] = (7, 7, 7, 7)
+  padding: Literal['none', 'input', 'masked', 'qkv'] = 'none'
+  routing: Literal['hard', 'soft', 'soft_differentiable', 'soft_parametric'] = 'hard'
+  qk_dims: tuple[int, ...] | None = None
+  qk_scale: float | None = None
+  head_dim: int = 32
+  global_heads: int = 8
+  lepe_side: int = 5
+  kv_pooling: Literal['none', 'average', 'max', 'adaptive_average', 'adaptive_max'] = 'none'
+  kv_pool_sizes: tuple[int, ...] = (1, 1, 1, 1)
+  output_projection: bool = True
+  window: int = 7
   mlp_ratio: float = 3
+  mlp_ratios: tuple[float, ...] | None = None
   mlp_depthwise: bool = False
   position_conv: bool = True
   pre_norm: bool = True
   layer_scale: float | None = None
+  overlapping: bool = True
+  stem_norm: Literal['batch', 'layer'] = 'batch'
+  frozen_norm: bool = False
   torch_linear: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  backbone: bool = False
+  drop_path_rate: float = 0.0
+  num_channels: int = 3
+  remat: bool = False
+  scan_blocks: bool = False
+  implementation: str = 'auto'
 
-  @property
-  def types(self) -> dict[str, Any]:
-    """The two dtypes, as keyword arguments of a module."""
-    return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+  def __post_init__(self):
+    """Raises a ValueError that names the first field that does not fit the others."""
+    checks.check_lengths(
+      self,
+      'widths',
+      'stages',
+      'depths',
+      'attentions',
+      'top_k',
+      'regions_per_side',
+      'kv_pool_sizes',
+      'qk_dims',
+      'mlp_ratios',
+    )
+    checks.check_choices(
+      self,
+      padding=bi_level_routing.PADDINGS,
+      routing=bi_level_routing.ROUTINGS,
+      kv_pooling=bi_level_routing.POOLINGS,
+      stem_norm=('batch', 'layer'),
+    )
+    for kind, channels, top_k, qk_dim in zip(
+      self.attentions, self.widths, self.top_k, self.qk_dims or self.widths, strict=True
+    ):
+      if kind not in ATTENTIONS:
+        raise ValueError(f'attentions={self.attentions}: {kind!r} is not one of {ATTENTIONS}')
+      if kind == 'routed' and top_k < 1:
+        raise ValueError(f'top_k={self.top_k} must be positive where attention is routed')
+      if kind in ('routed', 'block_grid') and qk_dim % self.head_dim:
+        raise ValueError(f'head_dim={self.head_dim} does not divide the width {qk_dim} of a stage')
+      if kind.startswith('global') and channels % self.global_heads:
+        raise ValueError(f'global_heads={self.global_heads} does not divide the width {channels}')
+
+  def of_stage(self, stage: int) -> Self:
+    """Returns the options of the parts of a stage."""
+    if self.mlp_ratios is None:
+      return self
+    return dataclasses.replace(self, mlp_ratio=self.mlp_ratios[stage], mlp_ratios=None)
 
   def linear(self, channels_in: int) -> dict[str, Any]:
     """Keyword arguments of a linear map of `channels_in` channels."""
@@ -81,11 +169,6 @@ class Options:
       return {'kernel_init': initializers.linear, **self.types}
     init = initializers.torch_convolution(channels_in)
     return {'kernel_init': init, 'bias_init': init, **self.types}
-
-  def layer_norm(self, name: str, epsilon: float | None = None) -> nn.LayerNorm:
-    """A layer norm over the channels."""
-    epsilon = self.norm_epsilon if epsilon is None else epsilon
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name, **self.types)
 
   def normalize(self, x: jax.Array, train: bool, name: str) -> jax.Array:
     """Applies the norm of stem, downsampling and classifier."""
@@ -98,6 +181,55 @@ class Options:
     geometry = {'stride': 2, 'padding': 1} if side == 3 else {'stride': side}
     conv = convolution.convolution(x.shape[-1], channels, side, name=name, **geometry, **self.types)
     return parallel.constrain(conv(x), 'batch', 'height', 'width', 'channels')
+
+  def stage_attentions(self, stage: int) -> tuple[Callable[..., nn.Module], ...]:
+    """Returns builders of the attention of each block of a stage."""
+    kind, channels, depth = self.attentions[stage], self.widths[stage], self.depths[stage]
+    projection = self.linear(channels)
+    match kind:
+      case 'routed':
+        qk_dim = self.qk_dims[stage] if self.qk_dims else channels
+        build = functools.partial(
+          bi_level_routing.BiLevelRoutingAttention,
+          num_heads=qk_dim // self.head_dim,
+          regions_per_side=self.regions_per_side[stage],
+          top_k=self.top_k[stage],
+          qk_dim=qk_dim,
+          scale=self.qk_scale,
+          lepe_side=self.lepe_side,
+          routing=self.routing,
+          padding=self.padding,
+          kv_pooling=self.kv_pooling,
+          kv_pool_size=self.kv_pool_sizes[stage],
+          output_projection=self.output_projection,
+          implementation=self.implementation,
+          **projection,
+        )
+      case 'convolution':
+        build = functools.partial(ConvolutionMixer, **self.types)
+      case 'block_grid':
+        heads = channels // self.head_dim
+        builders = [
+          functools.partial(
+            block_grid_attention.BlockGridAttention,
+            heads,
+            kind=kind,
+            window=self.window,
+            **projection,
+          )
+          for kind in ('block', 'grid')
+        ]
+        return tuple(builders[i % 2] for i in range(depth))
+      case _:
+        lepe = {'global': 'none', 'global_lepe': 'input', 'global_lepe_value': 'value'}[kind]
+        build = functools.partial(
+          global_attention.GlobalAttention,
+          self.global_heads,
+          lepe=lepe if self.lepe_side else 'none',
+          lepe_side=self.lepe_side,
+          **projection,
+        )
+    return (build,) * depth
 
 
 class Stem(nn.Module):
@@ -245,17 +377,12 @@ class Stage(nn.Module):
   Attributes:
     attentions: builds the attention of each block.
     drop_path_rates: one per block.
-    remat: whether the backward pass recomputes each block. The routing is kept: another program
-      might choose other regions.
     options: common to all parts.
-    scan_blocks: whether equal blocks are one loop.
   """
 
   attentions: tuple[Callable[..., nn.Module], ...]
   drop_path_rates: tuple[float, ...]
-  remat: bool
   options: Options
-  scan_blocks: bool = False
 
   @nn.compact
   def __call__(
@@ -281,8 +408,9 @@ class Stage(nn.Module):
       own_arguments=[(regions,) for regions in imposed],
       kinds=self.attentions,
       has_aux=True,
-      scan=self.scan_blocks and all(regions is None for regions in imposed),
-      remat=self.remat,
+      scan=self.options.scan_blocks and all(regions is None for regions in imposed),
+      remat=self.options.remat,
+      # Else the backward pass might choose other regions.
       policy=jax.checkpoint_policies.save_only_these_names(bi_level_routing.CHECKPOINT_NAME),
     )
     return x, tuple(chosen)
@@ -292,92 +420,27 @@ class BiFormer(nn.Module):
   """The classifier, or the backbone of a dense predictor.
 
   Attributes:
-    num_classes: 0 returns the mean of the last map in place of logits.
-    image_size: (height, width) of the natural input; other sizes need a `padding`.
-    widths: channels of each stage.
-    depths: blocks of each stage.
-    attentions: of each stage: 'routed', 'global', 'global_lepe' (a depthwise convolution of its
-      input is added), 'global_lepe_value' (of its values), 'convolution', or 'block_grid' (windows
-      and grids in turn).
-    top_k: regions that a region attends to, per stage, where attention is routed.
-    regions_per_side: S of the paper, per stage: a map is cut into S x S regions.
-    padding: of maps that S does not divide; see `BiLevelRoutingAttention`. Official dense
-      predictors have 'input'.
-    routing: 'hard' as published; see `BiLevelRoutingAttention` for the soft ones.
-    qk_dims: width of queries and keys, per stage; the channels by default.
-    qk_scale: of scores and routing logits; qk_dim^-0.5 by default.
-    head_dim: width of a head of queries and keys where attention is routed or in windows.
-    global_heads: heads of global attention.
-    lepe_side: of the depthwise convolution beside the attention; 0 leaves it out.
-    kv_pooling: downsampling of each region's keys and values; see `pool_regions`.
-    kv_pool_sizes: of it, per stage.
-    output_projection: whether a linear map follows routed attention.
-    window: of block and grid attention.
-    mlp_ratio: see `Options`, as the following.
-    mlp_depthwise: see there.
-    position_conv: see there.
-    pre_norm: see there.
-    layer_scale: see there.
-    overlapping: see there.
-    stem_norm: see there.
-    frozen_norm: see there; official detectors are trained so.
-    norm_epsilon: see there.
-    torch_linear: see there.
-    backbone: whether to leave out classifier and final norm and to give each stage's map a layer
-      norm of its own, whose result only the dense predictor sees.
-    drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
-    num_channels: of the input image.
-    remat: whether the backward pass recomputes each block instead of storing it.
-    scan_blocks: whether the blocks of a stage are one loop: programs that compile several times
-      faster and compute the same. Parameters keep their names. Not where routing is imposed.
-    implementation: of `kernels.routed_attention`.
-    dtype: of the computation, None for the input's and parameters' common type. Routing is
-      computed in at least float32.
-    param_dtype: of the parameters.
+    options: all there is to choose. Names of models and configs have their fields.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
 
-  num_classes: int = 1000
-  image_size: tuple[int, int] = (224, 224)
-  widths: tuple[int, ...] = (64, 128, 256, 512)
-  depths: tuple[int, ...] = (4, 4, 18, 4)
-  attentions: tuple[str, ...] = ('routed', 'routed', 'routed', 'global_lepe')
-  top_k: tuple[int, ...] = (1, 4, 16, 0)
-  regions_per_side: tuple[int, ...] = (7, 7, 7, 7)
-  padding: Literal['none', 'input', 'masked', 'qkv'] = 'none'
-  routing: Literal['hard', 'soft', 'soft_differentiable', 'soft_parametric'] = 'hard'
-  qk_dims: tuple[int, ...] | None = None
-  qk_scale: float | None = None
-  head_dim: int = 32
-  global_heads: int = 8
-  lepe_side: int = 5
-  kv_pooling: Literal['none', 'average', 'max', 'adaptive_average', 'adaptive_max'] = 'none'
-  kv_pool_sizes: tuple[int, ...] = (1, 1, 1, 1)
-  output_projection: bool = True
-  window: int = 7
-  mlp_ratio: float = 3
-  mlp_depthwise: bool = False
-  position_conv: bool = True
-  pre_norm: bool = True
-  layer_scale: float | None = None
-  overlapping: bool = True
-  stem_norm: Literal['batch', 'layer'] = 'batch'
-  frozen_norm: bool = False
-  norm_epsilon: float = 1e-6
-  torch_linear: bool = False
-  backbone: bool = False
-  drop_path_rate: float = 0.0
-  num_channels: int = 3
-  remat: bool = False
-  scan_blocks: bool = False
-  implementation: str = 'auto'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  options: Options = Options()
 
-  def __post_init__(self):
-    self._check()
-    super().__post_init__()
+  @property
+  def num_classes(self) -> int:
+    """0 where there is no classifier."""
+    return self.options.num_classes
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """(height, width) of the natural input."""
+    return self.options.image_size
+
+  @property
+  def num_channels(self) -> int:
+    """Of the input image."""
+    return self.options.num_channels
 
   @nn.compact
   def __call__(
@@ -404,106 +467,40 @@ class BiFormer(nn.Module):
         'evidence': how much each position of the last map contributes to the largest logit,
           `[batch, height, width]`; its mean, with the bias, is that logit. Only with classes.
     """
-    self._check_image(image)
-    options = self._options()
+    options = self.options
+    checks.check_image(self, image, options.num_channels)
     routing = dict(routing or {})
     features: Features = {}
-    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    rates = drop_path.growing_rates(options.drop_path_rate, options.depths)
     x = image
-    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+    for s, (channels, depth) in enumerate(zip(options.widths, options.depths, strict=True)):
       if s == 0:
         x = Stem(channels, options, name='stem')(x, train)
       else:
         x = Downsampling(channels, options, name=f'downsampling_{s}')(x, train)
       imposed = tuple(routing.pop(f'routing/{s}/{i}', None) for i in range(depth))
       x, chosen = Stage(
-        self._attentions(s, options),
-        tuple(next(rates) for _ in range(depth)),
-        self.remat,
-        options,
-        self.scan_blocks,
-        name=f'stage_{s}',
+        options.stage_attentions(s), rates[s], options.of_stage(s), name=f'stage_{s}'
       )(x, train, imposed)
       for i, regions in enumerate(chosen):
         if regions is not None:
           features[f'routing/{s}/{i}'] = regions
       features[f'stage_{s}'] = x
-      if self.backbone:
+      if options.backbone:
         features[f'stage_{s}'] = options.layer_norm(f'output_norm_{s}', 1e-6)(x)
     if routing:
       raise ValueError(f'routing has the keys {sorted(routing)}, which no block has')
-    if self.backbone:
-      return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
+    if options.backbone:
+      return tuple(features[f'stage_{s}'] for s in range(len(options.widths))), features
 
     x = options.normalize(x, train, 'norm')
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    vector = x.mean(axis=(1, 2))
-    if self.num_classes == 0:
+    vector = classifier.global_mean(x)
+    if options.num_classes == 0:
       return vector, features
-    head = linear.Dense(
-      self.num_classes, kernel_init=initializers.linear, name='head', **options.types
-    )
-    logits = parallel.constrain(head(vector), 'batch', None)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    kernel = head.variables['params']['kernel']
-    best = kernel[:, jnp.argmax(logits, axis=-1)].astype(x.dtype)
-    features['evidence'] = jnp.einsum('bhwc,cb->bhw', x, best)
+    logits = classifier.classify(vector, options.num_classes, **options.types)
+    kernel = self.get_variable('params', 'head')['kernel']
+    features['evidence'] = classifier.evidence(x, logits, kernel)
     return logits, features
-
-  @nn.nowrap
-  def _options(self) -> Options:
-    names = {field.name for field in dataclasses.fields(Options)}
-    return Options(**{name: getattr(self, name) for name in names})
-
-  @nn.nowrap
-  def _attentions(self, stage: int, options: Options) -> tuple[Callable[..., nn.Module], ...]:
-    """Builders of the attention of each block of a stage."""
-    kind, channels, depth = self.attentions[stage], self.widths[stage], self.depths[stage]
-    projection = options.linear(channels)
-    match kind:
-      case 'routed':
-        qk_dim = self.qk_dims[stage] if self.qk_dims else channels
-        build = functools.partial(
-          bi_level_routing.BiLevelRoutingAttention,
-          num_heads=qk_dim // self.head_dim,
-          regions_per_side=self.regions_per_side[stage],
-          top_k=self.top_k[stage],
-          qk_dim=qk_dim,
-          scale=self.qk_scale,
-          lepe_side=self.lepe_side,
-          routing=self.routing,
-          padding=self.padding,
-          kv_pooling=self.kv_pooling,
-          kv_pool_size=self.kv_pool_sizes[stage],
-          output_projection=self.output_projection,
-          implementation=self.implementation,
-          **projection,
-        )
-      case 'convolution':
-        build = functools.partial(ConvolutionMixer, **options.types)
-      case 'block_grid':
-        heads = channels // self.head_dim
-        builders = [
-          functools.partial(
-            block_grid_attention.BlockGridAttention,
-            heads,
-            kind=kind,
-            window=self.window,
-            **projection,
-          )
-          for kind in ('block', 'grid')
-        ]
-        return tuple(builders[i % 2] for i in range(depth))
-      case _:
-        lepe = {'global': 'none', 'global_lepe': 'input', 'global_lepe_value': 'value'}[kind]
-        build = functools.partial(
-          global_attention.GlobalAttention,
-          self.global_heads,
-          lepe=lepe if self.lepe_side else 'none',
-          lepe_side=self.lepe_side,
-          **projection,
-        )
-    return (build,) * depth
 
   @nn.nowrap
   def attention_maps(self, features: Features) -> dict[str, jax.Array]:
@@ -530,19 +527,20 @@ class BiFormer(nn.Module):
     """Maps of the attended regions and of the region that asks, by the stage's name."""
     if 'evidence' not in features:
       return {}
-    batch, rows, columns = features['evidence'].shape
-    best = jnp.argmax(features['evidence'].reshape(batch, -1), axis=-1)
-    center = (best // columns + 0.5) / rows, (best % columns + 0.5) / columns
-    maps = {}
-    for s, depth in enumerate(self.depths):
+    place = classifier.strongest_place(features['evidence'])
+    batch = len(features['evidence'])
+    options, maps = self.options, {}
+    for s, depth in enumerate(options.depths):
       regions = features.get(f'routing/{s}/{depth - 1}')
       if regions is None:
         continue
       size = features[f'stage_{s}'].shape[1:3]
-      grid, region_size = bi_level_routing.region_grid(size, self.regions_per_side[s], self.padding)
+      grid, region_size = bi_level_routing.region_grid(
+        size, options.regions_per_side[s], options.padding
+      )
       row, column = (
         (part * length).astype(jnp.int32) // region_length
-        for part, length, region_length in zip(center, size, region_size, strict=True)
+        for part, length, region_length in zip(place, size, region_size, strict=True)
       )
       query = (row * grid[1] + column)[:, None]
       attended = jnp.take_along_axis(regions, query[..., None], axis=1)[:, 0]
@@ -555,47 +553,6 @@ class BiFormer(nn.Module):
 
       maps[f'stage {s + 1}'] = as_map(attended), as_map(query)
     return maps
-
-  @nn.nowrap
-  def _check_image(self, image: jax.Array) -> None:
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'BiFormer expects images [batch, height, width, {self.num_channels}], not an array of '
-        f'shape {image.shape}; transpose NCHW images, or set num_channels'
-      )
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise ValueError(
-        f'BiFormer expects normalised floating-point images, not {image.dtype}; scale them to '
-        '[0, 1], subtract the mean and divide by the standard deviation'
-      )
-
-  @nn.nowrap
-  def _check(self) -> None:
-    """Raises a ValueError that names the first field that does not fit the others."""
-    stages = len(self.widths)
-    for field in ('depths', 'attentions', 'top_k', 'regions_per_side', 'kv_pool_sizes', 'qk_dims'):
-      values = getattr(self, field)
-      if values is not None and len(values) != stages:
-        raise ValueError(f'{field}={values} needs one entry for each of {stages} stages (widths)')
-    for field, choices in (
-      ('padding', bi_level_routing.PADDINGS),
-      ('routing', bi_level_routing.ROUTINGS),
-      ('kv_pooling', bi_level_routing.POOLINGS),
-      ('stem_norm', ('batch', 'layer')),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
-    for kind, channels, top_k, qk_dim in zip(
-      self.attentions, self.widths, self.top_k, self.qk_dims or self.widths, strict=True
-    ):
-      if kind not in ATTENTIONS:
-        raise ValueError(f'attentions={self.attentions}: {kind!r} is not one of {ATTENTIONS}')
-      if kind == 'routed' and top_k < 1:
-        raise ValueError(f'top_k={self.top_k} must be positive where attention is routed')
-      if kind in ('routed', 'block_grid') and qk_dim % self.head_dim:
-        raise ValueError(f'head_dim={self.head_dim} does not divide the width {qk_dim} of a stage')
-      if kind.startswith('global') and channels % self.global_heads:
-        raise ValueError(f'global_heads={self.global_heads} does not divide the width {channels}')
 
 
 _SWIN_LAYOUT = {

@@ -126,7 +126,17 @@ def _entry(
 ) -> _Entry:
   types = _public_fields(module)
   _check_fields(name, types, fields)
-  return _Entry(functools.partial(module, **fields), types, tuple(strides))
+  return _Entry(functools.partial(_build, module, **fields), types, tuple(strides))
+
+
+def _build(module: type[nn.Module], **fields: Any) -> nn.Module:
+  options = _options_class(module)
+  return module(**fields) if options is None else module(options(**fields))
+
+
+def _options_class(module: type[nn.Module]) -> type | None:
+  """The class of a module's field `options`, whose fields then stand for the module's own."""
+  return typing.get_type_hints(module).get('options')
 
 
 def _find(name: str) -> _Entry:
@@ -167,9 +177,10 @@ def _composite(backbone: _Entry, head: _Entry) -> _Entry:
 
 def _public_fields(module: type[nn.Module]) -> dict[str, type]:
   """Returns the module's fields with the plain type that a config holds for each."""
-  hints = typing.get_type_hints(module)
+  owner = _options_class(module) or module
+  hints = typing.get_type_hints(owner)
   result = {}
-  for field in dataclasses.fields(module):
+  for field in dataclasses.fields(owner):
     if field.name in _LINEN_FIELDS or not field.init:
       continue
     hint = hints[field.name]

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -80,7 +81,7 @@ def test_backbones_of_dense_predictors_take_any_size(name, regions, parameters):
   (maps, features), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
   sizes = [(38, 56), (19, 28), (10, 14), (5, 7)]
   assert [x.shape[1:3] for x in maps] == sizes
-  assert [x.shape[-1] for x in maps] == list(model.widths)
+  assert [x.shape[-1] for x in maps] == list(model.options.widths)
   assert features['routing/2/17'].shape == (1, regions**2, 16)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params']))
   assert count == parameters
@@ -195,7 +196,8 @@ def test_rematerialisation_changes_no_gradient():
   attention = functools.partial(
     bi_level_routing.BiLevelRoutingAttention, 2, regions_per_side=2, top_k=2, lepe_side=0
   )
-  stored = biformer.Stage((attention,), (0.5,), remat=False, options=options)
+  stored = biformer.Stage((attention,), (0.5,), options)
+  recomputed = biformer.Stage((attention,), (0.5,), dataclasses.replace(options, remat=True))
   x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 4, 4, 4)), jnp.float32)
   variables = _variables(stored, x)
 
@@ -204,10 +206,10 @@ def test_rematerialisation_changes_no_gradient():
     loss = lambda v: jnp.sum(jnp.sin(module.apply(v, x, True, rngs=rngs)[0]))
     return jax.jit(jax.grad(loss))(variables)
 
-  assert 'remat' in str(jax.make_jaxpr(stored.clone(remat=True).apply)(variables, x))
+  assert 'remat' in str(jax.make_jaxpr(recomputed.apply)(variables, x))
   for a, b in zip(
     jax.tree.leaves(gradient(stored)),
-    jax.tree.leaves(gradient(stored.clone(remat=True))),
+    jax.tree.leaves(gradient(recomputed)),
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -219,8 +221,8 @@ def test_a_loop_over_the_blocks_computes_the_same(remat):
     bi_level_routing.BiLevelRoutingAttention, 2, regions_per_side=2, top_k=2, lepe_side=0
   )
   options = biformer.Options(position_conv=False)
-  called = biformer.Stage((attention,) * 3, (0.0,) * 3, remat=False, options=options)
-  looped = called.clone(scan_blocks=True, remat=remat)
+  called = biformer.Stage((attention,) * 3, (0.0,) * 3, options)
+  looped = called.clone(options=dataclasses.replace(options, scan_blocks=True, remat=remat))
   x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 4, 4, 4)), jnp.float32)
   variables = _variables(called, x)
 
@@ -260,8 +262,8 @@ def test_drop_path_grows_linearly_over_all_blocks():
 @pytest.mark.parametrize('nchw', [False, True])
 def test_initialisation_is_the_original_s(nchw):
   model = _tiny('biformer_stl_nchw' if nchw else 'biformer_tiny', widths=(96, 96), head_dim=32)
-  options = model._options()
-  block = biformer.Block(model._attentions(0, options)[0], 0.0, options)
+  options = model.options
+  block = biformer.Block(options.stage_attentions(0)[0], 0.0, options)
   params = jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 96)))['params']
   attention = params['attention']
   # Linear maps are 1 x 1 convolutions in NCHW, and start as torch's convolutions do.

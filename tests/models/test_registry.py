@@ -130,3 +130,11 @@ def test_what_is_no_composite_is_refused_by_name(name, fields, message):
 def test_heads_have_names_of_their_own():
   with pytest.raises(ValueError, match="head 'upernet' is already registered"):
     registry.register_head('upernet', nn.Module, strides=(4,))
+
+
+def test_the_fields_of_a_module_s_options_stand_for_its_own():
+  model = models.create_model(**models.model_config('biformer_tiny', top_k=[2] * 4))
+  assert model.options.top_k == (2, 2, 2, 2)
+  assert model.options.depths == (2, 2, 8, 2)
+  with pytest.raises(ValueError, match="has no field 'options'"):
+    models.create_model('biformer_tiny', options=model.options)

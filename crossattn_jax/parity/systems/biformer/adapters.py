@@ -75,10 +75,11 @@ def global_rules(pointwise: bool = False) -> list[Rule]:
 
 def block_rules(module: biformer.BiFormer, stage: int = 0) -> list[Rule]:
   """The rules of a block of one stage."""
-  kind, nchw = module.attentions[stage], module.torch_linear
+  options = module.options
+  kind, nchw = options.attentions[stage], options.torch_linear
   match kind:
     case 'routed':
-      same = module.qk_dims is None or module.qk_dims[stage] == module.widths[stage]
+      same = options.qk_dims is None or options.qk_dims[stage] == options.widths[stage]
       attention = ROUTED_NCHW if nchw else routed_rules(same)
     case 'convolution':
       attention = CONVOLUTION
@@ -92,7 +93,7 @@ def block_rules(module: biformer.BiFormer, stage: int = 0) -> list[Rule]:
     mlp = [
       *_affine('mlp.0', 'mlp/fc1', 'linear', nchw),
       *_affine('mlp.1.dwconv', 'mlp/depthwise', 'conv'),
-      *_affine('mlp.3' if module.overlapping else 'mlp.2', 'mlp/fc2', 'linear', nchw),
+      *_affine('mlp.3' if options.overlapping else 'mlp.2', 'mlp/fc2', 'linear', nchw),
     ]
   return [
     Rule('gamma{n:1|2}', 'scale{n}'),
@@ -105,7 +106,7 @@ def block_rules(module: biformer.BiFormer, stage: int = 0) -> list[Rule]:
 
 def model_rules(module: biformer.BiFormer) -> list[Rule]:
   """The rules of a whole model."""
-  if module.overlapping:
+  if module.options.overlapping:
     rules = [
       *_affine('downsample_layers.0.0', 'stem/conv_0', 'conv'),
       *batch_norm('downsample_layers.0.1', 'stem/norm_0'),
@@ -121,8 +122,8 @@ def model_rules(module: biformer.BiFormer) -> list[Rule]:
       *batch_norm('downsample_layers.{s}.0', 'downsampling_{s}/norm'),
       *_affine('downsample_layers.{s}.1', 'downsampling_{s}/conv', 'conv'),
     ]
-  blocks = '' if module.overlapping else 'blocks.'
-  for stage in range(len(module.widths)):
+  blocks = '' if module.options.overlapping else 'blocks.'
+  for stage in range(len(module.options.widths)):
     rules += prefixed(
       block_rules(module, stage), f'stages.{stage}.{blocks}{{b}}.', f'stage_{stage}/block_{{b}}/'
     )
@@ -137,10 +138,10 @@ def model_rules(module: biformer.BiFormer) -> list[Rule]:
 def model_taps(module: biformer.BiFormer) -> dict[str, adapters.TapLike | None]:
   """The taps of a whole model."""
   taps: dict[str, adapters.TapLike | None] = {'norm': ('norm', channels_first)}
-  for s, depth in enumerate(module.depths):
+  for s, depth in enumerate(module.options.depths):
     taps[f'downsample_layers.{s}'] = (f'downsampling_{s}' if s else 'stem', channels_first)
     taps[f'stages.{s}'] = (f'stage_{s}', lambda result: channels_first(result[0]))
-    blocks = f'stages.{s}.' if module.overlapping else f'stages.{s}.blocks.'
+    blocks = f'stages.{s}.' if module.options.overlapping else f'stages.{s}.blocks.'
     for b in range(depth):
       taps[f'{blocks}{b}'] = (f'stage_{s}/block_{b}', lambda result: channels_first(result[0]))
   return taps
@@ -154,7 +155,7 @@ def describe(module: biformer.BiFormer) -> adapters.ModelParity:
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     result, _ = model(channels_last(inputs['image']))
-    if module.backbone:
+    if module.options.backbone:
       return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
@@ -163,7 +164,7 @@ def describe(module: biformer.BiFormer) -> adapters.ModelParity:
     call=call,
     inputs={'image': image},
     taps=model_taps(module),
-    heads=('head',) if module.num_classes and not module.backbone else (),
+    heads=('head',) if module.num_classes and not module.options.backbone else (),
   )
 
 
@@ -217,24 +218,26 @@ def _one_block_model(arguments: Mapping[str, Any], **fields: Any) -> biformer.Bi
   """A model of a single stage, for the options of its block."""
   kind = _attention_kind(arguments.get('topk', 0))
   return biformer.BiFormer(
-    **{
-      'widths': (arguments['dim'],),
-      'depths': (1,),
-      'attentions': (kind,),
-      'top_k': (max(arguments.get('topk', 0), 0),),
-      'regions_per_side': (arguments.get('n_win', 7),),
-      'kv_pool_sizes': (1,),
-      'qk_dims': (arguments.get('qk_dim') or arguments['dim'],),
-      'mlp_ratio': arguments.get('mlp_ratio', 4),
-      'lepe_side': arguments.get('side_dwconv', 5),
-      **fields,
-    }
+    biformer.Options(
+      **{
+        'widths': (arguments['dim'],),
+        'depths': (1,),
+        'attentions': (kind,),
+        'top_k': (max(arguments.get('topk', 0), 0),),
+        'regions_per_side': (arguments.get('n_win', 7),),
+        'kv_pool_sizes': (1,),
+        'qk_dims': (arguments.get('qk_dim') or arguments['dim'],),
+        'mlp_ratio': arguments.get('mlp_ratio', 4),
+        'lepe_side': arguments.get('side_dwconv', 5),
+        **fields,
+      }
+    )
   )
 
 
 def _block(model: biformer.BiFormer, index: int = 0) -> biformer.Block:
-  options = model._options()
-  return biformer.Block(model._attentions(0, options)[index], 0.0, options)
+  options = model.options
+  return biformer.Block(options.stage_attentions(0)[index], 0.0, options)
 
 
 # Whole models.
@@ -245,7 +248,7 @@ def _sorted_regions(
 ) -> jax.Array:
   """Ascending, and -1 for regions of padding only, which are all alike."""
   grid, region_size = bi_level_routing.region_grid(
-    size, model.regions_per_side[stage], model.padding
+    size, model.options.regions_per_side[stage], model.options.padding
   )
   row, column = regions // grid[1] * region_size[0], regions % grid[1] * region_size[1]
   real = (row < size[0]) & (column < size[1])
@@ -254,7 +257,7 @@ def _sorted_regions(
 
 def recorded_routing(features: Mapping[str, jax.Array], model: biformer.BiFormer) -> Arrays:
   """The chosen regions of a model's features, as they were recorded, by 'STAGE.BLOCK'."""
-  blocks = '' if model.overlapping else 'blocks.'
+  blocks = '' if model.options.overlapping else 'blocks.'
   chosen = {}
   for name, regions in features.items():
     if name.startswith('routing/'):
@@ -271,7 +274,7 @@ def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Ad
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     result, features = model(channels_last(inputs['image']), train)
-    if module.backbone:
+    if module.options.backbone:
       outputs = {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     else:
       outputs = {'logits': result}
@@ -344,7 +347,7 @@ def backbone_adapter(manifest: Manifest) -> adapters.Adapter:
   pooling = _kv_pooling(arguments)
   stages = len(arguments['depth'])
   scale = arguments['layer_scale_init_value']
-  module = biformer.BiFormer(
+  options = biformer.Options(
     backbone=True,
     widths=tuple(arguments['embed_dim']),
     depths=tuple(arguments['depth']),
@@ -357,12 +360,12 @@ def backbone_adapter(manifest: Manifest) -> adapters.Adapter:
     lepe_side=arguments['side_dwconv'],
     kv_pooling=pooling,
     kv_pool_sizes=tuple(max(size, 1) for size in arguments['kv_per_wins']),
-    mlp_ratio=arguments['mlp_ratios'][0],
+    mlp_ratios=tuple(arguments['mlp_ratios']),
     position_conv=bool(arguments['before_attn_dwconv']),
     pre_norm=arguments['pre_norm'],
     layer_scale=scale if scale > 0 else None,
   )
-  return _model_adapter(manifest, module)
+  return _model_adapter(manifest, biformer.BiFormer(options))
 
 
 # Parts of a model.

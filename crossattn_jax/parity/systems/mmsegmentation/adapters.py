@@ -4,6 +4,7 @@ All three train them in mmsegmentation, whose names of parameters they therefore
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -90,6 +91,12 @@ def _backbone_rules(backbone: nn.Module) -> list[Rule]:
     f'{type(backbone).__name__} has no PyTorch correspondence as a backbone; BiFormer, CrossFormer '
     'and SwiftFormer have'
   )
+
+
+def _with_classifier(backbone: nn.Module) -> nn.Module:
+  if isinstance(backbone, biformer.BiFormer):
+    return biformer.BiFormer(dataclasses.replace(backbone.options, backbone=False))
+  return backbone.clone(backbone=False)
 
 
 def segmentor_rules(module: segmentor.Segmentor) -> list[Rule]:
@@ -185,7 +192,7 @@ def start_from_classifier(
   module = registry.create_model(name, **overrides)
   if isinstance(module, segmentor.Segmentor):
     rules = _backbone_rules(module.backbone)
-    classifier_rules = _backbone_rules(module.backbone.clone(backbone=False))
+    classifier_rules = _backbone_rules(_with_classifier(module.backbone))
   else:
     rules = ccnet_parity.backbone_rules(len(module.depths))
     classifier_rules = ccnet_parity.RESNET_HEAD

@@ -1,0 +1,1 @@
+"""What several models repeat: types, options, checks of their inputs and fields, classifiers."""
