@@ -206,6 +206,7 @@ def start(command, environment, *arguments):
   )
 
 
+@pytest.mark.extended
 def test_sigterm_saves_and_exits_with_status_0(command, run, main_environment, tmp_path):
   workdir = tmp_path / 'run'
   arguments = (f'--workdir={workdir}', '--config.num_steps=100000')
@@ -262,6 +263,7 @@ def test_twenty_kills_continue_bit_for_bit(command, run, main_environment, unint
   kill_and_resume(command, run, main_environment, tmp_path / 'run', uninterrupted, 200, kills)
 
 
+@pytest.mark.extended
 def test_two_processes_train_to_the_metrics_of_one(
   command, run, main_environment, trained, tmp_path
 ):

@@ -1,10 +1,16 @@
-"""The commands in README, documents and docstrings name what exists."""
+"""The commands in README, documents, notebooks and docstrings name what exists, and run."""
 
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
+import wave
 
+import numpy as np
+from PIL import Image
 import pytest
 
 from crossattn_jax.parity import __main__ as parity
@@ -14,20 +20,78 @@ ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [
   ROOT / 'README.md',
   ROOT / 'main.py',
-  *sorted((ROOT / 'docs').glob('*.md')),
+  *sorted((ROOT / 'docs').rglob('*.md')),
   *sorted((ROOT / 'configs').glob('*.py')),
+  *sorted((ROOT / 'colabs').glob('*.ipynb')),
 ]
+COMMAND = re.compile(
+  r'(?<![\w.-])(?:python3? (?=-m \w|\S+\.py)|pip install|tfds build|mkdocs build)[^\n`"]*'
+)
+# What no tier runs, and why: the first that is found in the command.
+NOT_RUN = {
+  r'pip install|-m venv|-m pytest': '.ci/run makes an environment and runs the tests in it',
+  r'mkdocs build': 'tests/docs/test_site.py builds the site',
+  r'tfds build': 'needs the network',
+  r'-m benchmarks\.': 'measures, for minutes to hours',
+  r'gs://|--multihost|--num_processes': 'needs a cluster',
+  r'parity convert|parity compare .*--weights|retrieval\.words': "needs somebody's checkpoint",
+  r'\.\.\.|<\w+>|\b[A-Z]{3,}\b|(?:main\.py|--mode=\w+)$': 'is a form to be filled in',
+  r'mode=compile': 'is compiled by the commands that name a topology',
+  r'configs/\w+_(?:imagenet|audioset|ade20k|cityscapes|coco|flickr30k|msrs)': 'needs a dataset',
+}
+# Small enough for a test: what compiles, and how much there is to train and to evaluate on.
+TRAINED = [
+  '--config.num_steps=2',
+  '--config.schedule.warmup_epochs=0',
+  '--config.schedule.warmup_steps=0',
+  '--config.logging.every_steps=1',
+]
+COMPILED = ['--compile_effort=-1', '--config.model.depths=((1,1,0),)']
 
 
-def commands(program):
-  """All command lines of a program: (file, arguments)."""
-  found = []
+def text_of(path):
+  """A document; of a notebook the sources of its cells."""
+  if path.suffix != '.ipynb':
+    return path.read_text()
+  return '\n'.join(''.join(cell['source']) for cell in json.loads(path.read_text())['cells'])
+
+
+def all_commands():
+  """Every command once: where it stands first, and its words."""
+  found = {}
   for path in SOURCES:
-    text = path.read_text().replace('\\\n', ' ')
-    for rest in re.findall(rf'python {re.escape(program)}\b([^\n`"]*)', text):
-      arguments = shlex.split(rest.split('&&')[0], comments=True)
-      found.append(pytest.param(arguments, id=f'{path.name}: {" ".join(arguments)[:60]}'))
-  return found
+    for line in COMMAND.findall(text_of(path).replace('\\\n', ' ')):
+      for command in line.split('&&'):
+        words = shlex.split(command.rstrip('. '), comments=True)
+        if words:
+          words[0] = pathlib.Path(words[0]).name
+          found.setdefault(' '.join(words), (path.name, words))
+  return list(found.values())
+
+
+COMMANDS = all_commands()
+
+
+def commands(*program):
+  """The arguments of all commands of a program."""
+  return [
+    pytest.param(words[1 + len(program) :], id=f'{name}: {" ".join(words)[:80]}')
+    for name, words in COMMANDS
+    if words[1 : 1 + len(program)] == list(program)
+  ]
+
+
+def reason_not_to_run(words):
+  """Why no tier runs a command; None for one that some tier runs."""
+  if flag(words, 'topology'):
+    return None
+  command = ' '.join(words)
+  return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
+
+
+def flag(words, name):
+  """The value of `--name=value`, or None."""
+  return next((x.partition('=')[2] for x in words if x.startswith(f'--{name}=')), None)
 
 
 def experiment(file):
@@ -42,25 +106,120 @@ def experiment(file):
 @pytest.mark.parametrize('arguments', commands('main.py'))
 def test_flags_and_config_keys_exist(arguments):
   flags = {'config', *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'main.py').read_text())}
-  given = dict(
-    argument.removeprefix('--').partition('=')[::2]
-    for argument in arguments
-    if argument.startswith('--')
-  )
-  keys = [name.removeprefix('config.') for name in given if name.startswith('config.')]
-  assert set(given) - {f'config.{key}' for key in keys} <= flags
-  file = given.get('config', '...')
+  given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--')]
+  keys = {name.removeprefix('config.') for name in given if name.startswith('config.')}
+  assert {name for name in given if not name.startswith('config.')} <= flags
+  file = flag(arguments, 'config') or '...'
   if file != '...':
-    assert set(keys) <= set(config_lib.flat_keys(experiment(file)))
+    assert keys <= set(config_lib.flat_keys(experiment(file)))
 
 
-@pytest.mark.parametrize('arguments', commands('-m crossattn_jax.parity'))
+@pytest.mark.parametrize('arguments', commands('-m', 'crossattn_jax.parity'))
 def test_parity_commands_parse(arguments):
   if arguments and arguments != ['COMMAND', '--help']:
     parity._parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda path: path.name)
-def test_modules_that_are_run_exist(path):
-  for name in re.findall(r'python -m (benchmarks\.\w+)', path.read_text()):
-    assert (ROOT / name.replace('.', '/')).with_suffix('.py').exists(), name
+def test_modules_that_are_run_exist():
+  modules = {words[2] for _, words in COMMANDS if words[1:2] == ['-m']}
+  ours = {name for name in modules if name.startswith(('benchmarks', 'crossattn_jax'))}
+  assert ours
+  missing = {name for name in ours if not (ROOT / name.replace('.', '/')).exists()}
+  assert all((ROOT / name.replace('.', '/')).with_suffix('.py').exists() for name in missing)
+
+
+def stories():
+  """Commands that run, by the folder under /tmp that they make or use, or by themselves."""
+  found = {}
+  for _, words in COMMANDS:
+    if words[1] == '-m' or reason_not_to_run(words):
+      continue
+    name = flag(words, 'workdir') or flag(words, 'topology') or '/tmp/digits'
+    found.setdefault(name.removeprefix('/tmp/'), []).append(words)
+  for name, group in found.items():
+    marks = [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
+    # Training comes first.
+    yield pytest.param(sorted(group, key=lambda words: 'mode' in words[1]), id=name, marks=marks)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Stands for /tmp and for where a person is; what commands are given is there."""
+  folder = tmp_path_factory.mktemp('commands')
+  for name in ('photo.png', 'another.png'):
+    Image.new('RGB', (64, 64), (200, 100, 50)).save(folder / name)
+  (folder / 'queries.txt').write_text('a red circle\n')
+  with wave.open(str(folder / 'clip.wav'), 'wb') as clip:
+    clip.setparams((1, 2, 16000, 0, 'NONE', ''))
+    clip.writeframes(np.zeros(16000, np.int16).tobytes())
+  return folder
+
+
+@pytest.fixture
+def call(folder, datasets_dir, main_environment):
+  """Runs a command in the folder; training and compiling little."""
+
+  def call(words):
+    mode = flag(words, 'mode') or ('train' if words[1] == 'main.py' else None)
+    words = [sys.executable, *(word.replace('/tmp/', f'{folder}/') for word in words[1:])]
+    words = [word.replace('configs/', f'{ROOT}/configs/') for word in words]
+    if mode:
+      words[1] = str(ROOT / 'main.py')
+    if mode == 'train':
+      dataset = experiment(flag(words, 'config')).dataset.name
+      words += [*TRAINED, f'--config.dataset.data_dir={datasets_dir}']
+      if dataset.startswith('shape_scenes/'):
+        words += ['--config.dataset.name=shape_scenes/tiny']
+    elif mode == 'compile':
+      words += COMPILED
+    environment = main_environment
+    if mode == 'compile':
+      environment = {k: x for k, x in environment.items() if not k.startswith('TPU_')}
+    result = subprocess.run(
+      words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, f'{shlex.join(words)}\n{result.stderr}'
+
+  return call
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('story', list(stories()))
+def test_what_needs_nothing_from_elsewhere_runs(story, call):
+  for words in story:
+    teacher = flag(words, 'config.task.distillation.teacher_weights')
+    if teacher:
+      call(next(other for _, other in COMMANDS if flag(other, 'workdir') == teacher))
+    call(words)
+
+
+@pytest.mark.extended
+def test_the_recorded_cases_replay_by_the_command(capsys):
+  for arguments in (param.values[0] for param in commands('-m', 'crossattn_jax.parity')):
+    if arguments[:1] == ['replay'] and not reason_not_to_run(arguments):
+      # All of them take minutes; tests/parity/test_replay.py replays them one by one.
+      smallest = min((ROOT / arguments[1]).glob('*.npz'), key=lambda path: path.stat().st_size)
+      assert parity.main(['replay', str(smallest.with_suffix('.json')), *arguments[2:]]) == 0
+      assert 'passed' in capsys.readouterr().out
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    param
+    for param in commands('-m', 'crossattn_jax.parity')
+    if param.values[0][:1] == ['compare'] and not reason_not_to_run(['parity', *param.values[0]])
+  ],
+)
+def test_models_compare_by_the_command(arguments, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert parity.main(arguments) == 0
+  assert capsys.readouterr().out.splitlines()[-1] == 'every layer is within the bound'
+
+
+def test_every_command_runs_in_some_tier_or_has_a_reason_not_to():
+  run = ('main.py', 'load_and_run.py', '-m crossattn_jax.parity')
+  for _, words in COMMANDS:
+    command = ' '.join(words)
+    assert reason_not_to_run(words) or any(name in command for name in run), command

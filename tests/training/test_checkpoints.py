@@ -388,6 +388,7 @@ print('survived')
 """
 
 
+@pytest.mark.extended
 def test_kill_9_while_saving_leaves_the_checkpoint_before_it(tmp_path):
   process = run_script(SAVE_AND_KILL, tmp_path / 'checkpoints', 0, KILLS)
   output, _ = process.communicate(timeout=240)
@@ -436,6 +437,7 @@ print('done')
 """
 
 
+@pytest.mark.extended
 def test_two_processes_save_restore_and_agree_on_damage_that_one_of_them_sees(tmp_path):
   with socket.socket() as probe:
     probe.bind(('localhost', 0))

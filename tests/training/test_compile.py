@@ -288,6 +288,7 @@ def test_one_chip_needs_no_collectives(report):
   assert single.flops >= single.model_flops > 0
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_fsdp_gathers_parameters_and_scatters_or_reduces_gradients(report):
   split = report('v5e:4x4', data=1, fsdp=16)
@@ -297,6 +298,7 @@ def test_fsdp_gathers_parameters_and_scatters_or_reduces_gradients(report):
   assert split.collectives['all-gather'].bytes > 0
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_fsdp_does_not_reduce_activations(report):
   """What is reduced are gradients: activations stay split by example, whole in their channels."""
@@ -309,6 +311,7 @@ def test_fsdp_does_not_reduce_activations(report):
   assert reduced < split.parameters * 4 * 1.3
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_data_parallelism_reduces_gradients_once(report):
   replicated = report('v5e:4x4', data=16)
@@ -317,6 +320,7 @@ def test_data_parallelism_reduces_gradients_once(report):
   assert replicated.parameters * 2 <= reduced < replicated.parameters * 4 * 1.1
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
   """Of n shards each device holds 1/n, besides the small parameters and its part of the batch."""
@@ -358,6 +362,7 @@ def test_tensor_parallelism_reduces_activations(report):
   assert mixed.memory.arguments < report('v5e:4x4', data=16).memory.arguments / 3
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_a_step_that_does_not_fit_is_refused_with_what_to_change(small_config):
   small_config.batch_size = 2**27  # 32 GiB of images
@@ -373,6 +378,7 @@ def test_a_batch_that_does_not_split_over_the_slice_is_refused(small_config):
     training.compile_report(small_config, 'v5e:4x4')
 
 
+@pytest.mark.extended
 @pytest.mark.tpu_aot
 def test_the_command_line_compiles_for_256_chips_and_prints_a_table_and_json(main_environment):
   environment = {

@@ -131,6 +131,7 @@ def test_the_split_teacher_gives_the_loss_of_a_whole_one(config, accumulation_st
     assert not [leaf for leaf in jax.tree.leaves((after.opt_state, after.ema)) if 64 in leaf.shape]
 
 
+@pytest.mark.extended
 def test_a_run_with_a_teacher_continues_bit_for_bit_and_only_with_the_same_one(config, tmp_path):
   whole, parts = epath.Path(tmp_path / 'whole'), epath.Path(tmp_path / 'parts')
   expected = loop.train(config, whole)
@@ -150,6 +151,7 @@ def test_a_run_with_a_teacher_continues_bit_for_bit_and_only_with_the_same_one(c
   assert loop.evaluate(config, parts) == expected
 
 
+@pytest.mark.extended
 def test_the_teacher_may_be_a_run(config, tmp_path):
   workdir = epath.Path(tmp_path / 'teacher')
   teacher = config.copy_and_resolve_references()

@@ -20,6 +20,7 @@ print(statistics.median(counts))
 """
 
 
+@pytest.mark.extended
 def test_most_steps_fault_no_pages_in(main_environment):
   def faults(how):
     result = subprocess.run(

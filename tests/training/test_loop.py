@@ -41,6 +41,7 @@ def test_a_run_leaves_metrics_events_config_checkpoints_and_a_picture(tiny_confi
     assert np.asarray(picture).std() > 10
 
 
+@pytest.mark.extended
 def test_evaluation_reproduces_the_metrics_of_the_run(tiny_config, workdir):
   metrics = loop.train(tiny_config, workdir)
   saved = config_lib.load(workdir / 'config.json')
@@ -52,6 +53,7 @@ def test_evaluation_reproduces_the_metrics_of_the_run(tiny_config, workdir):
   assert again['examples'] == 355
 
 
+@pytest.mark.extended
 def test_an_interrupted_run_continues_bit_for_bit(tiny_config, workdir, tmp_path):
   loop.train(tiny_config, workdir)
   other = epath.Path(tmp_path / 'other')
@@ -65,6 +67,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tiny_config, workdir, tmp_path
   assert _history(other) == _history(workdir)
 
 
+@pytest.mark.extended
 def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tiny_config, workdir, caplog):
   tiny_config.checkpoint.every_steps = 4
   loop.train(tiny_config, workdir)
@@ -77,6 +80,7 @@ def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tiny_config, workd
   assert _history(workdir) == expected
 
 
+@pytest.mark.extended
 def test_a_checkpoint_of_another_model_is_refused_by_name(tiny_config, workdir):
   loop.train(tiny_config, workdir)
   tiny_config.model.widths = (32, 32)
@@ -112,6 +116,7 @@ def test_a_checkpoint_moves_between_meshes(tiny_config, workdir, first, second):
   assert metrics['examples'] == expected_metrics['examples']
 
 
+@pytest.mark.extended
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
   tiny_config, workdir
 ):
@@ -131,6 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
   assert latest < 4
 
 
+@pytest.mark.extended
 def test_predictions_name_classes_and_draw_attention(tiny_config, workdir, tmp_path):
   loop.train(tiny_config, workdir)
   images = tmp_path / 'images'
@@ -150,6 +156,7 @@ def test_predictions_name_classes_and_draw_attention(tiny_config, workdir, tmp_p
       assert picture.width > 3 * picture.height
 
 
+@pytest.mark.extended
 def test_a_best_metric_that_does_not_exist_is_refused_with_those_that_do(tiny_config, workdir):
   tiny_config.num_steps = 3
   tiny_config.checkpoint.best_metric = 'acuracy'

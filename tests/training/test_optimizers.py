@@ -229,6 +229,7 @@ def test_clips_to_the_global_norm_or_to_a_value():
       )
 
 
+@pytest.mark.extended
 def test_a_loss_far_above_the_last_one_that_was_used_updates_nothing():
   params = make_tree(0)
   schedule = lambda step: LEARNING_RATE

@@ -121,6 +121,7 @@ def test_loss_and_gradients_on_eight_devices_equal_those_of_one(
     _assert_trees_close(state.params, expected.params, 1e-10)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize('sizes', [(1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
 def test_parameters_and_optimizer_state_are_really_sharded(wide_config, sizes):
   wide_config.model.param_dtype = 'float32'
@@ -153,6 +154,7 @@ def test_batch_statistics_are_those_of_the_global_batch(tiny_config):
   _assert_trees_close(state.model_state, expected.model_state, 1e-5)
 
 
+@pytest.mark.extended
 def test_accumulation_gives_the_gradient_of_the_whole_batch(wide_config, one_device_step):
   with jax.enable_x64(True):
     initial, expected, whole = one_device_step(wide_config)
@@ -205,6 +207,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(tiny_config):
   assert np.isfinite(metrics['loss'])
 
 
+@pytest.mark.extended
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tiny_config):
   tiny_config.model.dtype = 'bfloat16'
   experiment = experiment_lib.setup(tiny_config, _one_device(), steps_per_epoch=10)

@@ -32,6 +32,7 @@ def test_a_file_is_loaded_bit_for_bit_onto_the_mesh(saved):
   )
 
 
+@pytest.mark.extended
 def test_evaluation_of_a_file_needs_no_workdir(saved, tiny_config):
   experiment, state, path = saved
   tiny_config.weights = str(path)
@@ -40,6 +41,7 @@ def test_evaluation_of_a_file_needs_no_workdir(saved, tiny_config):
   assert loop.evaluate(tiny_config, None) == expected
 
 
+@pytest.mark.extended
 def test_training_starts_from_a_file(saved, tiny_config):
   tiny_config.ema.decay = 0.9
   experiment = experiment_lib.setup(tiny_config)

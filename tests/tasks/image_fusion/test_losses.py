@@ -13,6 +13,7 @@ def _images(height=12, width=10, batch=1):
   return [rng.uniform(0, 255, (batch, height, width, 1)) for _ in range(3)]
 
 
+@pytest.mark.extended
 def test_the_loss_of_an_image_does_not_depend_on_the_array_that_holds_it():
   with jax.enable_x64(True):
     alone = _images()

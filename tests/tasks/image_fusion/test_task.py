@@ -86,6 +86,7 @@ def pair_folders(tmp_path):
   return tmp_path
 
 
+@pytest.mark.extended
 def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_path):
   task = tasks.create_task(small_config())
   variables = variables_of(task)
@@ -152,6 +153,7 @@ def test_wrong_values_are_refused_by_key(key, value, message):
     tasks.create_task(config)
 
 
+@pytest.mark.extended
 def test_the_served_model_fuses_smaller_images_as_if_alone():
   config = small_config()
   config.task.serving_size = (64, 64)

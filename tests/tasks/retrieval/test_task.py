@@ -141,6 +141,7 @@ def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
     tasks.create_task(config).evaluate_examples(variables, examples)
 
 
+@pytest.mark.extended
 def test_the_best_pairs_alone_are_an_approximation_that_says_so(trained, datasets_dir):
   _, variables, examples, expected = trained
   config = small_config(datasets_dir)
@@ -234,6 +235,7 @@ def test_the_loss_is_the_sum_over_the_batch_and_counts_other_captions_as_asked(s
   )
 
 
+@pytest.mark.extended
 def test_saem_is_an_option_with_its_further_losses(saem):
   task, variables, batch = saem
   config = task.config.copy_and_resolve_references()
@@ -254,6 +256,7 @@ def test_saem_is_an_option_with_its_further_losses(saem):
   assert later == pytest.approx(float(rest + 0.05 * reported['angular_loss']), rel=1e-5)
 
 
+@pytest.mark.extended
 def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_path):
   task, variables, _, expected = trained
   gallery = task._gallery(variables)
@@ -437,6 +440,7 @@ def test_a_frozen_text_encoder_needs_weights(datasets_dir):
     task.train_data(4, 0, 1)
 
 
+@pytest.mark.extended
 def test_the_served_model_scores_all_pairs_as_the_model_does(trained):
   task, variables, _, _ = trained
   serving, batch = task.serving(), batch_of(task)

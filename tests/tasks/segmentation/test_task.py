@@ -129,6 +129,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(config):
   assert set(reported) == {'accuracy', 'lovasz_loss', 'auxiliary_loss', 'consistency_loss'}
 
 
+@pytest.mark.extended
 def test_padding_to_a_bucket_changes_nothing_for_a_sliding_window(config):
   config.task.evaluation.mode = 'sliding'
   task = tasks.create_task(config)
@@ -139,6 +140,7 @@ def test_padding_to_a_bucket_changes_nothing_for_a_sliding_window(config):
   assert np.abs(alone - in_bucket).sum() <= 20
 
 
+@pytest.mark.extended
 def test_images_of_other_sizes_than_their_labels_are_scored_at_the_labels_size(config):
   config.dataset.evaluation.resize = 'fit'
   config.dataset.evaluation.base_size = (48, 48)
@@ -183,6 +185,7 @@ def test_every_pyramid_backbone_takes_both_heads(config, head, name):
   assert ('auxiliary_logits' in features) == (head == 'upernet')
 
 
+@pytest.mark.extended
 def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
   config, cityscapes = small_config('cityscapes', 19), taxonomies.CITYSCAPES
   config.dataset.evaluation.bucket_step = 40
@@ -214,6 +217,7 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
   )
 
 
+@pytest.mark.extended
 def test_a_sheet_of_samples_is_drawn(config, tmp_path):
   task = tasks.create_task(config)
   task.write_samples(variables_of(task), epath.Path(tmp_path / 'samples.png'))
