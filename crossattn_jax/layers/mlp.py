@@ -27,11 +27,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[..., channels]` to the same shape."""
-    common = {
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    fc1 = linear.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **common)
-    fc2 = linear.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **common)
+    fc1 = linear.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **types)
+    fc2 = linear.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **types)
     return drop(fc2(drop(activations.gelu(fc1(x)))))

@@ -12,7 +12,6 @@ LOGICAL_AXES = {
   'width': (),
   'tokens': ('sequence',),
   'heads': ('tensor',),
-  'hidden': ('tensor',),
   'channels': (),
 }
 
@@ -25,10 +24,10 @@ def constrain(x: jax.Array, *names: Name) -> jax.Array:
 
   Args:
     x: an activation.
-    names: one logical axis per dimension: 'batch', 'height', 'width', 'tokens', 'heads', 'hidden'
-      (of an MLP), 'channels', or None. Mesh axes whose size does not divide the dimension are left
-      out. `('heads', 4)` names a dimension that holds the channels of 4 heads, head by head: mesh
-      axes must divide the 4.
+    names: one logical axis per dimension: 'batch', 'height', 'width', 'tokens', 'heads',
+      'channels', or None. Mesh axes whose size does not divide the dimension are left out.
+      `('heads', 4)` names a dimension that holds the channels of 4 heads, head by head: mesh axes
+      must divide the 4.
 
   Returns:
     `x`, unchanged where no mesh of this library is ambient.
