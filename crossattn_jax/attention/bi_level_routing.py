@@ -100,7 +100,7 @@ def route(
   selectable: jax.Array | None = None,
   regions: jax.Array | None = None,
 ) -> Routing:
-  """Region-to-region routing (equations 3 and 4), in full precision of at least float32.
+  """Region-to-region routing (section 3.2), in full precision of at least float32.
 
   In half precision up to two thirds of the regions would choose others.
 
@@ -214,63 +214,6 @@ def soft_routed_attention(
   return jnp.einsum('bhrnkm,brkmhd->brnhd', attention.astype(value.dtype), gathered)
 
 
-def hard_routed_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  *,
-  num_heads: int,
-  scale: float,
-  key_mask: jax.Array | None = None,
-  implementation: str = 'auto',
-) -> jax.Array:
-  """`kernels.routed_attention`, each device working on its examples and heads.
-
-  Args:
-    query: `[batch, regions, tokens, num_heads * head_dim]`.
-    key: `[batch, key_regions, key_tokens, num_heads * head_dim]`.
-    value: `[batch, key_regions, key_tokens, num_heads * width]`.
-    routing: int32 `[batch, regions, top_k]`, or `[batch, heads, regions, top_k]`.
-    num_heads: into which the channels are split, head by head.
-    scale: of the scores.
-    key_mask: bool `[key_regions, key_tokens]`.
-    implementation: of the kernel.
-
-  Returns:
-    `[batch, regions, tokens, num_heads * width]` in `value`'s dtype.
-  """
-  head_dim = query.shape[-1] // num_heads
-
-  def attend(query, key, value, routing):
-    mask = None
-    if key_mask is not None:
-      mask = jnp.broadcast_to(key_mask, key.shape[:3])
-    return kernels.routed_attention(
-      query,
-      key,
-      value,
-      routing,
-      num_heads=query.shape[-1] // head_dim,
-      scale=scale,
-      key_mask=mask,
-      implementation=implementation,
-    )
-
-  # Heads stay side by side: XLA would pad the channels of each to 128 at the shards' border.
-  tokens = ('batch', None, None, ('heads', num_heads))
-  per_head = ('batch', 'heads', None, None)
-  return parallel.map_shards(
-    attend,
-    query,
-    key,
-    value,
-    routing,
-    names=(tokens, tokens, tokens, per_head if routing.ndim == 4 else ('batch', None, None)),
-    out_names=tokens,
-  )
-
-
 def regional_routing_attention(
   query: jax.Array,
   key: jax.Array,
@@ -307,13 +250,13 @@ def regional_routing_attention(
   query, grid = partition_padded(query, region_size)
   key, _ = partition_padded(key, key_region_size or region_size)
   value, _ = partition_padded(value, key_region_size or region_size)
-  out = hard_routed_attention(
+  out = kernels.routed_attention(
     query,
     key,
     value,
     region_graph.astype(jnp.int32),
     num_heads=num_heads,
-    scale=(query.shape[-1] // num_heads) ** -0.5 if scale is None else scale,
+    scale=scale,
     implementation=implementation,
   )
   return merge(out, grid, region_size)[:, :height, :width]
@@ -323,11 +266,6 @@ def partition_padded(x: jax.Array, size: Grid) -> tuple[jax.Array, Grid]:
   """Pads a map to whole regions of this size and partitions it; also returns the grid."""
   grid = (-(-x.shape[1] // size[0]), -(-x.shape[2] // size[1]))
   return partition(pad_map(x, (grid[0] * size[0], grid[1] * size[1])), grid), grid
-
-
-def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-  """Splits channels: `[..., num_heads * width]` -> `[..., num_heads, width]`."""
-  return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
 def pad_map(x: jax.Array, size: Grid) -> jax.Array:
@@ -520,20 +458,20 @@ class BiLevelRoutingAttention(nn.Module):
       pool_regions(part, region_size, self.kv_pooling, self.kv_pool_size) for part in (key, value)
     )
     if self.routing == 'hard':
-      out = hard_routed_attention(
+      out = kernels.routed_attention(
         query,
         keys,
         values,
         chosen.regions,
         num_heads=self.num_heads,
         scale=scale,
-        key_mask=key_mask,
+        key_mask=key_mask if key_mask is None else jnp.broadcast_to(key_mask, keys.shape[:3]),
         # Parameters do not depend on it, and kernels take long to trace.
         implementation='reference' if self.is_initializing() else self.implementation,
       )
     else:
       out = soft_routed_attention(
-        *(split_heads(part, self.num_heads) for part in (query, keys, values)),
+        *(linear.split_heads(part, self.num_heads) for part in (query, keys, values)),
         chosen.regions,
         chosen.weights,
         scale=scale,
@@ -542,7 +480,7 @@ class BiLevelRoutingAttention(nn.Module):
       out = out.reshape(*out.shape[:3], channels)
     if with_attention:
       attention = routed_attention_weights(
-        *(split_heads(part, self.num_heads) for part in (query, keys)),
+        *(linear.split_heads(part, self.num_heads) for part in (query, keys)),
         chosen.regions,
         scale=scale,
         weights=None if self.routing == 'hard' else chosen.weights,
@@ -557,7 +495,7 @@ class BiLevelRoutingAttention(nn.Module):
       )(merge(value, grid, region_size))
     out = out[:, : size[0], : size[1]]
     if self.output_projection:
-      out = split_heads(out, self.num_heads)
+      out = linear.split_heads(out, self.num_heads)
       out = linear.Dense(channels, axis=(-2, -1), name='out', **self._linear())(out)
     return out, chosen
 
@@ -566,9 +504,8 @@ class BiLevelRoutingAttention(nn.Module):
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values `[batch, regions, tokens, channels]`, from one layer."""
     if qk_dim == channels:
-      parts = linear.Projections(
-        3, self.num_heads, channels // self.num_heads, name='qkv', **self._linear()
-      )(tokens)
+      project = linear.Projections(3, self.num_heads, channels, name='qkv', **self._linear())
+      parts = project(tokens)
     else:
       qkv = linear.Dense(2 * qk_dim + channels, name='qkv', **self._linear())(tokens)
       parts = jnp.split(qkv, [qk_dim, 2 * qk_dim], axis=-1)

@@ -1,6 +1,6 @@
 """Class-token cross-attention: one query token per sample gathers from all tokens.
 
-Source: CrossViT, Chen et al. 2021 (arXiv 2103.14899), section 3.3, equation 4 and figure 4.
+Source: CrossViT, Chen et al. 2021 (arXiv 2103.14899), section 3.3, equation 6 and figure 4.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,25 @@ from crossattn_jax.layers import linear
 Dropout = Callable[[jax.Array], jax.Array]
 
 
+def class_token_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+  """softmax(query key^T head_dim^-1/2) of one token per sample (A of equation 6).
+
+  Args:
+    query: `[batch, heads, head_dim]`.
+    key: `[batch, tokens, heads, head_dim]`.
+
+  Returns:
+    `[batch, heads, tokens]` in at least float32.
+  """
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum('bhd,bnhd->bhn', query, key, preferred_element_type=dtype)
+  return nn.softmax(scores * query.shape[-1] ** -0.5)
+
+
 def class_token_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, *, dropout: Dropout | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Attends from one token per sample to `tokens` tokens, scores scaled by head_dim^-1/2.
+  """Attends from one token per sample to `tokens` tokens (equation 6).
 
   Args:
     query: `[batch, heads, head_dim]`.
@@ -32,9 +47,7 @@ def class_token_attention(
     The result `[batch, heads, head_dim]` in `value`'s dtype, and the attention weights before
     dropout `[batch, heads, tokens]` in at least float32.
   """
-  score_dtype = jnp.promote_types(query.dtype, jnp.float32)
-  scores = jnp.einsum('bhd,bnhd->bhn', query, key, preferred_element_type=score_dtype)
-  weights = nn.softmax(scores * query.shape[-1] ** -0.5)
+  weights = class_token_weights(query, key)
   used = (weights if dropout is None else dropout(weights)).astype(value.dtype)
   return jnp.einsum('bhn,bnhd->bhd', used, value), weights
 

@@ -11,8 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
-from crossattn_jax.attention import self_attention
+from crossattn_jax import kernels, parallel
 from crossattn_jax.layers import depthwise_conv, initializers, linear
 
 
@@ -43,8 +42,6 @@ class GlobalAttention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     height, channels = x.shape[1], x.shape[-1]
-    if channels % self.num_heads:
-      raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
     options = {
       'kernel_init': self.kernel_init,
       'bias_init': self.bias_init,
@@ -52,22 +49,14 @@ class GlobalAttention(nn.Module):
       'param_dtype': self.param_dtype,
     }
     project = linear.Projections(
-      3,
-      self.num_heads,
-      channels // self.num_heads,
-      use_bias=self.qkv_bias,
-      name='qkv',
-      **options,
+      3, self.num_heads, channels, use_bias=self.qkv_bias, name='qkv', **options
     )
+    heads = ('heads', self.num_heads)
     query, key, value = (
-      rearrange(
-        parallel.constrain(part, 'batch', None, ('heads', self.num_heads)),
-        'b n (h d) -> b n h d',
-        h=self.num_heads,
-      )
+      linear.split_heads(parallel.constrain(part, 'batch', None, heads), self.num_heads)
       for part in project(rearrange(x, 'b y x c -> b (y x) c'))
     )
-    out = self_attention.dot_product_attention(query, key, value)
+    out = kernels.dot_product_attention(query, key, value)
     out = rearrange(out, 'b (y x) h d -> b y x h d', y=height)
     if self.lepe != 'none':
       source = x

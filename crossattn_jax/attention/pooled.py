@@ -1,14 +1,11 @@
 """Pooling attention: queries, keys and values are pooled as maps before they meet.
 
-Sources: MViT, Fan et al. 2021 (arXiv 2104.11227), section 3.1, for one map; MMViT, Liu et al. 2023
-(arXiv 2305.00104), for the attention across the maps of several views. Details are those of
-facebookresearch/mvit; docs/mmvit.md says what the papers leave open.
+Source: MViT, Fan et al. 2021 (arXiv 2104.11227), section 3.1, and facebookresearch/mvit.
 
 Tokens are a map's positions row by row. Further tokens in front of them, such as a class token,
 have no place in the map: pooling passes them on.
 """
 
-from collections.abc import Callable, Sequence
 import math
 
 from einops import rearrange
@@ -17,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.attention import self_attention
 from crossattn_jax.layers import initializers, linear
 
 Grid = tuple[int, int]
@@ -152,161 +148,27 @@ class PooledAttention(nn.Module):
   def _attend(self, x: jax.Array, grid: Grid) -> jax.Array:
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     channels = x.shape[-1] if self.channels is None else self.channels
-    x, project = heads_projector(x, self.num_heads, channels, self.kernel_init, **types)
+    project = linear.Projections(
+      3, self.num_heads, channels, kernel_init=self.kernel_init, name='qkv', **types
+    )
     strides = {'query': self.query_stride, 'key': self.stride, 'value': self.stride}
     pooled = [name for name, stride in strides.items() if stride is not None]
+    first = len(strides) - len(pooled)
     # Tokens are cut once, before they are projected, rather than queries, keys and values.
-    parts = zip(*(project(part, *pooled) for part in split_tokens(x, grid)), strict=True)
+    parts = zip(*(project(part, slice(first, 3)) for part in split_tokens(x, grid)), strict=True)
     heads = {
       name: PoolHeads(self.num_heads, strides[name], name=f'pool_{name}', **types)(*part)
       for name, part in zip(pooled, parts, strict=True)
     }
-    if 'query' not in heads:
-      heads['query'] = _split_heads(project(x, 'query')[0], self.num_heads)
-    return merge_heads(attend(**heads), channels, self.kernel_init, **types)
-
-
-class CrossViewAttention(nn.Module):
-  """Self-attention over the tokens of several views at once, whose keys are pooled view by view.
-
-  Attributes:
-    num_heads: must divide the channels.
-    strides: of the pooling of keys and values, per view; None leaves them as they are.
-    kernel_init: of the fused projection.
-    out_init: of the projection out of the heads.
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
-
-  num_heads: int
-  strides: tuple[int, ...] | None
-  kernel_init: nn.initializers.Initializer = initializers.linear
-  out_init: nn.initializers.Initializer = initializers.linear
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, grids: Sequence[Grid]) -> tuple[jax.Array, jax.Array]:
-    """Attends over all views.
-
-    Args:
-      x: `[batch, extra + positions of all views, channels]`; the extra tokens belong to the first.
-      grids: (height, width) of each view.
-
-    Returns:
-      The same shape, and the weights of the first token: `[batch, heads, keys]`, in at least
-      float32; keys are the extra tokens, then the pooled positions of each view.
-    """
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    channels = x.shape[-1]
-    x, project = heads_projector(x, self.num_heads, channels, self.kernel_init, **types)
-    if self.strides is None:
-      query, key, value = (
-        _split_heads(part, self.num_heads) for part in project(x, 'query', 'key', 'value')
-      )
-    else:
-      query = _split_heads(project(x, 'query')[0], self.num_heads)
-      pooled = []
-      views = zip(split_views(x, grids), grids, self.strides, strict=True)
-      for v, (view, grid, stride) in enumerate(views):
-        parts = zip(
-          *(project(part, 'key', 'value') for part in split_tokens(view, grid)), strict=True
-        )
-        pooled.append(
-          [
-            PoolHeads(self.num_heads, stride, name=f'pool_{name}_{v}', **types)(*part)
-            for name, part in zip(('key', 'value'), parts, strict=True)
-          ]
-        )
-      key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*pooled, strict=True))
-    out = attend(query, key, value)
-    return merge_heads(out, channels, self.out_init, **types), _weights(query[:, 0], key)
-
-
-def split_views(x: jax.Array, grids: Sequence[Grid]) -> list[jax.Array]:
-  """Splits `[batch, extra + positions of all views, ...]` by view, extra tokens with the first."""
-  ends = x.shape[1] - sum(map(math.prod, grids))
-  views, start = [], 0
-  for grid in grids:
-    ends += math.prod(grid)
-    views.append(x[:, start:ends])
-    start = ends
-  return views
-
-
-def heads_projector(
-  x: jax.Array,
-  num_heads: int,
-  channels: int,
-  kernel_init: nn.initializers.Initializer,
-  *,
-  dtype: jnp.dtype | None,
-  param_dtype: jnp.dtype,
-) -> tuple[jax.Array, Callable[..., tuple[jax.Array, ...]]]:
-  """The fused projection 'qkv' of a module, of which any part can be applied to any tokens.
-
-  Args:
-    x: the tokens, `[..., width_in]`.
-    num_heads: must divide `channels`.
-    channels: of queries, keys and values each.
-    kernel_init: of the fused kernel.
-    dtype: of the computation.
-    param_dtype: of the parameters.
-
-  Returns:
-    The tokens in the dtype of the computation, and a function of such tokens `[..., width_in]` and
-    of names that follow each other in 'query', 'key', 'value'. It gives `[..., channels]` for each
-    name.
-  """
-  if channels % num_heads:
-    raise ValueError(f'num_heads={num_heads} does not divide the width {channels}')
-  parameters = linear.Projections(
-    3,
-    num_heads,
-    channels // num_heads,
-    kernel_init=kernel_init,
-    param_dtype=param_dtype,
-    name='qkv',
-  ).parameters(x.shape[-1])
-  x, kernel, bias = nn.dtypes.promote_dtype(x, *parameters, dtype=dtype)
-
-  def project(tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:
-    first = ('query', 'key', 'value').index(names[0])
-    parts = slice(first, first + len(names))
-    return kernels.project_apart(tokens, kernel[:, parts], bias[parts])
-
-  return x, project
-
-
-def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-  return rearrange(x, 'b n (h d) -> b n h d', h=num_heads)
+    if first:
+      heads['query'] = linear.split_heads(project(x, slice(first))[0], self.num_heads)
+    return linear.Dense(channels, axis=(-2, -1), kernel_init=self.kernel_init, name='out', **types)(
+      attend(**heads)
+    )
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Dot-product attention, `[batch, tokens, heads, head_dim]` each."""
+  """Dot-product attention of `[batch, tokens, heads, head_dim]` each, under the ambient mesh."""
   query = parallel.constrain(query, 'batch', 'tokens', 'heads', None)
   key, value = (parallel.constrain(part, 'batch', None, 'heads', None) for part in (key, value))
-  return self_attention.dot_product_attention(query, key, value)
-
-
-def _weights(query: jax.Array, key: jax.Array) -> jax.Array:
-  """The attention weights of one token, `[batch, heads, head_dim]`: `[batch, heads, keys]`."""
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
-  scores = jnp.einsum('bhd,bkhd->bhk', query, key, preferred_element_type=dtype)
-  return nn.softmax(scores * query.shape[-1] ** -0.5)
-
-
-def merge_heads(
-  x: jax.Array,
-  channels: int,
-  kernel_init: nn.initializers.Initializer,
-  **types: jnp.dtype | None,
-) -> jax.Array:
-  """The projection 'out' of a module, from `[batch, tokens, heads, head_dim]`."""
-  return linear.Dense(
-    channels,
-    axis=(-2, -1),
-    kernel_init=kernel_init,
-    name='out',
-    **types,
-  )(x)
+  return kernels.dot_product_attention(query, key, value)

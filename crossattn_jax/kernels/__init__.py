@@ -1,9 +1,12 @@
 """Operations that have other forms on other platforms, each with one public function."""
 
-from crossattn_jax.kernels.biased import biased_attention as biased_attention
+from crossattn_jax.kernels.biased.api import biased_attention as biased_attention
 from crossattn_jax.kernels.convolution.api import conv_general_dilated as conv_general_dilated
 from crossattn_jax.kernels.criss_cross.api import criss_cross_attention as criss_cross_attention
 from crossattn_jax.kernels.depthwise.api import depthwise_convolution as depthwise_convolution
+from crossattn_jax.kernels.dot_product.api import dot_product_attention as dot_product_attention
+from crossattn_jax.kernels.grouped.api import grouped_attention as grouped_attention
+from crossattn_jax.kernels.grouped.grouping import Grouping as Grouping
 from crossattn_jax.kernels.pooling import max_pool as max_pool
 from crossattn_jax.kernels.products import contract as contract
 from crossattn_jax.kernels.products import project_apart as project_apart

@@ -54,12 +54,12 @@ class Dense(nn.Module):
 
 
 class Projections(nn.Module):
-  """Several linear maps of one input, with the parameters of one `Dense`.
+  """Several linear maps of one input to heads, with the parameters of one `Dense`.
 
   Attributes:
     parts: how many maps, 3 for query, key and value.
-    num_heads: into which the result of each is split.
-    head_dim: width of a head.
+    num_heads: must divide the channels.
+    channels: of the result of each map.
     use_bias: whether the maps have biases.
     dtype: of the computation.
     param_dtype: of the parameters.
@@ -69,29 +69,33 @@ class Projections(nn.Module):
 
   parts: int
   num_heads: int
-  head_dim: int
+  channels: int
   use_bias: bool = True
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-    """Maps `[..., channels]` to `[..., num_heads * head_dim]` for each part."""
-    parameters = self.parameters(x.shape[-1])
-    return kernels.project_apart(*nn.dtypes.promote_dtype(x, *parameters, dtype=self.dtype))
-
   @nn.compact
-  def parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-    """Kernel `[channels, parts, num_heads, head_dim]`, bias `[parts, num_heads, head_dim]`."""
-    shape = (self.parts, self.num_heads, self.head_dim)
+  def __call__(self, x: jax.Array, parts: slice = slice(None)) -> tuple[jax.Array, ...]:
+    """Maps `[..., width]` to `[..., channels]` by each of these parts, the heads side by side."""
+    if self.channels % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads} does not divide the width {self.channels}')
+    width, shape = x.shape[-1], (self.parts, self.num_heads, self.channels // self.num_heads)
     size = math.prod(shape)
     kernel = self.param(
-      'kernel', _reshaped(self.kernel_init, channels, size), (channels, *shape), self.param_dtype
+      'kernel', _reshaped(self.kernel_init, width, size), (width, *shape), self.param_dtype
     )
-    if not self.use_bias:
-      return kernel, None
-    return kernel, self.param('bias', _reshaped(self.bias_init, size), shape, self.param_dtype)
+    bias = None
+    if self.use_bias:
+      bias = self.param('bias', _reshaped(self.bias_init, size), shape, self.param_dtype)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    return kernels.project_apart(x, kernel[:, parts], None if bias is None else bias[parts])
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  """Gives heads an axis: `[..., num_heads * head_dim]` -> `[..., num_heads, head_dim]`."""
+  return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
 def _reshaped(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import parallel
-from crossattn_jax.attention import pooled
+from crossattn_jax.attention import cross_view, pooled
 from crossattn_jax.layers import (
   convolution,
   drop_path,
@@ -205,12 +205,12 @@ class CrossViewBlock(nn.Module):
   def __call__(
     self, views: Views, grids: tuple[Grid, ...], train: bool = False
   ) -> tuple[Views, jax.Array]:
-    """Maps the tokens of each view; the weights are those of `pooled.CrossViewAttention`."""
+    """Maps the tokens of each view; the weights are those of `cross_view.CrossViewAttention`."""
     options = self.options
     out_init = nn.initializers.zeros if self.zero_init else initializers.linear
     drop = drop_path.DropPath(self.drop_path_rate)
     x = jnp.concatenate(views, axis=1)
-    attended, weights = pooled.CrossViewAttention(
+    attended, weights = cross_view.CrossViewAttention(
       self.num_heads, self.strides, out_init=out_init, name='attention', **options.types
     )(options.layer_norm('norm1')(x), grids)
     x += drop(attended, train)
@@ -391,7 +391,7 @@ class MMViT(nn.Module):
             pooled.pooled_grid(grid, stride)
             for grid, stride in zip(grids, key_strides or (1,) * len(grids), strict=True)
           ]
-          for v, part in enumerate(pooled.split_views(jnp.swapaxes(weights, 1, 2), key_grids)):
+          for v, part in enumerate(cross_view.split_views(jnp.swapaxes(weights, 1, 2), key_grids)):
             _, part = pooled.split_tokens(part, key_grids[v])
             features[f'class_attention/{s}/{v}'] = rearrange(part, 'b y x h -> b h y x')
       features[f'stage_{s}'] = pooled.split_tokens(views[0], grids[0])[1]

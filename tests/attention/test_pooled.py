@@ -94,21 +94,6 @@ def test_pooled_queries_shrink_the_map_and_may_widen_it():
   assert out.shape == (1, 3, 4, 16)
 
 
-def test_attention_across_views_sees_both_and_returns_the_first_token_s_weights():
-  grids = ((4, 2), (2, 1))
-  x = _draw(2, 1 + 8 + 2, 4, dtype=np.float32)
-  module = pooled.CrossViewAttention(2, (2, 1))
-  variables = _randomised(jax.eval_shape(lambda: module.init(jax.random.key(0), x, grids)))
-  run = jax.jit(lambda x: module.apply(variables, x, grids))
-  out, weights = run(x)
-  assert out.shape == x.shape
-  # The class token, 2 x 1 places of the first view and 2 x 1 of the second.
-  assert weights.shape == (2, 2, 1 + 2 + 2)
-  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-  changed, _ = run(x.at[:, -1].add(1))
-  assert np.abs(changed - out)[:, :-1].max() > 1e-4
-
-
 @pytest.mark.parametrize(
   ('module', 'shape', 'message'),
   [

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.attention import criss_cross
 from crossattn_jax.kernels.criss_cross import api, gpu, tpu
 from crossattn_jax.parity import cases, replay
 from crossattn_jax.parity.systems.ccnet import modules as ccnet_modules
@@ -291,7 +290,7 @@ def test_kernels_compile_for_tpus_alone_and_inside_shard_map(topology, shape, de
     jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh))
     for x in jax.eval_shape(lambda: arguments((batch * devices, *rest), 'bfloat16'))
   ]
-  attend = criss_cross.criss_cross_attention
+  attend = kernels.criss_cross_attention
   if direction == 'forward':
     function, structs = attend, structs[:3]
   else:
@@ -306,6 +305,31 @@ def test_kernels_compile_for_tpus_alone_and_inside_shard_map(topology, shape, de
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * inputs
 
 
+# The width 6 does not divide into 4 devices, and height 9 stays whole; the last is a video.
+@pytest.mark.parametrize('shape', [(2, 8, 6, 4, 8), (4, 9, 5, 4, 8), (2, 3, 8, 8, 4, 8)], ids=str)
+def test_rows_on_several_devices_give_what_one_device_gives(shape):
+  step = functools.partial(value_and_vjp, kernels.criss_cross_attention)
+  with jax.enable_x64(True):
+    inputs = arguments(shape, 'float64')
+    with jax.set_mesh(parallel.create_mesh(data=2, sequence=4)):
+      compiled = jax.jit(step).lower(*inputs).compile()
+      actual = compiled(*inputs)
+    wanted = expected(shape, 'float64')
+  assert ('all-to-all' in compiled.as_text()) == (shape[-4] % 4 == 0)
+  for a, b in zip(actual, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_nothing_is_gathered_where_rows_are_on_several_devices():
+  with jax.set_mesh(parallel.create_mesh(data=2, sequence=4)):
+    split = [
+      jax.device_put(x, jax.sharding.PartitionSpec(('data', 'fsdp'), 'sequence'))
+      for x in arguments((2, 8, 8, 4, 8), 'float32')
+    ]
+    step = jax.jit(functools.partial(value_and_vjp, kernels.criss_cross_attention))
+    assert 'all-gather' not in step.lower(*split).compile().as_text()
+
+
 @pytest.mark.tpu_aot
 def test_rows_over_chips_compile_to_kernels():
   chips = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
@@ -316,7 +340,7 @@ def test_rows_over_chips_compile_to_kernels():
     for x in jax.eval_shape(lambda: arguments((1, 32, 40, 64, 128), 'bfloat16'))
   ]
   with jax.set_mesh(mesh):
-    compiled = jax.jit(criss_cross.criss_cross_attention).lower(*structs[:3]).compile()
+    compiled = jax.jit(kernels.criss_cross_attention).lower(*structs[:3]).compile()
   text = compiled.as_text()
   assert text.count('custom_call_target="tpu_custom_call"') == 2
   assert 'all-gather' not in text

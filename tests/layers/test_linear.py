@@ -41,6 +41,19 @@ def test_a_dense_layer_without_bias_and_in_another_dtype():
   }
 
 
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_projections_are_parts_of_one_dense_layer(use_bias):
+  inits = {'bias_init': nn.initializers.normal(), 'use_bias': use_bias}
+  projections = linear.Projections(3, 2, 6, **inits)
+  parts, variables = projections.init_with_output(jax.random.key(1), X)
+  whole, of_dense = linear.Dense((3, 2, 3), **inits).init_with_output(jax.random.key(1), X)
+  jax.tree.map(np.testing.assert_array_equal, variables, of_dense)
+  for i, part in enumerate(parts):
+    np.testing.assert_allclose(linear.split_heads(part, 2), whole[..., i, :, :], atol=1e-6)
+  for part, some in zip(parts[1:], projections.apply(variables, X, slice(1, 3)), strict=True):
+    np.testing.assert_allclose(part, some, atol=1e-6)
+
+
 @pytest.mark.parametrize('shape', [(0, 5), (3, 0)])
 def test_no_rows_and_no_channels(shape):
   layer = linear.Dense(2, kernel_init=nn.initializers.ones)

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax import parallel
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.criss_cross import passes, reference
+from crossattn_jax.kernels.criss_cross import passes, reference, sharded
 
 
 def criss_cross_attention(
@@ -18,6 +19,7 @@ def criss_cross_attention(
   softmax over all of them, in which the position itself counts once. Scores are not scaled.
 
   Source: CCNet, Huang et al. 2019 (arXiv 1811.11721), section 3.2; its journal version for video.
+  Under a mesh batch and rows stay where they are; see `sharded`.
 
   Args:
     query: `[batch, height, width, channels]`, or `[batch, time, height, width, channels]`. Any size
@@ -37,7 +39,18 @@ def criss_cross_attention(
   dispatch.check_implementation('criss_cross_attention', implementation)
   _check(query, key, value)
   dispatch.check_kernel_dtype('criss_cross_attention', implementation, query.dtype)
-  return attention(query, key, value, implementation)
+  if implementation == 'reference':
+    return attention(query, key, value, implementation)
+
+  def attend_part(query, key, value):
+    attend = attention if query.shape[-3] == height else sharded.attention
+    return attend(query, key, value, implementation)
+
+  height = query.shape[-3]
+  names = ('batch', *(None,) * (query.ndim - 4), 'height', None, None)
+  return parallel.map_shards(
+    attend_part, query, key, value, names=(names, names, names), out_names=names
+  )
 
 
 # Recurrent attention calls it with the same shapes again and again: traced once.
@@ -62,41 +75,15 @@ def _attention(query, key, value, implementation, interpret):
 
 
 def _forward(query, key, value, implementation, interpret):
-  result = None
-  for axis, itself in passes.axes_of(query):
-    result = passes.attend(
-      query,
-      key,
-      value,
-      axis=axis,
-      itself=itself,
-      previous=result,
-      implementation=implementation,
-      interpret=interpret,
-    )
-  out, lse = result
+  options = {'implementation': implementation, 'interpret': interpret}
+  out, lse = passes.attend_along(query, key, value, passes.axes_of(query), **options)
   return out, (query, key, value, out, lse)
 
 
 def _backward(implementation, interpret, residuals, cotangent):
-  query, key, value, out, lse = residuals
-  gradients = delta = None
-  for axis, itself in passes.axes_of(query):
-    gradients, delta = passes.attend_vjp(
-      query,
-      key,
-      value,
-      lse,
-      cotangent,
-      axis=axis,
-      itself=itself,
-      out=out if delta is None else None,
-      delta=delta,
-      previous=gradients,
-      implementation=implementation,
-      interpret=interpret,
-    )
-  return gradients
+  options = {'implementation': implementation, 'interpret': interpret}
+  axes = passes.axes_of(residuals[0])
+  return passes.attend_along_vjp(*residuals, cotangent, axes, **options)[0]
 
 
 _attention.defvjp(_forward, _backward)

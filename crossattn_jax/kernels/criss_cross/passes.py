@@ -96,6 +96,49 @@ def attend_vjp(
   return _choose('attend_vjp', arrays, axis, itself, implementation, interpret)
 
 
+def attend_along(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  axes: Sequence[tuple[int, bool]],
+  **options: Any,
+) -> Output:
+  """`attend` along some of `axes_of` together."""
+  result = None
+  for axis, itself in axes:
+    result = attend(query, key, value, axis=axis, itself=itself, previous=result, **options)
+  return result
+
+
+def attend_along_vjp(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  out: jax.Array,
+  lse: jax.Array,
+  cotangent: jax.Array,
+  axes: Sequence[tuple[int, bool]],
+  **options: Any,
+) -> tuple[Gradients, jax.Array]:
+  """`attend_vjp` along some of `axes_of` together; `out` and `lse` are of all."""
+  gradients = delta = None
+  for axis, itself in axes:
+    gradients, delta = attend_vjp(
+      query,
+      key,
+      value,
+      lse,
+      cotangent,
+      axis=axis,
+      itself=itself,
+      out=out if delta is None else None,
+      delta=delta,
+      previous=gradients,
+      **options,
+    )
+  return gradients, delta
+
+
 def merge(a: Output, b: Output) -> Output:
   """The output and log-sum-exp of two sets of keys together, from those of each."""
   return xla.merge(a, b)

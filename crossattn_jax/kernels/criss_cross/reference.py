@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 
 
-def criss_cross_scores(query: jax.Array, key: jax.Array) -> jax.Array:
-  """Products of every query with the keys along each axis of its map, axis after axis.
+def affinity(query: jax.Array, key: jax.Array) -> jax.Array:
+  """The affinity operation: products of every query with the keys along each axis of its map.
 
   Args:
     query: `[batch, *positions, channels]`.
     key: the same shape as `query`.
 
   Returns:
-    `[batch, *positions, sum of positions]` in at least float32, not scaled: for an image first the
-    column, then the row. A position meets itself along the last axis only; along the others it has
-    -inf.
+    `[batch, *positions, sum of positions]` in at least float32, not scaled, axis after axis: for an
+    image first the column, then the row. A position meets itself along the last axis only; along
+    the others it has -inf.
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   last = query.ndim - 2
@@ -31,11 +31,17 @@ def criss_cross_scores(query: jax.Array, key: jax.Array) -> jax.Array:
   return jnp.concatenate(scores, axis=-1)
 
 
-def criss_cross_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """See `kernels.criss_cross_attention`."""
-  weights = jax.nn.softmax(criss_cross_scores(query, key)).astype(value.dtype)
-  out = jnp.zeros((), value.dtype)
-  start = 0
+def aggregation(weights: jax.Array, value: jax.Array) -> jax.Array:
+  """The aggregation operation: the sum of the values along each axis, by their weights.
+
+  Args:
+    weights: `[batch, *positions, sum of positions]`, in the order of `affinity`.
+    value: `[batch, *positions, channels]`.
+
+  Returns:
+    An array like `value`.
+  """
+  out, start = jnp.zeros((), value.dtype), 0
   for axis in range(1, value.ndim - 1):
     length = value.shape[axis]
     w = jnp.moveaxis(weights[..., start : start + length], axis, -2)
@@ -43,3 +49,8 @@ def criss_cross_attention(query: jax.Array, key: jax.Array, value: jax.Array) ->
     out += jnp.moveaxis(jnp.einsum('...qk,...kc->...qc', w, v), -2, axis)
     start += length
   return out
+
+
+def criss_cross_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """See `kernels.criss_cross_attention`."""
+  return aggregation(jax.nn.softmax(affinity(query, key)).astype(value.dtype), value)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax import parallel
 from crossattn_jax.kernels import dispatch
 from crossattn_jax.kernels.routed import gpu, reference, tpu, xla
 
@@ -27,7 +28,8 @@ def routed_attention(
   """Attends from every region of queries to the key regions that its routing names.
 
   The maps are partitioned into regions by the caller; queries and keys may have different grids.
-  All heads of a token lie side by side in the channels, head by head.
+  All heads of a token lie side by side in the channels, head by head. Under a mesh each device
+  attends for its examples and heads.
 
   Args:
     query: `[batch, regions, tokens, num_heads * qk_width]`, float.
@@ -54,14 +56,27 @@ def routed_attention(
   dispatch.check_implementation('routed_attention', implementation)
   _check(query, key, value, routing, key_mask, num_heads)
   dispatch.check_kernel_dtype('routed_attention', implementation, query.dtype)
-  if scale is None:
-    scale = (query.shape[-1] // num_heads) ** -0.5
-  arguments = (query, key, value, routing, key_mask)
-  if implementation == 'reference':
-    return reference.routed_attention(*arguments, num_heads=num_heads, scale=scale)
+  head_dim = query.shape[-1] // num_heads
+  scale = head_dim**-0.5 if scale is None else scale
   if implementation == 'auto' and query.dtype not in (jnp.float32, jnp.bfloat16):
     implementation = 'xla'
-  return attend(Form(implementation), *arguments, num_heads=num_heads, scale=scale)
+  form = reference.routed_attention
+  if implementation != 'reference':
+    form = functools.partial(attend, Form(implementation))
+
+  def attend_part(query, key, value, routing, key_mask=None):
+    heads = query.shape[-1] // head_dim
+    return form(query, key, value, routing, key_mask, num_heads=heads, scale=scale)
+
+  tokens = ('batch', None, None, ('heads', num_heads))
+  routes = ('batch', 'heads', None, None) if routing.ndim == 4 else ('batch', None, None)
+  mask = () if key_mask is None else (key_mask,)
+  return parallel.map_shards(
+    attend_part,
+    *(query, key, value, routing, *mask),
+    names=(tokens, tokens, tokens, routes, *(('batch', None, None) for _ in mask)),
+    out_names=tokens,
+  )
 
 
 def attend(

@@ -11,7 +11,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.attention import random_features, self_attention
+from crossattn_jax import kernels
+from crossattn_jax.attention import random_features
 from crossattn_jax.layers import initializers, linear, mlp
 
 _NORM_EPSILON = 1e-5
@@ -89,7 +90,7 @@ class TokenTransformer(nn.Module):
     qkv = linear.Dense((3, 1, self.channels), use_bias=False, name='qkv', **options)(u)
     query, key, value = jnp.moveaxis(qkv, 2, 0)
     # The original scales by the width of the input, not of the head.
-    context = self_attention.dot_product_attention(query, key, value, scale=x.shape[-1] ** -0.5)
+    context = kernels.dot_product_attention(query, key, value, scale=x.shape[-1] ** -0.5)
     x = value[:, :, 0] + linear.Dense(self.channels, axis=(-2, -1), name='out', **options)(context)
     u = nn.LayerNorm(name='norm2', **norm)(x)
     return x + mlp.Mlp(self.channels, name='mlp', **types)(u, train)

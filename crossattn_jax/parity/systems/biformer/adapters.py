@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import bi_level_routing, global_attention
 from crossattn_jax.data.classification import mixing
+from crossattn_jax.layers import linear
 from crossattn_jax.models import biformer, registry
 from crossattn_jax.parity import adapters, cases, layouts
 from crossattn_jax.parity.layouts import channels_first, channels_last
@@ -595,7 +596,7 @@ def regional_routing_adapter(manifest: Manifest) -> adapters.Adapter:
     regions = (
       bi_level_routing.partition_padded(x, side)[0] for x, side in ((query, size), (key, key_size))
     )
-    parts = (bi_level_routing.split_heads(x, heads) for x in regions)
+    parts = (linear.split_heads(x, heads) for x in regions)
     weights = bi_level_routing.routed_attention_weights(*parts, graph, scale=scale)
     return {'y': channels_first(out), 'attn': rearrange(weights, 'b h r n k m -> b h r n (k m)')}
 

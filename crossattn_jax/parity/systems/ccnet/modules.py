@@ -39,7 +39,7 @@ def attention_adapter(
   def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Arrays:
     q, k, v = (channels_last(x) for x in (q, k, v))
     out = api.attention(q, k, v, implementation, interpret=interpret)
-    scores = reference.criss_cross_scores(q, k)
+    scores = reference.affinity(q, k)
     return {
       'out': channels_first(out),
       'lse': nn.logsumexp(scores, axis=-1),

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.attention import long_short_distance
+from crossattn_jax.attention import dynamic_position_bias, long_short_distance
 from crossattn_jax.data.classification import mixing
+from crossattn_jax.kernels.grouped import reference
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
@@ -261,11 +262,11 @@ def attention_adapter(manifest: Manifest) -> adapters.Adapter:
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array | None) -> jax.Array:
       qkv = nn.DenseGeneral((3, heads, channels // heads), name='qkv')(x)
-      table = long_short_distance.DynamicPositionBias(
+      table = dynamic_position_bias.DynamicPositionBias(
         heads, channels // 4 // 4, name='position_bias'
-      )(long_short_distance.relative_offsets(group))
-      bias = long_short_distance.relative_position_bias(table)
-      out = long_short_distance.grouped_attention(*jnp.moveaxis(qkv, 3, 0), bias, real)
+      )(dynamic_position_bias.relative_offsets(group))
+      bias = dynamic_position_bias.relative_position_bias(table)
+      out = reference.attend(*jnp.moveaxis(qkv, 3, 0), bias, real)
       return nn.DenseGeneral(channels, axis=(-2, -1), name='out')(out)
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
@@ -282,7 +283,7 @@ def attention_adapter(manifest: Manifest) -> adapters.Adapter:
 def position_bias_adapter(manifest: Manifest) -> adapters.Adapter:
   """Dynamic position bias."""
   arguments = manifest['constructor']
-  module = long_short_distance.DynamicPositionBias(
+  module = dynamic_position_bias.DynamicPositionBias(
     arguments['num_heads'], arguments['dim'] // 4, arguments['residual']
   )
   return adapters.module_adapter(

@@ -1,8 +1,4 @@
-"""Attention whose scores get a bias that all examples share, for short sequences.
-
-On TPUs it is the kernel of routed attention in its dense form, with one region of queries and one
-of keys: neither scores nor weights are ever in HBM.
-"""
+"""The public function of attention with a bias: checks, choice of the form."""
 
 import functools
 
@@ -10,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.routed import tpu
+from crossattn_jax.kernels.biased import reference, tpu
 
 IMPLEMENTATIONS = ('auto', 'reference', 'tpu')
 # Queries, or keys, of which there may be as many: the scores of a head are in the vector memory.
@@ -18,12 +14,7 @@ MOST_TOKENS = 512
 # The biases of all heads, and their gradients, are there too; a core of a v4 has 16 MiB.
 MOST_BIASES = 2**20
 # A bias that hides a key.
-HIDDEN = -1e30
-
-# A network's many layers of equal shapes share their trace and their code.
-_STATIC = ('num_heads', 'scale', 'interpret')
-_kernel_forward = jax.jit(tpu.forward, static_argnames=_STATIC)
-_kernel_backward = jax.jit(tpu.backward, static_argnames=_STATIC)
+HIDDEN = reference.HIDDEN
 
 
 def biased_attention(
@@ -38,7 +29,7 @@ def biased_attention(
   implementation: str = 'auto',
   interpret: bool = False,
 ) -> jax.Array:
-  """softmax(query key^T scale + bias) value, per head.
+  """softmax(query key^T scale + bias) value, per head, for short sequences.
 
   A bias of `HIDDEN` hides a key from a query, and the mask hides it from all; a query without any
   key gets a result that is finite and means nothing.
@@ -64,14 +55,15 @@ def biased_attention(
   """
   _check(query, key, value, bias, key_mask, num_heads, implementation)
   scale = (query.shape[-1] // num_heads) ** -0.5 if scale is None else scale
-  reference = functools.partial(_reference, num_heads=num_heads, scale=scale)
-  kernel = functools.partial(_attend, interpret, num_heads, scale)
-  if implementation == 'tpu':
-    return kernel(query, key, value, bias, key_mask)
-  if implementation == 'reference' or not fits(query, bias.shape):
-    return reference(query, key, value, bias, key_mask)
+  options = {'num_heads': num_heads, 'scale': scale}
+  definition = functools.partial(reference.biased_attention, **options)
+  kernel = functools.partial(tpu.biased_attention, **options, interpret=interpret)
   operands = (query, key, value, bias, key_mask)
-  return dispatch.by_platform(*operands, tpu=kernel, xla=reference)
+  if implementation == 'tpu':
+    return kernel(*operands)
+  if implementation == 'reference' or not fits(query, bias.shape):
+    return definition(*operands)
+  return dispatch.by_platform(*operands, tpu=kernel, xla=definition)
 
 
 def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:
@@ -79,60 +71,6 @@ def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:
   heads, queries, keys = bias
   small = max(queries, keys) <= MOST_TOKENS and heads * queries * keys <= MOST_BIASES
   return small and query.dtype in (jnp.float32, jnp.bfloat16)
-
-
-def _reference(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  key_mask: jax.Array | None,
-  *,
-  num_heads: int,
-  scale: float,
-) -> jax.Array:
-  query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
-  scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=dtype)
-  scores = scores * scale + bias.astype(dtype)
-  if key_mask is not None:
-    scores = jnp.where(key_mask[:, None, None], scores, HIDDEN)
-  weights = jax.nn.softmax(scores)
-  out = jnp.einsum('bnqk,bknd->bqnd', weights.astype(value.dtype), value)
-  return out.reshape(*out.shape[:2], -1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(interpret, num_heads, scale, query, key, value, bias, key_mask):
-  return _forward(interpret, num_heads, scale, query, key, value, bias, key_mask)[0]
-
-
-def _forward(interpret, num_heads, scale, query, key, value, bias, key_mask):
-  regions = [x[:, None] for x in (query, key, value)]
-  routing = jnp.zeros((len(query), 1, 1), jnp.int32)
-  mask = None if key_mask is None else key_mask[:, None]
-  out, log_sum = _kernel_forward(
-    *regions, routing, mask, num_heads=num_heads, scale=scale, bias=bias, interpret=interpret
-  )
-  return out[:, 0], (*regions, routing, mask, bias, out, log_sum)
-
-
-def _backward(interpret, num_heads, scale, residuals, d_out):
-  *operands, bias, out, log_sum = residuals
-  *gradients, d_bias = _kernel_backward(
-    *operands,
-    out,
-    log_sum,
-    d_out[:, None],
-    num_heads=num_heads,
-    scale=scale,
-    bias=bias,
-    interpret=interpret,
-  )
-  return (*(x[:, 0] for x in gradients), d_bias.astype(bias.dtype), None)
-
-
-_attend.defvjp(_forward, _backward)
 
 
 def _check(

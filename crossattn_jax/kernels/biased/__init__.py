@@ -1,0 +1,1 @@
+"""Attention whose scores get a bias that all examples share."""

@@ -1,0 +1,1 @@
+"""Attention by scaled dot products: of all queries to all keys."""

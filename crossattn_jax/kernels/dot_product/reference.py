@@ -1,0 +1,25 @@
+"""Dot-product attention as defined.
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1, equation 1.
+"""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def dot_product_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scale: float,
+  dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+  """See `kernels.dot_product_attention`."""
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=dtype)
+  weights = nn.softmax(scores * scale)
+  used = (weights if dropout is None else dropout(weights)).astype(value.dtype)
+  return jnp.einsum('bhqk,bkhd->bqhd', used, value)

@@ -1,0 +1,1 @@
+"""Attention within the groups that a map is cut into."""
