@@ -34,7 +34,7 @@ class Projection(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-  """The class token attends to a sequence and is added to the result (equation 5, figure 4).
+  """The class token attends to a sequence and is added to the result (equation 7, figure 4).
 
   Attributes:
     num_heads: of the attention.
@@ -76,7 +76,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class CrossAttentionFusion(nn.Module):
-  """Cross-attention fusion: each class token visits the next branch's patches (section 3.3).
+  """Cross-attention fusion: each class token visits the next branch's patches (equations 5 to 7).
 
   The token that comes back replaces the branch's class token; patch tokens pass unchanged. All
   directions start from the same tokens.
