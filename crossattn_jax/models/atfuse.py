@@ -19,8 +19,8 @@ from crossattn_jax import parallel
 from crossattn_jax.attention import information_injection
 from crossattn_jax.layers import batch_norm, convolution, depthwise_conv, initializers, linear
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks
+from crossattn_jax.models.parts.types import Features
 
 # Both images are padded to multiples of this size, though the network needs multiples of two only.
 STRIDE = 4
@@ -192,9 +192,7 @@ class ATFuse(nn.Module):
       raise ValueError(
         f'width={self.width} must be a multiple of 4 and of num_heads={self.num_heads}'
       )
-    if self.attention not in information_injection.ATTENTIONS:
-      choices = ', '.join(information_injection.ATTENTIONS)
-      raise ValueError(f'attention={self.attention!r} is not one of {choices}')
+    checks.check_choices(self, attention=information_injection.ATTENTIONS)
     super().__post_init__()
 
   @nn.compact

@@ -13,8 +13,7 @@ from crossattn_jax import parallel
 from crossattn_jax.attention import joint_attention
 from crossattn_jax.layers import linear
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts.types import Features
 
 _INIT_STD = 0.02
 

@@ -18,8 +18,8 @@ from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import aspp, fcn, psp, rcca
 from crossattn_jax.models import registry
 from crossattn_jax.models.backbones import resnet
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks
+from crossattn_jax.models.parts.types import Features
 
 CONTEXTS = ('rcca', 'psp', 'aspp')
 
@@ -76,8 +76,7 @@ class CCNet(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if self.context not in CONTEXTS:
-      raise ValueError(f'context={self.context!r} is not one of {", ".join(CONTEXTS)}')
+    checks.check_choices(self, context=CONTEXTS)
     if self.embedding and self.context != 'rcca':
       raise ValueError(f"embedding={self.embedding} needs context='rcca', not {self.context!r}")
     super().__post_init__()

@@ -17,7 +17,6 @@ from typing import Any, Literal
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import long_short_distance
@@ -25,14 +24,12 @@ from crossattn_jax.layers import (
   convolution,
   depthwise_conv,
   drop_path,
-  initializers,
-  linear,
   mlp,
   stack,
 )
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts.types import Features
 
 GROUP_RULES = ('constant', 'linear', 'linear_div', 'alter', '7_14')
 
@@ -332,10 +329,10 @@ class CrossFormer(nn.Module):
         'evidence': how much each position of the last map contributes to the largest logit,
           `[batch, height, width]`; its mean, with the bias, is that logit. Only with classes.
     """
-    self._check_image(image)
+    checks.check_image(self, image, self.num_channels)
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     features: Features = {}
-    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     x = image
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       kernels = self.patch_sizes if s == 0 else self.merging_sizes
@@ -350,7 +347,7 @@ class CrossFormer(nn.Module):
       x, weights = Stage(
         self.attentions(s),
         tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
-        tuple(next(rates) for _ in range(depth)),
+        rates[s],
         self.mlp_ratio,
         self.remat,
         self.scan_blocks,
@@ -363,16 +360,12 @@ class CrossFormer(nn.Module):
       return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
 
     x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm', **types)(x)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    vector = x.mean(axis=(1, 2))
+    vector = classifier.global_mean(x)
     if self.num_classes == 0:
       return vector, features
-    head = linear.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
-    logits = parallel.constrain(head(vector), 'batch', None)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    kernel = head.variables['params']['kernel']
-    best = kernel[:, jnp.argmax(logits, axis=-1)].astype(x.dtype)
-    features['evidence'] = jnp.einsum('bhwc,cb->bhw', x, best)
+    logits = classifier.classify(vector, self.num_classes, **types)
+    kernel = self.get_variable('params', 'head')['kernel']
+    features['evidence'] = classifier.evidence(x, logits, kernel)
     return logits, features
 
   @nn.nowrap
@@ -427,13 +420,12 @@ class CrossFormer(nn.Module):
     """Maps of the weights and of the position that looks."""
     if 'evidence' not in features:
       return {}
-    batch, rows, columns = features['evidence'].shape
-    best = jnp.argmax(features['evidence'].reshape(batch, -1), axis=-1)
-    center = (best // columns + 0.5) / rows, (best % columns + 0.5) / columns
+    place = classifier.strongest_place(features['evidence'])
+    batch = len(features['evidence'])
     maps = {}
     for s in range(len(self.widths)):
       size = features[f'stage_{s}'].shape[1:3]
-      y, x = ((part * length).astype(jnp.int32) for part, length in zip(center, size, strict=True))
+      y, x = ((part * length).astype(jnp.int32) for part, length in zip(place, size, strict=True))
       query = jax.nn.one_hot(y * size[1] + x, size[0] * size[1]).reshape(batch, *size)
       for kind in long_short_distance.KINDS:
         weights = features.get(f'attention/{s}/{kind}')
@@ -448,32 +440,10 @@ class CrossFormer(nn.Module):
     return maps
 
   @nn.nowrap
-  def _check_image(self, image: jax.Array) -> None:
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'CrossFormer expects images [batch, height, width, {self.num_channels}], not an array of '
-        f'shape {image.shape}; transpose NCHW images, or set num_channels'
-      )
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise ValueError(
-        f'CrossFormer expects normalised floating-point images, not {image.dtype}; scale them to '
-        '[0, 1], subtract the mean and divide by the standard deviation'
-      )
-
-  @nn.nowrap
   def _check(self) -> None:
     """Raises a ValueError that names the first field that does not fit the others."""
-    stages = len(self.widths)
-    for field in ('depths', 'group_sizes', 'intervals'):
-      values = getattr(self, field)
-      if len(values) != stages:
-        raise ValueError(f'{field}={values} needs one entry for each of {stages} stages (widths)')
-    for field, choices in (
-      ('lda', long_short_distance.LONG_DISTANCES),
-      ('group_rule', GROUP_RULES),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    checks.check_lengths(self, 'widths', 'stages', 'depths', 'group_sizes', 'intervals')
+    checks.check_choices(self, lda=long_short_distance.LONG_DISTANCES, group_rule=GROUP_RULES)
     for channels in self.widths:
       if channels % self.head_dim:
         raise ValueError(

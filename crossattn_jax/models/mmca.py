@@ -21,8 +21,8 @@ from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import joint_attention
 from crossattn_jax.layers import initializers, linear, similarity
 from crossattn_jax.models import bert, registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks
+from crossattn_jax.models.parts.types import Features
 
 CROSS_INPUTS = ('projected', 'self')
 IMAGE_BRANCHES = ('attention', 'cnn', 'gru', 'linear')
@@ -249,13 +249,12 @@ class MMCA(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    for field, choices in (
-      ('cross_input', CROSS_INPUTS),
-      ('image_branch', IMAGE_BRANCHES),
-      ('text_branch', TEXT_BRANCHES),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    checks.check_choices(
+      self,
+      cross_input=CROSS_INPUTS,
+      image_branch=IMAGE_BRANCHES,
+      text_branch=TEXT_BRANCHES,
+    )
     if self.image_branch == 'attention' and self.image_units < 1:
       raise ValueError(
         f"image_units={self.image_units}: the image branch 'attention' has at least one; "

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from einops import rearrange
 from flax import linen as nn
@@ -34,34 +34,22 @@ from crossattn_jax.layers import (
   stack,
 )
 from crossattn_jax.models import registry
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts import options as options_lib
+from crossattn_jax.models.parts.types import Features, Grid
 
-Features = dict[str, jax.Array]
 Views = tuple[jax.Array, ...]
-Grid = pooled.Grid
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options_lib.Options):
   """What all blocks have in common.
 
   Attributes:
     mlp_ratio: hidden width of the MLPs per channel.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   mlp_ratio: float = 4
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
-
-  @property
-  def types(self) -> dict[str, Any]:
-    """The two dtypes, as keyword arguments of a module."""
-    return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-
-  def layer_norm(self, name: str) -> nn.LayerNorm:
-    """A layer norm over the channels."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name, **self.types)
 
   def mlp(self, channels: int, out_init: nn.initializers.Initializer) -> mlp.Mlp:
     """The MLP of a block."""
@@ -337,8 +325,8 @@ class MMViT(nn.Module):
           stage s, on view v's pooled map, `[batch, heads, height, width]`. Only with a class token.
         'feature': `[batch, channels]`, what the classifier sees.
     """
-    self._check_image(image)
-    options = Options(self.mlp_ratio, self.dtype, self.param_dtype)
+    checks.check_image(self, image, self.num_channels)
+    options = Options.of(self)
     token = self.global_pool == 'token'
     features: Features = {}
     views = []
@@ -411,11 +399,7 @@ class MMViT(nn.Module):
     features['feature'] = feature
     if self.num_classes == 0:
       return feature.astype(jnp.promote_types(feature.dtype, jnp.float32)), features
-    head = linear.Dense(
-      self.num_classes, kernel_init=initializers.linear, name='head', **options.types
-    )
-    logits = parallel.constrain(head(feature), 'batch', None)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+    return classifier.classify(feature, self.num_classes, **options.types), features
 
   @nn.nowrap
   def grids(self, image_size: Sequence[int] | None = None) -> tuple[Grid, ...]:
@@ -446,36 +430,13 @@ class MMViT(nn.Module):
     return maps
 
   @nn.nowrap
-  def _check_image(self, image: jax.Array) -> None:
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'MMViT expects images [batch, height, width, {self.num_channels}], not an array of shape '
-        f'{image.shape}; transpose NCHW images, or set num_channels'
-      )
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise ValueError(
-        f'MMViT expects normalised floating-point images, not {image.dtype}; scale them to '
-        '[0, 1], subtract the mean and divide by the standard deviation'
-      )
-
-  @nn.nowrap
   def _check(self) -> None:
     """Raises a ValueError that names the first field that does not fit the others."""
-    views = len(self.patch_sizes)
-    for field in ('patch_strides', 'kv_strides'):
-      if len(getattr(self, field)) != views:
-        raise ValueError(
-          f'{field}={getattr(self, field)} needs one entry for each of {views} views (patch_sizes)'
-        )
+    checks.check_lengths(self, 'patch_sizes', 'views', 'patch_strides', 'kv_strides')
     for side in self.patch_sizes:
       if side % 2 == 0:
         raise ValueError(f'patch_sizes={self.patch_sizes} must be odd')
-    for field, choices in (
-      ('positions', ('joint', 'separable')),
-      ('global_pool', ('token', 'avg')),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    checks.check_choices(self, positions=('joint', 'separable'), global_pool=('token', 'avg'))
     if not set(self.cross_stages) <= set(range(len(self.depths))):
       raise ValueError(
         f'cross_stages={self.cross_stages} names a stage that is not among the '

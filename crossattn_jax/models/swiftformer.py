@@ -15,7 +15,6 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import efficient_additive
@@ -30,16 +29,17 @@ from crossattn_jax.layers import (
   stack,
 )
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts import options as options_lib
+from crossattn_jax.models.parts.types import Features
 
 # Parameters with one factor per channel, which the original keeps as columns: it decays them, and
 # clips the gradient of each element by itself, unlike that of vectors.
 CHANNEL_FACTORS = (r'.*/layer_scale[12]?', r'.*/query_weights')
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options_lib.Options):
   """What all parts of a model have in common.
 
   Attributes:
@@ -47,21 +47,12 @@ class Options:
     layer_scale: initial value of the factors of attention and MLP; None leaves them out.
     attn_weights: how scores of tokens become weights; see `efficient_additive_attention`.
     frozen_norm: whether batch norms use their running statistics in training too.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   mlp_ratio: float = 4
   layer_scale: float | None = 1e-5
   attn_weights: str = 'l2'
   frozen_norm: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
-
-  @property
-  def types(self) -> dict[str, Any]:
-    """The two dtypes, as keyword arguments of a module."""
-    return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
   def normalize(self, x: jax.Array, train: bool, name: str = 'norm') -> jax.Array:
     """Applies a batch norm."""
@@ -333,18 +324,18 @@ class SwiftFormer(nn.Module):
           width]`.
         'logits/class', 'logits/distillation': of each head, where there are two.
     """
-    self._check_image(image)
-    options = self._options()
+    checks.check_image(self, image, self.num_channels)
+    options = Options.of(self)
     features: Features = {}
-    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     x = image
-    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+    for s, channels in enumerate(self.widths):
       if s == 0:
         x = Stem(channels, options, name='stem')(x, train)
       else:
         x = Downsampling(channels, options, name=f'downsampling_{s}')(x, train)
       x, features[f'attention/{s}'] = Stage(
-        tuple(next(rates) for _ in range(depth)),
+        rates[s],
         self.drop_convolutions,
         options,
         self.remat,
@@ -357,35 +348,18 @@ class SwiftFormer(nn.Module):
     if self.backbone:
       return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
 
-    x = options.normalize(x, train, 'norm')
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    x = classifier.global_mean(options.normalize(x, train, 'norm'))
     if self.num_classes == 0:
       return x, features
-    logits = self._classify(x, 'head')
+    logits = classifier.classify(x, self.num_classes, **options.types)
     if not self.distillation:
       return logits, features
-    distilled = self._classify(x, 'head_distillation')
+    distilled = classifier.classify(x, self.num_classes, 'head_distillation', **options.types)
     average = (logits + distilled) / 2
     if self.average_heads:
       return average, features
     features |= {'logits/class': logits, 'logits/distillation': distilled}
     return (logits if train else average), features
-
-  def _classify(self, x: jax.Array, name: str) -> jax.Array:
-    head = linear.Dense(
-      self.num_classes,
-      kernel_init=initializers.linear,
-      name=name,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-    )
-    logits = parallel.constrain(head(x), 'batch', None)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-  @nn.nowrap
-  def _options(self) -> Options:
-    names = {field.name for field in dataclasses.fields(Options)}
-    return Options(**{name: getattr(self, name) for name in names})
 
   @nn.nowrap
   def attention_maps(self, features: Features) -> dict[str, jax.Array]:
@@ -402,19 +376,6 @@ class SwiftFormer(nn.Module):
     return {name: jnp.abs(x) for name, x in weights.items() if x[0].size > 1}
 
   @nn.nowrap
-  def _check_image(self, image: jax.Array) -> None:
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'SwiftFormer expects images [batch, height, width, {self.num_channels}], not an array of '
-        f'shape {image.shape}; transpose NCHW images, or set num_channels'
-      )
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise ValueError(
-        f'SwiftFormer expects normalised floating-point images, not {image.dtype}; scale them to '
-        '[0, 1], subtract the mean and divide by the standard deviation'
-      )
-
-  @nn.nowrap
   def _check(self) -> None:
     """Raises a ValueError that names the first field that does not fit the others."""
     if len(self.depths) != len(self.widths) or min(self.depths) < 1:
@@ -422,11 +383,7 @@ class SwiftFormer(nn.Module):
         f'depths={self.depths} needs a positive entry for each of {len(self.widths)} stages '
         f'(widths={self.widths})'
       )
-    if self.attn_weights not in efficient_additive.NORMALIZATIONS:
-      raise ValueError(
-        f'attn_weights={self.attn_weights!r} is not one of '
-        f'{", ".join(efficient_additive.NORMALIZATIONS)}'
-      )
+    checks.check_choices(self, attn_weights=efficient_additive.NORMALIZATIONS)
 
 
 registry.register('swiftformer_xs', SwiftFormer)

@@ -8,7 +8,6 @@ with everything else equal.
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import map_attention
@@ -17,14 +16,12 @@ from crossattn_jax.layers import (
   conv_norm,
   depthwise_conv,
   drop_path,
-  initializers,
-  linear,
   mlp,
   stack,
 )
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts.types import Features
 
 
 class Block(nn.Module):
@@ -128,18 +125,14 @@ class Pyramid(nn.Module):
       and features:
         'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s.
     """
-    if image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'images of shape {image.shape[1:]} have {image.shape[-1]} channels, not '
-        f'num_channels={self.num_channels}'
-      )
+    checks.check_image(self, image, self.num_channels)
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
+    rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     features: Features = {}
     x = conv_norm.ConvNorm(
       self.widths[0] // 2, 3, 2, activation=activations.gelu, name='stem', **types
     )(image, train)
-    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+    for s, channels in enumerate(self.widths):
       embedding = conv_norm.ConvNorm(
         channels, 3, 2, activation=None, name=f'embedding_{s}', **types
       )
@@ -156,7 +149,7 @@ class Pyramid(nn.Module):
           **types,
           **where,
         ),
-        [next(rates) for _ in range(depth)],
+        rates[s],
         x,
         train,
         name=f'stage_{s}_block_{{}}',
@@ -164,12 +157,10 @@ class Pyramid(nn.Module):
       )
       features[f'stage_{s}'] = x
     x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm', **types)(x)
-    vector = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    vector = classifier.global_mean(x)
     if self.num_classes == 0:
       return vector, features
-    head = linear.Dense(self.num_classes, kernel_init=initializers.linear, name='head', **types)
-    logits = parallel.constrain(head(vector), 'batch', None)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+    return classifier.classify(vector, self.num_classes, **types), features
 
 
 registry.register(

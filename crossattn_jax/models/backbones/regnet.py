@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from crossattn_jax import parallel
 from crossattn_jax.layers import batch_norm, convolution, linear, stack
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts.types import Features
 
 
 class ConvNorm(nn.Module):
@@ -156,11 +156,7 @@ class RegNet(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if len(self.depths) != len(self.widths):
-      raise ValueError(
-        f'depths={self.depths} needs an entry for each of {len(self.widths)} stages '
-        f'(widths={self.widths})'
-      )
+    checks.check_lengths(self, 'widths', 'stages', 'depths')
     if any(width % self.group_width for width in self.widths):
       raise ValueError(f'group_width={self.group_width} does not divide widths={self.widths}')
     super().__post_init__()
@@ -179,11 +175,7 @@ class RegNet(nn.Module):
       and features: 'stage_{s}', what stage s returns, `[batch, height, width, channels]` at stride
       4 * 2^s.
     """
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'RegNet expects images [batch, height, width, {self.num_channels}], not an array of shape '
-        f'{image.shape}; transpose NCHW images, or set num_channels'
-      )
+    checks.check_image(self, image, self.num_channels)
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     features: Features = {}
     x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **types)(image, train)
@@ -202,14 +194,11 @@ class RegNet(nn.Module):
         remat=self.remat,
       )
       features[f'stage_{s}'] = x
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    x = classifier.global_mean(x)
     if self.num_classes == 0:
       return x, features
-    head = linear.Dense(
-      self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head', **types
-    )
-    logits = parallel.constrain(head(x), 'batch', None)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+    init = nn.initializers.normal(0.01)
+    return classifier.classify(x, self.num_classes, kernel_init=init, **types), features
 
 
 # RegNetY-16GF.

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import conv_norm, initializers, linear, pooling, stack
+from crossattn_jax.layers import conv_norm, initializers, pooling, stack
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts.types import Features
 
 # Channels of a bottleneck's result per channel inside.
 EXPANSION = 4
@@ -161,8 +161,7 @@ class ResNet(nn.Module):
   def __post_init__(self):
     if self.output_stride not in (4, 8, 16, 32):
       raise ValueError(f'output_stride={self.output_stride} is not one of 4, 8, 16, 32')
-    if len(self.depths) != len(self.widths):
-      raise ValueError(f'depths={self.depths} needs one entry for each of widths={self.widths}')
+    checks.check_lengths(self, 'widths', 'stages', 'depths')
     super().__post_init__()
 
   @nn.compact
@@ -180,17 +179,9 @@ class ResNet(nn.Module):
         'stage_{s}': what stage s returns, `[batch, height, width, 4 * widths[s]]` at stride 4, 8,
           16 and 32, or no more than `output_stride`.
     """
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'ResNet expects images [batch, height, width, {self.num_channels}], not an array of '
-        f'shape {image.shape}; transpose NCHW images, or set num_channels'
-      )
-    unit = functools.partial(
-      conv_norm.ConvNorm,
-      absolute_scale=self.absolute_scale,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-    )
+    checks.check_image(self, image, self.num_channels)
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    unit = functools.partial(conv_norm.ConvNorm, absolute_scale=self.absolute_scale, **types)
     features: Features = {}
     x = DeepStem(self.stem_widths, self.ceil_mode, unit, name='stem')(image, train)
     stride, dilation, last = 4, 1, len(self.depths) - 1
@@ -211,20 +202,14 @@ class ResNet(nn.Module):
         name=f'stage_{s}',
       )(x, train)
       features[f'stage_{s}'] = x
-    vector = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+    vector = classifier.global_mean(x)
     if self.num_classes == 0:
       return vector, features
     init = initializers.torch_convolution(vector.shape[-1])
-    logits = linear.Dense(
-      self.num_classes,
-      kernel_init=init,
-      bias_init=init,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name='head',
-    )(vector)
-    logits = parallel.constrain(logits, 'batch', None)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features
+    logits = classifier.classify(
+      vector, self.num_classes, kernel_init=init, bias_init=init, **types
+    )
+    return logits, features
 
 
 DEPTHS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}

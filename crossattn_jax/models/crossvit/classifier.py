@@ -1,20 +1,21 @@
 """CrossViT, the classifier: token embeddings, multi-scale encoders, a head per branch."""
 
-from collections.abc import Sequence
 import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import initializers, linear, patch_embedding, resize, stack
+from crossattn_jax.layers import initializers, patch_embedding, resize, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.crossvit import tokens_to_token
 from crossattn_jax.models.crossvit.encoder import MultiScaleEncoder, drop_path_rates
-from crossattn_jax.models.crossvit.options import BlockOptions, Grid
+from crossattn_jax.models.crossvit.options import BlockOptions
+from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts.types import Features, Grid
 
 _PATCH_EMBEDDINGS = {
   'linear': patch_embedding.LinearPatchEmbedding,
@@ -127,9 +128,7 @@ class CrossViT(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(
-    self, image: jax.Array, train: bool = False
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
     """Classifies images.
 
     Args:
@@ -146,15 +145,8 @@ class CrossViT(nn.Module):
           itself and to each patch of branch d+1, `[batch, heads, 1 + patches]`. Only with
           cross-attention fusion.
     """
-    self._check_image(image)
-    options = BlockOptions(
-      self.qkv_bias,
-      self.drop_rate,
-      self.attention_drop_rate,
-      self.norm_epsilon,
-      self.dtype,
-      self.param_dtype,
-    )
+    checks.check_image(self, image, self.num_channels)
+    options = BlockOptions.of(self)
     grids = self.grids()
     tokens = tuple(
       TokenEmbedding(
@@ -206,12 +198,9 @@ class CrossViT(nn.Module):
       return jnp.concatenate(vectors, axis=-1), features
     branch_logits = []
     for d, vector in enumerate(vectors):
-      head = linear.Dense(
-        self.num_classes, kernel_init=initializers.linear, name=f'head_{d}', **options.types
-      )
-      logits = parallel.constrain(head(vector), 'batch', None)
-      branch_logits.append(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-      features[f'logits/{d}'] = branch_logits[-1]
+      logits = classifier.classify(vector, self.num_classes, f'head_{d}', **options.types)
+      branch_logits.append(logits)
+      features[f'logits/{d}'] = logits
     return sum(branch_logits) / len(branch_logits), features
 
   @nn.nowrap
@@ -232,7 +221,7 @@ class CrossViT(nn.Module):
     )
 
   @nn.nowrap
-  def attention_maps(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  def attention_maps(self, features: Features) -> Features:
     """Returns where the last encoder's class tokens look, one map per direction, to be drawn.
 
     Args:
@@ -259,30 +248,14 @@ class CrossViT(nn.Module):
     return resize.resize(image, size, 'bicubic')
 
   @nn.nowrap
-  def _check_image(self, image: jax.Array) -> None:
-    if image.ndim != 4 or image.shape[-1] != self.num_channels:
-      raise ValueError(
-        f'CrossViT expects images [batch, height, width, {self.num_channels}], not an array of '
-        f'shape {image.shape}; transpose NCHW images, or set num_channels'
-      )
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise ValueError(
-        f'CrossViT expects normalised floating-point images, not {image.dtype}; scale them to '
-        '[0, 1], subtract the mean and divide by the standard deviation'
-      )
-
-  @nn.nowrap
   def _check(self) -> None:
     """Raises a ValueError that names the first field that does not fit the others."""
     branches = len(self.widths)
     if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
       raise ValueError(f'image_size={self.image_size} must be (height, width)')
-    for field in ('patch_sizes', 'num_heads', 'mlp_ratios'):
-      _check_length(field, getattr(self, field), branches)
-    if self.branch_image_sizes is None:
-      _check_length('branch_scales', self.branch_scales, branches)
-    else:
-      _check_length('branch_image_sizes', self.branch_image_sizes, branches)
+    sizes = 'branch_scales' if self.branch_image_sizes is None else 'branch_image_sizes'
+    fields = ('patch_sizes', 'num_heads', 'mlp_ratios', sizes)
+    checks.check_lengths(self, 'widths', 'branches', *fields)
     for depths in self.depths:
       if len(depths) != branches + 1 or min(depths[:-1]) < 1 or depths[-1] < 0:
         raise ValueError(
@@ -292,14 +265,13 @@ class CrossViT(nn.Module):
     for width, heads in zip(self.widths, self.num_heads, strict=True):
       if width % heads:
         raise ValueError(f'num_heads={self.num_heads} does not divide widths={self.widths}')
-    for field, choices in (
-      ('patch_embedding', tuple(_PATCH_EMBEDDINGS)),
-      ('fusion', ('cross_attention', 'all_attention', 'class_token', 'pairwise', 'none')),
-      ('resize', ('bicubic', 'center_crop')),
-      ('global_pool', ('token', 'avg')),
-    ):
-      if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+    checks.check_choices(
+      self,
+      patch_embedding=tuple(_PATCH_EMBEDDINGS),
+      fusion=('cross_attention', 'all_attention', 'class_token', 'pairwise', 'none'),
+      resize=('bicubic', 'center_crop'),
+      global_pool=('token', 'avg'),
+    )
     for size, patch in zip(self.branch_sizes(), self.patch_sizes, strict=True):
       if min(size) < patch:
         raise ValueError(
@@ -312,11 +284,6 @@ class CrossViT(nn.Module):
           f'patch_embedding={self.patch_embedding!r} needs whole patches of {patch} pixels, but a '
           f'branch has images of {size}; {whole} would do (branch_image_sizes)'
         )
-
-
-def _check_length(field: str, values: Sequence[Any], branches: int) -> None:
-  if len(values) != branches:
-    raise ValueError(f'{field}={values} needs one entry for each of {branches} branches (widths)')
 
 
 # timm's and the official name, image sides S and L, widths S and L, blocks S and L, heads, MLP

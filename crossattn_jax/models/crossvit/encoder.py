@@ -14,7 +14,8 @@ from crossattn_jax.models.crossvit.fusion import (
   CrossAttentionFusion,
   SumFusion,
 )
-from crossattn_jax.models.crossvit.options import BlockOptions, Grid, Tokens
+from crossattn_jax.models.crossvit.options import BlockOptions, Tokens
+from crossattn_jax.models.parts.types import Grid
 
 
 class TransformerBlock(nn.Module):

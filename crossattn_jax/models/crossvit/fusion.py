@@ -9,7 +9,8 @@ import numpy as np
 from crossattn_jax import parallel
 from crossattn_jax.attention import cross_attention, self_attention
 from crossattn_jax.layers import activations, drop_path, initializers, linear, mlp, resize
-from crossattn_jax.models.crossvit.options import BlockOptions, Grid, Tokens
+from crossattn_jax.models.crossvit.options import BlockOptions, Tokens
+from crossattn_jax.models.parts.types import Grid
 
 
 class Projection(nn.Module):

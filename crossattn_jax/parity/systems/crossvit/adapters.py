@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from crossattn_jax.attention import cross_attention
 from crossattn_jax.layers import patch_embedding
 from crossattn_jax.models import crossvit, registry
+from crossattn_jax.models.parts.types import Grid
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import prefixed
@@ -133,7 +134,7 @@ def _has(manifest: Manifest, key: str) -> bool:
 
 
 def _token_sets(
-  manifest: Manifest, grids: tuple[crossvit.options.Grid, ...]
+  manifest: Manifest, grids: tuple[Grid, ...]
 ) -> Callable[[nn.Module, Arrays], Arrays]:
   """Returns a `call` from one token set per branch, in the case's order, to as many: y0, y1, ...
 
