@@ -19,8 +19,6 @@ PLATFORM_WORDS = {'custom_vjp', 'custom_jvp', 'platform_dependent', 'pallas'}
 LONG = {
   'attention/bi_level_routing.py',
   'attention/long_short_distance.py',
-  'models/biformer.py',
-  'models/mmca.py',
   'parity/systems/biformer/adapters.py',
 }
 WITH_FORMS = {

@@ -311,13 +311,13 @@ def phrase_cnn_adapter(manifest: Manifest) -> adapters.Adapter:
   """A phrase CNN."""
   arguments = manifest['constructor']
 
-  def call(cnn: mmca.PhraseCNN, inputs: Arrays) -> Arrays:
+  def call(cnn: mmca.embeddings.PhraseCNN, inputs: Arrays) -> Arrays:
     mask = inputs.get('mask', jnp.ones(inputs['x'].shape[:2]))
     return {'out': cnn(inputs['x'], mask != 0)}
 
   return adapters.module_adapter(
     manifest,
-    mmca.PhraseCNN(arguments['dout'], tuple(arguments['kernels']), arguments['ch']),
+    mmca.embeddings.PhraseCNN(arguments['dout'], tuple(arguments['kernels']), arguments['ch']),
     rules=phrase_cnn_rules(),
     call=call,
   )
