@@ -152,7 +152,7 @@ def register_models(system: str, pattern: str):
 
 
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS} - {'crossvit'}
+_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 
@@ -306,6 +306,7 @@ def module_adapter(
   *,
   rules: Sequence[mapping_lib.Rule],
   call: Callable[[nn.Module, Arrays], Arrays],
+  parameters_of: nn.Module | None = None,
   taps: AnyMapping[str, TapLike | None] | None = None,
   statistic: Callable[[str], str] = 'after/{}'.format,
   without_gradient: Iterable[str] = (),
@@ -335,6 +336,7 @@ def module_adapter(
       left out.
     call: (bound module, inputs by name) -> outputs by name, both in the original's layout: all that
       there are, of which a case recorded some.
+    parameters_of: the module whose variables the case has, where `module` does not use all of them.
     taps: by the original's names; those that this case did not record are skipped.
     statistic: the original's key of a running statistic -> the output's name.
     without_gradient: see `Adapter`.
@@ -346,7 +348,7 @@ def module_adapter(
   """
   recorded = {name.removeprefix('tap/') for name in manifest['shapes'] if name.startswith('tap/')}
   taps = {name: tap for name, tap in (taps or {}).items() if name in recorded and tap is not None}
-  template = model_template(module, call, input_structs(manifest))
+  template = model_template(parameters_of or module, call, input_structs(manifest))
   shapes = {
     entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
   }

@@ -130,6 +130,7 @@ def ohem_cross_entropy(
   threshold: float = 0.7,
   min_kept: int = 100_000,
   ignore_label: int = IGNORE_LABEL,
+  factor: int = 8,
 ) -> jax.Array:
   """Mean log loss of the hard pixels (online hard example mining; arXiv 1604.03540).
 
@@ -139,12 +140,18 @@ def ohem_cross_entropy(
     threshold: pixels whose true class has at most this probability are hard.
     min_kept: how many are hard at least.
     ignore_label: label of pixels without a class.
+    factor: see `ohem_threshold`.
 
   Returns:
     A scalar; 0 where no pixel has a class.
   """
   limit = ohem_threshold(
-    logits, labels, threshold=threshold, min_kept=min_kept, ignore_label=ignore_label
+    logits,
+    labels,
+    threshold=threshold,
+    min_kept=min_kept,
+    ignore_label=ignore_label,
+    factor=factor,
   )
   true = jax.lax.stop_gradient(_pick(_softmax(logits), labels))
   hard = (labels != ignore_label) & (true <= limit)

@@ -12,10 +12,20 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.layers import batch_norm
 from crossattn_jax.parity import __main__ as command_line
-from crossattn_jax.parity import adapters, bounds, cases, convert, layouts, mapping, replay
-from crossattn_jax.parity.systems.ccnet import adapters as ccnet
+from crossattn_jax.parity import (
+  adapters,
+  arguments,
+  bounds,
+  cases,
+  convert,
+  layouts,
+  mapping,
+  replay,
+)
+from crossattn_jax.parity.systems.ccnet import adapters as ccnet_cases
+from crossattn_jax.parity.systems.ccnet import losses as ccnet_losses
+from crossattn_jax.parity.systems.ccnet import rules as ccnet
 from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
-from crossattn_jax.parity.systems.mmsegmentation import losses as segmentation_losses
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'ccnet'
 TINY = {
@@ -120,8 +130,10 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
   Here what goes into rectifiers has the sign that float64 gives it; all else is float32.
   """
   case = cases.read_case(REFERENCE / 'train_steps_r2.json')
-  c, adapter = case.manifest['constructor'], adapters.find_adapter(case.manifest)
-  module = ccnet._network(case.manifest)
+  adapter = adapters.find_adapter(case.manifest)
+  c = arguments.Arguments(case.manifest['constructor'])
+  module = ccnet_cases.network(c, recurrence=c['recurrence'])
+  criterion = ccnet_losses.make_criterion(c['loss'], c)
 
   def is_norm(module, method):
     return isinstance(module, batch_norm.BatchNorm) and method == '__call__'
@@ -143,8 +155,8 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
         mutable=['batch_stats', 'intermediates'],
         capture_intermediates=is_norm,
       )
-    maps = (adapters.channels_first(x) for x in (logits, features['auxiliary_logits']))
-    return segmentation_losses.criterion(c['loss'], c, *maps, target), updated
+    maps = (layouts.channels_first(x) for x in (logits, features['auxiliary_logits']))
+    return criterion(*maps, target), updated
 
   with replay.precision_context('float64'):
     variables = adapter.mapping.to_flax(case.weights)
@@ -177,8 +189,8 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
     'delta_probe': np.array(
       [np.sum(change[key] * case.probe(key, change[key].shape)) for key in order]
     ),
-    'eval_logits': np.asarray(adapters.channels_first(logits)),
-    'eval_dsn_logits': np.asarray(adapters.channels_first(features['auxiliary_logits'])),
+    'eval_logits': np.asarray(layouts.channels_first(logits)),
+    'eval_dsn_logits': np.asarray(layouts.channels_first(features['auxiliary_logits'])),
   }
   for name, array in actual.items():
     recorded = case.recorded[f'out/{name}']

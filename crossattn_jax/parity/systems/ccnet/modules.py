@@ -1,6 +1,7 @@
-"""The modules of CCNet that were recorded one by one: attention, norms, blocks, heads."""
+"""Cases of single modules of CCNet: attention, norms, blocks, heads."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,7 +20,7 @@ from crossattn_jax.parity import mapping as mapping_lib
 from crossattn_jax.parity import rules as shared_rules
 from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
 from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.systems.ccnet import adapters as ccnet
+from crossattn_jax.parity.systems.ccnet import rules as ccnet
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -31,9 +32,7 @@ _UNIT = functools.partial(conv_norm.ConvNorm, absolute_scale=True)
 # Attention.
 
 
-def attention_adapter(
-  manifest: Manifest, implementation: str = 'auto', interpret: bool = False
-) -> adapters.Adapter:
+def attention_adapter(implementation: str = 'auto', interpret: bool = False) -> adapters.Adapter:
   """The attention alone, by one of its implementations."""
 
   def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Arrays:
@@ -46,25 +45,23 @@ def attention_adapter(
       'attention': nn.softmax(scores),
     }
 
-  recorded = {name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')}
-  return adapters.function_adapter(
-    lambda **inputs: {name: x for name, x in run(**inputs).items() if name in recorded},
-    without_gradient=recorded - {'out'},
-    jit=True,
-  )
+  return adapters.function_adapter(run, without_gradient=('lse', 'attention'), jit=True)
 
 
 @adapters.register_adapter('ccnet', 'criss_cross_attention')
 def _criss_cross_attention(manifest: Manifest) -> adapters.Adapter:
-  return attention_adapter(manifest)
+  for name, tensor in (('key_dim', 'k'), ('value_dim', 'v')):
+    manifest['constructor'].ignore(name, only=(manifest['inputs'][tensor]['shape'][1],))
+  return attention_adapter()
 
 
 def _module(manifest: Manifest, rank: int) -> adapters.Adapter:
   c = manifest['constructor']
+  in_dim, recurrence = c['in_dim'], c.get('recurrence', 2)
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
     x, outputs = channels_last(inputs['x']), {}
-    for r in range(c['recurrence']):
+    for r in range(recurrence):
       x = module(x)
       outputs[f'r{r + 1}'] = channels_first(x)
     return outputs
@@ -72,7 +69,7 @@ def _module(manifest: Manifest, rank: int) -> adapters.Adapter:
   return adapters.module_adapter(
     manifest,
     # Once at a time: the case recorded the map after each.
-    criss_cross.CrissCrossAttention(recurrence=1, reduction=c['in_dim'] // c['key_dim']),
+    criss_cross.CrissCrossAttention(1, reduction=in_dim // c.get('key_dim', in_dim // 8)),
     rules=mapping_lib.prefixed(ccnet.criss_cross_rules(rank), 'cca.', ''),
     call=call,
   )
@@ -91,6 +88,8 @@ def _criss_cross_module_3d(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('ccnet', 'cca3d_branch_as_is')
 def _community_module_3d(manifest: Manifest) -> adapters.Adapter:
   """The file of the branch pure-python, whose mistakes are repeated here and nowhere else."""
+  manifest['constructor'].ignore('verbose')
+  manifest['constructor'].ignore('in_dim', only=(manifest['inputs']['x']['shape'][1],))
 
   class Module(nn.Module):
     @nn.compact
@@ -129,14 +128,21 @@ def _community_module_3d(manifest: Manifest) -> adapters.Adapter:
 
 @adapters.register_adapter('ccnet', 'abn')
 def _activated_norm(manifest: Manifest) -> adapters.Adapter:
-  train = manifest['mode'] == 'train'
+  c, train = manifest['constructor'], manifest['mode'] == 'train'
+  c.ignore('num_features', only=(manifest['inputs']['x']['shape'][1],))
+  slope = c.get('slope', 0.01)
+  norm = functools.partial(
+    batch_norm.BatchNorm,
+    momentum=1 - c.get('momentum', 0.1),
+    epsilon=c.get('eps', 1e-5),
+    absolute_scale=True,
+  )
 
   class Norms(nn.Module):
     @nn.compact
     def __call__(self, x):
-      leaky = batch_norm.BatchNorm(absolute_scale=True, name='leaky')(x, train)
-      identity = batch_norm.BatchNorm(absolute_scale=True, name='identity')(x, train)
-      return nn.leaky_relu(leaky, manifest['constructor']['slope']), identity
+      leaky = norm(name='leaky')(x, train)
+      return nn.leaky_relu(leaky, slope), norm(name='identity')(x, train)
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
     leaky, identity = module(channels_last(inputs['x']))
@@ -157,6 +163,7 @@ def _map_adapter(
   rules: list[Rule],
   taps: Mapping[str, adapters.TapLike] | None = None,
   output: str = 'y',
+  parameters_of: nn.Module | None = None,
 ) -> adapters.Adapter:
   """The adapter of a module that maps a map 'x' to another."""
   train = manifest['mode'] == 'train'
@@ -166,53 +173,71 @@ def _map_adapter(
     rules=rules,
     call=lambda module, inputs: {output: first_map(module(channels_last(inputs['x']), train))},
     taps=taps,
+    parameters_of=parameters_of,
   )
 
 
 @adapters.register_adapter('ccnet', 'bottleneck')
 def _bottleneck(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  dilation = c['dilation'] * c['multi_grid']
-  module = resnet.Bottleneck(c['planes'], c['stride'], dilation, c['downsample'], _UNIT)
+  c.ignore('inplanes', only=(manifest['inputs']['x']['shape'][1],))
+  dilation = c.get('dilation', 1) * c.get('multi_grid', 1)
+  module = resnet.Bottleneck(
+    c['planes'], c.get('stride', 1), dilation, c.get('downsample', False), _UNIT
+  )
   return _map_adapter(manifest, module, prefixed(ccnet.BOTTLENECK, 'b.'))
 
 
 @adapters.register_adapter('ccnet', 'stem')
 def _stem(manifest: Manifest) -> adapters.Adapter:
-  module = resnet.DeepStem((64, 64, 128), True, _UNIT)
+  train = manifest['mode'] == 'train'
+  adapter = adapters.module_adapter(
+    # The map before the pool is an output here, and a tap elsewhere.
+    {**manifest, 'shapes': {**manifest['shapes'], 'tap/before_pool': ()}},
+    resnet.DeepStem((64, 64, 128), True, _UNIT),
+    rules=ccnet.STEM,
+    call=lambda stem, inputs: {
+      'after_pool': channels_first(stem(channels_last(inputs['image']), train))
+    },
+    taps={'before_pool': ('conv_2', first_map)},
+  )
 
-  def call(stem: nn.Module, inputs: Arrays) -> Arrays:
-    return {'after_pool': channels_first(stem(channels_last(inputs['image'])))}
+  def run(variables: Mapping[str, Any], inputs: Arrays) -> tuple[Arrays, Arrays]:
+    outputs, taps = adapter.run(variables, inputs)
+    return outputs | taps, {}
 
-  adapter = adapters.module_adapter(manifest, module, rules=ccnet.STEM, call=call)
-
-  def run(variables, inputs):
-    outputs, taps = adapters.run_with_taps(
-      module, variables, inputs, call=call, taps={'before_pool': ('conv_2', first_map)}
-    )
-    return {**outputs, **taps}, {}
-
-  return adapters.Adapter(run=run, template=adapter.template, mapping=adapter.mapping)
+  return dataclasses.replace(adapter, run=run)
 
 
 @adapters.register_adapter('ccnet', 'rcca_module')
 def _rcca(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
+  c.ignore('in_channels', only=(manifest['inputs']['x']['shape'][1],))
+  recurrence = c.get('recurrence', 2)
   module = rcca.RCCAHead(
-    c['num_classes'], _STYLE, fused=c['out_channels'], recurrence=c['recurrence']
+    c.get('num_classes', 5), _STYLE, fused=c.get('out_channels', 512), recurrence=recurrence
   )
-  return _map_adapter(manifest, module, ccnet.RCCA, ccnet.RCCA_TAPS, 'logits')
+  taps = {name: tap for name, tap in ccnet.RCCA_TAPS.items() if recurrence or name != 'cca'}
+  return _map_adapter(
+    manifest, module, ccnet.RCCA, taps, 'logits', module.clone(recurrence=max(1, recurrence))
+  )
 
 
 @adapters.register_adapter('ccnet', 'psp_module')
 def _psp(manifest: Manifest) -> adapters.Adapter:
-  width = manifest['constructor']['out_features']
-  module = pyramid_pooling.PyramidPooling(width, width, pooled_first=True, style=_STYLE)
-  return _map_adapter(manifest, module, ccnet.PSP)
+  c = manifest['constructor']
+  c.ignore('features', only=(manifest['inputs']['x']['shape'][1],))
+  width, scales = c['out_features'], tuple(c.get('sizes', pyramid_pooling.SCALES))
+  module = pyramid_pooling.PyramidPooling(width, width, True, _STYLE, scales)
+  return _map_adapter(manifest, module, ccnet.psp_rules(scales))
 
 
 @adapters.register_adapter('ccnet', 'aspp_module')
 def _aspp(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  module = aspp.AtrousSpatialPyramidPooling(c['inner_features'], c['out_features'], _STYLE)
-  return _map_adapter(manifest, module, ccnet.ASPP)
+  c.ignore('features', only=(manifest['inputs']['x']['shape'][1],))
+  dilations = tuple(c.get('dilations', (12, 24, 36)))
+  module = aspp.AtrousSpatialPyramidPooling(
+    c['inner_features'], c['out_features'], _STYLE, dilations
+  )
+  return _map_adapter(manifest, module, ccnet.aspp_rules(dilations))

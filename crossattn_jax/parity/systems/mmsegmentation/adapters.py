@@ -23,7 +23,7 @@ from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
 from crossattn_jax.parity.rules import affine, conv_norm
 from crossattn_jax.parity.systems.biformer import adapters as biformer_parity
-from crossattn_jax.parity.systems.ccnet import adapters as ccnet_parity
+from crossattn_jax.parity.systems.ccnet import rules as ccnet_parity
 from crossattn_jax.parity.systems.crossformer import adapters as crossformer_parity
 from crossattn_jax.parity.systems.mmsegmentation import losses
 from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer_parity

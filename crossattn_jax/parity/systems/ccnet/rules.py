@@ -1,0 +1,154 @@
+"""CCNet, PSPNet, DeepLabv3 and their ResNet beside their PyTorch original: speedinghzl/CCNet."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.heads.segmentation import aspp, pyramid_pooling
+from crossattn_jax.models import ccnet
+from crossattn_jax.models.backbones import resnet
+from crossattn_jax.parity import adapters, layouts
+from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
+from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, conv_norm
+
+Arrays = dict[str, jax.Array]
+
+
+def criss_cross_rules(rank: int) -> list[Rule]:
+  """The rules of `CrissCrossAttention` on maps of `rank` axes, inside the original's module."""
+  return [
+    Rule('gamma', 'gate', 'unbatched'),
+    *affine('{map:query|key|value}_conv', '{map}', layouts.pointwise('linear', rank)),
+  ]
+
+
+STEM = [rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')]
+BOTTLENECK = [
+  *(rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')),
+  *conv_norm('downsample.0', 'downsample.1', 'shortcut'),
+]
+
+
+def backbone_rules(stages: int) -> list[Rule]:
+  """The rules of a ResNet without its classifier."""
+  rules = prefixed(STEM, '', 'stem/')
+  for s in range(stages):
+    rules += prefixed(BOTTLENECK, f'layer{s + 1}.{{b}}.', f'stage_{s}/block_{{b}}/')
+  return rules
+
+
+RESNET_HEAD = affine('fc', 'head')
+RCCA = [
+  *conv_norm('conva.0', 'conva.1', 'reduction'),
+  *prefixed(criss_cross_rules(2), 'cca.', 'attention/'),
+  *conv_norm('convb.0', 'convb.1', 'output'),
+  *conv_norm('bottleneck.0', 'bottleneck.1', 'fusion'),
+  *affine('bottleneck.3', 'classifier', 'conv'),
+]
+
+
+def psp_rules(scales: Sequence[int] = pyramid_pooling.SCALES) -> list[Rule]:
+  """The rules of pyramid pooling to so many bins per side."""
+  rules = conv_norm('bottleneck.0', 'bottleneck.1', 'fusion')
+  for i, scale in enumerate(scales):
+    rules += conv_norm(f'stages.{i}.1', f'stages.{i}.2', f'pool_{scale}')
+  return rules
+
+
+def aspp_rules(
+  dilations: Sequence[int] = aspp.AtrousSpatialPyramidPooling.dilations,
+) -> list[Rule]:
+  """The rules of atrous spatial pyramid pooling."""
+  rules = [
+    *conv_norm('conv1.1', 'conv1.2', 'image'),
+    *conv_norm('conv2.0', 'conv2.1', 'pixel'),
+    *conv_norm('bottleneck.0', 'bottleneck.1', 'fusion'),
+  ]
+  for i, dilation in enumerate(dilations, start=3):
+    rules += conv_norm(f'conv{i}.0', f'conv{i}.1', f'dilation_{dilation}')
+  return rules
+
+
+def model_rules(module: ccnet.CCNet) -> list[Rule]:
+  """The rules of a whole network."""
+  if module.context == 'rcca':
+    head = RCCA
+  else:
+    pooling = psp_rules() if module.context == 'psp' else aspp_rules()
+    head = [*prefixed(pooling, '0.', 'pooling/'), *affine('1', 'classifier', 'conv')]
+  return [
+    *prefixed(backbone_rules(len(module.depths)), '', 'backbone/'),
+    *prefixed(head, 'head.', 'head/'),
+    *conv_norm('dsn.0', 'dsn.1', 'auxiliary_head/conv'),
+    *affine('dsn.3', 'auxiliary_head/classifier', 'conv'),
+    # The paper's, in no official checkpoint.
+    *affine('head.embedding', 'head/embedding', 'conv'),
+  ]
+
+
+RCCA_TAPS = {
+  'conva': ('reduction', first_map),
+  'cca': ('attention', first_map),
+  'convb': ('output', first_map),
+  'bottleneck.1': ('fusion', first_map),
+}
+
+
+def model_taps(module: ccnet.CCNet) -> dict[str, adapters.TapLike | None]:
+  """The taps of a whole network."""
+  taps: dict[str, adapters.TapLike | None] = {'maxpool': ('backbone/stem', first_map)}
+  for s, depth in enumerate(module.depths):
+    taps[f'layer{s + 1}'] = (f'backbone/stage_{s}', first_map)
+    for b in range(depth):
+      taps[f'layer{s + 1}.{b}'] = (f'backbone/stage_{s}/block_{b}', first_map)
+  if module.auxiliary:
+    taps['dsn.1'] = ('auxiliary_head/conv', first_map)
+  if module.context == 'rcca':
+    for name, (path, to_original) in RCCA_TAPS.items():
+      if name != 'cca' or module.recurrence:
+        taps[f'head.{name}'] = (f'head/{path}', to_original)
+  else:
+    taps['head.0'] = ('head/pooling', first_map)
+  return taps
+
+
+@adapters.register_models('ccnet', 'ccnet*_resnet*')
+@adapters.register_models('ccnet', 'pspnet_resnet*')
+@adapters.register_models('ccnet', 'deeplabv3_resnet*')
+def describe(module: ccnet.CCNet) -> adapters.ModelParity:
+  """Says how a registered network corresponds to the official one.
+
+  Official images are blue, green, red in 0..255 minus their means.
+  """
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    logits, features = model(channels_last(inputs['image']))
+    outputs = {'logits': channels_first(logits)}
+    if model.auxiliary:
+      outputs['dsn_logits'] = channels_first(features['auxiliary_logits'])
+    return outputs
+
+  return adapters.ModelParity(
+    rules=model_rules(module),
+    call=call,
+    inputs={'image': jax.ShapeDtypeStruct((1, module.num_channels, 97, 97), jnp.float32)},
+    taps=model_taps(module),
+    heads=('head/classifier', 'auxiliary_head/classifier'),
+  )
+
+
+@adapters.register_models('ccnet', 'resnet*_deep_stem')
+def describe_resnet(module: resnet.ResNet) -> adapters.ModelParity:
+  """Says how a ResNet corresponds to the classifier that the official networks start from."""
+  shape = (1, module.num_channels, *module.image_size)
+  taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
+  return adapters.ModelParity(
+    rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
+    inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
+    taps={'maxpool': ('stem', first_map), **taps},
+    heads=('head',) if module.num_classes else (),
+  )
