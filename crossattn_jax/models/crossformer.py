@@ -257,7 +257,7 @@ class CrossFormer(nn.Module):
     image_size: (height, width) of the natural input; multiples of 32 of any size are taken.
     widths: channels of each stage.
     depths: blocks of each stage.
-    head_dim: width of a head.
+    head_dim: width of a head, of all stages or per stage.
     group_sizes: tokens on a side of a group, per stage.
     group_rule: how `group_sizes` change within a stage; see `group_sizes_of_blocks`.
     intervals: of long distance attention, per stage.
@@ -267,8 +267,8 @@ class CrossFormer(nn.Module):
     center_padding: see there.
     mask_padding: see `LongShortDistanceAttention`.
     patch_sizes: of the first cross-scale embedding.
-    merging_sizes: of those between stages.
-    mlp_ratio: hidden width of the MLPs per channel.
+    merging_sizes: of those between stages, the same or each its own.
+    mlp_ratio: hidden width of the MLPs per channel, of all stages or per stage.
     cooling: whether every third block of a stage, but not its last, ends with a cooling layer.
     backbone: whether to leave out classifier and final norm, and to cut small maps as the official
       dense predictors do.
@@ -288,7 +288,7 @@ class CrossFormer(nn.Module):
   image_size: tuple[int, int] = (224, 224)
   widths: tuple[int, ...] = (96, 192, 384, 768)
   depths: tuple[int, ...] = (2, 2, 6, 2)
-  head_dim: int = 32
+  head_dim: int | tuple[int, ...] = 32
   group_sizes: tuple[int, ...] = (7, 7, 7, 7)
   group_rule: Literal['constant', 'linear', 'linear_div', 'alter', '7_14'] = 'constant'
   intervals: tuple[int, ...] = (8, 4, 2, 1)
@@ -297,8 +297,8 @@ class CrossFormer(nn.Module):
   center_padding: bool = False
   mask_padding: bool = True
   patch_sizes: tuple[int, ...] = (4, 8, 16, 32)
-  merging_sizes: tuple[int, ...] = (2, 4)
-  mlp_ratio: float = 4
+  merging_sizes: tuple[int, ...] | tuple[tuple[int, ...], ...] = (2, 4)
+  mlp_ratio: float | tuple[float, ...] = 4
   cooling: bool = False
   backbone: bool = False
   drop_path_rate: float = 0.0
@@ -336,6 +336,8 @@ class CrossFormer(nn.Module):
     x = image
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       kernels = self.patch_sizes if s == 0 else self.merging_sizes
+      if isinstance(kernels[0], tuple):
+        kernels = kernels[s - 1]
       x = CrossScaleEmbedding(
         channel_shares(channels, len(kernels)),
         kernels,
@@ -348,7 +350,7 @@ class CrossFormer(nn.Module):
         self.attentions(s),
         tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
         rates[s],
-        self.mlp_ratio,
+        _of_stage(self.mlp_ratio, s),
         self.remat,
         self.scan_blocks,
         name=f'stage_{s}',
@@ -379,7 +381,7 @@ class CrossFormer(nn.Module):
     return tuple(
       functools.partial(
         long_short_distance.LongShortDistanceAttention,
-        self.widths[stage] // self.head_dim,
+        self.widths[stage] // _of_stage(self.head_dim, stage),
         kind=long_short_distance.KINDS[i % 2],
         group_size=size,
         interval=self.intervals[stage],
@@ -444,11 +446,16 @@ class CrossFormer(nn.Module):
     """Raises a ValueError that names the first field that does not fit the others."""
     checks.check_lengths(self, 'widths', 'stages', 'depths', 'group_sizes', 'intervals')
     checks.check_choices(self, lda=long_short_distance.LONG_DISTANCES, group_rule=GROUP_RULES)
-    for channels in self.widths:
-      if channels % self.head_dim:
+    for s, channels in enumerate(self.widths):
+      if channels % _of_stage(self.head_dim, s):
         raise ValueError(
           f'head_dim={self.head_dim} does not divide the width {channels} of a stage'
         )
+
+
+def _of_stage(value: Any, stage: int) -> Any:
+  """A field of all stages, or of one per stage."""
+  return value[stage] if isinstance(value, tuple) else value
 
 
 def channel_shares(channels: int, kernels: int) -> tuple[int, ...]:

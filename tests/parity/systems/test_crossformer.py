@@ -10,7 +10,7 @@ import pytest
 
 from crossattn_jax import models
 from crossattn_jax.parity import adapters, convert, mapping, pretrained
-from crossattn_jax.parity.systems.crossformer import adapters as crossformer
+from crossattn_jax.parity.systems.crossformer import rules as crossformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'crossformer'
 

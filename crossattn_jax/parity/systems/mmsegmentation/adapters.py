@@ -24,7 +24,8 @@ from crossattn_jax.parity.mapping import Rule, prefixed
 from crossattn_jax.parity.rules import affine, conv_norm
 from crossattn_jax.parity.systems.biformer import adapters as biformer_parity
 from crossattn_jax.parity.systems.ccnet import rules as ccnet_parity
-from crossattn_jax.parity.systems.crossformer import adapters as crossformer_parity
+from crossattn_jax.parity.systems.crossformer import adapters as crossformer_models
+from crossattn_jax.parity.systems.crossformer import rules as crossformer_parity
 from crossattn_jax.parity.systems.mmsegmentation import losses
 from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer_parity
 
@@ -437,9 +438,10 @@ def _segmentor_adapter(
 @adapters.register_adapter('crossformer', 'UPerNet')
 @adapters.register_adapter('crossformer', 'UPerNet+loss')
 def _crossformer_segmentor(manifest: Manifest) -> adapters.Adapter:
-  lda = 'global' if 'Old branch' in manifest['notes'] else 'region'
-  backbone = crossformer_parity.model_of(
-    manifest['constructor']['backbone'], backbone=True, lda=lda
+  backbone = crossformer_models.build_model(
+    manifest['constructor']['backbone'],
+    backbone=True,
+    lda=crossformer_models.long_distance(manifest),
   )
   return _segmentor_adapter(manifest, backbone)
 

@@ -1,0 +1,92 @@
+"""CrossFormer and CrossFormer++ beside their PyTorch original: cheerss/CrossFormer."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.models import crossformer
+from crossattn_jax.parity import adapters
+from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
+from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
+
+Arrays = dict[str, jax.Array]
+
+POSITION_BIAS = [
+  *affine('pos_proj', 'linear_0', 'linear'),
+  *norm('pos{i:1|2|3}.0', 'norm_{i}'),
+  *affine('pos{i:1|2|3}.2', 'linear_{i}', 'linear'),
+]
+ATTENTION = [
+  *prefixed(POSITION_BIAS, 'pos.', 'position_bias/'),
+  *affine('qkv', 'qkv', 'qkv'),
+  *affine('proj', 'out', 'linear_heads_in'),
+  # Buffers of the first release's files.
+  Rule('biases', None),
+  Rule('relative_position_index', None),
+]
+BLOCK = [
+  *affine('cpe', 'row_convolution', 'conv'),
+  *norm('norm_cpe', 'row_norm'),
+  *norm('norm{n:1|2}', 'norm{n}'),
+  *prefixed(ATTENTION, 'attn.', 'attention/'),
+  *affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
+  *affine('ex_conv', 'cooling', 'conv'),
+  *norm('ex_ln', 'cooling_norm'),
+]
+STEM = [*affine('projs.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
+MERGING = [*affine('reductions.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
+
+
+def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
+  """The rules of a whole model."""
+  rules = [
+    *prefixed(STEM, 'patch_embed.', 'embedding/'),
+    *prefixed(BLOCK, 'layers.{s}.blocks.{b}.', 'stage_{s}/block_{b}/'),
+  ]
+  for stage in range(1, len(module.widths)):
+    rules += prefixed(MERGING, f'layers.{stage - 1}.downsample.', f'downsampling_{stage}/')
+  if module.backbone:
+    # Dense predictors start from a classifier's weights.
+    return [
+      *rules,
+      *(Rule(f'{name}.{part}', None) for name in ('norm', 'head') for part in ('weight', 'bias')),
+    ]
+  return [*rules, *norm('norm', 'norm'), *affine('head', 'head', 'linear')]
+
+
+def model_taps(module: crossformer.CrossFormer) -> dict[str, adapters.TapLike | None]:
+  """The taps of a whole model."""
+  taps: dict[str, adapters.TapLike | None] = {
+    'patch_embed': ('embedding', as_tokens),
+    'norm': ('norm', as_tokens),
+  }
+  for s, depth in enumerate(module.depths):
+    for b in range(depth):
+      taps[f'layers.{s}.blocks.{b}'] = (f'stage_{s}/block_{b}', lambda result: as_tokens(result[0]))
+    # A stage of the original ends with the embedding of the next.
+    if s + 1 < len(module.depths):
+      taps[f'layers.{s}'] = (f'downsampling_{s + 1}', as_tokens)
+    else:
+      taps[f'layers.{s}'] = (f'stage_{s}', lambda result: as_tokens(result[0]))
+  return taps
+
+
+@adapters.register_models('crossformer', 'crossformer_*')
+def describe(module: crossformer.CrossFormer) -> adapters.ModelParity:
+  """Says how a registered CrossFormer corresponds to the official model."""
+  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    result, _ = model(channels_last(inputs['image']))
+    if module.backbone:
+      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
+    return {'logits': result}
+
+  return adapters.ModelParity(
+    rules=model_rules(module),
+    call=call,
+    inputs={'image': image},
+    taps=model_taps(module),
+    heads=('head',) if module.num_classes and not module.backbone else (),
+  )
