@@ -152,7 +152,7 @@ def register_models(system: str, pattern: str):
 
 
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit'}
+_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmvit'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 

@@ -10,7 +10,7 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.layers import resize
 from crossattn_jax.parity import adapters, convert, mapping
-from crossattn_jax.parity.systems.mmvit import adapters as mmvit
+from crossattn_jax.parity.systems.mmvit import rules, start
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mmvit'
 
@@ -36,14 +36,14 @@ def _state(shapes):
 )
 def test_every_key_is_read_and_written(case, name):
   shapes = _recorded_shapes(case)
-  built = mapping.build_mapping(mmvit.MODEL, _template(models.create_model(name)), shapes)
+  built = mapping.build_mapping(rules.MODEL, _template(models.create_model(name)), shapes)
   assert {entry.torch_key: entry.torch_shape for entry in built.entries} == shapes
 
 
 def test_there_and_back_is_exact_to_the_bit():
   fields = {'embed_dim': 8, 'depths': (1, 1), 'cross_stages': (0, 1), 'num_classes': 3}
   model = models.create_model('mmvit_tiny', **fields)
-  built = mapping.build_mapping(mmvit.MODEL, _template(model))
+  built = mapping.build_mapping(rules.MODEL, _template(model))
   state = _state({entry.torch_key: entry.torch_shape for entry in built.entries})
   back = built.to_torch(built.to_flax(state))
   assert list(back) == list(state)
@@ -52,7 +52,7 @@ def test_there_and_back_is_exact_to_the_bit():
 
 
 def test_a_checkpoint_of_another_variant_is_refused_by_key():
-  built = mapping.build_mapping(mmvit.MODEL, _template(models.create_model('mmvit_base_audio')))
+  built = mapping.build_mapping(rules.MODEL, _template(models.create_model('mmvit_base_audio')))
   with pytest.raises(mapping.MappingError, match=r'unexpected: pos1 \(1, 784, 96\)'):
     built.check(_recorded_shapes('mmvit_base_224'))
 
@@ -75,7 +75,7 @@ def test_every_registered_model_is_described(name):
 def test_a_checkpoint_converts_and_its_positions_are_resized():
   fields = {'embed_dim': 8, 'depths': (1, 1), 'cross_stages': (0, 1), 'image_size': (32, 32)}
   model = models.create_model('mmvit_tiny', **fields)
-  built = mapping.build_mapping(mmvit.MODEL, _template(model))
+  built = mapping.build_mapping(rules.MODEL, _template(model))
   state = _state({entry.torch_key: entry.torch_shape for entry in built.entries})
   converted = convert.to_flax('mmvit_tiny', state, fields)
   qkv = converted.variables['params']['stage_1']['block_0']['view_1']['attention']['qkv']
@@ -130,8 +130,8 @@ def _mvit_shapes():
 @pytest.mark.slow
 def test_the_fine_view_starts_from_mvit_and_the_fusion_changes_nothing():
   state = _state(_mvit_shapes())
-  start = mmvit.warm_start('mmvit_tiny', state, **FIELDS)
-  params = start.variables['params']
+  started = start.warm_start('mmvit_tiny', state, **FIELDS)
+  params = started.variables['params']
   # Block 1 is where MViT changes the stage.
   np.testing.assert_array_equal(
     params['scale_0']['view_0']['skip']['kernel'], state['blocks.1.proj.weight'].T
@@ -141,12 +141,12 @@ def test_the_fine_view_starts_from_mvit_and_the_fusion_changes_nothing():
     state['blocks.3.attn.pool_k.weight'][:, 0].transpose(0, 2, 1),
   )
   assert not np.any(params['cross_0']['mlp']['fc2']['kernel'])
-  dropped = {line.torch_key for line in start.report if not line.flax_path}
+  dropped = {line.torch_key for line in started.report if not line.flax_path}
   assert 'blocks.0.attn.rel_pos_h' in dropped
   assert 'blocks.2.attn.pool_q.weight' in dropped
   assert 'blocks.1.attn.pool_q.weight' not in dropped
   assert 'head.projection.weight' in dropped  # of another number of classes
-  assert start.overrides['cross_zero_init']
+  assert started.overrides['cross_zero_init']
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_is_no_mvit_of_that_size_is_refused_by_key(change, message):
   state = _state(_mvit_shapes())
   change(state)
   with pytest.raises(mapping.MappingError, match=message):
-    mmvit.warm_start('mmvit_tiny', state, **FIELDS)
+    start.warm_start('mmvit_tiny', state, **FIELDS)
 
 
 def test_an_audio_model_starts_from_an_image_model():
@@ -178,10 +178,10 @@ def test_an_audio_model_starts_from_an_image_model():
   variables = jax.tree.map(
     lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), _template(image_model)
   )
-  start = mmvit.audio_start(
+  started = start.audio_start(
     'mmvit_base_audio', image_model, variables, image_size=(16, 32), num_classes=3, **fields
   )
-  params, source = start.variables['params'], variables['params']
+  params, source = started.variables['params'], variables['params']
   np.testing.assert_allclose(
     params['patches_1']['kernel'][:, :, 0], source['patches_1']['kernel'].sum(2), rtol=1e-5
   )
@@ -194,6 +194,6 @@ def test_an_audio_model_starts_from_an_image_model():
   np.testing.assert_array_equal(params[cross]['norm1']['scale'], source[cross]['norm1']['scale'])
   assert params['head']['kernel'].shape == (8, 3)
   with pytest.raises(mapping.MappingError, match='cross_0/norm1/scale'):
-    mmvit.audio_start(
+    start.audio_start(
       'mmvit_base_audio', image_model, variables, image_size=(16, 32), **fields | {'embed_dim': 16}
     )

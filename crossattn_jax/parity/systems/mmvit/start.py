@@ -1,0 +1,176 @@
+"""Weights of other models for MMViT to start from: MViT's checkpoints, and an image model's."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.layers import resize
+from crossattn_jax.models import mmvit, registry
+from crossattn_jax.parity import convert
+from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity.mapping import Rule, prefixed
+from crossattn_jax.parity.rules import affine, norm
+from crossattn_jax.parity.systems.mmvit import rules as rules_lib
+
+
+def _mvit_rules(depths: tuple[int, ...]) -> list[Rule]:
+  """The rules between a checkpoint of facebookresearch/mvit and the fine view."""
+  paths = []
+  for s, depth in enumerate(depths):
+    paths += [(f'stage_{s}/block_{b}', False) for b in range(depth)]
+    paths += [(f'scale_{s}', True)] if s < len(depths) - 1 else []
+  rules = [
+    *affine('patch_embed.proj', 'patches_0', 'conv'),
+    Rule('cls_token', 'embedding_0/class_token', 'unbatched'),
+    *norm('norm', 'norm'),
+    *affine('head.projection', 'head'),
+    Rule('blocks.{i}.attn.rel_pos_{axis:h|w|t}', None),
+  ]
+  for i, (path, scaled) in enumerate(paths):
+    if not scaled:
+      # MViTv2 pools the queries of every block; here only where the map shrinks.
+      rules += [
+        Rule(f'blocks.{i}.attn.pool_q.weight', None),
+        Rule(f'blocks.{i}.attn.norm_q.{{leaf:weight|bias}}', None),
+      ]
+    rules += prefixed(rules_lib.MVIT_BLOCK, f'blocks.{i}.', f'{path}/view_0/')
+  return rules
+
+
+def warm_start(
+  name: str, state: Mapping[str, np.ndarray], seed: int = 0, **overrides: Any
+) -> convert.Conversion:
+  """Starts the fine view of an MMViT from a checkpoint of facebookresearch/mvit.
+
+  Blocks at which MViTv2 changes the stage become the scaled blocks. Its relative positions and the
+  pooling of queries in other blocks have no place here and are dropped; the coarse view and the
+  blocks across the views are initialised, and change nothing at the start (`cross_zero_init`).
+
+  Args:
+    name: of a registered model as wide and as deep as the checkpoint: a `depths` of n numbers has
+      sum(depths) + n - 1 blocks.
+    state: as `convert.read_checkpoint` reads it.
+    seed: of the initialisation.
+    **overrides: of `create_model`. A classifier with another number of classes is initialised.
+
+  Returns:
+    A conversion; its `save` writes a file for `config.weights`.
+
+  Raises:
+    MappingError: the checkpoint is not of MViT or has other widths or depths, by key.
+  """
+  overrides = {'cross_zero_init': True, **overrides}
+  module = registry.create_model(name, **overrides)
+  flat = _shapes(module)
+  rules = _mvit_rules(module.depths)
+  given, lines, problems = {}, {}, []
+  for key, value in state.items():
+    rule = next((rule for rule in rules if rule.drops(key) or rule.path_of(key)), None)
+    path = None if rule is None else rule.path_of(key)
+    shape = tuple(np.shape(value))
+    if rule is None or (path is not None and path not in flat):
+      problems.append(f'unexpected: {key} {shape}')
+      continue
+    wanted = None if path is None else tuple(rule.layout.torch_shape(flat[path].shape))
+    if path is None or (path.startswith('head/') and shape != wanted):
+      lines[key] = convert.Line(key, shape, '', (), 'dropped')
+    elif shape != wanted:
+      problems.append(f'misshapen: {key} is {shape}, expected {wanted}')
+    else:
+      given[path] = np.asarray(rule.layout.to_flax(value, flat[path].shape), flat[path].dtype)
+      lines[path] = convert.Line(key, shape, path, flat[path].shape, rule.layout.name)
+  for rule_path in ('patches_0/kernel', *(path for path in flat if '/view_0/' in path)):
+    if rule_path not in lines:
+      problems.append(f'missing: a key for {rule_path}')
+  if problems:
+    raise mapping_lib.MappingError(
+      f'the checkpoint does not fit the fine view of {name} ({len(problems)} problems):\n  '
+      + '\n  '.join(problems)
+    )
+  for path, leaf in flat.items():
+    if path not in given:
+      lines[path] = convert.Line('', (), path, leaf.shape, 'new: freshly initialised')
+  params = traverse_util.unflatten_dict(_initial(module, seed) | given, sep='/')
+  return convert.Conversion(name, overrides, {'params': params}, tuple(lines.values()))
+
+
+def _shapes(module: mmvit.MMViT) -> dict[str, jax.ShapeDtypeStruct]:
+  image = jax.ShapeDtypeStruct((1, *module.image_size, module.num_channels), jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), image)
+  return traverse_util.flatten_dict(variables['params'], sep='/')
+
+
+def _initial(module: mmvit.MMViT, seed: int) -> dict[str, np.ndarray]:
+  image = jnp.zeros((1, *module.image_size, module.num_channels))
+  variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))
+  return traverse_util.flatten_dict(variables['params'], sep='/')
+
+
+def audio_start(
+  name: str, image_model: mmvit.MMViT, variables: Mapping[str, Any], seed: int = 0, **overrides: Any
+) -> convert.Conversion:
+  """Starts an audio model from an image model of the same width and depth.
+
+  Patch filters are summed over the colours. Positions are resized to the spectrogram's grid; where
+  they become separable, a row's vector is the mean of its places, and a column's is that less the
+  mean of all. A classifier with another number of classes is initialised.
+
+  Args:
+    name: of a registered model.
+    image_model: with joint positions.
+    variables: of it.
+    seed: of the initialisation.
+    **overrides: of `create_model`.
+
+  Returns:
+    A conversion; its `save` writes a file for `config.weights`.
+
+  Raises:
+    MappingError: the models differ in more than input, positions and classes, by path.
+  """
+  module = registry.create_model(name, **overrides)
+  source = traverse_util.flatten_dict(dict(jax.device_get(variables['params'])), sep='/')
+  for v in range(len(image_model.patch_sizes)):
+    kernel = source[f'patches_{v}/kernel']
+    if module.num_channels == 1:
+      source[f'patches_{v}/kernel'] = kernel.sum(axis=2, keepdims=True)
+    path = f'embedding_{v}'
+    grids = image_model.grids()[v], module.grids()[v]
+    table = np.asarray(resize.resize_position_embedding(source.pop(f'{path}/positions'), *grids))
+    if module.positions == 'joint':
+      source[f'{path}/positions'] = table
+      continue
+    extra = len(table) - math.prod(grids[1])
+    places = table[extra:].reshape(*grids[1], -1)
+    source[f'{path}/rows'] = places.mean(axis=1)
+    source[f'{path}/columns'] = places.mean(axis=0) - places.mean(axis=(0, 1))
+    if extra:
+      source[f'{path}/class_position'] = table[:1]
+  lines, problems, adapted, fresh = [], [], {}, []
+  for path, leaf in _shapes(module).items():
+    given = source.pop(path, None)
+    if path.startswith('head/') and (given is None or given.shape != leaf.shape):
+      fresh.append(path)
+      lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
+      continue
+    if given is None or given.shape != leaf.shape:
+      had = 'nothing' if given is None else given.shape
+      problems.append(f'{path}: {leaf.shape} is wanted, the image model has {had}')
+      continue
+    adapted[path] = np.asarray(given, leaf.dtype)
+    lines.append(convert.Line('', (), path, leaf.shape, 'from the image model'))
+  problems += [f'{path}: the audio model has none' for path in source]
+  if problems:
+    raise mapping_lib.MappingError(
+      f'the image model does not fit {name}:\n  ' + '\n  '.join(problems)
+    )
+  if fresh:
+    initial = _initial(module, seed)
+    adapted |= {path: initial[path] for path in fresh}
+  params = traverse_util.unflatten_dict(adapted, sep='/')
+  return convert.Conversion(name, overrides, {'params': params}, tuple(lines))
