@@ -172,7 +172,7 @@ class _GroupedAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Maps `[batch, groups, tokens, channels]`, given `[groups, queries, keys]` for the scores."""
+    """Maps `[batch, groups, tokens, channels]`, given `[groups, 1, queries, keys]` for the scores."""
     heads, channels = self.num_heads, x.shape[-1]
     heads_shape = (3, heads, channels // heads)
     qkv = nn.DenseGeneral(heads_shape, use_bias=self.qkv_bias, name='qkv')(x)
@@ -182,12 +182,8 @@ class _GroupedAttention(nn.Module):
         heads, channels // 4 // 4, name='position_bias'
       )(dynamic_position_bias.relative_offsets(self.group))
       bias = dynamic_position_bias.relative_position_bias(table)
-
-    def attend(qkv: jax.Array, mask: jax.Array) -> jax.Array:
-      parts = (part[:, None] for part in jnp.moveaxis(qkv, 2, 0))
-      return reference.attend(*parts, bias + mask, scale=self.scale)[:, 0]
-
-    out = jax.vmap(attend, in_axes=(1, 0), out_axes=1)(qkv, mask)
+    # The bias is the heads', the mask the groups'.
+    out = reference.attend(*jnp.moveaxis(qkv, 3, 0), bias + mask, scale=self.scale)
     return nn.DenseGeneral(channels, axis=(-2, -1), name='out')(out)
 
 
