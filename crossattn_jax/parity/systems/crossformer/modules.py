@@ -172,7 +172,7 @@ class _GroupedAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Maps `[batch, groups, tokens, channels]`, given `[groups, 1, queries, keys]` for the scores."""
+    """Maps `[batch, groups, tokens, channels]`; the mask is `[groups, 1, queries, keys]`."""
     heads, channels = self.num_heads, x.shape[-1]
     heads_shape = (3, heads, channels // heads)
     qkv = nn.DenseGeneral(heads_shape, use_bias=self.qkv_bias, name='qkv')(x)
