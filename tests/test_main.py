@@ -125,16 +125,20 @@ def test_export_writes_a_model_that_its_script_runs(run, main_environment, train
   ('argument', 'message'),
   [
     ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
-    pytest.param('--config.optimiser.name=sgd', 'config.optimizer.name', marks=pytest.mark.slow),
-    pytest.param('--config.model.num_head=(2,2)', 'config.model.num_heads', marks=pytest.mark.slow),
+    pytest.param(
+      '--config.optimiser.name=sgd', 'config.optimizer.name', marks=pytest.mark.extended
+    ),
+    pytest.param(
+      '--config.model.num_head=(2,2)', 'config.model.num_heads', marks=pytest.mark.extended
+    ),
     pytest.param(
       '--config.model.name=crosvit_tiny_240',
       "did you mean 'crossvit_tiny_240'",
-      marks=pytest.mark.slow,
+      marks=pytest.mark.extended,
     ),
     ('--config.dataset.name=digit', "'digits'"),
     ('--config.mesh.data=3', 'mesh data=3'),
-    pytest.param('--config.profile.steps=3', 'first and the last step', marks=pytest.mark.slow),
+    pytest.param('--config.profile.steps=3', 'first and the last step', marks=pytest.mark.extended),
   ],
 )
 def test_a_wrong_value_is_refused_by_name_without_a_traceback(run, tmp_path, argument, message):
@@ -171,7 +175,7 @@ def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
       pytest.param(
         (f'--mode={mode}', '--workdir=/nonexistent'),
         '/nonexistent/config.json',
-        marks=pytest.mark.slow,
+        marks=pytest.mark.extended,
       )
       for mode in ('predict', 'export')
     ),
@@ -296,7 +300,7 @@ def test_two_processes_train_to_the_metrics_of_one(
   assert (workdir / 'predictions.png').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_profile_writes_a_trace(run, tmp_path):
   result = run(f'--workdir={tmp_path}/run', '--config.num_steps=6', '--config.profile.steps=3,5')
   assert result.returncode == 0, result.stderr

@@ -160,7 +160,9 @@ def test_soft_routing_learns_only_where_it_is_asked_to():
 
 
 @pytest.mark.parametrize('routing', ['hard', 'soft_differentiable'])
-@pytest.mark.parametrize('size', [(5, 7), pytest.param((3, 8), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+  'size', [(5, 7), pytest.param((3, 8), marks=pytest.mark.extended)], ids=str
+)
 def test_masked_padding_changes_nothing(routing, size):
   """A map in the corner of a larger one: 'masked' sees what is there, 'input' also what is not."""
   x = _normal(1, *size, 4)
@@ -264,7 +266,7 @@ def test_attention_weights_are_those_of_the_result():
 
 
 @pytest.mark.parametrize(
-  'sizes', [pytest.param((8, 1, 1, 1), marks=pytest.mark.slow), (2, 2, 2, 1)], ids=str
+  'sizes', [pytest.param((8, 1, 1, 1), marks=pytest.mark.extended), (2, 2, 2, 1)], ids=str
 )
 def test_eight_devices_compute_what_one_does(sizes):
   x = _normal(8, 4, 4, 8)

@@ -46,7 +46,7 @@ def pictures(notebook):
   return sum('image/png' in output.get('data', {}) for output in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_quickstart(main_environment, datasets_dir, tmp_path, monkeypatch):
   environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
   parameters = 'EPOCHS = 1\nENCODERS = ((1, 1, 0),)'

@@ -85,7 +85,7 @@ def table():
   rows = []
   for (implementation, dtype), quick in QUICK.items():
     for shape in SHAPES:
-      marks = [] if shape in quick else [pytest.mark.slow]
+      marks = [] if shape in quick else [pytest.mark.extended]
       if (implementation, dtype) == ('gpu', 'bfloat16') and shape != CHANNELS_FILL_LANES:
         # DotThunk: "Unsupported element type BF16 x BF16 = F32".
         marks.append(pytest.mark.skipif(not ON_GPU, reason='CPUs lack these products in bfloat16'))
@@ -110,13 +110,13 @@ def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
     assert relative_error(array, exact) < BOUNDS[dtype], name
 
 
-@pytest.mark.parametrize('implementation', ['tpu', pytest.param('gpu', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('implementation', ['tpu', pytest.param('gpu', marks=pytest.mark.extended)])
 @pytest.mark.parametrize(
   'name',
   [
     'cca_core_9x7_attention',
-    pytest.param('cca_core_large_logits_10x14', marks=pytest.mark.slow),
-    pytest.param('cca_core_24x33', marks=pytest.mark.slow),
+    pytest.param('cca_core_large_logits_10x14', marks=pytest.mark.extended),
+    pytest.param('cca_core_24x33', marks=pytest.mark.extended),
     pytest.param('cca_core_97x97', marks=pytest.mark.slow),
   ],
 )
@@ -143,7 +143,7 @@ def test_many_lines_are_taken_in_chunks():
   ('shape', 'dtype'),
   [
     ((1, 2, 256, 4, 8), 'float32'),
-    pytest.param((1, 384, 3, 4, 8), 'bfloat16', marks=pytest.mark.slow),
+    pytest.param((1, 384, 3, 4, 8), 'bfloat16', marks=pytest.mark.extended),
   ],
 )
 def test_long_lines_are_taken_by_blocks_of_queries(shape, dtype, monkeypatch):
@@ -163,7 +163,7 @@ def test_gradients_pass_rematerialisation():
     assert relative_error(array, exact) < BOUNDS['float32']
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_kernel_runs_inside_shard_map():
   inputs = arguments((4, 3, 5, 2, 4), 'float32')
   attend = functools.partial(api.attention, implementation='tpu', interpret=True)
@@ -183,7 +183,7 @@ def test_a_kernel_runs_inside_shard_map():
     assert relative_error(array, exact) < BOUNDS['float32']
 
 
-@pytest.mark.parametrize('dtype', [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16'])
+@pytest.mark.parametrize('dtype', [pytest.param('float32', marks=pytest.mark.extended), 'bfloat16'])
 def test_gpu_kernels_lower_to_triton_without_a_gpu(monkeypatch, dtype):
   # Nor does it matter what the GPU of this machine, if there is one, has.
   monkeypatch.setattr(gpu, '_shared_bytes_here', lambda: gpu.SHARED_BYTES)
@@ -271,7 +271,7 @@ QUICK_COMPILED = {
 def compiled_table():
   rows = []
   for row in itertools.product(TOPOLOGIES, COMPILED, (1, 4), ('forward', 'gradient')):
-    marks = [] if row in QUICK_COMPILED else [pytest.mark.slow]
+    marks = [] if row in QUICK_COMPILED else [pytest.mark.extended]
     rows.append(pytest.param(*row, marks=marks, id='-'.join(map(str, row))))
   return rows
 

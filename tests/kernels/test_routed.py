@@ -61,7 +61,7 @@ STAGES = {
 TOPOLOGIES = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
 
 
-# What every run tests; the rest of the table is slow.
+# What runs by default; the rest of the table is extended.
 QUICK = {
   ('reference', 'bfloat16'): ['small map'],
   ('xla', 'float64'): ['one of everything', 'small map', 'all regions', 'odd regions'],
@@ -75,7 +75,7 @@ TABLE = [
   pytest.param(
     name,
     *form,
-    marks=() if name in QUICK.get(form, ()) else pytest.mark.slow,
+    marks=() if name in QUICK.get(form, ()) else pytest.mark.extended,
     id=f'{name}-{form[0]}-{form[1]}',
   )
   for form in FORMS
@@ -394,10 +394,13 @@ def test_kernels_compile_inside_shard_map():
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.slow
-@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.extended
+@pytest.mark.parametrize(
+  ('topology', 'with_gradient'),
+  # A gradient's program holds the forward pass's kernels too.
+  [*((topology, True) for topology in TOPOLOGIES), ('v5e:2x2', False)],
+)
 @pytest.mark.parametrize('name', STAGES)
-@pytest.mark.parametrize('with_gradient', [False, True], ids=['forward', 'gradient'])
 def test_every_stage_compiles_for_every_tpu(topology, name, with_gradient):
   compiled = compile_for(topology, *stage(name, with_gradient=with_gradient))
   memory = compiled.memory_analysis()
@@ -405,7 +408,7 @@ def test_every_stage_compiles_for_every_tpu(topology, name, with_gradient):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('name', ['512x2048 stage 1', '512x2048 stage 3'])
 def test_streamed_kernels_compile_inside_shard_map(name):
   function, shapes = stage(name)

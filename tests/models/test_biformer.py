@@ -215,7 +215,7 @@ def test_rematerialisation_changes_no_gradient():
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('remat', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize('remat', [pytest.param(False, marks=pytest.mark.extended), True])
 def test_a_loop_over_the_blocks_computes_the_same(remat):
   attention = functools.partial(
     bi_level_routing.BiLevelRoutingAttention, 2, regions_per_side=2, top_k=2, lepe_side=0

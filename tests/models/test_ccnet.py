@@ -83,7 +83,7 @@ def test_two_applications_see_the_whole_image():
     assert (query[:, rows // 2, columns // 2] == 1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_video_of_one_frame_is_an_image_and_more_frames_see_each_other():
   variables = _variables(_tiny())
   expected, _ = jax.jit(_tiny().apply)(variables, IMAGES)
@@ -95,7 +95,7 @@ def test_a_video_of_one_frame_is_an_image_and_more_frames_see_each_other():
   assert jnp.abs(before[0, 0] - after[0, 0]).max() > 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('name', ['pspnet_resnet50', 'deeplabv3_resnet50'])
 def test_the_sibling_networks_learn_with_statistics_of_the_batch(name):
   model = _tiny(name)

@@ -58,7 +58,7 @@ def result():
   [
     name
     if name in ('crossformer_tiny', 'crossformer_pp_small')
-    else pytest.param(name, marks=pytest.mark.slow)
+    else pytest.param(name, marks=pytest.mark.extended)
     for name in PARAMETERS
   ],
 )
@@ -178,7 +178,7 @@ def test_a_loop_over_pairs_of_blocks_computes_the_same():
     np.testing.assert_allclose(loop_weights[kind], weights[kind], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('scan_blocks', [False, True])
 @pytest.mark.parametrize('remat', [False, True])
 def test_neither_a_loop_nor_rematerialisation_changes_a_gradient(scan_blocks, remat):

@@ -50,7 +50,9 @@ def _run(model, image=IMAGES, variables=None, **kwargs):
   [
     # Those of the other two are checked tensor by tensor in tests/parity/test_mmvit.py.
     'mmvit_tiny',
-    *(pytest.param(name, marks=pytest.mark.slow) for name in PARAMETERS if name != 'mmvit_tiny'),
+    *(
+      pytest.param(name, marks=pytest.mark.extended) for name in PARAMETERS if name != 'mmvit_tiny'
+    ),
   ],
 )
 def test_parameter_counts_are_the_specified_ones(name):
@@ -148,7 +150,7 @@ def test_zero_initialised_fusion_leaves_the_views_alone():
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
   variables = _variables(_tiny())
   expected, _ = _run(_tiny(), variables=variables)
@@ -158,7 +160,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
   np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('remat', [False, True])
 def test_a_loop_over_the_blocks_and_rematerialisation_change_nothing(remat):
   grids, options = ((2, 2), (1, 1)), mmvit.Options()

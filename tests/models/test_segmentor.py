@@ -22,7 +22,7 @@ QUICK = [('swiftformer_l1', 'semantic_fpn'), ('crossformer_small', 'upernet')]
 
 @pytest.mark.parametrize(
   ('name', 'head'),
-  [pytest.param(*x, marks=[] if x in QUICK else [pytest.mark.slow]) for x in PARAMETERS],
+  [pytest.param(*x, marks=[] if x in QUICK else [pytest.mark.extended]) for x in PARAMETERS],
 )
 def test_parameters_are_those_of_the_official_configurations(name, head):
   fields = {'regions_per_side': (8,) * 4, 'padding': 'input'} if 'biformer' in name else {}

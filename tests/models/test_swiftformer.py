@@ -129,7 +129,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(result):
   np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_rematerialisation_changes_neither_gradient_nor_statistics():
   options = swiftformer.Options(layer_scale=0.5)
   stored = swiftformer.Stage((0.5, 0.5), True, options)
@@ -151,7 +151,7 @@ def test_rematerialisation_changes_neither_gradient_nor_statistics():
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('remat', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('remat', [False, pytest.param(True, marks=pytest.mark.extended)])
 def test_a_loop_over_the_blocks_changes_no_result_statistic_or_gradient(remat):
   called = swiftformer.Stage((0.0, 0.0, 0.0), True, swiftformer.Options(layer_scale=0.5))
   scanned = called.clone(scan_blocks=True, remat=remat)

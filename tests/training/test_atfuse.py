@@ -1,10 +1,12 @@
 """ATFuse trains from the one loop: on every mesh alike, and in bfloat16."""
 
+from etils import epath
 import numpy as np
 import pytest
 
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import loop
 
 
 @pytest.fixture
@@ -39,3 +41,14 @@ def test_bfloat16_learns_and_keeps_float32_parameters_and_statistics(
   config, assert_bfloat16_learns
 ):
   assert_bfloat16_learns(config, _batch, steps=60, share=0.9)
+
+
+def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
+  config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', datasets_dir
+  config.dataset.eval_split = 'validation'
+  config.num_steps = 2
+  config.checkpoint.best_metric, config.checkpoint.best_mode = 'loss', 'min'
+  metrics = loop.train(config, epath.Path(tmp_path))
+  assert metrics['examples'] == 10
+  assert np.isfinite(metrics['loss'])
+  assert (tmp_path / 'predictions.png').exists()

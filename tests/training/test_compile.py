@@ -278,7 +278,7 @@ def report(reports, small_config):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.slow
+@pytest.mark.extended
 def test_one_chip_needs_no_collectives(report):
   single = report('v5e:1x1', data=1)
   assert single.devices == single.hosts == 1
@@ -337,7 +337,7 @@ def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_quick_compilation_computes_and_communicates_the_same(report, small_config):
   quick = report('v5e:4x4', data=16)
   small_config.mesh.data = 16
@@ -350,7 +350,7 @@ def test_a_quick_compilation_computes_and_communicates_the_same(report, small_co
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.slow
+@pytest.mark.extended
 def test_tensor_parallelism_reduces_activations(report):
   mixed = report('v5e:4x4', data=4, fsdp=2, tensor=2)
   assert mixed.mesh == {'data': 4, 'fsdp': 2, 'tensor': 2, 'sequence': 1}

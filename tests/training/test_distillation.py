@@ -106,7 +106,8 @@ def test_the_loss_blends_labels_and_teacher(config, kind, head):
   assert metrics['distillation_loss'] == pytest.approx(float(distilled.mean()), rel=1e-6)
 
 
-@pytest.mark.parametrize('accumulation_steps', [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.extended
+@pytest.mark.parametrize('accumulation_steps', [1, 2])
 def test_the_split_teacher_gives_the_loss_of_a_whole_one(config, accumulation_steps):
   config.accumulation_steps = accumulation_steps
   config.ema.decay = 0.9

@@ -110,6 +110,16 @@ def test_bfloat16_with_scores_and_logits_in_the_thousands_stays_finite_and_learn
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
 
 
+def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
+  config.dataset.data_dir, config.dataset.eval_split = datasets_dir, 'validation'
+  config.num_steps = 2
+  config.checkpoint.best_metric = 'mean_iou'
+  metrics = loop.train(config, epath.Path(tmp_path))
+  assert metrics['examples'] == 10
+  assert 0 <= metrics['mean_iou'] <= 1
+  assert (tmp_path / 'predictions.png').exists()
+
+
 BACKBONES = {
   'swiftformer_xs': {'widths': (8, 16, 16, 24), 'depths': (1, 1, 1, 1)},
   'biformer_tiny': {

@@ -101,7 +101,7 @@ def one_device_step():
 @pytest.mark.parametrize(
   'sizes',
   [
-    (2, 2, 2, 1),
+    pytest.param((2, 2, 2, 1), marks=pytest.mark.extended),
     *(
       pytest.param(sizes, marks=pytest.mark.slow)
       for sizes in ((8, 1, 1, 1), (1, 8, 1, 1), (2, 1, 2, 2))

@@ -43,7 +43,7 @@ def test_models_differ_in_their_attention_only():
   assert all(paths(attention) == one for attention in map_attention.list_attentions())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_bfloat16_and_rematerialisation_give_finite_gradients():
   model = models.create_model(
     'pyramid_tiny',

@@ -237,7 +237,7 @@ def test_a_loop_over_blocks_changes_neither_parameters_nor_logits():
   )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_loop_over_blocks_trains_with_drop_path():
   scanned = _tiny(depths=((1, 3, 0),) * 2, drop_path_rate=0.5, scan_blocks=True)
   variables = _variables(scanned, IMAGES)

@@ -135,7 +135,7 @@ def test_scores_do_not_depend_on_the_chunk(model, variables):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_gradients_do_not_depend_on_the_chunk_and_are_finite_without_regions(model, variables):
   with jax.enable_x64(True):
     variables, inputs = _in_float64((variables, _inputs(model)))
@@ -180,8 +180,8 @@ def test_padding_takes_part_where_it_should_not_be_masked(model, variables):
 
 BRANCHES = [
   ('cnn', 'mean'),
-  pytest.param('gru', 'gru', marks=pytest.mark.slow),
-  pytest.param('linear', 'attention', marks=pytest.mark.slow),
+  pytest.param('gru', 'gru', marks=pytest.mark.extended),
+  pytest.param('linear', 'attention', marks=pytest.mark.extended),
 ]
 
 
@@ -250,7 +250,7 @@ def test_attention_maps_are_shares_of_the_regions_and_words_of_a_pair(model, var
   np.testing.assert_array_equal((maps > 0).all(axis=(1, 2)), takes_part)
 
 
-@pytest.mark.parametrize('frozen', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('frozen', [True, pytest.param(False, marks=pytest.mark.extended)])
 def test_a_frozen_text_encoder_gets_no_gradient_and_never_drops(frozen):
   model = models.create_model(
     'saem', drop_rate=0.5, freeze_text_encoder=frozen, mask_padding=True, **SMALL, **BERT
@@ -287,7 +287,7 @@ def test_every_pair_drops_on_its_own_and_every_chunk(model, variables):
   assert len(np.unique(features['cross_scores'])) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('axes', [{'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
 def test_eight_devices_score_and_differentiate_as_one(model, variables, axes):
   """Hardest negatives are found on other devices too."""

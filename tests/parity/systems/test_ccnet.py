@@ -62,8 +62,8 @@ def _state(name, **fields):
   ('case', 'name'),
   [
     ('ccnet_r50_r2_train', 'ccnet_resnet50'),
-    pytest.param('pspnet_r101', 'pspnet_resnet101', marks=pytest.mark.slow),
-    pytest.param('deeplabv3_r101', 'deeplabv3_resnet101', marks=pytest.mark.slow),
+    pytest.param('pspnet_r101', 'pspnet_resnet101', marks=pytest.mark.extended),
+    pytest.param('deeplabv3_r101', 'deeplabv3_resnet101', marks=pytest.mark.extended),
   ],
 )
 def test_every_official_key_is_read_and_written_but_the_counters(case, name):
@@ -114,7 +114,7 @@ def test_another_file_does_not_start_a_network():
     segmentation.start_from_classifier('ccnet_resnet50', resnet, 5, TINY)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('name', models.list_models('*resnet*'))
 def test_every_registered_network_is_described(name):
   model = models.create_model(name)
@@ -123,7 +123,7 @@ def test_every_registered_network_is_described(name):
   mapping.build_mapping(described.rules, template)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side():
   """The replay misses it for an activation of 2e-6, one of a million, that rounding makes negative.
 

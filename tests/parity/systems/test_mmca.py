@@ -118,7 +118,7 @@ def test_branches_without_an_original_have_names_of_their_own():
   jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_branches_without_an_original_start_from_bert():
   state = _modern(_recorded_state('bert_tiny'))
   conversion = convert.to_flax_in_part('saem_bert_base', state, {**SAEM, **BRANCHES}, seed=0)
@@ -172,7 +172,7 @@ def test_mmca_starts_from_saem_and_initialises_what_that_lacks():
   assert 0 < np.abs(params['word_projection']['kernel']).max() <= 24**-0.5
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_mmca_starts_from_a_bert_by_the_command_line(tmp_path):
   state = _modern(_recorded_state('bert_tiny'))
   safetensors.numpy.save_file(state, tmp_path / 'bert.safetensors')

@@ -47,7 +47,7 @@ def _state(module):
 @pytest.mark.parametrize(
   ('name', 'head'),
   [
-    pytest.param(name, head, marks=[pytest.mark.slow] if name != 'swiftformer_xs' else [])
+    pytest.param(name, head, marks=[pytest.mark.extended] if name != 'swiftformer_xs' else [])
     for name in SMALL
     for head in WIDTHS
   ],
@@ -66,7 +66,7 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
   np.testing.assert_array_equal(kernel['bias'], state['decode_head.conv_seg.bias'])
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize('name', SMALL)
 def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
   fields = {'image_size': (64, 64), **SMALL[name]}
@@ -156,7 +156,7 @@ def _cross_entropy(logits, labels):
   return np.sum(loss, where=labels != 255, keepdims=False).reshape(1) / labels.size
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_semantic_fpn_with_its_loss_replays(tmp_path):
   recorded = _read('crossformer', 'seg_semantic_fpn_mini')
   logits = recorded.recorded['out/logits']
@@ -173,7 +173,7 @@ def test_semantic_fpn_with_its_loss_replays(tmp_path):
   assert not wrong(_write(tmp_path, manifest, outputs, {'labels': labels}))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_upernet_without_its_loss_replays(tmp_path):
   recorded = _read('crossformer', 'seg_upernet_mini_train_losses')
   manifest = recorded.manifest | {'module': 'UPerNet'}
@@ -191,7 +191,7 @@ def test_upernet_without_its_loss_replays(tmp_path):
     np.testing.assert_allclose(weight * _cross_entropy(outputs[name], labels), expected, rtol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_swiftformer_with_semantic_fpn_replays(tmp_path):
   backbone = _read('swiftformer', 'swiftformer_xs_features_grad').manifest
   head = _read('swiftformer', 'op_semantic_fpn_eval').manifest

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_another_variant_is_refused_by_key():
 @pytest.mark.parametrize(
   'name',
   [
-    name if 'base' in name else pytest.param(name, marks=pytest.mark.slow)
+    name if 'base' in name else pytest.param(name, marks=pytest.mark.extended)
     for name in models.list_models('mmvit*')
   ],
 )
@@ -127,7 +127,7 @@ def _mvit_shapes():
   return shapes | {'head.projection.weight': (1000, 16), 'head.projection.bias': (1000,)}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_fine_view_starts_from_mvit_and_the_fusion_changes_nothing():
   state = _state(_mvit_shapes())
   started = start.warm_start('mmvit_tiny', state, **FIELDS)

@@ -68,7 +68,7 @@ def test_a_sound_gets_a_picture_with_classes_and_attention(config, tmp_path):
     assert min(picture.size) > 100
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_samples_are_drawn(config, tmp_path):
   task = tasks.create_task(config)
   variables = jax.jit(task.init)(jax.random.key(0))

@@ -172,7 +172,7 @@ def test_the_best_pairs_alone_are_an_approximation_that_says_so(trained, dataset
   assert any(results[f'rerank_top3/{name}'] != x for name, x in exhaustive.items())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_best_pairs_of_folds_are_split_over_the_devices(trained, datasets_dir):
   _, variables, examples, expected = trained
   config = small_config(datasets_dir)
@@ -375,7 +375,7 @@ def test_features_that_were_computed_before_are_those_of_the_text_encoder(traine
     retrieval_words.write_caption_features(task.model, {}, None, [], tmp_path, 'train')
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_model_learns_the_same_of_features_and_is_asked_by_captions(trained, tmp_path):
   original, variables, _, _ = trained
   config = features_config(original, variables, tmp_path, ('train', 'validation'))
@@ -400,7 +400,7 @@ def test_a_model_learns_the_same_of_features_and_is_asked_by_captions(trained, t
     task.write_predictions(params, [queries], epath.Path(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_features_are_computed_by_the_command_line(trained, tmp_path, capsys):
   task, variables, _, _ = trained
   weights = tmp_path / 'weights.safetensors'
@@ -475,7 +475,7 @@ def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trai
   assert sizes == {(28, 9), (7, 7)}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_exported_model_takes_any_number_of_images_and_of_sentences(trained, tmp_path):
   task, variables, _, _ = trained
   config = task.config.copy_and_resolve_references()

@@ -166,8 +166,8 @@ def test_images_of_other_sizes_than_their_labels_are_scored_at_the_labels_size(c
   [
     'pyramid',
     'swiftformer_xs',
-    pytest.param('biformer_tiny', marks=pytest.mark.slow),
-    pytest.param('crossformer_tiny', marks=pytest.mark.slow),
+    pytest.param('biformer_tiny', marks=pytest.mark.extended),
+    pytest.param('crossformer_tiny', marks=pytest.mark.extended),
   ],
 )
 def test_every_pyramid_backbone_takes_both_heads(config, head, name):
@@ -247,7 +247,7 @@ def test_a_sliding_window_refuses_several_scales(config):
     tasks.create_task(config)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_exported_model_labels_images_without_this_library(config, tmp_path, monkeypatch):
   from crossattn_jax.models import variables_io
   from crossattn_jax.training import export
