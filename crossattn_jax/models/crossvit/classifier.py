@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import initializers, patch_embedding, resize, stack
+from crossattn_jax.layers import initializers, resize, stack
 from crossattn_jax.models import registry
-from crossattn_jax.models.crossvit import tokens_to_token
+from crossattn_jax.models.crossvit import patch_embedding, tokens_to_token
 from crossattn_jax.models.crossvit.encoder import MultiScaleEncoder, drop_path_rates
 from crossattn_jax.models.crossvit.options import BlockOptions
 from crossattn_jax.models.parts import checks, classifier

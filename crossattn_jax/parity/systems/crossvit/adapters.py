@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import cross_attention
-from crossattn_jax.layers import patch_embedding
 from crossattn_jax.models import crossvit, registry
+from crossattn_jax.models.crossvit import patch_embedding
 from crossattn_jax.models.parts.types import Grid
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.layouts import channels_first, channels_last

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.layers import patch_embedding
+from crossattn_jax.models.crossvit import patch_embedding
 
 
 def test_linear_embedding_is_one_product_per_patch_row_by_row():
