@@ -120,8 +120,6 @@ class Options(options_lib.Options):
   backbone: bool = False
   drop_path_rate: float = 0.0
   num_channels: int = 3
-  remat: bool = False
-  scan_blocks: bool = False
   implementation: str = 'auto'
 
   def __post_init__(self):

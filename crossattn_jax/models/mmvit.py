@@ -19,7 +19,6 @@ from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import cross_view, pooled
@@ -220,16 +219,12 @@ class Stage(nn.Module):
     strides: of the pooling of keys and values, per view.
     drop_path_rates: one per block.
     options: common to all blocks.
-    remat: whether the backward pass recomputes each block.
-    scan_blocks: whether the blocks are one loop.
   """
 
   num_heads: int
   strides: tuple[int, ...]
   drop_path_rates: tuple[float, ...]
   options: Options
-  remat: bool = False
-  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, views: Views, grids: tuple[Grid, ...], train: bool = False) -> Views:
@@ -243,8 +238,7 @@ class Stage(nn.Module):
       views,
       grids,
       train,
-      scan=self.scan_blocks,
-      remat=self.remat,
+      **self.options.loops,
     )
 
 
@@ -351,21 +345,15 @@ class MMViT(nn.Module):
     views, grids = tuple(views), self.grids(image.shape[1:3])
     features |= {f'embedded/{v}': x for v, x in enumerate(views)}
 
-    count = sum(self.depths) + len(self.depths) - 1
-    rates = iter(np.linspace(0, self.drop_path_rate, count).tolist())
+    # Of the blocks of each stage, then of the one that scales.
+    counts = [count for depth in self.depths for count in (depth, 1)][:-1]
+    rates = drop_path.growing_rates(self.drop_path_rate, counts)
     rate, num_heads, strides = 0.0, self.num_heads, self.kv_strides
     for s, depth in enumerate(self.depths):
-      stage_rates = tuple(itertools.islice(rates, depth))
+      stage_rates = rates[2 * s]
       rate = stage_rates[-1] if depth else rate
-      views = Stage(
-        num_heads,
-        strides,
-        stage_rates,
-        options,
-        self.remat,
-        self.scan_blocks,
-        name=f'stage_{s}',
-      )(views, grids, train)
+      stage = Stage(num_heads, strides, stage_rates, options, name=f'stage_{s}')
+      views = stage(views, grids, train)
       features |= {f'self/{s}/{v}': x for v, x in enumerate(views)}
       if s in self.cross_stages:
         key_strides = strides if self.cross_pool else None
@@ -384,7 +372,7 @@ class MMViT(nn.Module):
             features[f'class_attention/{s}/{v}'] = rearrange(part, 'b y x h -> b h y x')
       features[f'stage_{s}'] = pooled.split_tokens(views[0], grids[0])[1]
       if s < len(self.depths) - 1:
-        rate, num_heads = next(rates), 2 * num_heads
+        (rate,), num_heads = rates[2 * s + 1], 2 * num_heads
         strides = tuple(max(stride // 2, 1) for stride in strides)
         scale = ParallelBlocks(num_heads, strides, rate, options, scale=True, name=f'scale_{s}')
         views = stack.apply_block(scale, views, grids, train, remat=self.remat)

@@ -222,15 +222,11 @@ class Stage(nn.Module):
     drop_path_rates: one per block.
     drop_convolutions: whether they apply to the convolutional encoders too.
     options: common to all parts.
-    remat: whether the backward pass recomputes each block.
-    scan_blocks: whether the convolutional encoders are one loop.
   """
 
   drop_path_rates: tuple[float, ...]
   drop_convolutions: bool
   options: Options
-  remat: bool = False
-  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -242,11 +238,10 @@ class Stage(nn.Module):
       rates if self.drop_convolutions else [0.0] * len(rates),
       x,
       train,
-      scan=self.scan_blocks,
-      remat=self.remat,
+      **self.options.loops,
     )
     encoder = SwiftFormerEncoder(last, self.options, name=f'block_{len(rates)}')
-    return stack.apply_block(encoder, x, train, remat=self.remat)
+    return stack.apply_block(encoder, x, train, remat=self.options.remat)
 
 
 class SwiftFormer(nn.Module):
@@ -338,8 +333,6 @@ class SwiftFormer(nn.Module):
         rates[s],
         self.drop_convolutions,
         options,
-        self.remat,
-        self.scan_blocks,
         name=f'stage_{s}',
       )(x, train)
       features[f'stage_{s}'] = x

@@ -24,3 +24,9 @@ def test_keeps_bfloat16():
   x = jnp.ones((4, 3), jnp.bfloat16)
   out = drop_path.DropPath(0.5).apply({}, x, True, rngs={'drop_path': jax.random.key(0)})
   assert out.dtype == jnp.bfloat16
+
+
+def test_rates_grow_linearly_over_all_stages():
+  first, none, last = drop_path.growing_rates(0.5, (2, 0, 4))
+  assert none == ()
+  np.testing.assert_allclose(first + last, [0, 0.1, 0.2, 0.3, 0.4, 0.5])

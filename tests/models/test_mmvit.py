@@ -165,7 +165,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
 def test_a_loop_over_the_blocks_and_rematerialisation_change_nothing(remat):
   grids, options = ((2, 2), (1, 1)), mmvit.Options()
   called = mmvit.Stage(1, (1, 1), (0.0,) * 2, options)
-  looped = called.clone(scan_blocks=True, remat=remat)
+  looped = called.clone(options=mmvit.Options(scan_blocks=True, remat=remat))
   views = tuple(
     jnp.asarray(np.random.RandomState(v).standard_normal((2, n, 4)), jnp.float32)
     for v, n in enumerate((5, 1))

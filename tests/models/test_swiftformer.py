@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import chex
@@ -145,7 +146,7 @@ def test_rematerialisation_changes_neither_gradient_nor_statistics():
 
     return jax.jit(jax.grad(loss, has_aux=True))(variables)
 
-  remat = stored.clone(remat=True)
+  remat = stored.clone(options=dataclasses.replace(stored.options, remat=True))
   assert 'remat' in str(jax.make_jaxpr(remat.apply)(variables, x))
   for a, b in zip(jax.tree.leaves(gradient(stored)), jax.tree.leaves(gradient(remat)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -153,8 +154,9 @@ def test_rematerialisation_changes_neither_gradient_nor_statistics():
 
 @pytest.mark.parametrize('remat', [False, pytest.param(True, marks=pytest.mark.extended)])
 def test_a_loop_over_the_blocks_changes_no_result_statistic_or_gradient(remat):
-  called = swiftformer.Stage((0.0, 0.0, 0.0), True, swiftformer.Options(layer_scale=0.5))
-  scanned = called.clone(scan_blocks=True, remat=remat)
+  options = swiftformer.Options(layer_scale=0.5)
+  called = swiftformer.Stage((0.0, 0.0, 0.0), True, options)
+  scanned = called.clone(options=dataclasses.replace(options, scan_blocks=True, remat=remat))
   x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 4, 4, 4)), jnp.float32)
   variables = _variables(called, x)
 

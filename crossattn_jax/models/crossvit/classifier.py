@@ -168,8 +168,6 @@ class CrossViT(nn.Module):
         rates,
         self.fusion,
         self.reuse_patches,
-        self.remat,
-        self.scan_blocks,
         options,
         **where,
       ),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 import jax
-import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
@@ -53,17 +52,13 @@ class Branch(nn.Module):
     num_heads: of every block.
     mlp_ratio: of every block.
     drop_path_rates: one per block.
-    remat: whether the backward pass recomputes each block.
     options: common to all blocks.
-    scan_blocks: whether the blocks are one loop.
   """
 
   num_heads: int
   mlp_ratio: float
   drop_path_rates: tuple[float, ...]
-  remat: bool
   options: BlockOptions
-  scan_blocks: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -76,8 +71,7 @@ class Branch(nn.Module):
       self.drop_path_rates,
       x,
       train,
-      scan=self.scan_blocks,
-      remat=self.remat,
+      **self.options.loops,
     )
 
 
@@ -91,8 +85,6 @@ class MultiScaleEncoder(nn.Module):
     drop_path_rates: rate i is block i's, in any branch; the last is the fusion's too.
     fusion: as in `CrossViT`.
     reuse_patches: as in `CrossAttentionFusion`.
-    remat: whether the backward pass recomputes each transformer block.
-    scan_blocks: whether the blocks of a branch are one loop.
     options: common to all blocks.
   """
 
@@ -102,8 +94,6 @@ class MultiScaleEncoder(nn.Module):
   drop_path_rates: tuple[float, ...]
   fusion: str = 'cross_attention'
   reuse_patches: bool = False
-  remat: bool = False
-  scan_blocks: bool = False
   options: BlockOptions = BlockOptions()
 
   @nn.compact
@@ -126,9 +116,7 @@ class MultiScaleEncoder(nn.Module):
         self.num_heads[d],
         self.mlp_ratios[d],
         self.drop_path_rates[:depth],
-        self.remat,
         self.options,
-        self.scan_blocks,
         name=f'branch_{d}',
       )(tokens[d], train)
       for d, depth in enumerate(branch_depths)
@@ -163,8 +151,4 @@ def drop_path_rates(depths: Sequence[Sequence[int]], rate: float) -> tuple[tuple
   values where they differ.)
   """
   counts = [max(branch_depths) + fusion_depth for *branch_depths, fusion_depth in depths]
-  values = np.linspace(0, rate, sum(counts)).tolist()
-  starts = np.cumsum([0] + counts).tolist()
-  return tuple(
-    tuple(values[start : start + count]) for start, count in zip(starts, counts, strict=False)
-  )
+  return drop_path.growing_rates(rate, counts)

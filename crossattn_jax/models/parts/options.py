@@ -13,11 +13,15 @@ class Options:
 
   Attributes:
     norm_epsilon: of layer norms.
+    remat: whether the backward pass recomputes each block instead of storing it.
+    scan_blocks: whether blocks that repeat are one loop.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
 
   norm_epsilon: float = 1e-6
+  remat: bool = False
+  scan_blocks: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -31,6 +35,11 @@ class Options:
   def types(self) -> dict[str, Any]:
     """The two dtypes, as keyword arguments of a module."""
     return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+
+  @property
+  def loops(self) -> dict[str, bool]:
+    """How stacks of blocks run, as keyword arguments of `stack.apply_blocks`."""
+    return {'scan': self.scan_blocks, 'remat': self.remat}
 
   def layer_norm(self, name: str, epsilon: float | None = None) -> nn.LayerNorm:
     """A layer norm over the channels."""

@@ -8,7 +8,6 @@ import pytest
 
 from crossattn_jax import models
 from crossattn_jax.layers import resize
-from crossattn_jax.models import crossvit
 
 PARAMETERS = {
   ('crossvit_tiny_224', 'crossvit_tiny_240'): 7_014_800,
@@ -203,26 +202,6 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
   np.testing.assert_allclose(logits, expected, atol=0.1 * np.abs(expected).max())
 
 
-def test_rematerialisation_changes_no_gradient():
-  options = crossvit.options.BlockOptions(drop_rate=0.1)
-  stored = crossvit.encoder.Branch(2, 2, drop_path_rates=(0.5,), remat=False, options=options)
-  x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-  variables = _variables(stored, x)
-
-  def gradient(module):
-    rngs = {'dropout': jax.random.key(1), 'drop_path': jax.random.key(2)}
-    loss = lambda v: jnp.sum(jnp.sin(module.apply(v, x, True, rngs=rngs)))
-    return jax.jit(jax.grad(loss))(variables)
-
-  assert 'remat' in str(jax.make_jaxpr(stored.clone(remat=True).apply)(variables, x))
-  for a, b in zip(
-    jax.tree.leaves(gradient(stored)),
-    jax.tree.leaves(gradient(stored.clone(remat=True))),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_a_loop_over_blocks_changes_neither_parameters_nor_logits():
   called = _tiny(depths=((1, 3, 0),) * 2, drop_path_rate=0.5)
   scanned = called.clone(scan_blocks=True)
@@ -248,20 +227,6 @@ def test_a_loop_over_blocks_trains_with_drop_path():
 
   assert not np.array_equal(logits(0), logits(1))
   np.testing.assert_allclose(logits(0), logits(0, scanned.clone(remat=True)), rtol=1e-4, atol=1e-6)
-
-
-def test_drop_path_rates_of_crossvit_15():
-  rates = crossvit.encoder.drop_path_rates(((1, 5, 0),) * 3, 0.1)
-  first = [0, 0.00714, 0.01429, 0.02143, 0.02857]
-  np.testing.assert_allclose(rates[0], first, atol=1e-5)
-  assert [len(r) for r in rates] == [5, 5, 5]
-  assert rates[-1][-1] == 0.1
-
-
-def test_drop_path_rates_count_the_deepest_branch_and_the_cross_attention():
-  rates = crossvit.encoder.drop_path_rates(((3, 1, 2), (1, 2, 0)), 0.6)
-  np.testing.assert_allclose(rates[0], [0, 0.1, 0.2, 0.3, 0.4])
-  np.testing.assert_allclose(rates[1], [0.5, 0.6])
 
 
 def test_initialisation_is_the_original_s():
