@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, semantic_fpn, upernet
 from crossattn_jax.models import registry
-
-Features = dict[str, jax.Array]
+from crossattn_jax.models.parts.types import Features
 
 
 class Segmentor(nn.Module):
