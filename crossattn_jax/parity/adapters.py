@@ -152,7 +152,7 @@ def register_models(system: str, pattern: str):
 
 
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmvit'}
+_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmvit', 'swiftformer'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 
@@ -337,7 +337,8 @@ def module_adapter(
     call: (bound module, inputs by name) -> outputs by name, both in the original's layout: all that
       there are, of which a case recorded some.
     parameters_of: the module whose variables the case has, where `module` does not use all of them.
-    taps: by the original's names; those that this case did not record are skipped.
+    taps: by the original's names; outputs may be taps. Those that this case did not record are
+      skipped.
     statistic: the original's key of a running statistic -> the output's name.
     without_gradient: see `Adapter`.
     tolerances: see `Adapter`.
@@ -346,7 +347,7 @@ def module_adapter(
   Raises:
     mapping.MappingError: the module's parameters are not the manifest's.
   """
-  recorded = {name.removeprefix('tap/') for name in manifest['shapes'] if name.startswith('tap/')}
+  recorded = {name.split('/', 1)[1] for name in manifest['shapes']}
   taps = {name: tap for name, tap in (taps or {}).items() if name in recorded and tap is not None}
   template = model_template(parameters_of or module, call, input_structs(manifest))
   shapes = {
@@ -367,7 +368,7 @@ def module_adapter(
     return outputs | {statistic(key): value for key, value in after.items()}
 
   def run(variables, inputs):
-    return run_with_taps(
+    outputs, found = run_with_taps(
       module,
       variables,
       inputs,
@@ -375,6 +376,7 @@ def module_adapter(
       taps=taps,
       mutable=('batch_stats',) if train else (),
     )
+    return found | outputs, found
 
   return Adapter(
     run=run,

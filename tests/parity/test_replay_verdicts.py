@@ -161,7 +161,7 @@ def test_outputs_are_those_that_the_case_names(edit_case):
     arrays['out/other'] = arrays['out/y']
 
   result = replay.replay_case(cases.read_case(edit_case(ask_for_more)), 'float64')
-  assert 'the adapter has no output other; it has y, largest' in result.error
+  assert 'the adapter has no output other; it has fc, y, largest' in result.error
 
 
 def test_an_argument_that_the_adapter_does_not_know_is_refused(edit_case):

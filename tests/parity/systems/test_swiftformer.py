@@ -9,7 +9,7 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.models import variables_io
 from crossattn_jax.parity import adapters, convert, mapping, pretrained
-from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer
+from crossattn_jax.parity.systems.swiftformer import rules as swiftformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'swiftformer'
 SMALL = {'widths': (8, 12), 'depths': (2, 1), 'num_classes': 5}

@@ -5,6 +5,7 @@ All three train them in mmsegmentation, whose names of parameters they therefore
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -19,7 +20,7 @@ from crossattn_jax.layers import resize
 from crossattn_jax.models import biformer, crossformer, registry, segmentor, swiftformer
 from crossattn_jax.parity import adapters, convert
 from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity.layouts import channels_first, channels_last
+from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
 from crossattn_jax.parity.mapping import Rule, prefixed
 from crossattn_jax.parity.rules import affine, conv_norm
 from crossattn_jax.parity.systems.biformer import adapters as biformer_parity
@@ -27,7 +28,8 @@ from crossattn_jax.parity.systems.ccnet import rules as ccnet_parity
 from crossattn_jax.parity.systems.crossformer import adapters as crossformer_models
 from crossattn_jax.parity.systems.crossformer import rules as crossformer_parity
 from crossattn_jax.parity.systems.mmsegmentation import losses
-from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer_parity
+from crossattn_jax.parity.systems.swiftformer import adapters as swiftformer_models
+from crossattn_jax.parity.systems.swiftformer import rules as swiftformer_parity
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -275,7 +277,8 @@ def _statistic_of(norm: str) -> Callable[[str], str]:
 
 
 def _maps(inputs: Arrays) -> list[jax.Array]:
-  return [channels_last(inputs[f'c{level}']) for level in range(2, 2 + _LEVELS)]
+  names = sorted(name for name in inputs if re.fullmatch(r'c\d', name))
+  return [channels_last(inputs[name]) for name in names]
 
 
 def _maps_to_logits(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
@@ -286,7 +289,10 @@ def _maps_to_logits(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
 @adapters.register_adapter('swiftformer', 'fpn_5_outputs')
 def _pyramid(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  module = semantic_fpn.FeaturePyramid(c['out_channels'], _STYLE, c['num_outs'] - _LEVELS)
+  c.ignore('start_level', only=(0,))
+  c.ignore('add_extra_convs', only=(False, None))
+  extra_levels = c['num_outs'] - len(c['in_channels'])
+  module = semantic_fpn.FeaturePyramid(c['out_channels'], _STYLE, extra_levels)
   prefix = 'neck.' if manifest['system'] == 'swiftformer' else ''
 
   def call(pyramid: nn.Module, inputs: Arrays, train: bool) -> Arrays:
@@ -331,16 +337,25 @@ def _fcn_head(manifest: Manifest) -> adapters.Adapter:
 
 @adapters.register_adapter('swiftformer', 'semantic_fpn')
 def _semantic_fpn(manifest: Manifest) -> adapters.Adapter:
+  """The neck and the head, and what each of their parts returns."""
   c = manifest['constructor']
+  c.ignore_rates('dropout')
+  levels = len(c['in_channels'])
   module = semantic_fpn.SemanticFPN(c['num_classes'], _STYLE, c['fpn_channels'], c['head_channels'])
 
   def upsampled(x: jax.Array) -> jax.Array:
     return channels_first(_resize(x, (2 * x.shape[1], 2 * x.shape[2])))
 
-  taps = {'decode_head.scale_heads.0': ('decoder/level_0_conv_0', channels_first)}
-  for level in range(1, _LEVELS):
-    last = f'decoder/level_{level}_conv_{level - 1}'
-    taps[f'decode_head.scale_heads.{level}'] = (last, upsampled)
+  taps = {'decode_head': ('decoder', channels_first), 'neck': ('pyramid', first_map)}
+  for level in range(levels):
+    taps[f'p{2 + level}'] = ('pyramid', lambda maps, level=level: channels_first(maps[level]))
+    taps[f'neck.fpn_convs.{level}'] = (f'pyramid/output_{level}', channels_first)
+    convs = max(1, level)
+    for i in range(convs):
+      conv = (f'decoder/level_{level}_conv_{i}', channels_first)
+      taps[f'decode_head.scale_heads.{level}.{2 * i}'] = conv
+    last = f'decoder/level_{level}_conv_{convs - 1}'
+    taps[f'decode_head.scale_heads.{level}'] = (last, upsampled if level else channels_first)
   return _adapter(manifest, module, SEMANTIC_FPN, _maps_to_logits, taps=taps)
 
 
@@ -450,8 +465,11 @@ def _crossformer_segmentor(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('swiftformer', 'SwiftFormer+SemanticFPN+loss')
 def _swiftformer_segmentor(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  name = (c.get('model') or c.get('backbone')).lower()
-  return _segmentor_adapter(manifest, registry.create_model(name, backbone=True))
+  # The state says them.
+  c.ignore('num_classes', 'fpn_channels', 'head_channels')
+  c.ignore_rates('dropout')
+  backbone = swiftformer_models.model_of(c.get('backbone', c), backbone=True)
+  return _segmentor_adapter(manifest, backbone)
 
 
 @adapters.register_adapter('biformer', 'semantic_fpn')
