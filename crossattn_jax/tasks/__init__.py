@@ -1,27 +1,18 @@
-"""Tasks: what a model is trained to do. The loop knows only `base.Task`."""
+"""Tasks: what a model is trained to do. Each stands in a folder of its own name, in `task.py`."""
 
 import difflib
+import importlib
+import pkgutil
+import types
 
 import ml_collections
 
-from crossattn_jax.tasks.audio_classification import task as audio_classification
-from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
-from crossattn_jax.tasks.classification import task as classification
-from crossattn_jax.tasks.image_fusion import task as image_fusion
-from crossattn_jax.tasks.retrieval import task as retrieval
-from crossattn_jax.tasks.segmentation import task as segmentation
-
-_TASKS = {
-  'audio_classification': audio_classification,
-  'classification': classification,
-  'image_fusion': image_fusion,
-  'retrieval': retrieval,
-  'segmentation': segmentation,
-}
+from crossattn_jax.tasks.base import Batch, Evaluation, Predictor, Serving, Task, Variables
 
 __all__ = [
   'Batch',
   'Evaluation',
+  'Predictor',
   'Serving',
   'Task',
   'Variables',
@@ -30,12 +21,13 @@ __all__ = [
 ]
 
 
-def _module(name: str):
-  if name not in _TASKS:
-    near = difflib.get_close_matches(str(name), _TASKS, n=1)
+def _module(name: str) -> types.ModuleType:
+  known = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+  if name not in known:
+    near = difflib.get_close_matches(str(name), known, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(f'unknown task {name!r}; {hint}known tasks: {", ".join(_TASKS)}')
-  return _TASKS[name]
+    raise ValueError(f'unknown task {name!r}; {hint}known tasks: {", ".join(known)}')
+  return importlib.import_module(f'{__name__}.{name}.task')
 
 
 def default_config(name: str) -> ml_collections.ConfigDict:

@@ -1,8 +1,11 @@
-"""The interface between the training loop and what is learnt."""
+"""What training knows of a task: how it is learnt, looked at and served."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
+import inspect
+import json
 import pathlib
 from typing import Any, ClassVar
 
@@ -10,6 +13,7 @@ from etils import epath
 from flax import linen as nn
 import grain
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from crossattn_jax import models
@@ -17,6 +21,7 @@ from crossattn_jax.data import pipeline
 
 Batch = Mapping[str, jax.Array]
 Variables = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +43,6 @@ jax.tree_util.register_dataclass(Evaluation, ['sums', 'examples'], [])
 
 
 @dataclasses.dataclass(frozen=True)
-class Serving:
-  """The forward pass as others use it, without this library; see `training.export_model`.
-
-  Attributes:
-    run: `(variables, inputs) -> outputs`, both named arrays with the batch first. Inside jit.
-    inputs: shape and dtype of one example of each input, without the batch.
-    description: what makes the inputs of files and reads the outputs, as JSON can hold it.
-    script: Python file that does so by the description; put beside the exported model as
-      `load_and_run.py`.
-    batches: what the examples of an input are called, by its name, where inputs have batches of
-      different sizes, such as 'images'; 'batch' by default.
-  """
-
-  run: Callable[[Variables, Batch], dict[str, jax.Array]]
-  inputs: Mapping[str, jax.ShapeDtypeStruct]
-  description: Mapping[str, Any]
-  script: pathlib.Path
-  batches: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
 class FrozenModel:
   """A trained model that the loss uses and nothing changes, such as a teacher.
 
@@ -76,25 +60,146 @@ class FrozenModel:
   config_key: str
 
 
-class Task(abc.ABC):
-  """A model, its data, its loss, its metrics and its pictures.
+class Predictor(abc.ABC):
+  """What a trained model makes of files and of evaluation examples, as people look at it.
 
-  The loop knows only this class. Everything that is called inside jit is a pure function of its
-  arguments.
+  Attributes:
+    task: that was learnt.
+    variables: of its model.
+  """
+
+  def __init__(self, task: 'Task', variables: Variables):
+    self.task, self.variables = task, variables
+
+  @staticmethod
+  def list_inputs(inputs: epath.Path) -> list[epath.Path]:
+    """The files that `--input` names: itself, or those in the folder.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    files = (
+      sorted(path for path in inputs.glob('*') if path.is_file()) if inputs.is_dir() else [inputs]
+    )
+    if not files or not files[0].exists():
+      raise FileNotFoundError(f'--input={inputs}: no such file, or an empty folder')
+    return files
+
+  @abc.abstractmethod
+  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Predictions of a batch that needs no labels. Inside jit."""
+
+  @functools.cached_property
+  def _predict(self) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+    return jax.jit(self.predict)
+
+  def outputs(self, batch: Batch) -> dict[str, Any]:
+    """`predict` of a batch, compiled, on the host."""
+    return jax.device_get(self._predict(self.variables, batch))
+
+  def predict_file(self, path: epath.Path, name: str, output: epath.Path) -> Record:
+    """Predicts for a file and writes a picture, named `name`, into a folder; returns a record."""
+    raise NotImplementedError
+
+  def predict_files(self, inputs: Sequence[epath.Path], output: epath.Path) -> list[Record]:
+    """Calls `predict_file` for each file; for tasks whose inputs are no single files, override."""
+    names = _unused_names(path.stem for path in inputs)
+    return [self.predict_file(*each, output) for each in zip(inputs, names, strict=True)]
+
+  def write_predictions(self, inputs: Sequence[epath.Path], output: epath.Path) -> list[Record]:
+    """Predicts for files and writes results and pictures into a folder.
+
+    Args:
+      inputs: files, as `list_inputs` returns them.
+      output: an existing folder.
+
+    Returns:
+      JSON-able records, mostly one per file, which are also in `output/predictions.json`.
+    """
+    records = self.predict_files(inputs, output)
+    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
+    return records
+
+  @abc.abstractmethod
+  def write_samples(self, path: epath.Path) -> None:
+    """Writes a picture with predictions for some evaluation examples."""
+
+
+def _unused_names(names: Iterable[str]) -> list[str]:
+  """The names; those that were there before get a number."""
+  used: dict[str, None] = {}
+  for name in names:
+    number, candidate = 1, name
+    while candidate in used:
+      number += 1
+      candidate = f'{name}_{number}'
+    used[candidate] = None
+  return list(used)
+
+
+class Serving(abc.ABC):
+  """The forward pass as others use it, without this library; see `training.export`.
+
+  Attributes:
+    task: that was learnt.
+    batches: what the examples of an input are called, by its name, where inputs have batches of
+      different sizes, such as 'images'; 'batch' by default.
+  """
+
+  batches: Mapping[str, str] = {}
+
+  def __init__(self, task: 'Task'):
+    self.task = task
+
+  @property
+  def script(self) -> pathlib.Path:
+    """Makes inputs of files and reads outputs by the description, as a program of its own.
+
+    It stands beside the task, and is put beside the exported model as `load_and_run.py`.
+    """
+    return pathlib.Path(inspect.getfile(type(self.task))).with_name('serving_script.py')
+
+  @property
+  @abc.abstractmethod
+  def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one example of each input, without the batch."""
+
+  @property
+  @abc.abstractmethod
+  def description(self) -> dict[str, Any]:
+    """What makes the inputs of files and reads the outputs, as JSON can hold it."""
+
+  @abc.abstractmethod
+  def run(self, variables: Variables, inputs: Batch) -> dict[str, jax.Array]:
+    """Maps named arrays with the batch first to such arrays. Inside jit."""
+
+
+class Task(abc.ABC):
+  """A model, its data, its loss and its metrics.
+
+  Everything that is called inside jit is a pure function of its arguments.
 
   Attributes:
     Examples: of a split, as the task wants them.
+    Predictor: looks at what was learnt.
+    Serving: gives it to others.
     config: the whole experiment.
     model: the Flax module.
+    frozen_models: that the loss uses besides the one that is learnt, by name. The state of the run
+      holds their variables, split over the devices like parameters. The loop reads them from their
+      own files, and checkpoints do not repeat them.
   """
 
   Examples: ClassVar[type[pipeline.Examples]]
+  Predictor: ClassVar[type[Predictor]]
+  Serving: ClassVar[type[Serving]]
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
     self.model: nn.Module = self.create_model()
+    self.frozen_models: dict[str, FrozenModel] = {}
 
-  # What is learnt.
+  # The model.
 
   def create_model(self) -> nn.Module:
     """Builds the model that `config.model` names."""
@@ -104,17 +209,36 @@ class Task(abc.ABC):
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch of `batch_size` examples."""
 
-  @abc.abstractmethod
+  def model_inputs(self, batch: Batch) -> tuple[Any, ...]:
+    """What the model takes of a batch."""
+    return (batch['image'],)
+
   def init(self, rng: jax.Array) -> Variables:
     """Initial variables of the model: 'params' and further collections."""
+    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
+    return self.model.init({'params': rng}, *self.model_inputs(batch))
 
-  def frozen_models(self) -> dict[str, FrozenModel]:
-    """Models that the loss uses besides the one that is learnt, by name; none by default.
+  def forward(
+    self, variables: Variables, batch: Batch, rngs: Iterable[jax.Array], train: bool
+  ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Variables]:
+    """Applies the model as its loss needs it.
 
-    The state of the run holds their variables, split over the devices like parameters. The loop
-    reads them from their own files, and checkpoints do not repeat them.
+    Args:
+      variables: of the model.
+      batch: as `batch_spec`.
+      rngs: keys of 'dropout' and of 'drop_path'.
+      train: whether dropout and batch statistics are on.
+
+    Returns:
+      The model's outputs and features, and its updated collections other than 'params'.
     """
-    return {}
+    return self.model.apply(
+      variables,
+      *self.model_inputs(batch),
+      train=train,
+      rngs=dict(zip(('dropout', 'drop_path'), rngs, strict=True)),
+      mutable=[name for name in variables if name != 'params'] if train else [],
+    )
 
   @abc.abstractmethod
   def loss(
@@ -203,47 +327,3 @@ class Task(abc.ABC):
       What `metrics` gets as `Evaluation.examples`.
     """
     return examples
-
-  # What it looks like.
-
-  def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
-    """The files that `--input` names: itself, or those in the folder.
-
-    Raises:
-      FileNotFoundError: there are none.
-    """
-    files = (
-      sorted(path for path in inputs.glob('*') if path.is_file()) if inputs.is_dir() else [inputs]
-    )
-    if not files or not files[0].exists():
-      raise FileNotFoundError(f'--input={inputs}: no such file, or an empty folder')
-    return files
-
-  @abc.abstractmethod
-  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    """Per-example predictions of a batch that needs no labels."""
-
-  @abc.abstractmethod
-  def write_predictions(
-    self, variables: Variables, inputs: Sequence[epath.Path], output: epath.Path
-  ) -> list[dict[str, Any]]:
-    """Predicts for files and writes results and pictures into a folder.
-
-    Args:
-      variables: of the model.
-      inputs: files, as `list_inputs` returns them.
-      output: an existing folder.
-
-    Returns:
-      One JSON-able record per file, which are also in `output/predictions.json`.
-    """
-
-  @abc.abstractmethod
-  def write_samples(self, variables: Variables, path: epath.Path) -> None:
-    """Writes a picture with predictions for some evaluation examples."""
-
-  # How others use it.
-
-  @abc.abstractmethod
-  def serving(self) -> Serving:
-    """What `training.export_model` writes."""

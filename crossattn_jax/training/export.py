@@ -75,7 +75,7 @@ def export_model(
   )
   with jax.set_mesh(mesh):
     variables = jax.device_get(loop.load_variables(experiment, workdir))
-  serving = experiment.task.serving()
+  serving = experiment.task.Serving(experiment.task)
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder)
     programs = {}

@@ -113,11 +113,12 @@ def predict(
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
-  files = experiment.task.list_inputs(inputs)
+  task = experiment.task
+  files = task.Predictor.list_inputs(inputs)
   output.mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)
-    return experiment.task.write_predictions(variables, files, output)
+    return task.Predictor(task, variables).write_predictions(files, output)
 
 
 def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dict[str, float]:
@@ -204,7 +205,7 @@ def _restore_or_init(
     experiment.abstract_state.replace(frozen=abstract), config=experiment.config
   )
   if restored is not None:
-    for name, model in experiment.task.frozen_models().items():
+    for name, model in experiment.task.frozen_models.items():
       if int(restored.state.frozen[name]) != int(fingerprints[name]):
         raise checkpoints.CheckpointMismatch(
           f'{model.config_key}={model.weights!r} holds other weights than those with which this '
@@ -420,4 +421,5 @@ def _write_samples(
   if jax.process_count() > 1:
     variables = multihost_utils.process_allgather(variables, tiled=True)
   if jax.process_index() == 0:
-    experiment.task.write_samples(variables, workdir / 'predictions.png')
+    task = experiment.task
+    task.Predictor(task, variables).write_samples(workdir / 'predictions.png')

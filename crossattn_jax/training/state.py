@@ -73,7 +73,7 @@ def init_state(
     rng=rng_run,
     bad_steps=jnp.zeros((), jnp.int32),
     # Not the weights that count, which are read from files; see `weights.load_frozen`.
-    frozen={name: dict(model.init(rng_init)) for name, model in task.frozen_models().items()},
+    frozen={name: dict(model.init(rng_init)) for name, model in task.frozen_models.items()},
   )
 
 

@@ -75,7 +75,7 @@ def load_frozen(experiment: experiment_lib.Experiment) -> dict[str, Any]:
     CheckpointMismatch: the run has other arrays.
   """
   loaded = {}
-  for name, model in experiment.task.frozen_models().items():
+  for name, model in experiment.task.frozen_models.items():
     if model.weights is None:
       raise config_lib.ConfigError(
         f'set {model.config_key}: a file of {model.name!r} that `python -m crossattn_jax.parity '

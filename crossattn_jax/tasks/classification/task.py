@@ -1,25 +1,19 @@
 """Image classification: cross entropy with label smoothing, mixup and CutMix; top-1 and top-5."""
 
-from collections.abc import Sequence
-import functools
-import json
-import pathlib
 from typing import Any
 
-from absl import logging
-from etils import epath
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
-import numpy as np
 
 from crossattn_jax import models
 from crossattn_jax.data.classification import batches as data
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.metrics import classification as metrics
-from crossattn_jax.tasks import base, losses, pictures
+from crossattn_jax.tasks import base, classifier, losses
+from crossattn_jax.tasks.classification import predictions
 
 DISTILLATIONS = ('none', 'hard', 'soft')
 
@@ -64,15 +58,24 @@ def create_task(config: ml_collections.ConfigDict) -> 'Classification':
   return Classification(config)
 
 
-class Classification(base.Task):
+class Classification(classifier.Classifier):
   """Assigns one of a fixed set of classes to an image."""
 
   Examples = data.Examples
+  Predictor = predictions.Predictor
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    self._image_shape = (*config.dataset.image_size, len(config.dataset.mean))
+    self.image_shape = (*config.dataset.image_size, len(config.dataset.mean))
     self._teacher = self._create_teacher()
+    if self._teacher is not None:
+      distillation = config.task.distillation
+      self.frozen_models['teacher'] = base.FrozenModel(
+        name=distillation.teacher.name,
+        init=lambda rng: self._teacher.init({'params': rng}, jnp.ones((1, *self.image_shape))),
+        weights=distillation.teacher_weights,
+        config_key='config.task.distillation.teacher_weights',
+      )
 
   def _create_teacher(self) -> nn.Module | None:
     """Builds the model to learn from; None without distillation."""
@@ -104,50 +107,16 @@ class Classification(base.Task):
       )
     return teacher
 
-  def frozen_models(self) -> dict[str, base.FrozenModel]:
-    """The teacher, where there is one."""
-    if self._teacher is None:
-      return {}
-    config = self.config.task.distillation
-    image = jnp.zeros((1, *self._image_shape))
-    return {
-      'teacher': base.FrozenModel(
-        name=config.teacher.name,
-        init=lambda rng: self._teacher.init({'params': rng}, image),
-        weights=config.teacher_weights,
-        config_key='config.task.distillation.teacher_weights',
-      )
-    }
-
-  @functools.cached_property
-  def class_names(self) -> tuple[str, ...]:
-    """Names of the classes; their numbers where the data set is not at hand."""
-    dataset = self.config.dataset
-    try:
-      return self.Examples.open_source(dataset, dataset.train_split).class_names
-    except (ValueError, FileNotFoundError) as error:
-      logging.warning('classes are shown by number: %s', error)
-      return tuple(str(index) for index in range(self.model.num_classes))
-
-  def check_data(self) -> None:
-    """Refuses another number of classes than the data set has."""
-    if len(self.class_names) != self.model.num_classes:
-      raise ValueError(
-        f'config.model.num_classes is {self.model.num_classes}, but dataset '
-        f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '
-        f'config.model.num_classes={len(self.class_names)}'
-      )
+  def describe_preprocessing(self) -> dict[str, Any]:
+    """What makes an image of a file."""
+    return data.describe_preprocessing(self.config.dataset)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Normalised images `[batch, height, width, channels]` and integer labels `[batch]`."""
     return {
-      'image': jax.ShapeDtypeStruct((batch_size, *self._image_shape), jnp.float32),
+      'image': jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32),
       'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
-
-  def init(self, rng: jax.Array) -> base.Variables:
-    """Initial variables of the model."""
-    return self.model.init({'params': rng}, jnp.zeros((1, *self._image_shape)))
 
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
@@ -157,29 +126,21 @@ class Classification(base.Task):
     teacher_variables = variables.pop('teacher', None)
     config = self.config.task
     images, labels = batch['image'], batch['label']
-    num_classes = self.model.num_classes
     mix = train and (config.mixup_alpha > 0 or config.cutmix_alpha > 0)
-    rng_mix, rng_dropout, rng_drop_path = jax.random.split(rng, 3)
+    rng_mix, *rngs = jax.random.split(rng, 3)
     if mix:
       images, targets = mixing.mix_batch(
         images,
         labels,
         rng_mix,
-        num_classes=num_classes,
+        num_classes=self.model.num_classes,
         smoothing=config.label_smoothing,
         mixup_alpha=config.mixup_alpha,
         cutmix_alpha=config.cutmix_alpha,
         probability=config.mix_probability,
         switch_probability=config.switch_probability,
       )
-    state = [name for name in variables if name != 'params']
-    (logits, features), updated = self.model.apply(
-      variables,
-      images,
-      train=train,
-      rngs={'dropout': rng_dropout, 'drop_path': rng_drop_path},
-      mutable=state if train else [],
-    )
+    (logits, features), updated = self.forward(variables, {'image': images}, rngs, train)
     if mix:
       per_example = losses.soft_target_cross_entropy(logits, targets)
       labels = jnp.argmax(targets, axis=-1)
@@ -244,90 +205,3 @@ class Classification(base.Task):
       'loss': sums['loss'] / count,
       'examples': count,
     }
-
-  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
-    """Class probabilities `[batch, classes]` and attention maps `[batch, rows, columns]`.
-
-    A model takes part in the pictures by a method `attention_maps(features)`, which returns named
-    maps. Where what looks has a place in the image, `attention_queries(features)` returns it as
-    maps of the same names and shapes.
-    """
-    logits, features = self.model.apply(variables, batch['image'])
-    outputs = {
-      'probabilities': jax.nn.softmax(
-        logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
-      )
-    }
-    return outputs | pictures.attention_outputs(self.model, features)
-
-  def write_predictions(
-    self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
-  ) -> list[dict[str, Any]]:
-    """Writes `predictions.json` and a picture per image with its best classes and attention."""
-    predict = jax.jit(self.predict)
-    records, used = [], set()
-    for path in inputs:
-      image, picture = data.read_image(path, self.config.dataset)
-      outputs = jax.device_get(predict(variables, {'image': image[None]}))
-      best = np.argsort(-outputs['probabilities'][0], kind='stable')[:5]
-      record = {
-        'input': str(path),
-        'classes': [
-          {
-            'index': int(index),
-            'name': self._class_name(int(index)),
-            'probability': float(outputs['probabilities'][0, index]),
-          }
-          for index in best
-        ],
-      }
-      shown = output / f'{pictures.unused_name(path.stem, used)}.png'
-      record['picture'] = str(shown)
-      pictures.classified_image(
-        shown,
-        picture,
-        [(entry['name'], entry['probability']) for entry in record['classes']],
-        pictures.attention_of(outputs, 0),
-      )
-      records.append(record)
-    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
-    return records
-
-  def write_samples(self, variables: base.Variables, path: epath.Path) -> None:
-    """Writes a sheet of evaluation images with predicted and true classes and attention."""
-    batch = next(iter(self.eval_data(16, 0, 1)))
-    outputs = jax.device_get(jax.jit(self.predict)(variables, {'image': batch['image']}))
-    shown = data.denormalize(batch['image'], self.config.dataset)
-    samples = [
-      pictures.Sample(
-        image=shown[row],
-        predicted=self._class_name(int(np.argmax(outputs['probabilities'][row]))),
-        true=self._class_name(int(batch['label'][row])),
-        probability=float(np.max(outputs['probabilities'][row])),
-        attention=pictures.attention_of(outputs, row),
-      )
-      for row in range(len(shown))
-      if batch['mask'][row]
-    ]
-    pictures.classification_sheet(path, samples)
-
-  def serving(self) -> base.Serving:
-    """Normalised images in, logits out."""
-    script = pathlib.Path(__file__).with_name('serving_script.py')
-
-    def run(variables: base.Variables, inputs: base.Batch) -> dict[str, jax.Array]:
-      logits, _ = self.model.apply(variables, inputs['image'])
-      return {'logits': logits}
-
-    return base.Serving(
-      run=run,
-      inputs={'image': jax.ShapeDtypeStruct(self._image_shape, jnp.float32)},
-      description={
-        'preprocessing': data.describe_preprocessing(self.config.dataset),
-        'classes': [self._class_name(index) for index in range(self.model.num_classes)],
-      },
-      script=script,
-    )
-
-  def _class_name(self, index: int) -> str:
-    return self.class_names[index] if index < len(self.class_names) else str(index)

@@ -1,14 +1,12 @@
-"""Pictures of fused images: files for machines, and sheets beside what they were fused from."""
+"""Pictures of fused images beside what they were fused from."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import io
 
 from etils import epath, epy
 import numpy as np
-from PIL import Image
 
-from crossattn_jax.tasks import pictures
+from crossattn_jax.tasks import attention_maps, drawing
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure
@@ -29,22 +27,15 @@ class Sample:
   fused: np.ndarray
 
 
-def write_image(path: epath.Path, image: np.ndarray) -> None:
-  """Writes uint8 `[height, width]` or `[height, width, 3]` as a PNG."""
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, 'png')
-  path.write_bytes(buffer.getvalue())
-
-
 def _show(axes, image: np.ndarray) -> None:
   if image.ndim == 2:
     # Else matplotlib stretches the levels that occur to black and white.
     image = np.repeat(image[..., None], 3, axis=-1)
-  pictures.show_image(axes, image)
+  drawing.show_image(axes, image)
 
 
 def side_by_side(
-  path: epath.Path, sample: Sample, attention: Mapping[str, pictures.Attention]
+  path: epath.Path, sample: Sample, attention: Mapping[str, attention_maps.Attention]
 ) -> None:
   """Draws both images, the fused one, and attention maps over it.
 
@@ -62,9 +53,9 @@ def side_by_side(
     _show(panel, image)
     panel.set_title(title, fontsize=9)
   for panel, (title, shown) in zip(axes[len(panels) :], attention.items(), strict=True):
-    pictures.show_attention(panel, sample.fused, shown)
+    drawing.show_attention(panel, sample.fused, shown)
     panel.set_title(title, fontsize=9)
-  pictures.save(page, path)
+  drawing.save(page, path)
 
 
 def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
@@ -81,4 +72,4 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
       _show(grid[row, column], getattr(sample, title))
       if column == 0:
         grid[row, 0].set_title(title, fontsize=8, loc='left')
-  pictures.save(page, path)
+  drawing.save(page, path)

@@ -1,27 +1,18 @@
 """Fusion of infrared and visible images: one image that shows what both show."""
 
-from collections.abc import Mapping, Sequence
-import csv
-import io
-import json
-import pathlib
-from typing import Any
+from collections.abc import Mapping
 
-from etils import epath
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from crossattn_jax.data.image_fusion import batches as data
-from crossattn_jax.data.image_fusion import sources
 from crossattn_jax.metrics import image_fusion as metrics
-from crossattn_jax.tasks import base, pictures
-from crossattn_jax.tasks.image_fusion import losses
-from crossattn_jax.tasks.image_fusion import pictures as fusion_pictures
+from crossattn_jax.tasks import base
+from crossattn_jax.tasks.image_fusion import losses, predictions, serving, tables
 
 ROUNDINGS = ('truncate', 'round')
-AVERAGE = 'average'
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -55,6 +46,8 @@ class ImageFusion(base.Task):
   """Makes one image of a registered visible and infrared image."""
 
   Examples = data.Examples
+  Predictor = predictions.Predictor
+  Serving = serving.Serving
 
   def __init__(self, config: ml_collections.ConfigDict):
     _check(config)
@@ -66,24 +59,15 @@ class ImageFusion(base.Task):
     image = jax.ShapeDtypeStruct((batch_size, *self._crop, 1), jnp.float32)
     return {'visible': image, 'infrared': image}
 
-  def init(self, rng: jax.Array) -> base.Variables:
-    """Initial variables of the model."""
-    image = jnp.zeros((1, *self._crop, 1))
-    return self.model.init({'params': rng}, image, image)
+  def model_inputs(self, batch: base.Batch) -> tuple[jax.Array, jax.Array]:
+    """Both images."""
+    return batch['visible'], batch['infrared']
 
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
     """The loss of a batch over all pixels of all devices."""
-    del rng
-    state = [name for name in variables if name != 'params']
-    (fused, _), updated = self.model.apply(
-      variables,
-      batch['visible'],
-      batch['infrared'],
-      train=train,
-      mutable=state if train else [],
-    )
+    (fused, _), updated = self.forward(variables, batch, jax.random.split(rng), train)
     loss = self._loss(fused, batch)
     reported = {
       'gradient_loss': loss.gradient.mean(),
@@ -107,7 +91,7 @@ class ImageFusion(base.Task):
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Sums of the losses, and the images, of which the host computes the metrics."""
-    fused, _ = self.model.apply(variables, batch['visible'], batch['infrared'], size=batch['size'])
+    fused, _ = self.model.apply(variables, *self.model_inputs(batch), size=batch['size'])
     loss, mask = self._loss(fused, batch, batch['size']), batch['mask']
     images = {'visible': batch['visible'], 'infrared': batch['infrared'], 'fused': fused}
     return base.Evaluation(
@@ -117,27 +101,28 @@ class ImageFusion(base.Task):
         'gradient_loss': jnp.sum(jnp.where(mask, loss.gradient, 0)),
         'intensity_loss': jnp.sum(jnp.where(mask, loss.intensity, 0)),
       },
-      examples={name: self._to_bytes(image[..., 0]) for name, image in images.items()}
+      examples={name: self.to_bytes(image[..., 0]) for name, image in images.items()}
       | {'size': batch['size']},
     )
 
-  def _to_bytes(self, levels: jax.Array) -> jax.Array:
+  def to_bytes(self, levels: jax.Array) -> jax.Array:
+    """Levels of 8 bits."""
     if self.config.task.rounding == 'round':
       levels = jnp.round(levels)
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)
 
   def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The metrics of each pair `[rows, metrics]`, in float64; NaN where images are too small."""
-    kinds = ['fused', *([AVERAGE] if self.config.task.compare_with_average else [])]
-    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    found: dict[str, list[list[float]]] = {'fused': []}
+    if self.config.task.compare_with_average:
+      found[tables.AVERAGE] = []
     for row, (height, width) in enumerate(examples['size']):
-      images = {
-        name: examples[name][row, :height, :width] for name in ('fused', 'visible', 'infrared')
-      }
-      images[AVERAGE] = average(images['visible'], images['infrared'])
-      for kind in kinds:
-        values = metrics.fusion_metrics(images[kind], images['visible'], images['infrared'])
-        found[kind].append([values.get(name, np.nan) for name in metrics.DIRECTIONS])
+      fused, *pair = (
+        examples[name][row, :height, :width] for name in ('fused', 'visible', 'infrared')
+      )
+      images = {'fused': fused, tables.AVERAGE: tables.average(*pair)}
+      for kind, rows in found.items():
+        rows.append(tables.row(metrics.fusion_metrics(images[kind], *pair)))
     shape = (-1, len(metrics.DIRECTIONS))
     return {kind: np.array(rows, np.float64).reshape(shape) for kind, rows in found.items()}
 
@@ -152,222 +137,15 @@ class ImageFusion(base.Task):
     results = {
       name: float(sums[name]) / count for name in ('loss', 'gradient_loss', 'intensity_loss')
     }
-    means = {kind: _means(rows) for kind, rows in evaluation.examples.items()}
+    means = {kind: tables.means(rows) for kind, rows in evaluation.examples.items()}
     results |= means['fused']
-    if AVERAGE in means:
-      results |= {f'{AVERAGE}/{name}': value for name, value in means[AVERAGE].items()}
+    if tables.AVERAGE in means:
+      average = means[tables.AVERAGE]
+      results |= {f'{tables.AVERAGE}/{name}': value for name, value in average.items()}
       results['better_than_average'] = sum(
-        metrics.better(name, means['fused'][name], means[AVERAGE][name])
-        for name in metrics.HEADLINE
+        metrics.better(name, means['fused'][name], average[name]) for name in metrics.HEADLINE
       )
     return results | {'examples': count}
-
-  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
-    """Fuses pairs as `data.prepare_pair` makes them.
-
-    Returns:
-      `fused` uint8 `[batch, height, width]`, of which `size` counts, and where the model has them
-      attention maps `attention_maps/NAME` over the padded images.
-    """
-    fused, features = self.model.apply(
-      variables, batch['visible'], batch['infrared'], size=batch['size']
-    )
-    outputs = {'fused': self._to_bytes(fused[..., 0])}
-    return outputs | pictures.attention_outputs(self.model, features)
-
-  def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
-    """The files of pairs, all visible ones first.
-
-    Args:
-      inputs: a folder that has a folder of visible ('vi', 'visible', ...) and one of infrared
-        images ('ir', 'infrared', ...); or two folders, or two files, joined by a comma, the visible
-        one first.
-
-    Raises:
-      FileNotFoundError: there are no such files.
-      ValueError: it is none of these, or an image has no partner.
-    """
-    parts = [epath.Path(part) for part in str(inputs).split(',')]
-    for part in parts:
-      if not part.exists():
-        raise FileNotFoundError(f'--input={inputs}: {part} does not exist')
-    if len(parts) == 1 and parts[0].is_dir():
-      parts = list(sources.find_folders(parts[0]) or ())
-    if len(parts) != 2 or parts[0].is_dir() != parts[1].is_dir():
-      raise ValueError(
-        f'--input={inputs}: expected a folder with one folder of visible images '
-        f'({", ".join(sources.VISIBLE_FOLDERS)}) and one of infrared images '
-        f'({", ".join(sources.INFRARED_FOLDERS)}), or VISIBLE,INFRARED: two folders or two files'
-      )
-    if not parts[0].is_dir():
-      return parts
-    pairs = sources.pair_files(*(sources.list_images(part) for part in parts))
-    if not pairs:
-      raise FileNotFoundError(f'--input={inputs}: no images in {parts[0]} and {parts[1]}')
-    return [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-
-  def write_predictions(
-    self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
-  ) -> list[dict[str, Any]]:
-    """Writes the fused images, what they were fused from beside them, and how good they are.
-
-    `fused/NAME.png` has the colours of the visible image where it has any; `NAME.png` is a sheet of
-    both images, the fused one, and attention maps; `metrics.csv` has a row per pair, `metrics.md`
-    the means, also those of the mean of both images; `predictions.json` repeats the former. Metrics
-    are of the luma.
-
-    Args:
-      variables: of the model.
-      inputs: all visible files, then the infrared ones in the same order.
-      output: an existing folder.
-
-    Returns:
-      One record per pair.
-
-    Raises:
-      ValueError: a pair is not aligned, or a file unreadable.
-    """
-    if len(inputs) % 2:
-      raise ValueError(
-        f'{len(inputs)} files make no pairs: give all visible files, then as many infrared ones'
-      )
-    predict = jax.jit(self.predict)
-    (output / 'fused').mkdir(parents=True, exist_ok=True)
-    records, tables = [], {'fused': [], AVERAGE: []}
-    half = len(inputs) // 2
-    for visible_path, infrared_path in zip(inputs[:half], inputs[half:], strict=True):
-      pair = data.read_pair(visible_path, infrared_path)
-      batch = data.prepare_pair(pair, self.config.dataset)
-      outputs = jax.device_get(predict(variables, batch))
-      height, width = batch['size'][0]
-      luma = outputs['fused'][0, :height, :width]
-      visible, infrared = data.luma(pair.visible), data.luma(pair.infrared)
-      fused = luma if data.is_grey(pair.visible) else data.recolor(luma, pair.visible)
-      files = {
-        'fused': output / 'fused' / f'{visible_path.stem}.png',
-        'picture': output / f'{visible_path.stem}.png',
-      }
-      fusion_pictures.write_image(files['fused'], fused)
-      fusion_pictures.side_by_side(
-        files['picture'],
-        fusion_pictures.Sample(pair.visible, pair.infrared, fused),
-        _attention(outputs, (height, width)),
-      )
-      record = {
-        'visible': str(visible_path),
-        'infrared': str(infrared_path),
-        **{kind: str(path) for kind, path in files.items()},
-      }
-      if min(luma.shape) >= metrics.SMALLEST_SIDE:
-        mean = average(visible, infrared)
-        for kind, image in (('fused', luma), (AVERAGE, mean)):
-          values = metrics.fusion_metrics(image, visible, infrared)
-          tables[kind].append([values.get(name, np.nan) for name in metrics.DIRECTIONS])
-          if kind == 'fused':
-            record['metrics'] = values
-      records.append(record)
-    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
-    (output / 'metrics.csv').write_text(_csv(records))
-    if tables['fused']:
-      rows = {self.config.model.name: tables['fused'], 'mean of both images': tables[AVERAGE]}
-      means = {name: _means(np.array(values)) for name, values in rows.items()}
-      (output / 'metrics.md').write_text(_markdown(means))
-    return records
-
-  def write_samples(self, variables: base.Variables, path: epath.Path) -> None:
-    """Writes a sheet of evaluation pairs and what was made of them."""
-    batch = next(iter(self.eval_data(8, 0, 1)))
-    inputs = {name: batch[name] for name in ('visible', 'infrared', 'size')}
-    fused = jax.device_get(jax.jit(self.predict)(variables, inputs)['fused'])
-    samples = []
-    for row in np.flatnonzero(batch['mask']):
-      height, width = batch['size'][row]
-      both = (batch[name][row, :height, :width, 0] for name in ('visible', 'infrared'))
-      samples.append(
-        fusion_pictures.Sample(
-          *(image.astype(np.uint8) for image in both), fused[row, :height, :width]
-        )
-      )
-    fusion_pictures.sheet(path, samples)
-
-  def serving(self) -> base.Serving:
-    """Luma of pairs of any size up to `serving_size` in, fused luma out."""
-    size = tuple(self.config.task.serving_size)
-    image = jax.ShapeDtypeStruct((*size, 1), jnp.float32)
-
-    def run(variables: base.Variables, inputs: base.Batch) -> dict[str, jax.Array]:
-      fused, _ = self.model.apply(
-        variables, inputs['visible'], inputs['infrared'], size=inputs['size']
-      )
-      return {'fused': fused}
-
-    return base.Serving(
-      run=run,
-      inputs={
-        'visible': image,
-        'infrared': image,
-        'size': jax.ShapeDtypeStruct((2,), jnp.int32),
-      },
-      description={
-        'preprocessing': data.describe_preprocessing(),
-        'rounding': self.config.task.rounding,
-      },
-      script=pathlib.Path(__file__).with_name('serving_script.py'),
-    )
-
-
-def average(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
-  """The mean of two images, uint8, rounded: what every fusion should be better than."""
-  return np.rint((visible.astype(np.float64) + infrared) / 2).astype(np.uint8)
-
-
-def _means(rows: np.ndarray) -> dict[str, float]:
-  """Means over the pairs that have a metric, by its name."""
-  return {
-    name: float(np.mean(column[~np.isnan(column)]))
-    for name, column in zip(metrics.DIRECTIONS, rows.T, strict=True)
-    if not np.isnan(column).all()
-  }
-
-
-def _csv(records: Sequence[Mapping[str, Any]]) -> str:
-  file = io.StringIO()
-  found = {name for record in records for name in record.get('metrics', {})}
-  names = [name for name in metrics.DIRECTIONS if name in found]
-  writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(['visible', 'infrared', *names])
-  for record in records:
-    values = record.get('metrics', {})
-    writer.writerow([record['visible'], record['infrared'], *(values.get(n, '') for n in names)])
-  return file.getvalue()
-
-
-def _markdown(means: Mapping[str, Mapping[str, float]]) -> str:
-  """A table with a row per method; arrows say what is better."""
-  names = list(next(iter(means.values())))
-  arrows = {'up': '↑', 'down': '↓'}
-  lines = [
-    '| method | ' + ' | '.join(f'{n} {arrows[metrics.DIRECTIONS[n]]}' for n in names) + ' |',
-    '|---' * (len(names) + 1) + '|',
-  ]
-  for method, values in means.items():
-    lines.append(f'| {method} | ' + ' | '.join(f'{values[n]:.4f}' for n in names) + ' |')
-  return '\n'.join(lines) + '\n'
-
-
-def _attention(
-  outputs: Mapping[str, np.ndarray], size: tuple[int, int]
-) -> dict[str, pictures.Attention]:
-  """The maps of the first pair, without what is beyond it."""
-  bucket = outputs['fused'].shape[1:3]
-  shown = {}
-  for name, attention in pictures.attention_of(outputs, 0).items():
-    rows, columns = (
-      -(-side * count // length)
-      for side, count, length in zip(size, attention.weights.shape, bucket, strict=True)
-    )
-    shown[name] = pictures.Attention(attention.weights[:rows, :columns])
-  return shown
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -8,7 +8,7 @@ from etils import epath, epy
 import numpy as np
 
 from crossattn_jax.data.retrieval import sources
-from crossattn_jax.tasks import pictures
+from crossattn_jax.tasks import attention_maps, drawing
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure, patches
@@ -71,7 +71,7 @@ def _show(axes, item: Item, color: str | None = None) -> None:
     lines = '\n'.join(textwrap.wrap(item.text, 24))
     axes.text(0.5, 0.5, lines, ha='center', va='center', fontsize=7, transform=axes.transAxes)
   else:
-    pictures.show_image(axes, item.picture.image)
+    drawing.show_image(axes, item.picture.image)
     # Ticks stay hidden, the frame is wanted.
     axes.set_axis_on()
     axes.set_xticks([])
@@ -100,7 +100,7 @@ def retrieval_sheet(path: epath.Path, results: Sequence[Result]) -> None:
       color = {True: 'tab:green', False: 'tab:red', None: None}[answer.right]
       _show(axes, answer.item, color)
       axes.set_title(f'{rank}: {answer.score:.3f}', fontsize=8, loc='left')
-  pictures.save(page, path)
+  drawing.save(page, path)
 
 
 def attention_picture(
@@ -149,9 +149,9 @@ def attention_picture(
     axes = page.add_subplot(grid[1 + number // columns, number % columns])
     image = np.asarray(item.picture.image)
     weights = _over_image(attention.words_from_regions[number], boxes, image.shape[:2])
-    pictures.show_attention(axes, image, pictures.Attention(weights))
+    drawing.show_attention(axes, image, attention_maps.Attention(weights))
     axes.set_title(pieces[number], fontsize=7, loc='left')
-  pictures.save(page, path)
+  drawing.save(page, path)
 
 
 def _over_image(

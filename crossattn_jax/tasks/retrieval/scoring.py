@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
+import functools
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -21,6 +22,10 @@ Encoded = Mapping[str, np.ndarray]
 _BLOCKS_AHEAD = 2
 
 
+# Captions per image in the blocks of all pairs: as many as images have.
+_BLOCK_TEXTS = 5
+
+
 class Reranked(NamedTuple):
   """Scores that are complete for the best few pairs of every query only.
 
@@ -31,6 +36,76 @@ class Reranked(NamedTuple):
 
   of_images: np.ndarray
   of_texts: np.ndarray
+
+
+class Scorer:
+  """Scores pairs of encoded images and sentences, by programs that are compiled once.
+
+  Attributes:
+    model: with the methods that `create_block_scorer` and `create_pair_scorer` name.
+    chunk: sentences that are paired with the images at a time.
+    rows: images per block.
+  """
+
+  def __init__(self, model: nn.Module, chunk: int, rows: int):
+    self.model, self.chunk, self.rows = model, chunk, rows
+
+  def all_pairs(self, variables: Mapping[str, Any], images: Encoded, texts: Encoded) -> np.ndarray:
+    """See `score_all_pairs`."""
+    block = self.rows, _BLOCK_TEXTS * self.rows
+    return score_all_pairs(self._score_block, variables, images, texts, block)
+
+  def best_pairs(
+    self, variables: Mapping[str, Any], images: Encoded, texts: Encoded, top_k: int
+  ) -> Reranked:
+    """See `rerank_best_pairs`."""
+    return rerank_best_pairs(
+      self._score_pairs,
+      variables,
+      images,
+      texts,
+      alpha=self.model.alpha,
+      top_k=top_k,
+      block=self.rows * self.chunk,
+    )
+
+  @functools.cached_property
+  def _score_block(self) -> Callable[..., jax.Array]:
+    return create_block_scorer(self.model, self.chunk)
+
+  @functools.cached_property
+  def _score_pairs(self) -> Callable[..., jax.Array]:
+    return create_pair_scorer(self.model)
+
+
+def flat(texts: Mapping[str, Any]) -> dict[str, Any]:
+  """Captions `[images, captions, ...]` as sentences `[images * captions, ...]`."""
+  return {name: x.reshape(-1, *x.shape[2:]) for name, x in texts.items()}
+
+
+def score_batch(
+  model: nn.Module, variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Scores every sentence for every image, inside jit.
+
+  Args:
+    model: encodes images and texts, and scores them.
+    variables: of the model.
+    batch: 'regions', 'region_mask', 'words' and 'word_mask' as in training, of any number of images
+      and any number of sentences.
+
+  Returns:
+    'score' `[images, texts]`; 'image_embedding' `[images, width]` and 'text_embedding' `[texts,
+    width]`, of the self-attention module.
+  """
+  apply = functools.partial(model.apply, variables)
+  images = apply(batch['regions'], batch['region_mask'], method='encode_images')
+  texts = apply(batch['words'], batch['word_mask'], method='encode_texts')
+  return {
+    'score': apply(images, texts, method='score'),
+    'image_embedding': images['embedding'],
+    'text_embedding': texts['embedding'],
+  }
 
 
 def create_block_scorer(model: nn.Module, chunk: int) -> Callable[..., jax.Array]:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossattn_jax.data.retrieval import sources
-from crossattn_jax.tasks.retrieval import pictures
-from crossattn_jax.tasks.retrieval import scoring as retrieval_scoring
+from crossattn_jax.tasks.retrieval import pictures, scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Gallery:
 
   source: sources.Source
   numbers: np.ndarray
-  images: retrieval_scoring.Encoded
-  texts: retrieval_scoring.Encoded
+  images: scoring.Encoded
+  texts: scoring.Encoded
 
   @functools.cached_property
   def keys(self) -> list[str]:

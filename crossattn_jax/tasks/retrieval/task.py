@@ -1,12 +1,8 @@
 """Retrieval between images and sentences: each finds the other by a score of all pairs."""
 
-from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
-import pathlib
 from typing import Any
 
-from etils import epath
 from flax import linen as nn
 import grain
 import jax
@@ -18,21 +14,11 @@ from crossattn_jax.data.retrieval import batches as data
 from crossattn_jax.data.retrieval import word_pieces
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.tasks import base
-from crossattn_jax.tasks.retrieval import losses, search
-from crossattn_jax.tasks.retrieval import pictures as retrieval_pictures
-from crossattn_jax.tasks.retrieval import scoring as retrieval_scoring
+from crossattn_jax.tasks.retrieval import losses, predictions, scoring, serving
 
 # Modules whose kernels SAEM keeps short, and by how much.
 _IMAGE_BRANCH = ('region_projection', 'image_')
 _NORM_WEIGHT = 0.01
-# Answers that pictures and records have.
-_ANSWERS = 5
-# Images among which the sheet of a run's end searches.
-_SAMPLE_IMAGES = 256
-# Queries of each kind in it.
-_SAMPLES = 4
-# Captions per image in the blocks of all pairs: as many as images have.
-_BLOCK_TEXTS = 5
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -82,19 +68,37 @@ def create_task(config: ml_collections.ConfigDict) -> 'Retrieval':
 
 
 class Retrieval(base.Task):
-  """Finds the captions of an image and the image of a caption."""
+  """Finds the captions of an image and the image of a caption.
+
+  Attributes:
+    scorer: of all pairs of a split.
+  """
 
   Examples = data.Examples
+  Predictor = predictions.Predictor
+  Serving = serving.Serving
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     _check(config, self.model)
+    batch_size = config.evaluation.batch_size or config.batch_size
+    self.scorer = scoring.Scorer(self.model, config.task.chunk, batch_size)
+
+  @property
+  def takes_features(self) -> bool:
+    """Whether words come as features, and not as the numbers of word pieces."""
+    return self.config.dataset.word_files is not None
+
+  @functools.cached_property
+  def tokenizer(self) -> word_pieces.WordPieces:
+    """Makes word pieces of sentences."""
+    return data.tokenizer(self.config.dataset)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """As many images as captions; pair i belongs together."""
     config = self.config.dataset
     words = ((config.max_words,), jnp.int32)
-    if self._takes_features:
+    if self.takes_features:
       words = ((config.max_words, config.word_dim), jnp.float32)
     shapes = {
       'regions': ((config.num_regions, config.region_dim), jnp.float32),
@@ -109,10 +113,9 @@ class Retrieval(base.Task):
       for name, (shape, dtype) in shapes.items()
     }
 
-  def init(self, rng: jax.Array) -> base.Variables:
-    """Initial variables of the model."""
-    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
-    return self.model.init({'params': rng}, batch)
+  def model_inputs(self, batch: base.Batch) -> tuple[base.Batch]:
+    """All of the batch."""
+    return (batch,)
 
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
@@ -145,9 +148,9 @@ class Retrieval(base.Task):
 
   def check_data(self) -> None:
     """Refuses word pieces that the text encoder does not know."""
-    if self._takes_features:
+    if self.takes_features:
       return
-    size, known = len(self._tokenizer.vocabulary), self.model.vocab_size
+    size, known = len(self.tokenizer.vocabulary), self.model.vocab_size
     if size > known:
       raise ValueError(
         f'dataset.vocabulary has {size} word pieces, {self.config.model.name!r} knows {known}: set '
@@ -175,7 +178,7 @@ class Retrieval(base.Task):
     rows, captions, _ = batch['word_mask'].shape
     apply = functools.partial(self.model.apply, variables)
     images = apply(batch['regions'], batch['region_mask'], method='encode_images')
-    texts = _flat({name: batch[name] for name in ('words', 'word_mask')})
+    texts = scoring.flat({name: batch[name] for name in ('words', 'word_mask')})
     texts = apply(texts['words'], texts['word_mask'], method='encode_texts')
     texts = jax.tree.map(lambda x: x.reshape(rows, captions, *x.shape[1:]), texts)
     return base.Evaluation(
@@ -185,7 +188,7 @@ class Retrieval(base.Task):
 
   def evaluate_examples(
     self, variables: base.Variables, examples: Any
-  ) -> dict[str, list[np.ndarray | retrieval_scoring.Reranked]]:
+  ) -> dict[str, list[np.ndarray | scoring.Reranked]]:
     """Scores of all pairs, and of the pairs of each fold.
 
     Args:
@@ -202,12 +205,13 @@ class Retrieval(base.Task):
     config = self.config.task.evaluation
     images, texts = examples['images'], examples['texts']
     count, captions = texts['mask'].shape[:2]
-    score, prefix = self._score, ''
+    score, prefix = self.scorer.all_pairs, ''
     if config.rerank_topk is not None:
-      score, prefix = self._rerank, f'rerank_top{config.rerank_topk}/'
-    scores: dict[str, list[np.ndarray | retrieval_scoring.Reranked]] = {}
+      score = functools.partial(self.scorer.best_pairs, top_k=config.rerank_topk)
+      prefix = f'rerank_top{config.rerank_topk}/'
+    scores: dict[str, list[np.ndarray | scoring.Reranked]] = {}
     if config.all_pairs:
-      scores[prefix] = [score(variables, images, _flat(texts))]
+      scores[prefix] = [score(variables, images, scoring.flat(texts))]
     if config.folds is not None:
       if count % config.folds:
         raise ValueError(
@@ -223,7 +227,7 @@ class Retrieval(base.Task):
         else:
           # The best of a fold are others than the best of all.
           fold = jax.tree.map(lambda x, rows=rows: x[rows], (images, texts))
-          part = score(variables, fold[0], _flat(fold[1]))
+          part = score(variables, fold[0], scoring.flat(fold[1]))
         folds.append(part)
     return scores
 
@@ -236,265 +240,11 @@ class Retrieval(base.Task):
         results[prefix + name] = float(np.mean([table[name] for table in tables]))
     return results | {'examples': int(evaluation.sums['count'])}
 
-  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
-    """Scores every sentence for every image.
 
-    Args:
-      variables: of the model.
-      batch: 'regions', 'region_mask', 'words' and 'word_mask' as in training, of any number of
-        images and any number of sentences.
-
-    Returns:
-      'score' `[images, texts]`; 'image_embedding' `[images, width]` and 'text_embedding' `[texts,
-      width]`, of the self-attention module.
-    """
-    apply = functools.partial(self.model.apply, variables)
-    images = apply(batch['regions'], batch['region_mask'], method='encode_images')
-    texts = apply(batch['words'], batch['word_mask'], method='encode_texts')
-    return {
-      'score': apply(images, texts, method='score'),
-      'image_embedding': images['embedding'],
-      'text_embedding': texts['embedding'],
-    }
-
-  def list_inputs(self, inputs: epath.Path) -> list[epath.Path]:
-    """Text files with queries: `inputs`, or those in the folder.
-
-    Raises:
-      FileNotFoundError: there are none.
-      ValueError: a file is no text.
-    """
-    files = super().list_inputs(inputs)
-    for path in files:
-      if path.suffix.lower() != '.txt':
-        raise ValueError(
-          f'--input={inputs}: expected .txt files with a query per line, a sentence or the id of '
-          f'an image of the evaluation split, not {path.name!r}'
-        )
-    return files
-
-  def write_predictions(
-    self, variables: base.Variables, inputs: Sequence[epath.Path], output: epath.Path
-  ) -> list[dict[str, Any]]:
-    """Searches the evaluation split for the queries of text files.
-
-    A line that is the id of an image of the split finds captions, any other line is a sentence and
-    finds images; without a text encoder it must be one of the split's captions. Written are
-    `predictions.json`, and for query n `query_n.png`, a sheet with the five best answers, and
-    `query_n_attention.png`, what attends to what in the best pair.
-
-    Args:
-      variables: of the model.
-      inputs: text files.
-      output: an existing folder.
-
-    Returns:
-      One record per query.
-
-    Raises:
-      ValueError: there is no query, or a sentence that cannot be encoded.
-    """
-    lines = [line.strip() for path in inputs for line in path.read_text().splitlines()]
-    queries = [line for line in lines if line]
-    if not queries:
-      raise ValueError(f'{", ".join(map(str, inputs))}: no line with a query')
-    gallery = self._gallery(variables)
-    rows = {key: row for row, key in enumerate(gallery.keys)}
-    results = self._search(
-      variables,
-      gallery,
-      [search.Query(row=rows[x]) if x in rows else search.Query(sentence=x) for x in queries],
-    )
-    records = []
-    for number, result in enumerate(results, start=1):
-      files = {'picture': output / f'query_{number}.png'}
-      retrieval_pictures.retrieval_sheet(files['picture'], [result.shown(gallery)])
-      if self.model.cross_attention:
-        files['attention'] = output / f'query_{number}_attention.png'
-        self._draw_attention(variables, gallery, result, files['attention'])
-      record = result.record(gallery) | {kind: str(path) for kind, path in files.items()}
-      records.append(record)
-    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
-    return records
-
-  def write_samples(self, variables: base.Variables, path: epath.Path) -> None:
-    """Writes a sheet of captions and images of the evaluation split and what they find in it."""
-    gallery = self._gallery(variables, _SAMPLE_IMAGES)
-    count, captions = gallery.texts['mask'].shape[:2]
-    rows = np.unique(np.linspace(0, count - 1, 2 * _SAMPLES).astype(int)).tolist()
-    queries = [
-      search.Query(gallery.captions(row)[number % captions], row)
-      for number, row in enumerate(rows[::2])
-    ]
-    queries += [search.Query(row=row) for row in rows[1::2]]
-    results = self._search(variables, gallery, queries)
-    retrieval_pictures.retrieval_sheet(path, [result.shown(gallery) for result in results])
-
-  def serving(self) -> base.Serving:
-    """Images' regions and sentences' words in, scores of all their pairs and embeddings out."""
-    specs = self.batch_spec(1)
-    images, texts = ('regions', 'region_mask'), ('words', 'word_mask')
-    return base.Serving(
-      run=self.predict,
-      inputs={
-        name: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype)
-        for name in (*images, *texts)
-      },
-      description={'vocabulary': None if self._takes_features else self._tokenizer.vocabulary},
-      script=pathlib.Path(__file__).with_name('serving_script.py'),
-      batches=dict.fromkeys(images, 'images') | dict.fromkeys(texts, 'texts'),
-    )
-
-  def _gallery(self, variables: base.Variables, limit: int | None = None) -> search.Gallery:
-    """Encodes the evaluation split, or the first batches of it that have `limit` images."""
-    numbers, encoded = [], []
-    for batch in self.eval_data(self._eval_batch_size, 0, 1):
-      kept = batch['mask']
-      examples = jax.device_get(self._evaluate(variables, batch)).examples
-      encoded.append(jax.tree.map(lambda x, kept=kept: x[kept], examples))
-      numbers.append(batch['image'][kept])
-      if limit is not None and sum(map(len, numbers)) >= limit:
-        break
-    examples = jax.tree.map(lambda *parts: np.concatenate(parts), *encoded)
-    config = self.config.dataset
-    source = self.Examples.open_source(config, config.eval_split)
-    return search.Gallery(source, np.concatenate(numbers), **examples)
-
-  def _search(
-    self, variables: base.Variables, gallery: search.Gallery, queries: Sequence[search.Query]
-  ) -> list[search.Result]:
-    """Finds the best answers to each query."""
-    captions = gallery.texts['mask'].shape[1]
-    sentences = [query.sentence for query in queries if query.sentence is not None]
-    rows = [query.row for query in queries if query.sentence is None]
-    scores = {}
-    if sentences:
-      texts = self._encode_sentences(variables, gallery, sentences)
-      scores[True] = iter(self._score(variables, gallery.images, texts).T)
-    if rows:
-      images = {name: x[rows] for name, x in gallery.images.items()}
-      scores[False] = iter(self._score(variables, images, _flat(gallery.texts)))
-    return [
-      search.best_answers(query, next(scores[query.sentence is not None]), captions, _ANSWERS)
-      for query in queries
-    ]
-
-  def _encode_sentences(
-    self, variables: base.Variables, gallery: search.Gallery, sentences: Sequence[str]
-  ) -> dict[str, np.ndarray]:
-    if self._takes_features:
-      rows, captions = zip(*map(gallery.place_of, sentences), strict=True)
-      return {name: x[list(rows), list(captions)] for name, x in gallery.texts.items()}
-    words, mask = (np.stack(x) for x in zip(*map(self._tokenizer, sentences), strict=True))
-    return jax.device_get(self._encode_texts(variables, words, mask))
-
-  def _draw_attention(
-    self,
-    variables: base.Variables,
-    gallery: search.Gallery,
-    result: search.Result,
-    path: epath.Path,
-  ) -> None:
-    """Draws what attends to what in the best pair."""
-    best = result.answers[0]
-    sentence = result.query.sentence
-    if sentence is None:
-      sentence = gallery.captions(best.row)[best.caption]
-    images = {name: x[best.row][None] for name, x in gallery.images.items()}
-    texts = self._encode_sentences(variables, gallery, [sentence])
-    weights = jax.device_get(self._attend(variables, images, texts))
-    weights = weights[0].mean(axis=0)
-    regions, slots = images['mask'][0], images['mask'].shape[1]
-    if self._takes_features:
-      # What they were computed of is not known here.
-      word_mask = texts['mask'][0]
-      pieces = [str(number) for number in range(1, 1 + np.count_nonzero(word_mask))]
-    else:
-      words, word_mask = self._tokenizer(sentence)
-      pieces = self._tokenizer.pieces(words, word_mask)
-    retrieval_pictures.attention_picture(
-      path,
-      gallery.image_item(best.row),
-      pieces,
-      retrieval_pictures.PairAttention(
-        regions_from_words=weights[:slots, slots:][regions][:, word_mask],
-        words_from_regions=weights[slots:, :slots][word_mask][:, regions],
-      ),
-    )
-
-  def _score(
-    self,
-    variables: base.Variables,
-    images: retrieval_scoring.Encoded,
-    texts: retrieval_scoring.Encoded,
-  ) -> np.ndarray:
-    rows = self._eval_batch_size
-    return retrieval_scoring.score_all_pairs(
-      self._score_block, variables, images, texts, (rows, _BLOCK_TEXTS * rows)
-    )
-
-  def _rerank(
-    self,
-    variables: base.Variables,
-    images: retrieval_scoring.Encoded,
-    texts: retrieval_scoring.Encoded,
-  ) -> retrieval_scoring.Reranked:
-    config = self.config.task
-    return retrieval_scoring.rerank_best_pairs(
-      self._score_pairs,
-      variables,
-      images,
-      texts,
-      alpha=self.model.alpha,
-      top_k=config.evaluation.rerank_topk,
-      block=self._eval_batch_size * config.chunk,
-    )
-
-  @property
-  def _takes_features(self) -> bool:
-    """Whether words come as features, and not as the numbers of word pieces."""
-    return self.config.dataset.word_files is not None
-
-  @property
-  def _eval_batch_size(self) -> int:
-    return self.config.evaluation.batch_size or self.config.batch_size
-
-  # Compiled once, however often they are called.
-
-  @functools.cached_property
-  def _evaluate(self) -> Callable[..., base.Evaluation]:
-    return jax.jit(self.evaluate)
-
-  @functools.cached_property
-  def _encode_texts(self) -> Callable[..., dict[str, jax.Array]]:
-    return jax.jit(functools.partial(self.model.apply, method='encode_texts'))
-
-  @functools.cached_property
-  def _attend(self) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(self.model.apply, method='cross_attention_maps'))
-
-  @functools.cached_property
-  def _score_block(self) -> Callable[..., jax.Array]:
-    return retrieval_scoring.create_block_scorer(self.model, self.config.task.chunk)
-
-  @functools.cached_property
-  def _score_pairs(self) -> Callable[..., jax.Array]:
-    return retrieval_scoring.create_pair_scorer(self.model)
-
-  @functools.cached_property
-  def _tokenizer(self) -> word_pieces.WordPieces:
-    return data.tokenizer(self.config.dataset)
-
-
-def _flat(texts: Mapping[str, Any]) -> dict[str, Any]:
-  """Captions `[images, captions, ...]` as sentences `[images * captions, ...]`."""
-  return {name: x.reshape(-1, *x.shape[2:]) for name, x in texts.items()}
-
-
-def _table(scores: np.ndarray | retrieval_scoring.Reranked) -> dict[str, float]:
+def _table(scores: np.ndarray | scoring.Reranked) -> dict[str, float]:
   """The metrics of a part of the split."""
   of_texts = None
-  if isinstance(scores, retrieval_scoring.Reranked):
+  if isinstance(scores, scoring.Reranked):
     scores, of_texts = scores
   captions = scores.shape[1] // scores.shape[0]
   return metrics.retrieval_metrics(scores, captions, text_scores=of_texts)

@@ -1,14 +1,13 @@
-"""Pictures of classes of pixels: files for machines, overlays and sheets for people."""
+"""Pictures of classes of pixels: overlays and sheets."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import io
 
 from etils import epath, epy
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.tasks import pictures
+from crossattn_jax.tasks import attention_maps, drawing
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure, patches
@@ -33,47 +32,35 @@ class Sample:
   true: np.ndarray
 
 
-def write_labels(path: epath.Path, labels: np.ndarray) -> None:
-  """Writes labels, uint8 `[height, width]`, as the grey levels of a PNG."""
-  _write(path, Image.fromarray(labels))
+def _colors(palette: np.ndarray) -> np.ndarray:
+  """Colours of all bytes, uint8 `[256, 3]`; what is no class is black."""
+  colors = np.zeros((256, 3), np.uint8)
+  colors[: len(palette)] = palette
+  return colors
 
 
-def write_colors(path: epath.Path, classes: np.ndarray, palette: np.ndarray) -> None:
-  """Writes classes, uint8 `[height, width]`, as a PNG whose palette colours them; 255 is black."""
+def with_palette(classes: np.ndarray, palette: np.ndarray) -> Image.Image:
+  """An image whose pixels are classes, uint8 `[height, width]`, and whose palette colours them."""
   image = Image.fromarray(classes)
-  colors = np.zeros((256, 3), np.uint8)
-  colors[: len(palette)] = palette
-  image.putpalette(colors.tobytes())
-  _write(path, image)
-
-
-def _write(path: epath.Path, image: Image.Image) -> None:
-  buffer = io.BytesIO()
-  image.save(buffer, 'png')
-  path.write_bytes(buffer.getvalue())
-
-
-def colored(classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """Colours of classes `[height, width]`, uint8 `[height, width, 3]`; 255 is black."""
-  colors = np.zeros((256, 3), np.uint8)
-  colors[: len(palette)] = palette
-  return colors[classes.astype(np.uint8)]
+  image.putpalette(_colors(palette).tobytes())
+  return image
 
 
 def _laid_over(image: np.ndarray, classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
   """The image seen through the colours of its classes, which may have another size."""
   if image.shape[:2] != classes.shape:
     image = np.asarray(Image.fromarray(image).resize(classes.shape[::-1]))
-  return np.rint((1 - _OPACITY) * image + _OPACITY * colored(classes, palette)).astype(np.uint8)
+  colored = _colors(palette)[classes.astype(np.uint8)]
+  return np.rint((1 - _OPACITY) * image + _OPACITY * colored).astype(np.uint8)
 
 
 def _legend(
-  sheet: 'figure.Figure', shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray
+  page: 'figure.Figure', shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray
 ) -> None:
   """Names the most frequent of the classes that occur, with their colours."""
   counts = sum(np.bincount(classes.ravel(), minlength=256) for classes in shown)[: len(names)]
   frequent = np.argsort(-counts, kind='stable')[:_LEGEND_ENTRIES]
-  sheet.legend(
+  page.legend(
     handles=[
       patches.Patch(facecolor=palette[index] / 255, edgecolor='black', label=names[index])
       for index in sorted(frequent)
@@ -91,7 +78,7 @@ def overlay(
   classes: np.ndarray,
   names: Sequence[str],
   palette: np.ndarray,
-  attention: tuple[np.ndarray, Mapping[str, pictures.Attention]] | None = None,
+  attention: tuple[np.ndarray, Mapping[str, attention_maps.Attention]] | None = None,
 ) -> None:
   """Draws an image, its classes laid over it with a legend, and attention maps.
 
@@ -106,15 +93,15 @@ def overlay(
   maps = attention[1] if attention else {}
   panels = 2 + len(maps)
   tall = image.shape[0] / image.shape[1]
-  sheet = figure.Figure(figsize=(4.2 * panels, 4.2 * tall + 0.8), layout='constrained')
-  axes = sheet.subplots(1, panels)
-  pictures.show_image(axes[0], image)
-  pictures.show_image(axes[1], _laid_over(image, classes, palette))
+  page = figure.Figure(figsize=(4.2 * panels, 4.2 * tall + 0.8), layout='constrained')
+  axes = page.subplots(1, panels)
+  drawing.show_image(axes[0], image)
+  drawing.show_image(axes[1], _laid_over(image, classes, palette))
   for panel, (name, shown) in zip(axes[2:], maps.items(), strict=True):
-    pictures.show_attention(panel, attention[0], shown)
+    drawing.show_attention(panel, attention[0], shown)
     panel.set_title(name, fontsize=8)
-  _legend(sheet, [classes], names, palette)
-  pictures.save(sheet, path)
+  _legend(page, [classes], names, palette)
+  drawing.save(page, path)
 
 
 def sheet(
@@ -133,11 +120,11 @@ def sheet(
   for column, sample in enumerate(samples):
     counted = sample.true != 255
     right = (sample.predicted == sample.true)[counted].mean() if counted.any() else np.nan
-    pictures.show_image(grid[0, column], sample.image)
-    pictures.show_image(grid[1, column], _laid_over(sample.image, sample.predicted, palette))
-    pictures.show_image(grid[2, column], _laid_over(sample.image, sample.true, palette))
+    drawing.show_image(grid[0, column], sample.image)
+    drawing.show_image(grid[1, column], _laid_over(sample.image, sample.predicted, palette))
+    drawing.show_image(grid[2, column], _laid_over(sample.image, sample.true, palette))
     grid[1, column].set_title(f'{right:.1%} right', fontsize=8, loc='right')
   for row, title in enumerate(('image', 'predicted', 'true')):
     grid[row, 0].set_title(title, fontsize=8, loc='left')
   _legend(page, [sample.predicted for sample in samples], names, palette)
-  pictures.save(page, path)
+  drawing.save(page, path)

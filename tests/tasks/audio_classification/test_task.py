@@ -13,10 +13,10 @@ from scipy.io import wavfile
 
 from configs import mmvit_audioset, mmvit_tones
 from crossattn_jax import tasks
-from crossattn_jax.data.audio import batches as audio
+from crossattn_jax.data.audio import batches as data
 from crossattn_jax.data.scenes import tones
 from crossattn_jax.tasks import losses
-from crossattn_jax.tasks.audio_classification import serving_script as audio_classification_script
+from crossattn_jax.tasks.audio_classification import serving_script
 
 
 @pytest.fixture
@@ -58,10 +58,11 @@ def test_another_number_of_classes_than_the_data_set_s_is_refused(config):
 def test_a_sound_gets_a_picture_with_classes_and_attention(config, tmp_path):
   task = tasks.create_task(config)
   maps = {'attention_maps/stage 1, fine': np.ones((1, 2, 4))}
-  task.predict = lambda variables, batch: {'scores': jnp.arange(8.0)[None] / 8, **maps}
+  predictor = task.Predictor(task, {})
+  predictor.predict = lambda variables, batch: {'scores': jnp.arange(8.0)[None] / 8, **maps}
   (tmp_path / 'clip.wav').write_bytes(tones.encode(tones.clip('test', 0)[0]))
   output = epath.Path(tmp_path)
-  records = task.write_predictions({}, [output / 'clip.wav'], output)
+  records = predictor.write_predictions([output / 'clip.wav'], output)
   assert records[0]['classes'][0] == {'index': 7, 'name': 'harmonics', 'score': 0.875}
   assert json.loads((tmp_path / 'predictions.json').read_text()) == records
   with Image.open(records[0]['picture']) as picture:
@@ -72,7 +73,7 @@ def test_a_sound_gets_a_picture_with_classes_and_attention(config, tmp_path):
 def test_samples_are_drawn(config, tmp_path):
   task = tasks.create_task(config)
   variables = jax.jit(task.init)(jax.random.key(0))
-  task.write_samples(variables, epath.Path(tmp_path) / 'samples.png')
+  task.Predictor(task, variables).write_samples(epath.Path(tmp_path) / 'samples.png')
   with Image.open(tmp_path / 'samples.png') as picture:
     assert min(picture.size) > 100
 
@@ -83,11 +84,11 @@ def test_the_exported_script_hears_what_the_pipeline_hears(config, tmp_path, rat
   samples = np.random.RandomState(0).randint(-9000, 9000, (rate // 4, 2)).astype(np.int16)
   wavfile.write(path, rate, samples)
   task = tasks.create_task(config)
-  serving = task.serving()
+  serving = task.Serving(task)
   assert serving.inputs['image'].shape == (16, 32, 1)
-  script = runpy.run_path(audio_classification_script.__file__)
+  script = runpy.run_path(serving_script.__file__)
   heard = script['preprocess'](path, json.loads(json.dumps(serving.description['preprocessing'])))
-  np.testing.assert_allclose(heard, audio.read_audio(path, config.dataset), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(heard, data.read_audio(path, config.dataset), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('clips', ['full', '20k'])

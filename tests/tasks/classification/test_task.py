@@ -69,7 +69,9 @@ def test_an_unknown_task_is_refused_with_the_nearest_name(tiny_config):
 
 
 def test_attention_maps_are_on_the_patch_grids(task, variables):
-  outputs = jax.eval_shape(task.predict, variables, {'image': jnp.zeros((3, 8, 8, 1))})
+  outputs = jax.eval_shape(
+    task.Predictor(task, variables).predict, variables, {'image': jnp.zeros((3, 8, 8, 1))}
+  )
   assert outputs['attention_maps/branch 0 to 1'].shape == (3, 2, 2)
   assert outputs['attention_maps/branch 1 to 0'].shape == (3, 4, 4)
   assert outputs['probabilities'].shape == (3, 10)

@@ -90,11 +90,11 @@ def pair_folders(tmp_path):
 def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_path):
   task = tasks.create_task(small_config())
   variables = variables_of(task)
-  inputs = task.list_inputs(epath.Path(pair_folders))
+  inputs = task.Predictor.list_inputs(epath.Path(pair_folders))
   assert [path.name for path in inputs] == ['colour.png', 'grey.png'] * 2
   output = epath.Path(tmp_path / 'out')
   output.mkdir()
-  records = task.write_predictions(variables, inputs, output)
+  records = task.Predictor(task, variables).write_predictions(inputs, output)
   assert json.loads((output / 'predictions.json').read_text()) == records
   colour, grey = (Image.open(record['fused']) for record in records)
   assert (colour.mode, colour.size) == ('RGB', (48, 61))
@@ -126,15 +126,15 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
 def test_inputs_that_are_no_pairs_are_refused_with_names(pair_folders):
   task = tasks.create_task(small_config())
   with pytest.raises(ValueError, match='expected a folder with one folder of visible images'):
-    task.list_inputs(epath.Path(pair_folders / 'vi'))
+    task.Predictor.list_inputs(epath.Path(pair_folders / 'vi'))
   with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
-    task.list_inputs(epath.Path(f'{pair_folders}/vi,{pair_folders}/nowhere'))
+    task.Predictor.list_inputs(epath.Path(f'{pair_folders}/vi,{pair_folders}/nowhere'))
   files = [pair_folders / kind / 'grey.png' for kind in ('vi', 'ir')]
   given = epath.Path(','.join(map(str, files)))
-  assert [str(path) for path in task.list_inputs(given)] == list(map(str, files))
+  assert [str(path) for path in task.Predictor.list_inputs(given)] == list(map(str, files))
   (pair_folders / 'ir' / 'grey.png').unlink()
   with pytest.raises(ValueError, match=r"vi/grey\.png' has no partner: expected '.*/ir' to have"):
-    task.list_inputs(epath.Path(pair_folders))
+    task.Predictor.list_inputs(epath.Path(pair_folders))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_served_model_fuses_smaller_images_as_if_alone():
   config = small_config()
   config.task.serving_size = (64, 64)
   task = tasks.create_task(config)
-  variables, serving = variables_of(task), task.serving()
+  variables, serving = variables_of(task), task.Serving(task)
   rng = np.random.default_rng(0)
   visible, infrared = rng.uniform(0, 255, (2, 1, 64, 64, 1)).astype(np.float32)
   assert {name: spec.shape for name, spec in serving.inputs.items()} == {

@@ -15,10 +15,7 @@ from crossattn_jax import models, parallel, tasks
 from crossattn_jax.data.retrieval import batches as data
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import variables_io
-from crossattn_jax.tasks.retrieval import pictures as retrieval_pictures
-from crossattn_jax.tasks.retrieval import scoring as retrieval_scoring
-from crossattn_jax.tasks.retrieval import search as retrieval_search
-from crossattn_jax.tasks.retrieval import words as retrieval_words
+from crossattn_jax.tasks.retrieval import pictures, scoring, search, words
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export
 
@@ -100,10 +97,10 @@ def test_every_pair_is_scored_once_whatever_the_blocks(trained, datasets_dir):
 def test_blocks_are_split_over_the_devices_without_communication(trained):
   task, variables, examples, expected = trained
   texts = {name: x.reshape(-1, *x.shape[2:]) for name, x in examples['texts'].items()}
-  score = retrieval_scoring.create_block_scorer(task.model, 4)
+  score = scoring.create_block_scorer(task.model, 4)
   mesh = parallel.create_mesh(data=4, fsdp=2)
   with jax.set_mesh(mesh):
-    scores = retrieval_scoring.score_all_pairs(score, variables, examples['images'], texts, (4, 24))
+    scores = scoring.score_all_pairs(score, variables, examples['images'], texts, (4, 24))
     structs = [
       jax.tree.map(
         lambda x, shape=shape, sharding=sharding: jax.ShapeDtypeStruct(
@@ -259,12 +256,13 @@ def test_saem_is_an_option_with_its_further_losses(saem):
 @pytest.mark.extended
 def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_path):
   task, variables, _, expected = trained
-  gallery = task._gallery(variables)
+  predictor = task.Predictor(task, variables)
+  gallery = predictor.gallery()
   (tmp_path / 'queries.txt').write_text(f'a red star on sand\n\n{gallery.keys[3]}\n')
   output = epath.Path(tmp_path / 'out')
   output.mkdir()
-  inputs = task.list_inputs(epath.Path(tmp_path / 'queries.txt'))
-  records = task.write_predictions(variables, inputs, output)
+  inputs = task.Predictor.list_inputs(epath.Path(tmp_path / 'queries.txt'))
+  records = predictor.write_predictions(inputs, output)
   assert json.loads((output / 'predictions.json').read_text()) == records
   sentence, image = records
   assert (sentence['kind'], image['kind']) == ('sentence', 'image')
@@ -281,18 +279,18 @@ def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_p
 
 def test_answers_are_right_where_they_belong_to_the_query():
   scores = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
-  image = retrieval_search.best_answers(retrieval_search.Query(row=1), scores, 2, 3)
+  image = search.best_answers(search.Query(row=1), scores, 2, 3)
   assert [(x.row, x.caption) for x in image.answers] == [(0, 1), (1, 1), (2, 1)]
-  sentence = retrieval_search.best_answers(retrieval_search.Query('a'), scores, 2, 2)
+  sentence = search.best_answers(search.Query('a'), scores, 2, 2)
   assert [(x.row, x.caption, x.score) for x in sentence.answers] == [(1, None, 0.9), (3, None, 0.8)]
 
 
 def test_attention_is_drawn_where_the_image_is_not_at_hand(tmp_path):
   rng = np.random.default_rng(0)
-  attention = retrieval_pictures.PairAttention(rng.random((36, 4)), rng.random((4, 36)))
-  item = retrieval_pictures.Item('391895')
+  attention = pictures.PairAttention(rng.random((36, 4)), rng.random((4, 36)))
+  item = pictures.Item('391895')
   path = epath.Path(tmp_path / 'attention.png')
-  retrieval_pictures.attention_picture(path, item, ('[CLS]', 'a', 'dog', '[SEP]'), attention)
+  pictures.attention_picture(path, item, ('[CLS]', 'a', 'dog', '[SEP]'), attention)
   assert Image.open(path).width > 1000
 
 
@@ -300,11 +298,11 @@ def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
   task, variables, _, _ = trained
   (tmp_path / 'photo.png').write_bytes(b'')
   with pytest.raises(ValueError, match=r"expected \.txt files with a query per line.*'photo\.png'"):
-    task.list_inputs(epath.Path(tmp_path))
+    task.Predictor.list_inputs(epath.Path(tmp_path))
   empty = epath.Path(tmp_path / 'queries.txt')
   empty.write_text('\n')
   with pytest.raises(ValueError, match=r'queries\.txt: no line with a query'):
-    task.write_predictions(variables, [empty], epath.Path(tmp_path))
+    task.Predictor(task, variables).write_predictions([empty], epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -350,10 +348,10 @@ def features_config(task, variables, folder, splits=('validation',)):
   """A model without the text encoder, and the features that it makes of captions, in a folder."""
   config = task.config.copy_and_resolve_references()
   for split in splits:
-    source = data.open_split(config.dataset, split)
+    source = data.Examples.open_source(config.dataset, split)
     captions = [caption for i in range(len(source)) for caption in source[i].captions]
-    retrieval_words.write_caption_features(
-      task.model, variables, task._tokenizer, captions, folder, split, batch_size=16
+    words.write_caption_features(
+      task.model, variables, task.tokenizer, captions, folder, split, batch_size=16
     )
   config.model.text_layers = 0
   config.dataset.word_files, config.dataset.word_dim = str(folder), SMALL['word_dim']
@@ -372,7 +370,7 @@ def test_features_that_were_computed_before_are_those_of_the_text_encoder(traine
   mask = expected['mask']
   np.testing.assert_allclose(found['candidates'][mask], expected['candidates'][mask], atol=1e-5)
   with pytest.raises(ValueError, match='the weights are of no text encoder: expected'):
-    retrieval_words.write_caption_features(task.model, {}, None, [], tmp_path, 'train')
+    words.write_caption_features(task.model, {}, None, [], tmp_path, 'train')
 
 
 @pytest.mark.extended
@@ -388,16 +386,17 @@ def test_a_model_learns_the_same_of_features_and_is_asked_by_captions(trained, t
   expected, _ = loss_of(original, variables, batch_of(original))
   assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
-  gallery = task._gallery(params)
+  predictor = task.Predictor(task, params)
+  gallery = predictor.gallery()
   caption = gallery.captions(2)[3]
   queries = epath.Path(tmp_path / 'queries.txt')
   queries.write_text(f'{caption}\n{gallery.keys[1]}\n')
-  by_caption, by_image = task.write_predictions(params, [queries], epath.Path(tmp_path))
+  by_caption, by_image = predictor.write_predictions([queries], epath.Path(tmp_path))
   assert (by_caption['query'], by_image['query']) == (caption, gallery.keys[1])
   assert Image.open(by_image['attention']).width > 300
   queries.write_text('a dog\n')
   with pytest.raises(ValueError, match=r"'a dog' is no caption of the split: .*ask by a caption"):
-    task.write_predictions(params, [queries], epath.Path(tmp_path))
+    predictor.write_predictions([queries], epath.Path(tmp_path))
 
 
 @pytest.mark.extended
@@ -407,9 +406,9 @@ def test_features_are_computed_by_the_command_line(trained, tmp_path, capsys):
   overrides = {**SMALL, 'region_dim': 16}
   variables_io.save_variables(weights, variables, 'mmca_small', overrides)
   vocabulary = tmp_path / 'vocab.txt'
-  vocabulary.write_text('\n'.join(task._tokenizer.vocabulary) + '\n')
+  vocabulary.write_text('\n'.join(task.tokenizer.vocabulary) + '\n')
   (tmp_path / 'dev_caps.txt').write_text('a red star on sand\na blue disc\n')
-  retrieval_words.main(
+  words.main(
     [
       str(weights),
       str(tmp_path / 'dev_caps.txt'),
@@ -423,8 +422,8 @@ def test_features_are_computed_by_the_command_line(trained, tmp_path, capsys):
   assert np.load(tmp_path / 'out' / 'dev_lengths.npy').tolist() == [7, 5]
   written = np.load(tmp_path / 'out' / 'dev_words.npy')
   assert (written.dtype, written.shape) == (np.float16, (12, 8))
-  words, mask = (x[None] for x in task._tokenizer('a red star on sand'))
-  expected = task.model.apply(variables, words, mask, method='encode_words')
+  numbers, mask = (x[None] for x in task.tokenizer('a red star on sand'))
+  expected = task.model.apply(variables, numbers, mask, method='encode_words')
   np.testing.assert_allclose(written[:7], expected[0, :7], rtol=1e-3, atol=1e-3)
 
 
@@ -443,7 +442,7 @@ def test_a_frozen_text_encoder_needs_weights(datasets_dir):
 @pytest.mark.extended
 def test_the_served_model_scores_all_pairs_as_the_model_does(trained):
   task, variables, _, _ = trained
-  serving, batch = task.serving(), batch_of(task)
+  serving, batch = task.Serving(task), batch_of(task)
   inputs = {name: batch[name] for name in serving.inputs}
   assert {name: x.shape[1:] for name, x in inputs.items()} == {
     name: spec.shape for name, spec in serving.inputs.items()
@@ -459,7 +458,7 @@ def test_the_served_model_scores_all_pairs_as_the_model_does(trained):
 
 def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trained):
   task, _, _, _ = trained
-  script = runpy.run_path(str(task.serving().script))
+  script = runpy.run_path(str(task.Serving(task).script))
   rng = np.random.default_rng(0)
   images = {'regions': rng.random((40, 3)), 'region_mask': np.ones((40, 2), bool)}
   texts = {'words': rng.random((9, 3)), 'word_mask': np.ones((9, 4), bool)}
@@ -494,7 +493,7 @@ def test_an_exported_model_takes_any_number_of_images_and_of_sentences(trained, 
 
 def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
   task, _, _, _ = trained
-  serving = task.serving()
+  serving = task.Serving(task)
   batch = {name: x[:1] for name, x in batch_of(task).items()}
   spec = dict(serving.description) | {
     'inputs': {name: {'shape': ['batch', *x.shape]} for name, x in serving.inputs.items()}
@@ -502,7 +501,7 @@ def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
   script = runpy.run_path(str(serving.script))
   for sentence in ('A red star, on SAND', 'a ' * 40, 'unknown'):
     for made, expected in zip(
-      script['to_words'](sentence, spec), task._tokenizer(sentence), strict=True
+      script['to_words'](sentence, spec), task.tokenizer(sentence), strict=True
     ):
       np.testing.assert_array_equal(made, expected)
   used = int(batch['region_mask'].sum())
@@ -513,8 +512,8 @@ def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
   features = np.ones((2, 8))
   np.save(tmp_path / 'words.npy', features)
   feature_spec = {'vocabulary': None, 'inputs': {'words': {'shape': ['batch', 4, 8]}}}
-  words, mask = script['to_words'](tmp_path / 'words.npy', feature_spec)
-  np.testing.assert_array_equal(words, np.pad(features, ((0, 2), (0, 0))))
+  made, mask = script['to_words'](tmp_path / 'words.npy', feature_spec)
+  np.testing.assert_array_equal(made, np.pad(features, ((0, 2), (0, 0))))
   assert mask.tolist() == [True, True, False, False]
   np.save(tmp_path / 'regions.npy', np.zeros((2, 9, 16)))
   with pytest.raises(

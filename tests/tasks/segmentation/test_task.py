@@ -196,8 +196,9 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
     Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(tmp_path / name)
   output = epath.Path(tmp_path / 'out')
   output.mkdir()
-  records = task.write_predictions(
-    variables, [epath.Path(tmp_path / name) for name in ('a.png', 'b.jpg')], output
+  predictor = task.Predictor(task, variables)
+  records = predictor.write_predictions(
+    [epath.Path(tmp_path / name) for name in ('a.png', 'b.jpg')], output
   )
   assert json.loads((output / 'predictions.json').read_text()) == records
   for record, size in zip(records, ((40, 24), (33, 30)), strict=True):
@@ -212,7 +213,7 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
     assert Image.open(record['picture']).size[0] > 100
   batch, _ = data.read_image(tmp_path / 'a.png', config.dataset)
   np.testing.assert_array_equal(
-    jax.jit(task.predict)(variables, batch)['classes'][0, :40, :24],
+    predictor.outputs(batch)['classes'][0, :40, :24],
     cityscapes.to_classes(np.asarray(Image.open(records[0]['labels']))),
   )
 
@@ -220,7 +221,8 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
 @pytest.mark.extended
 def test_a_sheet_of_samples_is_drawn(config, tmp_path):
   task = tasks.create_task(config)
-  task.write_samples(variables_of(task), epath.Path(tmp_path / 'samples.png'))
+  predictor = task.Predictor(task, variables_of(task))
+  predictor.write_samples(epath.Path(tmp_path / 'samples.png'))
   assert Image.open(tmp_path / 'samples.png').size[0] > 500
 
 
@@ -267,7 +269,7 @@ def test_the_exported_model_labels_images_without_this_library(config, tmp_path,
 
   resized = np.asarray(Image.open(tmp_path / 'a.png').resize((33, 33), Image.Resampling.BILINEAR))
   batch = data.prepare_image(resized, config.dataset)
-  expected = jax.jit(task.predict)(variables, batch)['classes'][0]
+  expected = task.Predictor(task, variables).outputs(batch)['classes'][0]
   labels = np.asarray(Image.open(tmp_path / 'a_labels.png'))
   assert labels.shape == (66, 33)
   assert (labels[::2] == expected).mean() > 0.99

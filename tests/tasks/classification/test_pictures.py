@@ -2,7 +2,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.tasks import pictures
+from crossattn_jax.tasks import attention_maps
+from crossattn_jax.tasks.classification import pictures
 
 CYAN = (0, 255, 255)
 
@@ -22,7 +23,7 @@ def test_what_looks_has_a_frame_where_it_is(tmp_path, framed):
     query[2:4, 6:8] = 1
   path = tmp_path / 'picture.png'
   image = np.full((32, 32, 3), 0.5)
-  attention = {'stage 1': pictures.Attention(weights, query)}
+  attention = {'stage 1': attention_maps.Attention(weights, query)}
   pictures.classified_image(path, image, [('cat', 0.75)], attention)
   frame = _cyan(path)
   assert (len(frame) > 0) == framed
@@ -39,10 +40,10 @@ def test_a_sheet_frames_every_example(tmp_path):
   query[0, 0] = 1
   samples = [
     pictures.Sample(
-      np.full((8, 8, 1), 0.5), '3', '3', 0.9, {'stage 1': pictures.Attention(query, query)}
+      np.full((8, 8, 1), 0.5), '3', '3', 0.9, {'stage 1': attention_maps.Attention(query, query)}
     )
   ] * 3
   path = tmp_path / 'sheet.png'
-  pictures.classification_sheet(path, samples)
+  pictures.sheet(path, samples)
   columns = np.unique(_cyan(path)[:, 1])
   assert np.count_nonzero(np.diff(columns) > 20) >= 2

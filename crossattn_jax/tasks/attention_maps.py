@@ -1,0 +1,50 @@
+"""Where a model looks: the maps that its pictures show."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import linen as nn
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """Where something in an image looks.
+
+  Attributes:
+    weights: `[rows, columns]` over the image.
+    query: what looks, of the same shape, not zero there; None where it has no place in the image,
+      as a class token has none.
+  """
+
+  weights: np.ndarray
+  query: np.ndarray | None = None
+
+
+def outputs(model: nn.Module, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Attention maps `[batch, rows, columns]` of a model's features, where it has any. Inside jit.
+
+  A model takes part in the pictures by a method `attention_maps(features)`, which returns named
+  maps. Where what looks has a place in the image, `attention_queries(features)` returns it as maps
+  of the same names and shapes.
+
+  Returns:
+    'attention_maps/NAME', and 'attention_queries/NAME'.
+  """
+  return {
+    f'{kind}/{name}': values
+    for kind in ('attention_maps', 'attention_queries')
+    if hasattr(model, kind)
+    for name, values in getattr(model, kind)(features).items()
+  }
+
+
+def of_example(outputs: Mapping[str, np.ndarray], row: int) -> dict[str, Attention]:
+  """The maps of one example among `outputs`, by name."""
+  prefix = 'attention_maps/'
+  shown = {}
+  for name in (key.removeprefix(prefix) for key in outputs if key.startswith(prefix)):
+    query = outputs.get(f'attention_queries/{name}')
+    shown[name] = Attention(outputs[prefix + name][row], None if query is None else query[row])
+  return shown

@@ -1,0 +1,96 @@
+"""What tasks have in common that assign classes to whole images, or to what looks like one."""
+
+import abc
+import functools
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.tasks import base
+
+# Classes in a picture and in a record.
+_SHOWN = 5
+
+
+class Predictor(base.Predictor):
+  """Names the best classes.
+
+  Attributes:
+    score_name: what the score of a class is called in records.
+  """
+
+  score_name: str
+
+  def best_classes(self, scores: np.ndarray) -> list[dict[str, Any]]:
+    """The classes with the largest of the scores `[classes]`, best first."""
+    return [
+      {
+        'index': int(index),
+        'name': self.task.class_name(int(index)),
+        self.score_name: float(scores[index]),
+      }
+      for index in np.argsort(-scores, kind='stable')[:_SHOWN]
+    ]
+
+
+class Serving(base.Serving):
+  """Normalised images in, logits out."""
+
+  @property
+  def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """An image."""
+    return {'image': jax.ShapeDtypeStruct(self.task.image_shape, jnp.float32)}
+
+  @property
+  def description(self) -> dict[str, Any]:
+    """How to make an image, and the names of the classes."""
+    return {
+      'preprocessing': self.task.describe_preprocessing(),
+      'classes': [self.task.class_name(index) for index in range(self.task.model.num_classes)],
+    }
+
+  def run(self, variables: base.Variables, inputs: base.Batch) -> dict[str, jax.Array]:
+    """The logits of each class."""
+    logits, _ = self.task.model.apply(variables, inputs['image'])
+    return {'logits': logits}
+
+
+class Classifier(base.Task):
+  """Says which of a fixed set of classes an image has.
+
+  Attributes:
+    image_shape: (height, width, channels) of what the model takes.
+  """
+
+  Serving = Serving
+  image_shape: tuple[int, int, int]
+
+  @abc.abstractmethod
+  def describe_preprocessing(self) -> dict[str, Any]:
+    """What makes an image of a file, as JSON can hold it."""
+
+  @functools.cached_property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes; their numbers where the data set is not at hand."""
+    dataset = self.config.dataset
+    try:
+      return self.Examples.open_source(dataset, dataset.train_split).class_names
+    except (ValueError, FileNotFoundError) as error:
+      logging.warning('classes are shown by number: %s', error)
+      return tuple(str(index) for index in range(self.model.num_classes))
+
+  def class_name(self, index: int) -> str:
+    """The name of a class; its number where it has none."""
+    return self.class_names[index] if index < len(self.class_names) else str(index)
+
+  def check_data(self) -> None:
+    """Refuses another number of classes than the data set has."""
+    if len(self.class_names) != self.model.num_classes:
+      raise ValueError(
+        f'config.model.num_classes is {self.model.num_classes}, but dataset '
+        f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '
+        f'config.model.num_classes={len(self.class_names)}'
+      )
