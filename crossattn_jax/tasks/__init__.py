@@ -4,6 +4,7 @@ import difflib
 import importlib
 import pkgutil
 import types
+from typing import Any
 
 import ml_collections
 
@@ -18,6 +19,7 @@ __all__ = [
   'Variables',
   'create_task',
   'default_config',
+  'upgrade_config',
 ]
 
 
@@ -37,6 +39,15 @@ def default_config(name: str) -> ml_collections.ConfigDict:
     ValueError: no task has that name.
   """
   return _module(name).default_config()
+
+
+def upgrade_config(name: str, config: dict[str, Any]) -> None:
+  """Brings a saved config of an earlier version into today's form, where the task says how.
+
+  Raises:
+    ValueError: no task has that name.
+  """
+  getattr(_module(name), 'upgrade_config', lambda config: None)(config)
 
 
 def create_task(config: ml_collections.ConfigDict) -> Task:

@@ -10,7 +10,6 @@ import ml_collections
 from ml_collections import config_dict
 
 from crossattn_jax import models, tasks
-from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.training import optimizers, schedules
 
 
@@ -181,25 +180,10 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
   except json.JSONDecodeError as error:
     raise ConfigError(f'{path} is not JSON ({error}); give --config instead') from error
   saved = _tuples(saved)
-  if 'head' in saved.get('task', {}):
-    _name_composite(saved)
-  _add_defaults(
-    saved, default_config(saved.get('task', {}).get('name', 'classification')).to_dict()
-  )
+  task = saved.get('task', {}).get('name', 'classification')
+  tasks.upgrade_config(task, saved)
+  _add_defaults(saved, default_config(task).to_dict())
   return ml_collections.ConfigDict(saved).lock()
-
-
-def _name_composite(saved: dict[str, Any]) -> None:
-  """Moves the head that earlier configs had in `task` into the model's name and fields."""
-  task, model = saved['task'], saved['model']
-  fields = ('head_channels', 'pyramid_channels', 'auxiliary_channels', 'dropout_rate')
-  fields, head = {field: task.pop(field, None) for field in fields}, task.pop('head')
-  if head != 'none':
-    name = f'{model["name"]}+{head}'
-    num_classes = taxonomies.find_taxonomy(saved['dataset']['name']).num_classes
-    model |= fields | {'name': name, 'num_classes': num_classes}
-    known = models.model_config(name)
-    saved['model'] = {field: value for field, value in model.items() if field in known}
 
 
 def _add_defaults(saved: dict[str, Any], default: dict[str, Any]) -> None:

@@ -61,17 +61,6 @@ class MetricWriter:
     for name, value in scalars.items():
       self._events.add_scalar(name, value, int(step))
 
-  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes pictures to TensorBoard.
-
-    Args:
-      step: of the run.
-      images: by name; `[height, width, 3]`, uint8 or floats in [0, 1].
-    """
-    if self._active:
-      for name, image in images.items():
-        self._events.add_image(name, np.asarray(image), int(step), dataformats='HWC')
-
   def truncate(self, step: int) -> None:
     """Drops the JSON lines of steps after `step`, which a resumed run writes again.
 

@@ -1,6 +1,7 @@
 """Semantic segmentation: a class for every pixel; mean intersection over union."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
+from crossattn_jax import models
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
@@ -64,6 +66,20 @@ def default_config() -> ml_collections.ConfigDict:
   )
   config.dataset = data.default_config()
   return config
+
+
+def upgrade_config(config: dict[str, Any]) -> None:
+  """Moves the head that earlier configs had in `task` into the model's name and fields."""
+  task, model = config['task'], config['model']
+  head = task.pop('head', 'none')
+  names = ('head_channels', 'pyramid_channels', 'auxiliary_channels', 'dropout_rate')
+  fields = {name: task.pop(name, None) for name in names}
+  if head != 'none':
+    name = f'{model["name"]}+{head}'
+    num_classes = taxonomies.find_taxonomy(config['dataset']['name']).num_classes
+    known = models.model_config(name)
+    model |= fields | {'name': name, 'num_classes': num_classes}
+    config['model'] = {field: value for field, value in model.items() if field in known}
 
 
 def create_task(config: ml_collections.ConfigDict) -> 'Segmentation':

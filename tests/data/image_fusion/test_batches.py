@@ -19,67 +19,30 @@ def train_stream(config, seed):
   return data.Examples(config, config.train_split).train_stream(seed)
 
 
-def _write(folder, names, size=(20, 24), suffix='png'):
-  """Images of which the visible and the infrared one of a name have related levels."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for number, name in enumerate(names):
-    rng = np.random.default_rng(number)
-    pixels = rng.integers(0, 256, size).astype(np.uint8)
-    Image.fromarray(pixels).save(folder / f'{name}.{suffix}')
-
-
 @pytest.fixture
-def config(tmp_path) -> ml_collections.ConfigDict:
+def config(tmp_path, write_images) -> ml_collections.ConfigDict:
   """Three pairs of 20 x 24 pixels in the layout of MSRS; both images of a pair are the same."""
   for split in ('train', 'test'):
     for kind in ('vi', 'ir'):
-      _write(tmp_path / split / kind, ('a', 'b', 'c'))
+      write_images(tmp_path / split / kind, ('a', 'b', 'c'))
   config = data.default_config()
   config.data_dir = str(tmp_path)
   config.image_size = (8, 8)
   return config
 
 
-@pytest.mark.parametrize(
-  ('name', 'folders', 'split'),
-  [
-    ('msrs', ('test/vi', 'test/ir'), 'test'),
-    ('llvip', ('visible/test', 'infrared/test'), 'test'),
-    ('roadscene', ('crop_LR_visible', 'cropinfrared'), 'all'),
-    ('tno', ('vi', 'ir'), 'all'),
-    ('m3fd', ('Vis', 'Ir'), 'all'),
-  ],
-)
-def test_folders_are_paired_by_name(tmp_path, name, folders, split):
-  _write(tmp_path / folders[0], ('b', 'a'), suffix='png')
-  _write(tmp_path / folders[1], ('a', 'b'), suffix='bmp')
-  source = sources.create_source(name, split, tmp_path)
-  assert [example['visible_key'][-5:] for example in source] == ['a.png', 'b.png']
-  assert source[1]['infrared_key'].endswith(f'{folders[1]}/b.bmp')
-
-
-def test_a_file_may_list_the_pairs_of_a_split(tmp_path):
-  for folder in ('vi', 'ir'):
-    _write(tmp_path / folder, ('a', 'b', 'c'))
-  (tmp_path / 'held_out.txt').write_text('c.png\na\n')
-  assert len(sources.create_source('tno', 'held_out.txt', tmp_path)) == 2
-  (tmp_path / 'held_out.txt').write_text('d\n')
-  with pytest.raises(ValueError, match=r"lists 'd', which is not in .*vi"):
-    sources.create_source('tno', 'held_out.txt', tmp_path)
-  with pytest.raises(ValueError, match="has no folders of splits: the split is 'all'"):
-    sources.create_source('tno', 'train', tmp_path)
-
-
 @pytest.mark.parametrize(('lonely', 'where'), [('vi', 'ir'), ('ir', 'vi')])
-def test_an_image_without_partner_is_named_and_where_it_would_be(config, tmp_path, lonely, where):
-  _write(tmp_path / 'train' / lonely, ('d',))
+def test_an_image_without_partner_is_named_and_where_it_would_be(
+  config, tmp_path, write_images, lonely, where
+):
+  write_images(tmp_path / 'train' / lonely, ('d',))
   expected = rf"train/{lonely}/d\.png' has no partner: expected '.*train/{where}' to have"
   with pytest.raises(ValueError, match=expected):
     train_stream(config, 0)
 
 
-def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path):
-  _write(tmp_path / 'train' / 'ir', ('b',), size=(20, 26))
+def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path, write_images):
+  write_images(tmp_path / 'train' / 'ir', ('b',), size=(20, 26))
   message = r"train/vi/b\.png' has 20 x 24 pixels, '.*train/ir/b\.png' 20 x 26; pairs must be"
   with pytest.raises(ValueError, match=message):
     [train_stream(config, 0)[i] for i in range(60)]
@@ -133,9 +96,9 @@ def test_global_batches_are_the_same_for_any_number_of_processes(config):
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-def test_evaluation_sees_every_pair_once_in_buckets(config, tmp_path):
+def test_evaluation_sees_every_pair_once_in_buckets(config, tmp_path, write_images):
   for kind in ('vi', 'ir'):
-    _write(tmp_path / 'test' / kind, ('d',), size=(33, 30))
+    write_images(tmp_path / 'test' / kind, ('d',), size=(33, 30))
   config.evaluation.bucket_step = 32
   batches = list(eval_batches(config, batch_size=2))
   assert [batch['visible'].shape for batch in batches] == [(2, 32, 32, 1)] * 2 + [(2, 64, 32, 1)]

@@ -1,16 +1,12 @@
-import pickle
 import re
 
 import ml_collections
 import numpy as np
-from PIL import Image
 import pytest
 
 from crossattn_jax.data.retrieval import batches as data
-from crossattn_jax.data.retrieval import sources, word_features, word_pieces
-from crossattn_jax.data.scenes import captions as scene_captions
-from crossattn_jax.data.scenes import regions as scene_regions
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data.retrieval import word_features
+from crossattn_jax.data.scenes import captions, regions
 
 
 def train_batches(config, **arguments):
@@ -28,19 +24,11 @@ def train_stream(config, seed):
 _VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'image', 'caption', *'012345', '##1')
 
 
-def _write_split(folder, split, images, repeat=1, regions=3, channels=4):
-  """Region files in which region r of image i holds i + r / 10 everywhere."""
-  rows = np.repeat(np.arange(images), repeat)[:, None, None] + np.arange(regions)[:, None] / 10
-  np.save(folder / f'{split}_ims.npy', np.tile(rows, (1, 1, channels)).astype(np.float32))
-  captions = [f'Image {i} caption {c}\n' for i in range(images) for c in range(5)]
-  (folder / f'{split}_caps.txt').write_text(''.join(captions))
-
-
 @pytest.fixture
-def config(tmp_path) -> ml_collections.ConfigDict:
+def config(tmp_path, write_split) -> ml_collections.ConfigDict:
   """Six images to train on and four to test."""
-  _write_split(tmp_path, 'train', 6)
-  _write_split(tmp_path, 'dev', 4)
+  write_split(tmp_path, 'train', 6)
+  write_split(tmp_path, 'dev', 4)
   (tmp_path / 'vocab.txt').write_text('\n'.join(_VOCABULARY) + '\n')
   config = data.default_config()
   config.data_dir = str(tmp_path)
@@ -55,76 +43,6 @@ def scenes_config(datasets_dir) -> ml_collections.ConfigDict:
   config.name, config.data_dir, config.eval_split = 'shape_scenes/tiny', datasets_dir, 'validation'
   config.num_regions, config.region_dim, config.max_words = 8, 32, 56
   return config
-
-
-@pytest.mark.parametrize('repeat', [1, 5])
-def test_captions_belong_to_their_image_whether_or_not_rows_are_repeated(tmp_path, repeat):
-  _write_split(tmp_path, 'test', 3, repeat)
-  source = sources.create_source('region_files', 'test', tmp_path)
-  assert len(source) == 3
-  for index, example in enumerate(source):
-    assert example.regions[0, 0] == index
-    assert example.captions == tuple(f'Image {index} caption {c}' for c in range(5))
-    assert example.key == f'test_ims[{index}]'
-
-
-@pytest.mark.parametrize('count', [3, 15])
-def test_ids_are_one_of_each_image_or_of_each_caption(tmp_path, count):
-  _write_split(tmp_path, 'test', 3)
-  ids = [f'id{3 * number // count}\n' for number in range(count)]
-  (tmp_path / 'test_ids.txt').write_text(''.join(ids))
-  source = sources.create_source('region_files', 'test', tmp_path)
-  assert [example.key for example in source] == ['id0', 'id1', 'id2']
-  (tmp_path / 'test_ids.txt').write_text('id0\nid1\n')
-  with pytest.raises(ValueError, match=r"test_ids\.txt' has 2 lines for 3 images"):
-    sources.create_source('region_files', 'test', tmp_path)
-
-
-def test_region_files_are_mapped_and_not_sent_to_workers(tmp_path):
-  _write_split(tmp_path, 'test', 40, regions=20, channels=50)
-  source = sources.create_source('region_files', 'test', tmp_path)
-  assert isinstance(source._features.array, np.memmap)
-  pickled = pickle.dumps(source)
-  assert len(pickled) < 20_000
-  np.testing.assert_array_equal(pickle.loads(pickled)[39].regions, source[39].regions)
-
-
-def test_region_files_that_do_not_fit_are_refused_by_name(tmp_path):
-  with pytest.raises(ValueError, match=r"test_ims\.npy' does not exist; .* has the splits none"):
-    sources.create_source('region_files', 'test', tmp_path)
-  _write_split(tmp_path, 'test', 3)
-  np.save(tmp_path / 'test_ims.npy', np.zeros((4, 3, 4)))
-  with pytest.raises(ValueError, match=r'shape \(4, 3, 4\) and .*caps\.txt. has 15 lines'):
-    sources.create_source('region_files', 'test', tmp_path)
-  with pytest.raises(
-    ValueError, match="unknown dataset 'region_file'; did you mean 'region_files'"
-  ):
-    sources.create_source('region_file', 'test', tmp_path)
-
-
-def test_pictures_of_region_files_are_found_by_id(tmp_path):
-  _write_split(tmp_path, 'test', 2)
-  (tmp_path / 'test_ids.txt').write_text('7\n12\n')
-  Image.new('RGB', (6, 5)).save(tmp_path / 'coco_0012.jpg')
-  pattern = str(tmp_path / 'coco_{:0>4}.jpg')
-  source = sources.create_source('region_files', 'test', tmp_path, image_files=pattern)
-  assert source.picture(1).image.size == (6, 5)
-  with pytest.raises(ValueError, match=r'cannot read the image .*coco_0007\.jpg'):
-    source.picture(0)
-  assert sources.create_source('region_files', 'test', tmp_path).picture(0) is None
-
-
-def test_sentences_become_lower_case_word_pieces_between_marks():
-  words = word_pieces.WordPieces(_VOCABULARY, 8)
-  numbers, mask = words('IMAGE 1 CAPTION 11 x')
-  assert words.pieces(numbers, mask) == [
-    '[CLS]', 'image', '1', 'caption', '1', '##1', '[UNK]', '[SEP]'
-  ]  # fmt: skip
-  numbers, mask = words('image')
-  assert mask.tolist() == [True] * 3 + [False] * 5
-  assert not numbers[3:].any()
-  numbers, mask = pickle.loads(pickle.dumps(words))('image ' * 20)
-  assert words.pieces(numbers, mask) == ['[CLS]', *['image'] * 6, '[SEP]']
 
 
 def test_a_vocabulary_is_asked_for_and_checked(config, tmp_path):
@@ -258,7 +176,7 @@ def test_wrong_values_are_refused_by_key(config, key, value, message):
 
 def test_scenes_have_five_captions_of_known_words(scenes_config):
   source = data.Examples.open_source(scenes_config, 'train')
-  known = set(scene_captions.vocabulary())
+  known = set(captions.vocabulary())
   for example in map(source.__getitem__, range(len(source))):
     assert len(set(example.captions)) == 5
     words = {word for caption in example.captions for word in re.findall(r'\w+|[^\w\s]', caption)}
@@ -266,26 +184,6 @@ def test_scenes_have_five_captions_of_known_words(scenes_config):
   tokenizer = data.tokenizer(scenes_config)
   numbers, mask = tokenizer(source[0].captions[0])
   assert '[UNK]' not in tokenizer.pieces(numbers, mask)
-
-
-def test_captions_of_a_scene_say_what_its_objects_are():
-  items = [
-    scene_captions.Item('star', 'red', 'plain'),
-    scene_captions.Item('disc', 'orange', 'striped'),
-    scene_captions.Item('star', 'blue', 'dotted'),
-  ]
-  own = 'a small red star and a large orange striped disc on sand; the red star is left of it'
-  assert scene_captions.captions(own, items) == (
-    own,
-    'a plain red star in front of an orange disc and a blue star',
-    'three shapes on sand: one disc and two stars, red, orange and blue',
-    'sand with an orange disc, a blue star and a red star',
-    'there is a dotted blue star, a plain red star and a striped orange disc',
-  )
-  assert scene_captions.captions('a small red star on snow', items[:1])[1:3] == (
-    'a plain red star in front of snow',
-    'one shape on snow: one star, red',
-  )
 
 
 def test_regions_of_a_scene_are_its_image_and_its_boxes(scenes_config):
@@ -301,28 +199,9 @@ def test_regions_of_a_scene_are_its_image_and_its_boxes(scenes_config):
     pixels = np.asarray(picture.image)
     top, left, bottom, right = (round(edge) for edge in picture.boxes[-1])
     shares = tuple(edge / 64 for edge in picture.boxes[-1])
-    alone = scene_regions.region_features(pixels, [shares], 32)
+    alone = regions.region_features(pixels, [shares], 32)
     np.testing.assert_allclose(batch['regions'][row, count - 1], alone[0], atol=1e-5)
     changed = pixels.copy()
     changed[:top] = changed[bottom:] = 0
     changed[:, :left] = changed[:, right:] = 0
-    np.testing.assert_array_equal(scene_regions.region_features(changed, [shares], 32), alone)
-
-
-def test_region_features_tell_colours_and_shapes_apart():
-  def region(shape, color):
-    side = np.linspace(-1.2, 1.2, 40)
-    inside = shape_scenes.distance(shape, side[None], side[:, None]) < 0
-    image = np.where(inside[..., None], shape_scenes.COLORS[color], (0.5, 0.5, 0.5))
-    return scene_regions.region_features(
-      np.rint(255 * image).astype(np.uint8), [(0.0, 0.0, 1.0, 1.0)], 256
-    )[0]
-
-  def similarity(x, y):
-    return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
-
-  star = region('star', 'red')
-  assert star.min() == 0
-  assert similarity(star, region('star', 'red')) == pytest.approx(1)
-  assert similarity(star, region('star', 'blue')) < 0.9
-  assert similarity(star, region('square', 'red')) < 0.9
+    np.testing.assert_array_equal(regions.region_features(changed, [shares], 32), alone)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crossattn_jax.data.segmentation import augmentation, taxonomies
+from crossattn_jax.data.segmentation import augmentation
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(256, size=(20, 30, 3), dtype=np.uint8)
@@ -40,11 +40,9 @@ def test_draws_stay_inside_and_reach_the_borders():
   assert 0.4 < np.mean([d.mirrored for d in drawn]) < 0.6
 
 
-def test_cityscapes_ids_go_there_and_back():
-  cityscapes, classes = taxonomies.CITYSCAPES, np.arange(19)
-  np.testing.assert_array_equal(cityscapes.to_classes(cityscapes.to_labels(classes)), classes)
-  ignored = [0, 1, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255]
-  assert (cityscapes.to_classes(np.array(ignored)) == 255).all()
-  assert cityscapes.to_labels(np.array([255])) == 0
-  assert cityscapes.class_names[13] == 'car'
-  assert cityscapes.to_labels(np.array([13])) == 26
+def test_resizing_to_a_size_uses_that_size_not_a_factor():
+  image = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(augmentation.resize(image, (7, 9)), image)
+  ramp = np.repeat(np.arange(0, 80, 10, dtype=np.uint8)[None, :, None], 3, axis=0)
+  doubled = augmentation.resize(ramp, (3, 16))[0, :, 0]
+  assert doubled.tolist() == [0, *np.rint(np.arange(2.5, 70, 5)).astype(int).tolist(), 70]

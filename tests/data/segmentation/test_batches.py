@@ -1,17 +1,12 @@
 """Batches of segmentation: the same promises as those of classification, and shapes per bucket."""
 
-import io
 import itertools
 import json
-import os
 
 import numpy as np
-from PIL import Image
 import pytest
-from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from crossattn_jax.data.scenes import shapes as shape_scenes
-from crossattn_jax.data.segmentation import augmentation, photometric, sources, taxonomies
 from crossattn_jax.data.segmentation import batches as data
 
 
@@ -41,20 +36,6 @@ def config(scenes_dir):
   config.data_dir = scenes_dir
   config.image_size = (48, 40)
   return config
-
-
-@pytest.fixture
-def ade20k_dir(tmp_path):
-  """Images of three sizes whose labels count the columns from 0."""
-  for split in ('training', 'validation'):
-    for kind in ('images', 'annotations'):
-      (tmp_path / kind / split).mkdir(parents=True)
-    for index, (height, width) in enumerate([(30, 50), (60, 32), (30, 47), (30, 50), (64, 64)]):
-      noise = np.random.default_rng(index).integers(256, size=(height, width, 3), dtype=np.uint8)
-      label = np.tile(np.arange(width, dtype=np.uint8), (height, 1))
-      Image.fromarray(noise).save(tmp_path / 'images' / split / f'{index}.jpg')
-      Image.fromarray(label).save(tmp_path / 'annotations' / split / f'{index}.png')
-  return str(tmp_path)
 
 
 @pytest.fixture
@@ -178,19 +159,6 @@ def test_the_ratio_recipe_pads_last_and_at_the_end(ade20k_config):
     assert (label[:height] != 255).any(1).all()
 
 
-def test_label_zero_of_ade20k_is_no_class(ade20k_dir):
-  source = sources.create_source('ade20k_folder', 'validation', ade20k_dir)
-  assert len(source) == 5
-  taxonomy = taxonomies.find_taxonomy('ade20k_folder')
-  labels = np.arange(151, dtype=np.uint8)
-  classes = taxonomy.to_classes(labels)
-  assert classes.tolist() == [255, *range(150)]
-  np.testing.assert_array_equal(taxonomy.to_labels(classes), labels)
-  assert taxonomy.num_classes == 150
-  assert taxonomy.class_names[20] == 'car'
-  assert len(np.unique(taxonomy.palette, axis=0)) == 150
-
-
 @pytest.mark.parametrize('process_count', [1, 2])
 def test_evaluation_shows_every_pixel_once_in_few_shapes(ade20k_config, process_count):
   ade20k_config.evaluation.bucket_step = 16
@@ -253,68 +221,6 @@ def test_images_fit_as_tightly_as_they_can(size):
   assert abs(height / width - size[0] / size[1]) < 0.01 * size[0] / size[1]
 
 
-def test_cityscapes_folders_and_lists_are_read(tmp_path):
-  for folder in ('leftImg8bit/train/ulm', 'gtFine/train/ulm'):
-    (tmp_path / folder).mkdir(parents=True)
-  for number in range(3):
-    stem = f'ulm_00000{number}_000019'
-    image = tmp_path / f'leftImg8bit/train/ulm/{stem}_leftImg8bit.png'
-    Image.new('RGB', (40, 20), (number, 0, 0)).save(image)
-    label = np.full((20, 40), 26, np.uint8)
-    label[:, :5] = 3
-    Image.fromarray(label).save(tmp_path / f'gtFine/train/ulm/{stem}_gtFine_labelIds.png')
-  pairs = sources.create_source('cityscapes_folder', 'train', tmp_path).pairs
-  lines = ['\t'.join(os.path.relpath(path, tmp_path) for path in pair) for pair in pairs[1:]]
-  (tmp_path / 'list.lst').write_text('\n'.join(lines) + '\n')
-  assert sources.create_source('cityscapes_folder', 'list.lst', tmp_path).pairs == pairs[1:]
-
-  config = data.default_config()
-  config.name, config.data_dir, config.image_size = 'cityscapes_folder', str(tmp_path), (16, 16)
-  config.eval_split = 'train'
-  (batch, *_) = take(eval_batches(config, batch_size=3))
-  assert (batch['label'][:, :, :5] == 255).all()
-  assert (batch['label'][:, :, 5:] == taxonomies.CITYSCAPES.class_names.index('car')).all()
-
-  (tmp_path / 'gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png').unlink()
-  with pytest.raises(ValueError, match=r'ulm_000001_000019_gtFine_labelIds\.png.* does not exist'):
-    sources.create_source('cityscapes_folder', 'train', tmp_path)
-  with pytest.raises(ValueError, match=r'expected leftImg8bit/val/CITY'):
-    sources.create_source('cityscapes_folder', 'val', tmp_path)
-
-
-def test_cityscapes_is_read_as_the_builder_of_tfds_writes_it(tmp_path, monkeypatch):
-  labels = np.full((1024, 2048), 26, np.uint8)
-  labels[:, :5] = 3
-
-  def encoded(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, 'png')
-    return file.getvalue()
-
-  def examples(builder):
-    del builder
-    image = encoded(np.full((1024, 2048, 3), (200, 100, 50), np.uint8))
-    yield '0', {'image_id': 'ulm_1', 'image_left': image, 'segmentation_label': encoded(labels)}
-
-  builder = cityscapes_dataset_builder.Builder
-  monkeypatch.setattr(builder, '_generate_examples', examples)
-  monkeypatch.setattr(
-    builder, '_split_generators', lambda self, _: {'validation': self._generate_examples()}
-  )
-  builder(data_dir=tmp_path, file_format='array_record').download_and_prepare()
-  source = sources.create_source('cityscapes', 'validation', tmp_path)
-  assert source.image_size(0) == (1024, 2048)
-  assert source[0]['key'] == 'cityscapes/validation[0] (ulm_1)'
-
-  config = data.default_config()
-  config.data_dir, config.channels = str(tmp_path), 'bgr'
-  config.mean, config.std = (50.0, 100.0, 199.0), (1.0,) * 3
-  (batch,) = take(eval_batches(config, batch_size=1))
-  assert (batch['image'] == (0, 0, 1)).all()
-  assert (batch['label'][:, :, :5] == 255).all()
-  assert (batch['label'][:, :, 5:] == taxonomies.CITYSCAPES.class_names.index('car')).all()
-
-
 def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
   with open(f'{ade20k_dir}/annotations/training/1.png', 'wb') as file:
     file.write(b'no picture')
@@ -345,23 +251,3 @@ def test_wrong_values_are_refused_by_name(config, key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
     train_batches(config, batch_size=2, seed=0)
-
-
-def test_distortion_keeps_grey_grey_and_changes_about_fifteen_of_sixteen_images():
-  rng = np.random.default_rng(0)
-  image = rng.integers(40, 200, (8, 8, 3), dtype=np.uint8)
-  results = [photometric.distort(image, np.random.default_rng(seed)) for seed in range(300)]
-  changed = np.mean([not np.array_equal(result, image) for result in results])
-  assert abs(changed - 15 / 16) < 0.05
-  grey = np.repeat(image[..., :1], 3, axis=-1)
-  for seed in range(20):
-    result = photometric.distort(grey, np.random.default_rng(seed))
-    assert np.ptp(result.astype(int), axis=-1).max() <= 1
-
-
-def test_resizing_to_a_size_uses_that_size_not_a_factor():
-  image = np.random.default_rng(0).integers(256, size=(7, 9, 3), dtype=np.uint8)
-  np.testing.assert_array_equal(augmentation.resize(image, (7, 9)), image)
-  ramp = np.repeat(np.arange(0, 80, 10, dtype=np.uint8)[None, :, None], 3, axis=0)
-  doubled = augmentation.resize(ramp, (3, 16))[0, :, 0]
-  assert doubled.tolist() == [0, *np.rint(np.arange(2.5, 70, 5)).astype(int).tolist(), 70]

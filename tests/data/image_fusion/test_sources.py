@@ -1,0 +1,33 @@
+import pytest
+
+from crossattn_jax.data.image_fusion import sources
+
+
+@pytest.mark.parametrize(
+  ('name', 'folders', 'split'),
+  [
+    ('msrs', ('test/vi', 'test/ir'), 'test'),
+    ('llvip', ('visible/test', 'infrared/test'), 'test'),
+    ('roadscene', ('crop_LR_visible', 'cropinfrared'), 'all'),
+    ('tno', ('vi', 'ir'), 'all'),
+    ('m3fd', ('Vis', 'Ir'), 'all'),
+  ],
+)
+def test_folders_are_paired_by_name(tmp_path, write_images, name, folders, split):
+  write_images(tmp_path / folders[0], ('b', 'a'), suffix='png')
+  write_images(tmp_path / folders[1], ('a', 'b'), suffix='bmp')
+  source = sources.create_source(name, split, tmp_path)
+  assert [example['visible_key'][-5:] for example in source] == ['a.png', 'b.png']
+  assert source[1]['infrared_key'].endswith(f'{folders[1]}/b.bmp')
+
+
+def test_a_file_may_list_the_pairs_of_a_split(tmp_path, write_images):
+  for folder in ('vi', 'ir'):
+    write_images(tmp_path / folder, ('a', 'b', 'c'))
+  (tmp_path / 'held_out.txt').write_text('c.png\na\n')
+  assert len(sources.create_source('tno', 'held_out.txt', tmp_path)) == 2
+  (tmp_path / 'held_out.txt').write_text('d\n')
+  with pytest.raises(ValueError, match=r"lists 'd', which is not in .*vi"):
+    sources.create_source('tno', 'held_out.txt', tmp_path)
+  with pytest.raises(ValueError, match="has no folders of splits: the split is 'all'"):
+    sources.create_source('tno', 'train', tmp_path)

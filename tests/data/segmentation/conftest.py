@@ -1,0 +1,17 @@
+import numpy as np
+from PIL import Image
+import pytest
+
+
+@pytest.fixture
+def ade20k_dir(tmp_path):
+  """Images of three sizes whose labels count the columns from 0."""
+  for split in ('training', 'validation'):
+    for kind in ('images', 'annotations'):
+      (tmp_path / kind / split).mkdir(parents=True)
+    for index, (height, width) in enumerate([(30, 50), (60, 32), (30, 47), (30, 50), (64, 64)]):
+      noise = np.random.default_rng(index).integers(256, size=(height, width, 3), dtype=np.uint8)
+      label = np.tile(np.arange(width, dtype=np.uint8), (height, 1))
+      Image.fromarray(noise).save(tmp_path / 'images' / split / f'{index}.jpg')
+      Image.fromarray(label).save(tmp_path / 'annotations' / split / f'{index}.png')
+  return str(tmp_path)
