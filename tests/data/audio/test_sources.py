@@ -38,7 +38,7 @@ def test_other_rates_are_resampled(folder):
   np.testing.assert_allclose(decoded[500:-500], expected[500:-500], atol=0.01)
 
 
-def test_audioset_s_table_gives_the_classes_their_order_and_names(folder, config):
+def test_audioset_s_table_gives_the_classes_their_order_and_names(folder):
   table = 'index,mid,display_name\n0,/m/2,whistle\n1,/m/1,hum\n2,/m/0,beep\n'
   (folder / sources.CLASS_TABLE).write_text(table)
   (folder / 'train.csv').write_text('file,labels\nlow.wav,/m/1\nhigh.wav,"/m/0,/m/2"\n')
