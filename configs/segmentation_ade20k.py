@@ -107,7 +107,7 @@ def _crossformer(config: ml_collections.ConfigDict, model: str, head: str) -> No
   if head == 'upernet':
     config.optimizer.decay_exclude = (
       r'backbone/stage_\d/block_\d+/norm\d/.*',
-      r'backbone/(embedding|merging_\d)/norm/.*',
+      r'backbone/(embedding|downsampling_\d)/norm/.*',
     )
   else:
     config.batch_size = 16

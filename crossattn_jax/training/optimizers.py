@@ -25,6 +25,7 @@ import optax
 from optax import contrib
 
 from crossattn_jax.parallel import parameters
+from crossattn_jax.training import patterns
 
 OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb', 'muon')
 
@@ -109,18 +110,18 @@ def parameter_settings(
   leaves = {
     parameters.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
-  _check_patterns('decay_exclude', config.decay_exclude, leaves)
-  _check_patterns('decay_include', config.decay_include, leaves)
-  _check_patterns('muon_exclude', config.muon_exclude, leaves)
-  _check_patterns('multipliers', [pattern for pattern, _ in config.multipliers], leaves)
+  for key in ('decay_exclude', 'decay_include', 'muon_exclude', 'clip_adaptive_elements'):
+    patterns.check(f'optimizer.{key}', config[key], leaves)
+  patterns.check('optimizer.multipliers', [pattern for pattern, _ in config.multipliers], leaves)
 
   settings = {}
   for path, leaf in leaves.items():
     is_vector = leaf.ndim <= 1 or path.rpartition('/')[2] == 'bias'
-    excluded = (is_vector and not config.decay_vectors) or _matches(config.decay_exclude, path)
+    excluded = patterns.matches(config.decay_exclude, path)
+    excluded |= is_vector and not config.decay_vectors
     matching = (factor for pattern, factor in config.multipliers if re.fullmatch(pattern, path))
     settings[path] = ParameterSettings(
-      decayed=not excluded or _matches(config.decay_include, path),
+      decayed=not excluded or patterns.matches(config.decay_include, path),
       multiplier=float(next(matching, 1.0)),
     )
   return settings
@@ -167,7 +168,7 @@ def create_optimizer(
     config.weight_decay, mask=lambda tree: per_parameter('decayed', tree)
   )
   coupled = config.name in ('adam', 'sgd') and not config.decoupled_weight_decay
-  parts = _clipping(config, params)
+  parts = _clipping(config)
   parts += [decay, _direction(config)] if coupled else [_direction(config), decay]
   if config.name == 'lamb':
     parts.append(optax.scale_by_trust_ratio())
@@ -266,7 +267,7 @@ def adaptive_clip(
 def _unit_axes(path: str, ndim: int, elements: Iterable[str]) -> tuple[int, ...]:
   """Returns the axes of one unit of adaptive clipping; the others count the units."""
   name = path.rpartition('/')[2]
-  if _matches(elements, path):
+  if patterns.matches(elements, path):
     return ()
   if ndim <= 1 or name == 'bias':
     return tuple(range(ndim))
@@ -277,9 +278,7 @@ def _unit_axes(path: str, ndim: int, elements: Iterable[str]) -> tuple[int, ...]
   return tuple(range(1, ndim))
 
 
-def _clipping(
-  config: ml_collections.ConfigDict, params: optax.Params
-) -> list[optax.GradientTransformation]:
+def _clipping(config: ml_collections.ConfigDict) -> list[optax.GradientTransformation]:
   """Returns the configured gradient clipping, nothing or one transformation."""
   kinds = {
     'clip_norm': optax.clip_by_global_norm,
@@ -289,8 +288,6 @@ def _clipping(
   given = {name: config[name] for name in kinds if config[name] is not None}
   if len(given) > 1:
     raise ValueError(f'optimizer: {" and ".join(given)} are both set; keep one of them')
-  paths = [parameters.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  _check_patterns('clip_adaptive_elements', config.clip_adaptive_elements, paths)
   return [kinds[name](value) for name, value in given.items()]
 
 
@@ -316,7 +313,7 @@ def scale_by_muon(
 
   def dimensions(path: tuple[Any, ...], param: jax.Array) -> contrib.MuonDimensionNumbers | None:
     name, axes = parameters.path_string(path), tuple(range(param.ndim))
-    if param.ndim < 2 or not name.endswith('kernel') or _matches(exclude, name):
+    if param.ndim < 2 or not name.endswith('kernel') or patterns.matches(exclude, name):
       return None
     if re.fullmatch(_HEADS_KERNEL, name):
       return contrib.MuonDimensionNumbers((0,), axes[1:][-2:])
@@ -373,19 +370,3 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return inner.update(widen(updates), state, widen(params))
 
   return optax.GradientTransformation(init, update)
-
-
-def _matches(patterns: Iterable[str], path: str) -> bool:
-  return any(re.fullmatch(pattern, path) for pattern in patterns)
-
-
-def _check_patterns(key: str, patterns: Iterable[str], paths: Iterable[str]) -> None:
-  """Raises ValueError for the first pattern that matches no path."""
-  paths = list(paths)
-  for pattern in patterns:
-    if not any(re.fullmatch(pattern, path) for path in paths):
-      nearest = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
-      raise ValueError(
-        f'optimizer.{key}: the pattern {pattern!r} matches none of the {len(paths)} parameters '
-        f'(it must match a whole path); the nearest is {nearest[0]!r}'
-      )

@@ -11,6 +11,8 @@ import ml_collections
 import optax
 
 from crossattn_jax import parallel, tasks
+from crossattn_jax.parallel import parameters
+from crossattn_jax.training import patterns
 
 
 @struct.dataclass
@@ -87,10 +89,18 @@ def state_shardings(state: TrainState, mesh: Mesh, config: ml_collections.Config
 
   Returns:
     The same structure of `NamedSharding`.
+
+  Raises:
+    ValueError: a rule of the config is for no parameter.
   """
+  leaves = jax.tree_util.tree_leaves_with_path({**state.frozen, **state.params})
+  for pattern, axes in config.sharding.rules:
+    same_rank = [parameters.path_string(path) for path, x in leaves if x.ndim == len(axes)]
+    patterns.check('sharding.rules', [pattern], same_rank)
   rules = (*config.sharding.rules, *parallel.DEFAULT_RULES)
-  params, frozen = parallel.tree_shardings(
-    (state.params, state.frozen), mesh, rules, config.sharding.fsdp_min_size
+  params, frozen = (
+    parallel.tree_shardings(tree, mesh, rules, config.sharding.fsdp_min_size)
+    for tree in (state.params, state.frozen)
   )
   shardings = parallel.shardings_like(state, state.params, params, mesh)
   return shardings.replace(params=params, frozen=frozen)
