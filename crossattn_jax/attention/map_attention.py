@@ -7,7 +7,6 @@ stages. `register` adds others.
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import inspect
 import math
 from typing import Any
 
@@ -80,7 +79,6 @@ class MapAttention(nn.Module):
     stage: see `Place`.
     block: see there.
     num_heads: see there.
-    options: fields of the mechanism's module to set in place of its own, as (name, value) pairs.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
@@ -89,7 +87,6 @@ class MapAttention(nn.Module):
   stage: int
   block: int
   num_heads: int
-  options: tuple[tuple[str, Any], ...] = ()
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -98,21 +95,10 @@ class MapAttention(nn.Module):
     """Maps `[batch, height, width, channels]` to the same shape.
 
     Raises:
-      ValueError: unknown name or option.
+      ValueError: unknown name.
     """
     place = Place(self.stage, self.block, x.shape[1:3], self.num_heads)
     module, fields = find_builder(self.kind)(place)
-    known = [
-      name for name in inspect.signature(module).parameters if name not in ('parent', 'name')
-    ]
-    for name, _ in self.options:
-      if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(
-          f'attention {self.kind!r} has no option {name!r}; did you mean {nearest!r}? '
-          f'it has {", ".join(known)}'
-        )
-    fields = {**fields, **dict(self.options)}
     out = module(dtype=self.dtype, param_dtype=self.param_dtype, name=self.kind, **fields)(x)
     return out if isinstance(out, jax.Array) else out[0]
 

@@ -425,20 +425,12 @@ class BiFormer(nn.Module):
 
   options: Options = Options()
 
-  @property
-  def num_classes(self) -> int:
-    """0 where there is no classifier."""
-    return self.options.num_classes
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """(height, width) of the natural input."""
-    return self.options.image_size
-
-  @property
-  def num_channels(self) -> int:
-    """Of the input image."""
-    return self.options.num_channels
+  @nn.nowrap
+  def __getattr__(self, name: str) -> Any:
+    """The options' fields are the model's own, as in `create_model` and configs."""
+    if name in Options.__dataclass_fields__:
+      return getattr(self.options, name)
+    return super().__getattr__(name)
 
   @nn.compact
   def __call__(

@@ -138,8 +138,6 @@ class Block(nn.Module):
     drop_path_rate: of the residual branches.
     cooling: whether the block ends with a depthwise convolution and a norm that nothing bypasses:
       it keeps activations from growing with depth (amplitude cooling layer, CrossFormer++ 3.2).
-    row_convolution: whether what attention gets has a depthwise convolution of itself added that
-      takes the rows of the map for its channels: `use_cpe` of the official code, in no model.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
@@ -148,7 +146,6 @@ class Block(nn.Module):
   mlp_ratio: float = 4
   drop_path_rate: float | jax.Array = 0.0
   cooling: bool = False
-  row_convolution: bool = False
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -172,13 +169,7 @@ class Block(nn.Module):
     def norm(name: str) -> nn.LayerNorm:
       return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **types)
 
-    normed = norm('norm1')(x)
-    if self.row_convolution:
-      rows = depthwise_conv.DepthwiseConv(3, name='row_convolution', **types)(
-        jnp.moveaxis(normed, 1, -1)
-      )
-      normed += norm('row_norm')(jnp.moveaxis(rows, -1, 1))
-    out = self.attention(name='attention')(normed, train, with_weights)
+    out = self.attention(name='attention')(norm('norm1')(x), train, with_weights)
     out, weights = out if with_weights else (out, None)
     drop = drop_path.DropPath(self.drop_path_rate)
     x += drop(out, train)

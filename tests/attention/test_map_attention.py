@@ -11,8 +11,8 @@ from crossattn_jax.attention import map_attention
 SIZES = [(9, 6), (1, 1), (16, 20)]
 
 
-def _attend(kind, size, stage=0, block=0, options=(), channels=32):
-  module = map_attention.MapAttention(kind, stage, block, 2, options)
+def _attend(kind, size, stage=0, block=0, channels=32):
+  module = map_attention.MapAttention(kind, stage, block, 2)
   x = jax.random.normal(jax.random.key(0), (2, *size, channels))
   return jax.eval_shape(lambda: module.init_with_output(jax.random.key(1), x))
 
@@ -43,16 +43,6 @@ def test_criss_cross_adds_nothing_at_first():
   x = jax.random.normal(jax.random.key(0), (1, 4, 5, 16))
   out, _ = map_attention.MapAttention('criss_cross', 0, 0, 2).init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(out, 0)
-
-
-def test_options_reach_the_mechanism():
-  _, few = _attend('pooled', (8, 8), options=(('num_heads', 1),))
-  assert few['params']['pooled']['pool_key']['kernel'].shape == (3, 3, 1, 32)
-
-
-def test_an_unknown_option_is_refused_by_name():
-  with pytest.raises(ValueError, match=r"'criss_cross' has no option 'recurence'.*'recurrence'"):
-    _attend('criss_cross', (4, 4), options=(('recurence', 3),))
 
 
 def test_an_unknown_attention_is_refused_by_name():

@@ -81,7 +81,7 @@ def test_backbones_of_dense_predictors_take_any_size(name, regions, parameters):
   (maps, features), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
   sizes = [(38, 56), (19, 28), (10, 14), (5, 7)]
   assert [x.shape[1:3] for x in maps] == sizes
-  assert [x.shape[-1] for x in maps] == list(model.options.widths)
+  assert [x.shape[-1] for x in maps] == list(model.widths)
   assert features['routing/2/17'].shape == (1, regions**2, 16)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params']))
   assert count == parameters

@@ -134,7 +134,9 @@ def test_heads_have_names_of_their_own():
 
 def test_the_fields_of_a_module_s_options_stand_for_its_own():
   model = models.create_model(**models.model_config('biformer_tiny', top_k=[2] * 4))
-  assert model.options.top_k == (2, 2, 2, 2)
-  assert model.options.depths == (2, 2, 8, 2)
+  assert model.top_k == model.options.top_k == (2, 2, 2, 2)
+  assert model.depths == (2, 2, 8, 2)
+  with pytest.raises(AttributeError, match='no attribute "top_ks"'):
+    _ = model.top_ks
   with pytest.raises(ValueError, match="has no field 'options'"):
     models.create_model('biformer_tiny', options=model.options)

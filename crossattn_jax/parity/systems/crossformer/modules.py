@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import dynamic_position_bias, long_short_distance
 from crossattn_jax.kernels.grouped import reference
+from crossattn_jax.layers import depthwise_conv
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.layouts import as_tokens, channels_last
@@ -59,6 +60,23 @@ def _attention(
   )
 
 
+class _RowConvolution(nn.Module):
+  """Adds to what attention gets a depthwise convolution of itself that takes rows for channels.
+
+  `use_cpe` of the official code, which no model has.
+  """
+
+  attention: BuildAttention
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool, with_weights: bool) -> jax.Array:
+    """Maps `[batch, height, width, channels]` to the same shape."""
+    rows = depthwise_conv.DepthwiseConv(3, name='row_convolution')(jnp.moveaxis(x, 1, -1))
+    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='row_norm')
+    x += norm(jnp.moveaxis(rows, -1, 1))
+    return self.attention(name='attention')(x, train, with_weights)
+
+
 def _block_adapter(
   manifest: Manifest, size: Sequence[int], build: Callable[..., BuildAttention], prefix: str = ''
 ) -> adapters.Adapter:
@@ -67,23 +85,24 @@ def _block_adapter(
   _ignore_what_changes_nothing(c)
   c.ignore('dim', only=(manifest['inputs']['x']['shape'][2],))
   by_rows = c.get('use_cpe', False)
+  attention = build(
+    c,
+    c.get('group_size', 7),
+    kind=long_short_distance.KINDS[c.get('lsda_flag', 0)],
+    position_bias=not by_rows,
+  )
   module = crossformer.Block(
-    build(
-      c,
-      c.get('group_size', 7),
-      kind=long_short_distance.KINDS[c.get('lsda_flag', 0)],
-      position_bias=not by_rows,
-    ),
+    functools.partial(_RowConvolution, attention) if by_rows else attention,
     c.get('mlp_ratio', 4),
     cooling=c.get('use_extra_conv', False),
-    row_convolution=by_rows,
   )
+  block_rules = [*rules.BLOCK, *(rules.ROW_CONVOLUTION if by_rows else ())]
 
   def call(block: nn.Module, inputs: Arrays) -> Arrays:
     x = rearrange(inputs['x'], 'b (h w) c -> b h w c', h=size[0])
     return {'y': as_tokens(block(x)[0])}
 
-  return adapters.module_adapter(manifest, module, rules=prefixed(rules.BLOCK, prefix), call=call)
+  return adapters.module_adapter(manifest, module, rules=prefixed(block_rules, prefix), call=call)
 
 
 @adapters.register_adapter('crossformer', 'block')

@@ -26,13 +26,17 @@ ATTENTION = [
   Rule('relative_position_index', None),
 ]
 BLOCK = [
-  *affine('cpe', 'row_convolution', 'conv'),
-  *norm('norm_cpe', 'row_norm'),
   *norm('norm{n:1|2}', 'norm{n}'),
   *prefixed(ATTENTION, 'attn.', 'attention/'),
   *affine('mlp.fc{n:1|2}', 'mlp/fc{n}', 'linear'),
   *affine('ex_conv', 'cooling', 'conv'),
   *norm('ex_ln', 'cooling_norm'),
+]
+# Of a block whose attention gets a convolution over the rows.
+ROW_CONVOLUTION = [
+  *affine('cpe', 'attention/row_convolution', 'conv'),
+  *norm('norm_cpe', 'attention/row_norm'),
+  *prefixed(ATTENTION, 'attn.', 'attention/attention/'),
 ]
 STEM = [*affine('projs.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 MERGING = [*affine('reductions.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
