@@ -1,6 +1,6 @@
 """Which implementation of a kernel runs where."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,21 +10,31 @@ import jax.numpy as jnp
 IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'tpu', 'gpu')
 
 
-def check_implementation(op: str, implementation: str) -> None:
-  """Raises ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f'{op}: unknown implementation {implementation!r}; there are {", ".join(IMPLEMENTATIONS)}'
-    )
+def require(op: str, holds: bool, message: str) -> None:
+  """Raises ValueError, in the name of an operation, unless its arguments hold."""
+  if not holds:
+    raise ValueError(f'{op}: {message}')
+
+
+def check_implementation(
+  op: str, implementation: str, known: Sequence[str] = IMPLEMENTATIONS
+) -> None:
+  """Raises ValueError unless an operation has this implementation."""
+  require(
+    op,
+    implementation in known,
+    f'unknown implementation {implementation!r}; there are {", ".join(known)}',
+  )
 
 
 def check_kernel_dtype(op: str, implementation: str, dtype: jnp.dtype) -> None:
   """Raises ValueError where a kernel is asked for in a dtype that it has no code for."""
-  if implementation in ('tpu', 'gpu') and dtype not in (jnp.float32, jnp.bfloat16):
-    raise ValueError(
-      f'{op}: implementation {implementation!r} computes in float32 and bfloat16, not '
-      f"{jnp.dtype(dtype).name}; take 'xla' or 'reference', or cast"
-    )
+  require(
+    op,
+    implementation not in ('tpu', 'gpu') or dtype in (jnp.float32, jnp.bfloat16),
+    f'implementation {implementation!r} computes in float32 and bfloat16, not '
+    f"{jnp.dtype(dtype).name}; take 'xla' or 'reference', or cast",
+  )
 
 
 def by_platform(

@@ -12,12 +12,13 @@ def _normal(*shape, seed=0):
 
 def test_blocks_are_windows_and_grids_are_spread():
   x = jnp.arange(4 * 6).reshape(1, 4, 6, 1)
-  blocks = block_grid_attention.group(x, 'block', 2)
-  np.testing.assert_array_equal(blocks[0, 4, :, 0], [14, 15, 20, 21])
-  grids = block_grid_attention.group(x, 'grid', 2)
-  np.testing.assert_array_equal(grids[0, 4, :, 0], [7, 10, 19, 22])  # group (1, 1)
-  for kind, groups in (('block', blocks), ('grid', grids)):
-    np.testing.assert_array_equal(block_grid_attention.ungroup(groups, kind, 2, 4), x)
+  groups = {
+    kind: block_grid_attention.find_grouping((4, 6), kind, 2).split(x) for kind in ('block', 'grid')
+  }
+  np.testing.assert_array_equal(groups['block'][0, 4, :, 0], [14, 15, 20, 21])
+  np.testing.assert_array_equal(groups['grid'][0, 4, :, 0], [7, 10, 19, 22])  # group (1, 1)
+  with pytest.raises(ValueError, match="kind='window' is not one of block, grid"):
+    block_grid_attention.find_grouping((4, 6), 'window', 2)
 
 
 @pytest.mark.parametrize('kind', ['block', 'grid'])

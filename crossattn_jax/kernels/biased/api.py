@@ -82,14 +82,8 @@ def _check(
   num_heads: int,
   implementation: str,
 ) -> None:
-  def require(holds: bool, message: str) -> None:
-    if not holds:
-      raise ValueError(f'biased_attention: {message}')
-
-  require(
-    implementation in IMPLEMENTATIONS,
-    f'unknown implementation {implementation!r}; there are {", ".join(IMPLEMENTATIONS)}',
-  )
+  require = functools.partial(dispatch.require, 'biased_attention')
+  dispatch.check_implementation('biased_attention', implementation, IMPLEMENTATIONS)
   for name, x in (('query', query), ('key', key), ('value', value)):
     require(x.ndim == 3, f'{name} must be [batch, tokens, channels], got {x.shape}')
     require(

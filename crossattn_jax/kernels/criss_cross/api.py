@@ -90,10 +90,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _check(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
-  def require(holds: bool, message: str) -> None:
-    if not holds:
-      raise ValueError(f'criss_cross_attention: {message}')
-
+  require = functools.partial(dispatch.require, 'criss_cross_attention')
   for name, x in (('query', query), ('key', key), ('value', value)):
     require(
       x.ndim in (4, 5),

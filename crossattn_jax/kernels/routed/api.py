@@ -163,10 +163,7 @@ def _check(
   key_mask: jax.Array | None,
   num_heads: int,
 ) -> None:
-  def require(holds: bool, message: str) -> None:
-    if not holds:
-      raise ValueError(f'routed_attention: {message}')
-
+  require = functools.partial(dispatch.require, 'routed_attention')
   for name, x in (('query', query), ('key', key), ('value', value)):
     require(x.ndim == 4, f'{name} must be [batch, regions, tokens, channels], got {x.shape}')
     require(jnp.issubdtype(x.dtype, jnp.floating), f'{name} must be floating, got {x.dtype}')
