@@ -249,10 +249,6 @@ class Checkpointer:
     """Returns the step of the newest complete checkpoint."""
     return max(self.all_steps(), default=None)
 
-  def best_step(self) -> int | None:
-    """Returns the step of the best checkpoint by the metric, if any has it."""
-    return next(reversed(self._by_quality(self.all_steps())), None)
-
   def wait(self) -> None:
     """Waits until what was saved is on disk; raises if that failed."""
     if self._manager is not None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from crossattn_jax import parallel, training
-from crossattn_jax.training.compile import aot, hlo
+from crossattn_jax.training.compile import aot, flops, hlo
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -198,7 +198,7 @@ def test_model_flops_are_those_of_products_convolutions_and_repeated_scans():
   convolution = 2 * (2 * 16 * 5) * (2 * 2 * 3)
   products = (3 + 1) * 2 * (2 * 16 * 5) * 5
   scores = 2 * (2 * 16 * 16) * 5
-  assert aot.forward_flops(experiment) == convolution + products + scores
+  assert flops.training_flops(experiment) == convolution + products + scores
 
 
 def test_model_flops_of_a_part_per_device_are_those_of_all_parts():
@@ -216,7 +216,7 @@ def test_model_flops_of_a_part_per_device_are_those_of_all_parts():
     abstract_state=types.SimpleNamespace(loss_variables={}),
     abstract_batch=jax.ShapeDtypeStruct((8, 3, 5), jnp.float32),
   )
-  assert aot.forward_flops(experiment) == 8 * 2 * 3 * 3 * 5
+  assert flops.training_flops(experiment) == 8 * 2 * 3 * 3 * 5
 
 
 @pytest.mark.parametrize(

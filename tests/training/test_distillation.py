@@ -15,7 +15,7 @@ from crossattn_jax.tasks import losses
 from crossattn_jax.training import checkpoints, loop, weights
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training.compile import aot
+from crossattn_jax.training.compile import flops
 
 
 class _TwoHeads(nn.Module):
@@ -215,9 +215,9 @@ def test_a_teacher_needs_no_backward_pass(config):
   """FLOPs that the model needs: of the student three times, of the teacher once."""
   config.task.distillation.kind = 'none'
   config.model.distillation = False
-  alone = aot.training_flops(experiment_lib.setup(config, steps_per_epoch=10))
+  alone = flops.training_flops(experiment_lib.setup(config, steps_per_epoch=10))
   config.task.distillation.kind = 'hard'
   experiment = experiment_lib.setup(config, steps_per_epoch=10)
   pixels = config.batch_size * 8 * 8
   teacher = 2 * pixels * 9 * 64 + 2 * config.batch_size * 64 * 10
-  assert aot.training_flops(experiment) == alone + teacher
+  assert flops.training_flops(experiment) == alone + teacher

@@ -49,19 +49,15 @@ class ASPPHead(nn.Module):
     style: see there.
     channels: of each branch.
     fused: of the fused map.
-    dilations: see `AtrousSpatialPyramidPooling`.
   """
 
   num_classes: int
   style: style_lib.Style
   channels: int = 256
   fused: int = 512
-  dilations: tuple[int, ...] = (12, 24, 36)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to logits of the same size."""
-    pool = AtrousSpatialPyramidPooling(
-      self.channels, self.fused, self.style, self.dilations, name='pooling'
-    )
+    pool = AtrousSpatialPyramidPooling(self.channels, self.fused, self.style, name='pooling')
     return self.style.classify(pool(x, train), self.num_classes, train)

@@ -3,7 +3,6 @@
 The compiler is the real one, out of libtpu; nothing runs. So all figures are static estimates.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import importlib.util
 import math
@@ -14,14 +13,12 @@ from typing import Any
 
 import jax
 import jax.experimental.topologies
-import jax.extend
 import ml_collections
 import rich.table
 
 from crossattn_jax import parallel
-from crossattn_jax.parallel import parameters
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training.compile import hlo
+from crossattn_jax.training.compile import flops, hlo
 
 
 class CompileError(ValueError):
@@ -110,8 +107,7 @@ class CompileReport:
     flops: floating-point operations per device, as XLA counts them: everything that is computed,
       rematerialisation included. Loops that are not annotated with their length count once: with
       `fsdp` those are the products that overlap with the transfer of their operands.
-    model_flops: floating-point operations that the model needs, in all: three times the matrix
-      products and convolutions of the forward pass.
+    model_flops: floating-point operations that the model needs, in all; see `training_flops`.
     hbm_bytes: read and written per device, as XLA counts them; for loops see `flops`.
     collectives: by kind, per device.
     estimated_cycles: per device, the sum of the compiler's estimates; collectives and Pallas
@@ -297,7 +293,7 @@ def compile_report(
       code=memory.generated_code_size_in_bytes,
     ),
     flops=analysis['flops'],
-    model_flops=training_flops(experiment),
+    model_flops=flops.training_flops(experiment),
     hbm_bytes=analysis['bytes accessed'],
     collectives=costs.collectives,
     estimated_cycles=costs.cycles,
@@ -358,93 +354,6 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
   except jax.errors.JaxRuntimeError as error:
     raise CompileError(f'libtpu refuses topology {topology!r}: {error}') from error
   return chip, described.devices
-
-
-def forward_flops(experiment: experiment_lib.Experiment) -> float:
-  """Floating-point operations of the matrix products and convolutions in one forward pass.
-
-  Args:
-    experiment: whose loss is traced, over the global batch.
-
-  Returns:
-    Two per multiplication and addition.
-  """
-  return _jaxpr_flops(_traced_loss(experiment))
-
-
-def training_flops(experiment: experiment_lib.Experiment) -> float:
-  """Floating-point operations of a training step: a backward pass counts as two forward passes.
-
-  What does not depend on the parameters, such as a teacher, has no backward pass.
-  """
-  jaxpr = _traced_loss(experiment)
-  variables = jax.tree_util.tree_leaves_with_path(experiment.abstract_state.loss_variables)
-  learnt = {
-    variable
-    for (path, _), variable in zip(variables, jaxpr.invars, strict=False)
-    if parameters.path_string(path).startswith('params/')
-  }
-  total = 0.0
-  for equation in jaxpr.eqns:
-    inputs = {x for x in equation.invars if not isinstance(x, jax.extend.core.Literal)}
-    depends = not learnt.isdisjoint(inputs)
-    if depends:
-      learnt.update(equation.outvars)
-    total += (3 if depends else 1) * _equation_flops(equation)
-  return total
-
-
-def _traced_loss(experiment: experiment_lib.Experiment) -> jax.extend.core.Jaxpr:
-  """The loss as a function of all variables, then of the batch."""
-
-  def loss(variables, batch):
-    return experiment.task.loss(variables, batch, jax.random.key(0), train=True)[0]
-
-  with jax.set_mesh(experiment.mesh):
-    traced = jax.make_jaxpr(loss)(
-      experiment.abstract_state.loss_variables, experiment.abstract_batch
-    )
-  return traced.jaxpr
-
-
-def _jaxpr_flops(jaxpr: jax.extend.core.Jaxpr) -> float:
-  return sum(map(_equation_flops, jaxpr.eqns))
-
-
-def _equation_flops(equation: jax.extend.core.JaxprEqn) -> float:
-  name = equation.primitive.name
-  if name == 'dot_general':
-    (contracted, _), _ = equation.params['dimension_numbers']
-    left, out = equation.invars[0].aval, equation.outvars[0].aval
-    return 2.0 * out.size * math.prod(left.shape[dimension] for dimension in contracted)
-  if name == 'conv_general_dilated':
-    kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-    channels = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
-    return 2.0 * out.size * kernel.size / channels
-  if name == 'cond':
-    return max(map(_jaxpr_flops, _inner_jaxprs(equation)))
-  times = 1
-  if name == 'scan':
-    times = equation.params['length']
-  elif name == 'shard_map':
-    # Its body is what one device computes; devices with equal results count once.
-    axes = {
-      axis
-      for spec in equation.params['out_specs']
-      for entry in spec
-      for axis in ((entry,) if isinstance(entry, str) else entry or ())
-    }
-    times = math.prod(equation.params['mesh'].shape[axis] for axis in axes)
-  return float(times * sum(map(_jaxpr_flops, _inner_jaxprs(equation))))
-
-
-def _inner_jaxprs(equation: jax.extend.core.JaxprEqn) -> Iterator[jax.extend.core.Jaxpr]:
-  for value in equation.params.values():
-    for each in value if isinstance(value, tuple | list) else (value,):
-      if isinstance(each, jax.extend.core.ClosedJaxpr):
-        yield each.jaxpr
-      elif isinstance(each, jax.extend.core.Jaxpr):
-        yield each
 
 
 def _size(size: float) -> str:
