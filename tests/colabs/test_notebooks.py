@@ -79,7 +79,6 @@ def test_systems(main_environment, datasets_dir, tmp_path, monkeypatch):
 
 @pytest.mark.torch
 def test_compare_with_pytorch(main_environment, tmp_path, monkeypatch):
-  pytest.importorskip('timm')
   notebook = execute('compare_with_pytorch.ipynb', tmp_path, main_environment, monkeypatch)
   text = printed(notebook)
   assert pictures(notebook) == 2

@@ -70,7 +70,6 @@ def make_adapter(manifest):
       'act': ('norm', lambda x: nn.relu(jnp.moveaxis(x, -1, 1))),
       'head': 'head',
     },
-    mutable=['batch_stats'],
   )
 
 

@@ -188,6 +188,7 @@ def test_average_follows_parameters_and_batch_statistics(tiny_config):
   assert state.eval_variables is state.ema
 
 
+@pytest.mark.extended
 def test_a_step_that_is_not_finite_changes_only_the_counters(tiny_config):
   experiment = experiment_lib.setup(tiny_config, _one_device(), steps_per_epoch=10)
   good, bad = _batch(tiny_config), _batch(tiny_config)

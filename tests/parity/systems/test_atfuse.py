@@ -55,8 +55,10 @@ def test_what_is_unused_is_dropped_by_default_and_said_to_be_so():
     np.testing.assert_array_equal(value, state[key])
 
 
+@pytest.mark.torch
 def test_a_data_parallel_training_checkpoint_is_read(tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
+
   state = _recorded_state('atfuse_eval_128')
   wrapped = {f'module.{key}': torch.from_numpy(value) for key, value in state.items()}
   content = {'epoch': 3, 'state_dict': wrapped, 'optimizer': {}, 'best_pred': 1.5, 'records': {}}

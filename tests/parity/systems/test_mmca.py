@@ -140,8 +140,10 @@ def test_bert_is_read_in_every_spelling_that_is_published(rename):
   jax.tree.map(np.testing.assert_array_equal, spelt.variables, conversion.variables)
 
 
+@pytest.mark.torch
 def test_a_training_checkpoint_of_saem_is_read_and_kept_whole(tmp_path):
-  torch = pytest.importorskip('torch')
+  import torch
+
   state = _saem_state()
   halves = [
     {key[2:]: torch.from_numpy(x) for key, x in state.items() if key.startswith(prefix)}
