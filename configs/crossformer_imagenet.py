@@ -11,7 +11,7 @@ import ml_collections
 from configs import recipes
 from crossattn_jax import models
 
-_DROP_PATH_RATES = {
+DROP_PATH_RATES = {
   'crossformer_tiny': 0.1,
   'crossformer_small': 0.2,
   'crossformer_base': 0.3,
@@ -31,7 +31,7 @@ def get_config(model: str = 'crossformer_small') -> ml_collections.ConfigDict:
     epochs=300,
     warmup_epochs=20,
   )
-  config.model.drop_path_rate = _DROP_PATH_RATES[model]
+  config.model.drop_path_rate = DROP_PATH_RATES[model]
   config.model.dtype = 'bfloat16'
   config.optimizer.clip_norm = 5.0
   # By step, and the code steps its scheduler with the index of the update that was made.

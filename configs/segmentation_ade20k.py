@@ -17,20 +17,10 @@ SwiftFormer's paper has Semantic FPN only.
 
 import ml_collections
 
-from configs import recipes
+from configs import crossformer_imagenet, recipes
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
 
-_CROSSFORMER_DROP_PATH_RATES = {
-  'crossformer_tiny': 0.1,
-  'crossformer_small': 0.2,
-  'crossformer_base': 0.3,
-  'crossformer_large': 0.5,
-  'crossformer_pp_small': 0.2,
-  'crossformer_pp_base': 0.3,
-  'crossformer_pp_large': 0.5,
-  'crossformer_pp_huge': 0.5,
-}
 _BIFORMER_DROP_PATH_RATES = {
   'semantic_fpn': {'biformer_small': 0.15, 'biformer_base': 0.3},
   'upernet': {'biformer_small': 0.3, 'biformer_base': 0.4},
@@ -102,7 +92,7 @@ def _crossformer(config: ml_collections.ConfigDict, model: str, head: str) -> No
     group_sizes=(14, 14, 7, 7) if wide else (7, 7, 7, 7),
     intervals=(16, 8, 2, 1) if wide else (8, 4, 2, 1),
     group_rule='constant',
-    drop_path_rate=_CROSSFORMER_DROP_PATH_RATES[model],
+    drop_path_rate=crossformer_imagenet.DROP_PATH_RATES[model],
   )
   if head == 'upernet':
     config.optimizer.decay_exclude = (

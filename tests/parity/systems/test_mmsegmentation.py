@@ -59,6 +59,9 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
   conversion = convert.to_flax(name, state, fields)
   assert conversion.overrides == {'num_classes': 7, **WIDTHS[head], **fields}
   assert {line.torch_key for line in conversion.report} == set(state)
+  back = convert.to_torch(name, conversion.variables, conversion.overrides)
+  assert set(back) == set(state)
+  assert all(np.array_equal(back[key], state[key]) for key in state)
   template = segmentation._template(module)
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   kernel = conversion.variables['params']['decoder']

@@ -242,6 +242,15 @@ def test_what_does_not_fit_is_refused_by_name(config, key, value, message):
     tasks.create_task(config)
 
 
+def test_a_backbone_without_a_head_is_refused(config):
+  with config.unlocked():
+    config.model = models.model_config('swiftformer_xs', num_classes=7)
+  with pytest.raises(
+    ValueError, match=r"'swiftformer_xs' does not label pixels.*list_models\('\*\+"
+  ):
+    tasks.create_task(config)
+
+
 def test_a_sliding_window_refuses_several_scales(config):
   config.task.evaluation.mode = 'sliding'
   config.task.evaluation.flip = True
