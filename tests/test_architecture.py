@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 PAGE = (ROOT / 'docs/architecture.md').read_text()
 
 MOST_LINES = 600
-PLATFORM_WORDS = {'custom_vjp', 'custom_jvp', 'platform_dependent', 'pallas'}
+PLATFORM_WORDS = {'custom_vjp', 'custom_jvp', 'platform_dependent', 'by_platform', 'pallas'}
+PLATFORM_WORDS |= {'shard_map', 'map_shards'}
 LONG = {'parity/systems/biformer/adapters.py'}  # Until it is split.
 EQUATION_ROOMS = ('layers', 'attention', 'heads', 'models')
 

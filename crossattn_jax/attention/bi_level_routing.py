@@ -50,7 +50,7 @@ class Routing(NamedTuple):
 
 
 def partition(x: jax.Array, grid: Grid) -> jax.Array:
-  """Cuts a map into regions.
+  """Cuts a map into regions (section 3.2, region partition).
 
   Args:
     x: `[batch, height, width, ...]`.
@@ -75,7 +75,7 @@ def merge(regions: jax.Array, grid: Grid, region_size: Grid) -> jax.Array:
 
 
 def region_means(regions: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-  """Mean of the (visible) tokens of each region, in at least float32.
+  """Mean of the (visible) tokens of each region (section 3.2), in at least float32.
 
   Args:
     regions: `[batch, regions, tokens, channels]`.
@@ -130,7 +130,7 @@ def route(
 def gather_regions(
   regions: jax.Array, routing: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-  """Copies to every query region the key regions that it chose, times their weights.
+  """Copies to every query region the key regions that it chose (section 3.2), times weights.
 
   Args:
     regions: `[batch, key_regions, ...]`.
@@ -360,7 +360,7 @@ class RegionRouter(nn.Module):
 
 
 class BiLevelRoutingAttention(nn.Module):
-  """Bi-level routing attention with a local enhancement of the values (LePE).
+  """Bi-level routing attention with a local enhancement of the values (section 3.2; LePE).
 
   Attributes:
     num_heads: must divide the channels and `qk_dim`.

@@ -36,7 +36,7 @@ def find_grouping(size: tuple[int, int], kind: str, window: int) -> kernels.Grou
 
 
 class BlockGridAttention(nn.Module):
-  """Self-attention within blocks or grids, with a learnt bias per relative position.
+  """Self-attention within blocks or grids, with a learnt bias per relative position (section 3.2).
 
   A map that the window does not divide is padded with zeros at the bottom and the right, and the
   padding takes part.

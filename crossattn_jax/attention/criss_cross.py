@@ -14,7 +14,7 @@ from crossattn_jax.layers import linear
 
 
 class CrissCrossAttention(nn.Module):
-  """Recurrent criss-cross attention with a learnt residual gate.
+  """Recurrent criss-cross attention with a learnt residual gate (section 3.2).
 
   Twice connects any two pixels of an image, three times any two of a video.
 
@@ -62,12 +62,14 @@ class CrissCrossAttention(nn.Module):
     key = linear.Dense(channels // self.reduction, name='key', **common)
     value = linear.Dense(channels, name='value', **common)
     gate = self.param('gate', nn.initializers.zeros, (), self.param_dtype)
+    # Parameters do not depend on it, and kernels take long to trace.
+    implementation = 'reference' if self.is_initializing() else self.implementation
     weights = []
     for _ in range(self.recurrence):
       q, k = query(x), key(x)
       if with_weights:
         weights.append(nn.softmax(reference.affinity(q, k)))
-      context = kernels.criss_cross_attention(q, k, value(x), implementation=self.implementation)
+      context = kernels.criss_cross_attention(q, k, value(x), implementation=implementation)
       x, context, scale = nn.dtypes.promote_dtype(x, context, gate, dtype=self.dtype)
       x = x + scale * context
     return (x, weights) if with_weights else x

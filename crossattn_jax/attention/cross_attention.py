@@ -61,7 +61,7 @@ def folded_class_token_attention(
   *,
   dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """`class_token_attention` of projected tokens, without ever projecting them.
+  """`class_token_attention` of projected tokens (equation 6), without ever projecting them.
 
   With a single query the key matrix can be applied to the query and the value matrix to the pooled
   token: q . (W_k y_n) = (W_k^T q) . y_n and sum_n a_n (W_v y_n) = W_v (sum_n a_n y_n). The bias of
@@ -139,7 +139,7 @@ class _HeadProjection(nn.Module):
 
 
 class ClassTokenAttention(nn.Module):
-  """Cross-attention whose only query is token 0 (CrossViT's `CrossAttention`).
+  """Cross-attention whose only query is token 0 (equation 6 with several heads, figure 4).
 
   Attributes:
     num_heads: must divide the width of the tokens.

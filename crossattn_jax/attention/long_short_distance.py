@@ -35,7 +35,7 @@ def find_grouping(
   adaptive_interval: bool = False,
   center_padding: bool = False,
 ) -> kernels.Grouping:
-  """Decides how a map of a given size is cut. A pure function of its arguments.
+  """Decides how a map of a given size is cut (section 3.2).
 
   A map that is not larger than a group, in one direction at least, has short distance attention
   whatever the kind.
@@ -91,7 +91,7 @@ def find_grouping(
 
 
 class LongShortDistanceAttention(nn.Module):
-  """Attention within the groups of a map of any size.
+  """Attention within the groups of a map of any size (section 3.2; LSDA in the code).
 
   Attributes:
     num_heads: must divide the channels.

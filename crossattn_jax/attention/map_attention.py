@@ -140,8 +140,7 @@ class CrissCrossChange(nn.Module):
     attention = criss_cross.CrissCrossAttention(
       self.recurrence,
       self.reduction,
-      # Parameters do not depend on it, and kernels take long to trace.
-      'reference' if self.is_initializing() else self.implementation,
+      self.implementation,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='attention',

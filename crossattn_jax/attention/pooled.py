@@ -48,7 +48,7 @@ def join_tokens(extra: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """Pools the map of each head by a depthwise convolution, whose filters all heads share.
+  """Pools the map of each head (section 3.1) by a depthwise convolution of shared filters.
 
   Args:
     image: `[batch, height, width, heads * head_dim]`, head by head.
@@ -102,7 +102,7 @@ class PoolHeads(nn.Module):
 
 
 class PooledAttention(nn.Module):
-  """Multi-head self-attention over a map with pooled keys and values.
+  """Multi-head self-attention over a map with pooled keys and values (section 3.1; MHPA).
 
   Attributes:
     num_heads: must divide the channels of the result.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def positive_random_features(x: jax.Array, directions: jax.Array) -> jax.Array:
-  """exp(x w^T - |x|^2 / 2) / sqrt(m): features whose inner products estimate exp(x . y).
+  """exp(x w^T - |x|^2 / 2) / sqrt(m), whose inner products estimate exp(x . y) (lemma 1).
 
   Args:
     x: `[..., channels]`.

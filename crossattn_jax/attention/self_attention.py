@@ -1,6 +1,6 @@
-"""Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
+"""Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2).
 
-Its equation is `kernels.dot_product_attention`.
+Equation 1 of that paper is `kernels.dot_product_attention`.
 """
 
 from flax import linen as nn
@@ -12,7 +12,7 @@ from crossattn_jax.layers import linear
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention with one fused projection to query, key and value.
+  """Multi-head self-attention with one fused projection to query, key and value (section 3.2.2).
 
   Attributes:
     num_heads: must divide the width of the tokens.

@@ -291,30 +291,6 @@ def test_eight_devices_compute_what_one_does(sizes):
     np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-6)
 
 
-def test_each_device_attends_for_its_own_examples_and_heads():
-  """The kernel is not replicated: under a mesh it sees its part of batch and heads."""
-  seen = []
-  mesh = parallel.create_mesh(2, 2, 2)
-
-  def attend(query, key):
-    seen.append(query.shape)
-    return query + key
-
-  with jax.set_mesh(mesh):
-    tokens = ('batch', None, None, 'heads', None)
-    x = _normal(8, 4, 4, 6, 2)
-    out = jax.jit(
-      lambda x: parallel.map_shards(attend, x, x, names=(tokens, tokens), out_names=tokens)
-    )(x)
-    odd = parallel.map_shards(
-      attend, x[:6, ..., :3, :], x[:6, ..., :3, :], names=(tokens, tokens), out_names=tokens
-    )
-  assert seen[0] == (2, 4, 4, 3, 2)
-  assert seen[1] == (3, 4, 4, 3, 2)  # six examples over two of the axes' four; three heads stay
-  np.testing.assert_array_equal(out, 2 * x)
-  np.testing.assert_array_equal(odd, 2 * x[:6, ..., :3, :])
-
-
 def test_rematerialisation_keeps_the_routing():
   x = _normal(1, 4, 4, 4)
   module = _module()

@@ -71,6 +71,29 @@ def test_a_function_of_shards_sees_whole_heads():
   np.testing.assert_array_equal(out, 2 * x)
 
 
+def test_a_mapped_function_sees_its_own_examples_and_heads():
+  seen = []
+  mesh = parallel.create_mesh(2, 2, 2)
+
+  def attend(query, key):
+    seen.append(query.shape)
+    return query + key
+
+  with jax.set_mesh(mesh):
+    tokens = ('batch', None, None, 'heads', None)
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 6, 2))
+    out = jax.jit(
+      lambda x: parallel.map_shards(attend, x, x, names=(tokens, tokens), out_names=tokens)
+    )(x)
+    odd = parallel.map_shards(
+      attend, x[:6, ..., :3, :], x[:6, ..., :3, :], names=(tokens, tokens), out_names=tokens
+    )
+  assert seen[0] == (2, 4, 4, 3, 2)
+  assert seen[1] == (3, 4, 4, 3, 2)  # six examples over two of the axes' four; three heads stay
+  np.testing.assert_array_equal(out, 2 * x)
+  np.testing.assert_array_equal(odd, 2 * x[:6, ..., :3, :])
+
+
 def test_constrain_does_nothing_without_a_mesh():
   x = np.ones((3, 2), np.float32)
   np.testing.assert_array_equal(parallel.constrain(jax.numpy.asarray(x), 'batch', 'channels'), x)
