@@ -152,7 +152,7 @@ def register_models(system: str, pattern: str):
 
 
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmvit', 'swiftformer'}
+_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmca', 'mmvit', 'swiftformer'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 

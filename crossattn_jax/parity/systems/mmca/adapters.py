@@ -1,11 +1,10 @@
-"""MMCA, whose code was never published, its predecessor SAEM (yiling2018/saem), and BERT.
+"""Recorded cases of MMCA, SAEM and BERT: models, their parts, losses and metrics."""
 
-MMCA has the state dict of a PyTorch module that was written from its specification (docs/mmca.md).
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+import re
 from typing import Any
 
+from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,264 +14,102 @@ from crossattn_jax.attention import joint_attention
 from crossattn_jax.layers import similarity
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import bert, mmca
-from crossattn_jax.parity import adapters, layouts
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
+from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity.mapping import prefixed
+from crossattn_jax.parity.systems.mmca import rules as mmca_rules
 from crossattn_jax.tasks.retrieval import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-# What scale and bias of a norm are called: by PyTorch, and by BERT's first authors and SAEM.
-Names = tuple[str, str]
-_TORCH, _GOOGLE = ('weight', 'bias'), ('gamma', 'beta')
-# SAEM keeps a list of the image branch's and the text branch's state dict.
-_SAEM_IMAGE, _SAEM_TEXT = '0.', '1.'
-# Of cases that do not say it, by their width.
-_HEADS = {32: 4}
 
-# (channels, 1, words, width) -> [words, width, channels].
-_IMAGE_CONV = layouts.Layout(
-  '2-D convolution',
-  lambda shape: (shape[2], 1, *shape[:2]),
-  lambda x, shape: x[:, 0].transpose(1, 2, 0).reshape(shape),
-  lambda x, shape: x.transpose(2, 0, 1).reshape(shape),
-)
-
-
-# The correspondence of names, from the inside out.
-
-
-def unit_rules() -> list[Rule]:
-  """The rules of a transformer unit."""
-  rules = affine('attn.o', 'out', 'linear_heads_in')
-  for torch, flax in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-    rules += affine(f'attn.{torch}', flax, 'linear_heads_out')
-  return [
-    *rules,
-    *norm('ln{i:1|2}', 'norm{i}'),
-    *affine('fc{i:1|2}', 'fc{i}', 'linear'),
-  ]
-
-
-def bert_unit_rules(norm_names: Names) -> list[Rule]:
-  """The rules of a transformer unit as BERT and SAEM have it, norms in one of the spellings."""
-  attention = 'attention.self.{name:query|key|value}'
-  return [
-    *affine(attention, '{name}', 'linear_heads_out'),
-    *affine('attention.output.dense', 'out', 'linear_heads_in'),
-    *norm('attention.output.LayerNorm', 'norm1', norm_names),
-    *affine('intermediate.dense', 'fc1', 'linear'),
-    *affine('output.dense', 'fc2', 'linear'),
-    *norm('output.LayerNorm', 'norm2', norm_names),
-  ]
-
-
-def bert_rules(pooler: bool = True, spellings: Sequence[Names] = (_TORCH, _GOOGLE)) -> list[Rule]:
-  """The rules of BERT, norms in either spelling; the heads of its pretraining are dropped."""
-  rules = [
-    *(
-      Rule(f'embeddings.{torch}_embeddings.weight', f'{flax}_embedding/embedding')
-      for torch, flax in (('word', 'word'), ('position', 'position'), ('token_type', 'segment'))
-    ),
-    *(affine('pooler.dense', 'pooler', 'linear') if pooler else [Rule('pooler.{any:.*}', None)]),
-    Rule('embeddings.position_ids', None),
-    Rule('cls.{any:.*}', None),
-  ]
-  for names in spellings:
-    rules += norm('embeddings.LayerNorm', 'embedding_norm', names)
-    rules += prefixed(bert_unit_rules(names), 'encoder.layer.{layer}.', 'layer_{layer}/')
-  return rules
-
-
-def phrase_cnn_rules() -> list[Rule]:
-  """The rules of a phrase CNN."""
-  return [*affine('convs.{i}', 'conv_{i}', 'conv'), *affine('fc', 'fc', 'linear')]
-
-
-def saem_image_rules() -> list[Rule]:
-  """The rules of SAEM's image branch."""
-  units = [rule for names in (_GOOGLE, _TORCH) for rule in bert_unit_rules(names)]
-  return [
-    *affine('mapping', 'region_projection', 'linear'),
-    *prefixed(units, 'layer.', 'image_unit_0/'),
-  ]
-
-
-def saem_text_rules(pooler: bool = True) -> list[Rule]:
-  """The rules of SAEM's text branch."""
-  return [
-    *prefixed(bert_rules(pooler, (_GOOGLE, _TORCH)), 'bert.', 'bert/'),
-    *affine('convs1.{i}', 'text_cnn/conv_{i}', _IMAGE_CONV, 'identity'),
-    *affine('mapping', 'text_cnn/fc', 'linear'),
-  ]
-
-
-def saem_rules(pooler: bool = True) -> list[Rule]:
-  """The rules of SAEM's checkpoints, of both branches."""
-  image, text = saem_image_rules(), saem_text_rules(pooler)
-  return [*prefixed(image, _SAEM_IMAGE), *prefixed(text, _SAEM_TEXT)]
-
-
-def branch_rules() -> list[Rule]:
-  """The rules of the branches that SAEM compares with; the names are this library's own."""
-  gates = [
-    rule
-    for side, flax in (('img', 'image'), ('txt', 'text'))
-    for rule in affine(
-      f'{side}_gru.{{direction:forward|backward}}.{{gate:[ih][rzn]}}',
-      f'{flax}_gru/{{direction}}/cell/{{gate}}',
-      'linear',
-    )
-  ]
-  return [
-    *prefixed(phrase_cnn_rules(), 'img_cnn.', 'image_cnn/'),
-    *affine('txt_map', 'text_projection', 'linear'),
-    *prefixed(unit_rules(), 'txt_self.', 'text_unit_0/'),
-    *gates,
-  ]
-
-
-def mmca_rules(image_units: int = 1, pooler: bool = True) -> list[Rule]:
-  """The rules of MMCA with so many transformer units of the image, with or without BERT inside."""
-  torch, flax = ('img_self.', '0') if image_units == 1 else ('img_self.{unit}.', '{unit}')
-  return [
-    *affine('img_fc', 'region_projection', 'linear'),
-    *affine('txt_fc', 'word_projection', 'linear'),
-    *prefixed(unit_rules(), torch, f'image_unit_{flax}/'),
-    *prefixed(phrase_cnn_rules(), 'txt_cnn.', 'text_cnn/'),
-    *prefixed(unit_rules(), 'cross.{unit}.', 'cross_unit_{unit}/'),
-    *prefixed(phrase_cnn_rules(), 'cross_cnn.', 'cross_cnn/'),
-    *branch_rules(),
-    *prefixed(bert_rules(pooler), 'bert.', 'bert/'),
-  ]
-
-
-@adapters.register_models('mmca', 'mmca*')
-@adapters.register_models('mmca', 'saem*')
-def describe(module: mmca.MMCA) -> adapters.ModelParity:
-  """Says how a registered MMCA or SAEM corresponds to PyTorch; a BERT alone is part of either."""
-  length, regions = module.max_words, module.num_regions
-  words = jax.ShapeDtypeStruct((1, length, module.word_dim), jnp.float32)
-  if module.text_layers:
-    words = jax.ShapeDtypeStruct((1, length), jnp.int32)
-  pooler = module.freeze_text_encoder
-  own, other = mmca_rules(module.image_units, pooler), saem_rules(pooler)
-  if not module.cross_attention:
-    own, other = other, own
-  return adapters.ModelParity(
-    rules=[*own, *other, *prefixed(bert_rules(pooler), flax='bert/')],
-    call=lambda model, inputs: {'S': model(_named(inputs))[0]},
-    inputs={
-      'regions': jax.ShapeDtypeStruct((1, regions, module.region_dim), jnp.float32),
-      'words': words,
-      'mask': jax.ShapeDtypeStruct((1, length), jnp.float32),
-    },
-  )
-
-
-@adapters.register_models('mmca', 'bert_*')
-def describe_bert(module: bert.Bert) -> adapters.ModelParity:
-  """Says how a registered BERT corresponds to that of `transformers`, with or without its heads."""
-  ids = jax.ShapeDtypeStruct((1, module.max_positions), jnp.int32)
-  rules = bert_rules(module.pooler)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    words, features = model(inputs['input_ids'], inputs['attention_mask'] != 0)
-    outputs = {'last_hidden_state': words}
-    return outputs | ({'pooler_output': features['pooled']} if module.pooler else {})
-
-  return adapters.ModelParity(
-    rules=[*rules, *prefixed(rules, 'bert.')],
-    call=call,
-    inputs={'input_ids': ids, 'attention_mask': ids},
-  )
-
-
-def _named(inputs: Arrays) -> Arrays:
-  """The inputs of a reference case under this library's names."""
-  return {
-    'regions': inputs['regions'],
-    'words': inputs['words'],
-    'word_mask': inputs['mask'] != 0,
-  }
+def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+  """Shapes of the state, which tells the sizes of a constructor that does not."""
+  return {entry['key'].removeprefix('net.'): tuple(entry['shape']) for entry in manifest['state']}
 
 
 # Whole models.
 
 
-def _model(manifest: Manifest) -> mmca.MMCA:
-  """The model of a reference case: sizes by its state dict, options by its constructor."""
-  arguments = manifest['constructor']
-  shapes = {entry['key'].removeprefix('net.'): tuple(entry['shape']) for entry in manifest['state']}
+def _model(manifest: Manifest, num_heads: int = 16) -> mmca.MMCA:
+  """The model of a constructor, with `num_heads` where it does not say it."""
+  c, shapes = manifest['constructor'], _shapes(manifest)
   width, region_dim = shapes['img_fc.weight']
+  c.ignore_rates('dropout')
   return mmca.MMCA(
-    region_dim=region_dim,
-    word_dim=shapes['txt_fc.weight'][1],
-    width=width,
-    num_heads=arguments.get('heads', _HEADS.get(width, mmca.MMCA.num_heads)),
-    mlp_dim=shapes['img_self.fc1.weight'][0],
-    cross_units=arguments.get('cross_layers', 1),
-    cross_input=arguments.get('cross_input', 'projected'),
-    conv_channels=shapes['txt_cnn.convs.0.weight'][0],
-    cross_conv_channels=shapes['cross_cnn.convs.0.weight'][0],
-    mask_padding=arguments.get('mask_padding', True),
-    alpha=arguments.get('alpha', 1.0),
+    region_dim=c.get('region_dim', region_dim),
+    word_dim=c.get('word_dim', shapes['txt_fc.weight'][1]),
+    width=c.get('d', width),
+    num_heads=c.get('heads', num_heads),
+    mlp_dim=c.get('ffn', shapes['cross.0.fc1.weight'][0]),
+    image_units=len([key for key in shapes if re.fullmatch(r'img_self\..*fc1\.bias', key)]),
+    cross_units=c.get('cross_layers', 1),
+    cross_input=c.get('cross_input', 'projected'),
+    kernel_sizes=tuple(c.get('kernels', (1, 2, 3))),
+    conv_channels=c.get('conv_channels', shapes['txt_cnn.convs.0.weight'][0]),
+    cross_conv_channels=c.get('cross_conv_channels', shapes['cross_cnn.convs.0.weight'][0]),
+    mask_padding=c.get('mask_padding', True),
+    alpha=c.get('alpha', 1.0),
     drop_rate=0.0,
   )
 
 
+def _all_pairs(model: mmca.MMCA, inputs: Arrays) -> Arrays:
+  """Scores and embeddings of all pairs of images and sentences."""
+  images = model.encode_images(inputs['regions'])
+  texts = model.encode_texts(inputs['words'], inputs['mask'] != 0)
+  paired_images, paired_texts, _ = model.embed_pairs(
+    jax.tree.map(lambda x: x[:, None], images), jax.tree.map(lambda x: x[None], texts)
+  )
+  self_scores = images['embedding'] @ texts['embedding'].T
+  cross_scores = jnp.sum(paired_images * paired_texts, axis=-1)
+  return {
+    'S': self_scores + model.alpha * cross_scores,
+    'S_self': self_scores,
+    'S_cross': cross_scores,
+    'i0': images['embedding'],
+    'c0': texts['embedding'],
+    'i1': paired_images,
+    'c1': paired_texts,
+  }
+
+
 @adapters.register_adapter('mmca', 'MMCA')
-def model_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A whole model: all pairs of its images and sentences."""
-
-  def call(model: mmca.MMCA, inputs: Arrays) -> Arrays:
-    images = model.encode_images(inputs['regions'])
-    texts = model.encode_texts(inputs['words'], inputs['mask'] != 0)
-    paired_images, paired_texts, _ = model.embed_pairs(
-      jax.tree.map(lambda x: x[:, None], images), jax.tree.map(lambda x: x[None], texts)
-    )
-    self_scores = images['embedding'] @ texts['embedding'].T
-    cross_scores = jnp.sum(paired_images * paired_texts, axis=-1)
-    return {
-      'S': self_scores + model.alpha * cross_scores,
-      'S_self': self_scores,
-      'S_cross': cross_scores,
-      'i0': images['embedding'],
-      'c0': texts['embedding'],
-      'i1': paired_images,
-      'c1': paired_texts,
-    }
-
+def _mmca(manifest: Manifest) -> adapters.Adapter:
+  model = _model(manifest)
+  taps = {
+    'img_fc': 'region_projection',
+    'img_self': f'image_unit_{model.image_units - 1}',
+    'txt_fc': 'word_projection',
+    'txt_cnn': 'text_cnn',
+  }
+  taps |= {f'img_self.{unit}': f'image_unit_{unit}' for unit in range(model.image_units)}
   return adapters.module_adapter(
-    manifest,
-    _model(manifest),
-    rules=mmca_rules(),
-    call=call,
-    taps={
-      'img_fc': 'region_projection',
-      'img_self': 'image_unit_0',
-      'txt_fc': 'word_projection',
-      'txt_cnn': 'text_cnn',
-    },
+    manifest, model, rules=mmca_rules.mmca_rules(model.image_units), call=_all_pairs, taps=taps
   )
 
 
+def _triplet_arguments(c: arguments.Arguments, hardest: bool = True) -> dict[str, Any]:
+  return {'margin': c.get('margin', 0.2), 'hardest': c.get('hardest', hardest)}
+
+
 @adapters.register_adapter('mmca', 'MMCA+loss')
-def training_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A whole model in training mode and its loss; pairs in chunks, as it is trained."""
+def _mmca_and_loss(manifest: Manifest) -> adapters.Adapter:
+  """With scores of pairs in chunks, as it is trained."""
+  model, triplets = _model(manifest, num_heads=4), _triplet_arguments(manifest['constructor'])
 
   def call(model: mmca.MMCA, inputs: Arrays) -> Arrays:
-    scores, _ = model(_named(inputs), train=True, chunk=2)
-    return {'S': scores, 'loss': losses.triplet_loss(scores).sum()}
+    scores, _ = model(mmca_rules.named(inputs), train=manifest['mode'] == 'train', chunk=2)
+    loss = losses.triplet_loss(scores, image_ids=inputs.get('ids'), **triplets).sum()
+    return {**_all_pairs(model, inputs), 'S': scores, 'loss': loss}
 
   return adapters.module_adapter(
-    manifest, _model(manifest), rules=prefixed(mmca_rules(), 'net.'), call=call
+    manifest, model, rules=prefixed(mmca_rules.mmca_rules(model.image_units), 'net.'), call=call
   )
 
 
 @adapters.register_adapter('mmca', 'cross_pair')
-def cross_pair_adapter(manifest: Manifest) -> adapters.Adapter:
+def _cross_pair(manifest: Manifest) -> adapters.Adapter:
   """The cross-attention module on matching pairs; the other parameters have no gradient."""
   module = _model(manifest)
 
@@ -288,79 +125,96 @@ def cross_pair_adapter(manifest: Manifest) -> adapters.Adapter:
     )
     return {'i1': image, 'c1': text}
 
-  return adapters.module_adapter(manifest, module, rules=mmca_rules(), call=call)
+  rules = mmca_rules.mmca_rules(module.image_units)
+  return adapters.module_adapter(manifest, module, rules=rules, call=call)
 
 
 # Parts of a model.
 
 
+def _mask(inputs: Arrays, name: str) -> jax.Array:
+  """The case's mask, or one that has all of the input `name`."""
+  return inputs['mask'] != 0 if 'mask' in inputs else jnp.ones(inputs[name].shape[:2], bool)
+
+
 @adapters.register_adapter('mmca', 'transformer_unit')
-def unit_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A transformer unit."""
-  arguments = manifest['constructor']
+def _transformer_unit(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore_rates('dropout')
+  taps = {'attn.o': 'out', 'ln1': 'norm1', 'fc1': 'fc1', 'fc2': 'fc2', 'ln2': 'norm2'}
+  for torch, flax in (('q', 'query'), ('k', 'key'), ('v', 'value')):
+    taps[f'attn.{torch}'] = (flax, lambda x: rearrange(x, '... h d -> ... (h d)'))
   return adapters.module_adapter(
     manifest,
-    joint_attention.PostNormUnit(arguments['d'], arguments['heads'], arguments['ffn']),
-    rules=unit_rules(),
-    call=lambda unit, inputs: {'out': unit(inputs['x'], inputs['mask'] != 0)},
+    joint_attention.PostNormUnit(c['d'], c['heads'], c['ffn']),
+    rules=mmca_rules.unit_rules(),
+    call=lambda unit, inputs: {'out': unit(inputs['x'], _mask(inputs, 'x'))},
+    taps=taps,
   )
 
 
 @adapters.register_adapter('mmca', 'phrase_cnn')
-def phrase_cnn_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A phrase CNN."""
-  arguments = manifest['constructor']
+def _phrase_cnn(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('din')
+  c.ignore_rates('dropout')
+  masked = c.get('mask_padding', True)
 
   def call(cnn: mmca.embeddings.PhraseCNN, inputs: Arrays) -> Arrays:
-    mask = inputs.get('mask', jnp.ones(inputs['x'].shape[:2]))
-    return {'out': cnn(inputs['x'], mask != 0)}
+    mask = _mask(inputs, 'x')
+    return {'out': cnn(inputs['x'], mask if masked else jnp.ones_like(mask))}
 
   return adapters.module_adapter(
     manifest,
-    mmca.embeddings.PhraseCNN(arguments['dout'], tuple(arguments['kernels']), arguments['ch']),
-    rules=phrase_cnn_rules(),
+    mmca.embeddings.PhraseCNN(c['dout'], tuple(c['kernels']), c['ch']),
+    rules=mmca_rules.phrase_cnn_rules(),
     call=call,
+    taps={'fc': 'fc'},
   )
 
 
 @adapters.register_adapter('mmca', 'saem_image_branch')
-def saem_image_adapter(manifest: Manifest) -> adapters.Adapter:
-  """SAEM's image branch."""
-  arguments = manifest['constructor']
+def _saem_image_branch(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore_rates('dropout')
   module = mmca.MMCA(
-    region_dim=arguments['img_dim'],
-    width=arguments['d'],
-    num_heads=arguments['heads'],
-    mlp_dim=arguments['ffn'],
+    region_dim=c['img_dim'],
+    width=c['d'],
+    num_heads=c['heads'],
+    mlp_dim=c['ffn'],
     cross_attention=False,
   )
   return adapters.module_adapter(
     manifest,
     module,
-    rules=saem_image_rules(),
+    rules=mmca_rules.saem_image_rules(),
     call=lambda model, inputs: {'i0': model.encode_images(inputs['regions'])['embedding']},
+    taps={'mapping': 'region_projection', 'layer': 'image_unit_0'},
   )
 
 
 @adapters.register_adapter('mmca', 'saem_text_branch')
-def saem_text_adapter(manifest: Manifest) -> adapters.Adapter:
-  """SAEM's text branch, BERT inside and frozen; all segments are 0."""
-  arguments = manifest['constructor']
+def _saem_text_branch(manifest: Manifest) -> adapters.Adapter:
+  """BERT inside and frozen; all segments are 0, whatever the case's types are."""
+  c = manifest['constructor']
+  c.ignore_rates('dropout')
   module = mmca.MMCA(
-    width=arguments['final'],
-    word_dim=arguments['d'],
+    width=c['final'],
+    word_dim=c['d'],
     cross_attention=False,
+    kernel_sizes=tuple(c.get('kernels', (1, 2, 3))),
+    conv_channels=c.get('ch', _shapes(manifest)['convs1.0.weight'][0]),
     mask_padding=False,
-    text_layers=arguments['L'],
-    vocab_size=arguments['vocab'],
-    text_heads=arguments['h'],
-    text_mlp_dim=arguments['f'],
-    max_positions=arguments['maxp'],
+    text_layers=c['L'],
+    vocab_size=c['vocab'],
+    text_heads=c['h'],
+    text_mlp_dim=c['f'],
+    max_positions=c['maxp'],
   )
   return adapters.module_adapter(
     manifest,
     module,
-    rules=saem_text_rules(),
+    rules=mmca_rules.saem_text_rules(),
     call=lambda model, inputs: {
       'c0': model.encode_texts(inputs['ids'], inputs['mask'] != 0)['embedding']
     },
@@ -368,68 +222,84 @@ def saem_text_adapter(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('mmca', 'bert_tiny')
-def bert_adapter(manifest: Manifest) -> adapters.Adapter:
-  """BERT."""
-  arguments = manifest['constructor']
+def _bert(manifest: Manifest) -> adapters.Adapter:
+  """Every layer, the last one and the summary, also by the names of `transformers`."""
+  c = manifest['constructor']
+  c.ignore_rates('dropout')
   module = bert.Bert(
-    vocab_size=arguments['vocab'],
-    width=arguments['d'],
-    num_layers=arguments['L'],
-    num_heads=arguments['h'],
-    mlp_dim=arguments['f'],
-    max_positions=arguments['maxp'],
+    vocab_size=c['vocab'],
+    width=c['d'],
+    num_layers=c['L'],
+    num_heads=c['h'],
+    mlp_dim=c['f'],
+    max_positions=c['maxp'],
+    num_segments=c.get('types', 2),
+    pooler='pooler.dense.weight' in _shapes(manifest),
   )
 
-  def call(model: bert.Bert, inputs: Arrays) -> Arrays:
-    _, features = model(inputs['ids'], inputs['mask'] != 0, inputs['types'])
-    return {name.replace('layer_', 'layer'): x for name, x in features.items()}
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    last, features = model(inputs['ids'], _mask(inputs, 'ids'), inputs.get('types'))
+    outputs = {f'layer{i}': features[f'layer_{i}'] for i in range(module.num_layers)}
+    outputs['last_hidden_state'] = last
+    if module.pooler:
+      outputs['pooled'] = outputs['pooler_output'] = features['pooled']
+    return outputs
 
-  return adapters.module_adapter(manifest, module, rules=bert_rules(), call=call)
+  taps = {'embeddings': 'embedding_norm'}
+  taps |= {f'encoder.layer.{i}': f'layer_{i}' for i in range(module.num_layers)}
+  return adapters.module_adapter(
+    manifest, module, rules=mmca_rules.bert_rules(module.pooler), call=call, taps=taps
+  )
 
 
 # Losses and metrics.
 
 
 @adapters.register_adapter('mmca', 'loss_triplet')
-def triplet_adapter(manifest: Manifest) -> adapters.Adapter:
-  """The triplet loss; which negatives count is said by the case's name only."""
-  hardest = manifest['case'] != 'loss_triplet_sum'
+def _triplet_loss(manifest: Manifest) -> adapters.Adapter:
+  """One public case sums over all negatives, which only its name says."""
+  summed = manifest['case'] == 'loss_triplet_sum'
+  triplets = _triplet_arguments(manifest['constructor'], hardest=not summed)
 
   def run(S: jax.Array, ids: jax.Array | None = None) -> Arrays:
-    return {'loss': losses.triplet_loss(S, hardest=hardest, image_ids=ids).sum()}
+    return {'loss': losses.triplet_loss(S, image_ids=ids, **triplets).sum()}
 
   return adapters.function_adapter(run, jit=True)
 
 
 @adapters.register_adapter('mmca', 'saem_contrastive_loss')
-def contrastive_adapter(manifest: Manifest) -> adapters.Adapter:
+def _contrastive_loss(manifest: Manifest) -> adapters.Adapter:
   """SAEM's triplet loss, of cosines of embeddings of any length."""
-  del manifest
+  c = manifest['constructor']
+  c.ignore('measure', only=('cosine',))
+  margin, hardest = c.get('margin', 0.2), c.get('max_violation', True)
 
   def run(im: jax.Array, s: jax.Array) -> Arrays:
-    images, texts = similarity.l2_normalize(im), similarity.l2_normalize(s)
-    return {'loss': losses.triplet_loss(images @ texts.T).sum()}
+    scores = similarity.l2_normalize(im) @ similarity.l2_normalize(s).T
+    return {'loss': losses.triplet_loss(scores, margin=margin, hardest=hardest).sum()}
 
   return adapters.function_adapter(run, jit=True)
 
 
 @adapters.register_adapter('mmca', 'saem_angular_loss')
-def angular_adapter(manifest: Manifest) -> adapters.Adapter:
-  """SAEM's angular loss."""
-  del manifest
+def _angular_loss(manifest: Manifest) -> adapters.Adapter:
+  """`angle_bound` is the squared tangent of the angle."""
+  bound = manifest['constructor'].get('angle_bound', 1.0)
   return adapters.function_adapter(
-    lambda im, s: {'loss': losses.angular_loss(im, s).sum()}, jit=True
+    lambda im, s: {'loss': losses.angular_loss(im, s, tan_squared=bound).sum()}, jit=True
   )
 
 
 @adapters.register_adapter('mmca', 'recall_metrics')
 @adapters.register_adapter('mmca', 'recall_folds')
-def recall_adapter(manifest: Manifest) -> adapters.Adapter:
-  """The recalls of all images, or means over five folds."""
-  folds = 5 if manifest['module'] == 'recall_folds' else 1
+def _recalls(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  folds = c.get('folds', 5 if manifest['module'] == 'recall_folds' else 1)
+  images, captions = manifest['inputs']['S']['shape']
+  captions = c.get('captions_per_image', captions // images)
 
   def run(S: jax.Array) -> dict[str, np.ndarray]:
-    table = metrics.retrieval_metrics(np.asarray(S), folds=folds)
+    table = metrics.retrieval_metrics(np.asarray(S), captions, folds)
     return {name: np.array([value]) for name, value in table.items()}
 
   return adapters.function_adapter(run)
