@@ -1,6 +1,7 @@
 """A trained or converted model as programs that run without this library."""
 
 from collections.abc import Sequence
+import contextlib
 import difflib
 import json
 import pathlib
@@ -29,6 +30,9 @@ _PROGRAM = 'model.{}.jax_export'
 
 # Where jax does not promise that a later version still knows the call: Pallas kernels on GPUs.
 _TRITON = jax_export.DisabledSafetyCheck.custom_call('__gpu$xla.gpu.triton')
+
+# What kernels are lowered for where no GPU is; they are compiled where they run.
+_GPU = jax.sharding.AbstractDevice('NVIDIA A100-SXM4-80GB', None, 'gpu')
 
 
 class ExportError(ValueError):
@@ -121,6 +125,13 @@ def _check(platforms: Sequence[str], batch_size: int | None) -> None:
     raise ExportError(f'a fixed batch size must be positive, not {batch_size}')
 
 
+def lowering_for(platform: str) -> contextlib.AbstractContextManager:
+  """Lets Pallas kernels be lowered for a platform that is not here."""
+  if platform != 'cuda' or jax.default_backend() == 'gpu':
+    return contextlib.nullcontext()
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=_GPU))
+
+
 def _lower(
   serving: tasks.Serving,
   variables: Any,
@@ -152,7 +163,8 @@ def _lower(
     jax.jit(run, keep_unused=True), platforms=[platform], disabled_checks=[_TRITON]
   )
   try:
-    return lower(weights, inputs)
+    with lowering_for(platform):
+      return lower(weights, inputs)
   except (
     jax.errors.InconclusiveDimensionOperation,
     NotImplementedError,

@@ -13,6 +13,7 @@ from crossattn_jax import kernels, parallel
 from crossattn_jax.kernels.criss_cross import api, gpu, tpu
 from crossattn_jax.parity import cases, replay
 from crossattn_jax.parity.systems.ccnet import modules as ccnet_modules
+from crossattn_jax.training import export
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference/ccnet'
 ON_GPU = jax.default_backend() == 'gpu'
@@ -190,11 +191,13 @@ def test_gpu_kernels_lower_to_triton_without_a_gpu(monkeypatch, dtype):
   shape = (2, 97, 97, 64, 512)
   structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments(shape, dtype)]
   attend = functools.partial(kernels.criss_cross_attention, implementation='auto')
-  exported = jax.export.export(
+  lower = jax.export.export(
     jax.jit(functools.partial(value_and_vjp, attend)),
     platforms=['cuda'],
     disabled_checks=[jax.export.DisabledSafetyCheck.custom_call('__gpu$xla.gpu.triton')],
-  )(*structs)
+  )
+  with export.lowering_for('cuda'):
+    exported = lower(*structs)
   # A forward kernel for each axis, and one for all gradients or, in float32, for each.
   gradients = {'bfloat16': 1, 'float32': 3}[dtype]
   assert exported.mlir_module().count('@__gpu$xla.gpu.triton') == 2 * (1 + gradients)

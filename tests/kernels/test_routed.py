@@ -9,6 +9,7 @@ import pytest
 
 from crossattn_jax import kernels
 from crossattn_jax.kernels.routed import api, gpu, tpu, xla
+from crossattn_jax.training import export
 from crossattn_jax.training.compile import aot
 
 # batch, regions, tokens, key_regions, key_tokens, heads, qk_width, width, top_k
@@ -339,9 +340,9 @@ def test_auto_takes_the_kernel_of_the_platform(platform, there, not_there):
     jax.export.DisabledSafetyCheck.custom_call(name)
     for name in ('__gpu$xla.gpu.triton', 'tpu_custom_call')
   ]
-  exported = jax.export.export(jax.jit(function), platforms=[platform], disabled_checks=disabled)(
-    *shapes
-  )
+  lower = jax.export.export(jax.jit(function), platforms=[platform], disabled_checks=disabled)
+  with export.lowering_for(platform):
+    exported = lower(*shapes)
   text = exported.mlir_module()
   assert there in text
   assert not_there not in text
