@@ -10,6 +10,7 @@ attend alternately among neighbours and across the map.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import math
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from crossattn_jax.layers import (
 )
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
+from crossattn_jax.models.parts import options as options_lib
 from crossattn_jax.models.parts.types import Features
 
 GROUP_RULES = ('constant', 'linear', 'linear_div', 'alter', '7_14')
@@ -72,6 +74,13 @@ def group_sizes_of_blocks(
       b += 1
     result.append(tuple(sizes))
   return tuple(result)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options_lib.Options):
+  """What all blocks of a model have in common."""
+
+  norm_epsilon: float = 1e-5
 
 
 class CrossScaleEmbedding(nn.Module):
@@ -138,16 +147,14 @@ class Block(nn.Module):
     drop_path_rate: of the residual branches.
     cooling: whether the block ends with a depthwise convolution and a norm that nothing bypasses:
       it keeps activations from growing with depth (amplitude cooling layer, CrossFormer++ 3.2).
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    options: common to all blocks.
   """
 
   attention: Callable[..., long_short_distance.LongShortDistanceAttention]
   mlp_ratio: float = 4
   drop_path_rate: float | jax.Array = 0.0
   cooling: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  options: Options = Options()
 
   @nn.compact
   def __call__(
@@ -163,17 +170,12 @@ class Block(nn.Module):
     Returns:
       The map; and the weights as `LongShortDistanceAttention` returns them, or None.
     """
-    channels = x.shape[-1]
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-
-    def norm(name: str) -> nn.LayerNorm:
-      return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **types)
-
+    types, norm = self.options.types, self.options.layer_norm
     out = self.attention(name='attention')(norm('norm1')(x), train, with_weights)
     out, weights = out if with_weights else (out, None)
     drop = drop_path.DropPath(self.drop_path_rate)
     x += drop(out, train)
-    hidden = mlp.Mlp(int(self.mlp_ratio * channels), name='mlp', **types)
+    hidden = mlp.Mlp(int(self.mlp_ratio * x.shape[-1]), name='mlp', **types)
     x += drop(hidden(norm('norm2')(x), train), train)
     if self.cooling:
       x = norm('cooling_norm')(depthwise_conv.DepthwiseConv(3, name='cooling', **types)(x))
@@ -188,20 +190,14 @@ class Stage(nn.Module):
     cooling: whether each block ends with a cooling layer.
     drop_path_rates: one per block.
     mlp_ratio: see `Block`.
-    remat: whether the backward pass recomputes each block.
-    scan_blocks: whether blocks that repeat are one loop.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    options: common to all blocks.
   """
 
   attentions: tuple[Callable[..., long_short_distance.LongShortDistanceAttention], ...]
   cooling: tuple[bool, ...]
   drop_path_rates: tuple[float, ...]
   mlp_ratio: float = 4
-  remat: bool = False
-  scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  options: Options = Options()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:
@@ -220,13 +216,7 @@ class Stage(nn.Module):
     x, weights = stack.apply_blocks(
       self,
       lambda i, rate, **where: Block(
-        self.attentions[i],
-        self.mlp_ratio,
-        rate,
-        self.cooling[i],
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        **where,
+        self.attentions[i], self.mlp_ratio, rate, self.cooling[i], self.options, **where
       ),
       self.drop_path_rates,
       x,
@@ -234,8 +224,7 @@ class Stage(nn.Module):
       own_arguments=[(each,) for each in shown],
       kinds=list(zip(groupings, self.cooling, shown, strict=True)),
       has_aux=True,
-      scan=self.scan_blocks,
-      remat=self.remat,
+      **self.options.loops,
     )
     return x, {kind: weights[i] for kind, i in last.items()}
 
@@ -321,7 +310,7 @@ class CrossFormer(nn.Module):
           `[batch, height, width]`; its mean, with the bias, is that logit. Only with classes.
     """
     checks.check_image(self, image, self.num_channels)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    options = Options.of(self)
     features: Features = {}
     rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     x = image
@@ -335,28 +324,26 @@ class CrossFormer(nn.Module):
         stride=4 if s == 0 else 2,
         norm_first=s > 0,
         name='embedding' if s == 0 else f'downsampling_{s}',
-        **types,
+        **options.types,
       )(x)
       x, weights = Stage(
         self.attentions(s),
         tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
         rates[s],
         _of_stage(self.mlp_ratio, s),
-        self.remat,
-        self.scan_blocks,
+        options,
         name=f'stage_{s}',
-        **types,
       )(x, train)
       features[f'stage_{s}'] = x
       features |= {f'attention/{s}/{kind}': part for kind, part in weights.items()}
     if self.backbone:
       return tuple(features[f'stage_{s}'] for s in range(len(self.widths))), features
 
-    x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm', **types)(x)
+    x = options.layer_norm('norm')(x)
     vector = classifier.global_mean(x)
     if self.num_classes == 0:
       return vector, features
-    logits = classifier.classify(vector, self.num_classes, **types)
+    logits = classifier.classify(vector, self.num_classes, **options.types)
     kernel = self.get_variable('params', 'head')['kernel']
     features['evidence'] = classifier.evidence(x, logits, kernel)
     return logits, features

@@ -167,7 +167,7 @@ def _stage(depth, **fields):
 
 def test_a_loop_over_pairs_of_blocks_computes_the_same():
   called = _stage(6)
-  looped = called.clone(scan_blocks=True)
+  looped = called.clone(options=crossformer.Options(scan_blocks=True))
   x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 6, 4, 16)), jnp.float32)
   variables = _variables(called, x)
   assert 'length=2' in str(jax.make_jaxpr(looped.apply)(variables, x))
@@ -190,7 +190,7 @@ def test_neither_a_loop_nor_rematerialisation_changes_a_gradient(scan_blocks, re
     loss = lambda variables: jnp.sum(jnp.sin(stage.apply(variables, x)[0]))
     return jax.jit(jax.grad(loss))(variables)
 
-  changed = plain.clone(scan_blocks=scan_blocks, remat=remat)
+  changed = plain.clone(options=crossformer.Options(scan_blocks=scan_blocks, remat=remat))
   if remat:
     assert 'remat' in str(jax.make_jaxpr(changed.apply)(variables, x))
   for a, b in zip(jax.tree.leaves(run(changed)), jax.tree.leaves(run(plain)), strict=True):
@@ -199,7 +199,7 @@ def test_neither_a_loop_nor_rematerialisation_changes_a_gradient(scan_blocks, re
 
 def test_a_loop_draws_no_two_blocks_alike():
   x = jnp.ones((64, 2, 2, 16))
-  stage = _stage(6, drop_path_rates=(0.5,) * 6, scan_blocks=True)
+  stage = _stage(6, drop_path_rates=(0.5,) * 6, options=crossformer.Options(scan_blocks=True))
   variables = _variables(stage, x)
   apply = jax.jit(lambda key: stage.apply(variables, x, True, rngs={'drop_path': key})[0])
   out = apply(jax.random.key(0))
