@@ -21,6 +21,7 @@ class GlobalAttention(nn.Module):
   Attributes:
     num_heads: must divide the channels.
     qkv_bias: whether the fused projection has a bias.
+    scale: of the scores; head_dim^-0.5 by default.
     lepe: what the convolution is of: the module's 'input', the 'value', or 'none'.
     lepe_side: of its kernel.
     kernel_init: of the projections.
@@ -31,6 +32,7 @@ class GlobalAttention(nn.Module):
 
   num_heads: int = 8
   qkv_bias: bool = False
+  scale: float | None = None
   lepe: Literal['none', 'input', 'value'] = 'none'
   lepe_side: int = 5
   kernel_init: nn.initializers.Initializer = initializers.linear
@@ -56,7 +58,7 @@ class GlobalAttention(nn.Module):
       linear.split_heads(parallel.constrain(part, 'batch', None, heads), self.num_heads)
       for part in project(rearrange(x, 'b y x c -> b (y x) c'))
     )
-    out = kernels.dot_product_attention(query, key, value)
+    out = kernels.dot_product_attention(query, key, value, scale=self.scale)
     out = rearrange(out, 'b (y x) h d -> b y x h d', y=height)
     if self.lepe != 'none':
       source = x

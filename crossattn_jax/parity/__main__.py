@@ -7,8 +7,7 @@ import sys
 from typing import Any
 
 from crossattn_jax.models import variables_io
-from crossattn_jax.parity import adapters, bounds, convert, replay, report
-from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
+from crossattn_jax.parity import adapters, bounds, convert, replay, report, start
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -48,7 +47,7 @@ def _convert(args: argparse.Namespace) -> int:
     raise ValueError('--fresh initialises what a checkpoint lacks; so does --start, for a head')
   state = convert.read_checkpoint(args.input)
   if args.start is not None:
-    conversion = segmentation.start_from_classifier(args.model, state, args.start, overrides)
+    conversion = start.start_from_classifier(args.model, state, args.start, overrides)
   elif args.fresh is not None:
     conversion = convert.to_flax_in_part(args.model, state, overrides, args.fresh)
   else:

@@ -107,6 +107,8 @@ class ModelParity:
       initialises anew.
     position_embeddings: path -> index into `module.grids()` of its patch grid, such as
       {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
+    classifier_rules: between the classifier that the network may start from and the paths within
+      its 'backbone'; those of the classifier's own head tell what is left out.
     fields: the shapes of a state dict by their keys -> the fields of the model that they tell, such
       as the number of classes.
   """
@@ -117,9 +119,11 @@ class ModelParity:
   taps: AnyMapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
   heads: Sequence[str] = ()
   position_embeddings: AnyMapping[str, int] = dataclasses.field(default_factory=dict)
+  classifier_rules: Sequence[mapping_lib.Rule] = ()
   fields: Callable[[AnyMapping[str, Sequence[int]]], AnyMapping[str, Any]] = lambda shapes: {}
 
 
+_backbones: dict[type[nn.Module], Callable[[nn.Module], Sequence[mapping_lib.Rule]]] = {}
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
 _models: dict[tuple[str, str], Callable[[nn.Module], ModelParity]] = {}
 # Systems whose models `describe_model` looks through; mmsegmentation's modules belong to several.
@@ -151,8 +155,34 @@ def register_models(system: str, pattern: str):
   return decorate
 
 
+def register_backbone(module: type[nn.Module]):
+  """Decorates `rules(backbone)` for modules of a class that composites have as a backbone."""
+
+  def decorate(rules):
+    _backbones[module] = rules
+    return rules
+
+  return decorate
+
+
+def backbone_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
+  """The rules of a composite's backbone.
+
+  Raises:
+    AdapterNotFound: no system has registered its class.
+  """
+  for system in SYSTEMS:
+    _import_system(system)
+  if type(backbone) not in _backbones:
+    raise AdapterNotFound(
+      f'{type(backbone).__name__} has no PyTorch correspondence as a backbone; '
+      f'{", ".join(sorted(module.__name__ for module in _backbones))} have'
+    )
+  return _backbones[type(backbone)](backbone)
+
+
 # Systems whose adapters do not yet read every argument.
-_UNCHECKED = {*SYSTEMS} - {'ccnet', 'crossvit', 'mmca', 'mmvit', 'swiftformer'}
+_UNCHECKED = {'atfuse'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 

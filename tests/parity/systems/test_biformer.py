@@ -8,7 +8,7 @@ import pytest
 
 from crossattn_jax import models
 from crossattn_jax.parity import adapters, convert, mapping, pretrained
-from crossattn_jax.parity.systems.biformer import adapters as biformer
+from crossattn_jax.parity.systems.biformer import rules as biformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'biformer'
 

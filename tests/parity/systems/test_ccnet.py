@@ -21,11 +21,11 @@ from crossattn_jax.parity import (
   layouts,
   mapping,
   replay,
+  start,
 )
 from crossattn_jax.parity.systems.ccnet import adapters as ccnet_cases
 from crossattn_jax.parity.systems.ccnet import losses as ccnet_losses
 from crossattn_jax.parity.systems.ccnet import rules as ccnet
-from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'ccnet'
 TINY = {
@@ -102,7 +102,7 @@ def test_the_imagenet_classifier_gives_the_backbone_and_its_head_is_reported(tmp
   kernel = backbone['stage_0']['block_0']['conv_1']['conv']['kernel']
   np.testing.assert_array_equal(kernel, resnet['layer1.0.conv2.weight'].transpose(2, 3, 1, 0))
   assert started.variables['params']['head']['classifier']['bias'].shape == (5,)
-  conversion = segmentation.start_from_classifier('ccnet_resnet50', resnet, 5, TINY)
+  conversion = start.start_from_classifier('ccnet_resnet50', resnet, 5, TINY)
   dropped = {line.torch_key for line in conversion.report if line.action.startswith('dropped')}
   assert dropped == {'fc.weight', 'fc.bias'}
 
@@ -111,7 +111,7 @@ def test_another_file_does_not_start_a_network():
   resnet = _state('resnet50_deep_stem', num_classes=10, **TINY)
   resnet['layer5.weight'] = resnet.pop('layer4.0.conv1.weight')
   with pytest.raises(mapping.MappingError, match=r'(?s)missing: layer4\.0\.conv1.*unexpected: lay'):
-    segmentation.start_from_classifier('ccnet_resnet50', resnet, 5, TINY)
+    start.start_from_classifier('ccnet_resnet50', resnet, 5, TINY)
 
 
 @pytest.mark.extended

@@ -7,8 +7,8 @@ import pytest
 from scipy import special
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, cases, convert, mapping, replay
-from crossattn_jax.parity.systems.mmsegmentation import adapters as segmentation
+from crossattn_jax.parity import adapters, cases, convert, mapping, replay, start
+from crossattn_jax.parity.systems.mmsegmentation import rules as segmentation
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference'
 
@@ -34,9 +34,7 @@ WIDTHS = {
 
 def _state(module):
   """A made-up checkpoint of mmsegmentation."""
-  built = mapping.build_mapping(
-    segmentation.segmentor_rules(module), segmentation._template(module)
-  )
+  built = mapping.build_mapping(segmentation.segmentor_rules(module), start._template(module))
   rng = np.random.RandomState(0)
   return {
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
@@ -62,7 +60,7 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
   back = convert.to_torch(name, conversion.variables, conversion.overrides)
   assert set(back) == set(state)
   assert all(np.array_equal(back[key], state[key]) for key in state)
-  template = segmentation._template(module)
+  template = start._template(module)
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   kernel = conversion.variables['params']['decoder']
   kernel = kernel['decoder']['classifier'] if head == 'semantic_fpn' else kernel['classifier']
@@ -74,17 +72,15 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
 def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
   fields = {'image_size': (64, 64), **SMALL[name]}
   classifier = models.create_model(name, num_classes=3, **fields)
-  built = mapping.build_mapping(
-    segmentation._backbone_rules(classifier), segmentation._template(classifier)
-  )
+  built = mapping.build_mapping(adapters.backbone_rules(classifier), start._template(classifier))
   rng = np.random.RandomState(0)
   state = {
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
     for entry in built.entries
   }
   composite = f'{name}+semantic_fpn'
-  conversion = segmentation.start_from_classifier(composite, state, 7, fields)
-  template = segmentation._template(models.create_model(composite, num_classes=7, **fields))
+  conversion = start.start_from_classifier(composite, state, 7, fields)
+  template = start._template(models.create_model(composite, num_classes=7, **fields))
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   taken = {line.torch_key for line in conversion.report if line.torch_key and line.flax_path}
   dropped = {line.torch_key for line in conversion.report if line.action.startswith('dropped')}

@@ -137,6 +137,7 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
     inputs={'image': jax.ShapeDtypeStruct((1, module.num_channels, 97, 97), jnp.float32)},
     taps=model_taps(module),
     heads=('head/classifier', 'auxiliary_head/classifier'),
+    classifier_rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
   )
 
 

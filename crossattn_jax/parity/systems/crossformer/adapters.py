@@ -21,7 +21,8 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
   Raises:
     arguments.ArgumentError: a value is none that the model has.
   """
-  c.ignore('drop_rate', 'attn_drop_rate', 'drop_path_rate', 'use_checkpoint', 'pretrained')
+  c.ignore_rates('drop_rate', 'attn_drop_rate', 'drop_path_rate')
+  c.ignore('use_checkpoint', 'pretrained')
   c.ignore('qkv_bias', 'patch_norm', only=(True,))
   c.ignore('ape', 'use_cpe', only=(False,))
   c.ignore('qk_scale', only=(None,))

@@ -28,7 +28,8 @@ BuildAttention = Callable[..., long_short_distance.LongShortDistanceAttention]
 
 
 def _ignore_what_changes_nothing(c: arguments.Arguments) -> None:
-  c.ignore('drop', 'attn_drop', 'drop_path', 'num_patch_size', 'use_checkpoint')
+  c.ignore_rates('drop', 'attn_drop', 'drop_path')
+  c.ignore('num_patch_size', 'use_checkpoint')
   c.ignore('qkv_bias', only=(True,))
   c.ignore('qk_scale', only=(None,))
 
@@ -210,7 +211,7 @@ class _GroupedAttention(nn.Module):
 @adapters.register_adapter('crossformer', 'attention_dense')
 def _attention_in_groups(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('attn_drop', 'proj_drop')
+  c.ignore_rates('attn_drop', 'proj_drop')
   c.ignore('dim', only=(manifest['inputs']['x']['shape'][2],))
   # Dense predictors say the group when they call.
   called_with = c.get('called_with')

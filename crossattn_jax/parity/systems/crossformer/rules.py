@@ -42,6 +42,7 @@ STEM = [*affine('projs.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 MERGING = [*affine('reductions.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 
 
+@adapters.register_backbone(crossformer.CrossFormer)
 def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
   """The rules of a whole model."""
   rules = [

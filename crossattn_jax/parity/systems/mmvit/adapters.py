@@ -43,7 +43,7 @@ def _check_tokens(tokens: int, grid: Sequence[int], class_token: bool) -> None:
 
 
 def _options(c: arguments.Arguments) -> mmvit.Options:
-  c.ignore('drop_path', 'drop_path_rate', 'drop_rate')
+  c.ignore_rates('drop_path', 'drop_path_rate', 'drop_rate')
   c.ignore('qkv_bias', only=(True,))
   return mmvit.Options(mlp_ratio=c.get('mlp_ratio', 4))
 
@@ -97,7 +97,8 @@ _VIEWS = ((7, 4, 3), (15, 8, 7))
 
 
 def _model(c: arguments.Arguments) -> mmvit.MMViT:
-  c.ignore('drop_path', 'drop_path_rate', 'drop_rate', 'cross_zero_init')
+  c.ignore_rates('drop_path', 'drop_path_rate', 'drop_rate')
+  c.ignore('cross_zero_init')
   c.ignore('qkv_bias', only=(True,))
   views = [tuple(view) for view in c.get('views', _VIEWS)]
   for kernel, _, padding in views:

@@ -88,6 +88,7 @@ def downsampling_rules(spelling: str = '') -> list[Rule]:
   return [*affine('proj', 'conv', 'conv', spelling=spelling), *batch_norm('norm', 'norm', spelling)]
 
 
+@adapters.register_backbone(swiftformer.SwiftFormer)
 def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
   """The rules of a whole model in the official, timm's and transformers' spelling."""
   rules = []

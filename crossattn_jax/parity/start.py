@@ -1,0 +1,92 @@
+"""Networks that start from weights of the classifier that their backbone was trained as."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.models import registry
+from crossattn_jax.parity import adapters, convert
+from crossattn_jax.parity import mapping as mapping_lib
+
+
+def start_from_classifier(
+  name: str,
+  state: Mapping[str, np.ndarray],
+  num_classes: int,
+  overrides: Mapping[str, Any] | None = None,
+  seed: int = 0,
+) -> convert.Conversion:
+  """Initialises a network whose backbone was trained as a classifier.
+
+  Args:
+    name: of the network, such as 'ccnet_resnet101' or 'biformer_small+upernet'.
+    state: of the classifier, as `convert.read_checkpoint` returns it.
+    num_classes: of the network.
+    overrides: of `create_model`.
+    seed: of what the classifier does not have: the heads, and the norms of a backbone's results.
+
+  Returns:
+    The conversion; `config.weights` takes its file.
+
+  Raises:
+    mapping.MappingError: naming every missing, unexpected and misshapen key.
+  """
+  overrides = {**(overrides or {}), 'num_classes': num_classes}
+  module = registry.create_model(name, **overrides)
+  rules = adapters.describe_model(name, module).classifier_rules
+  if not rules:
+    raise mapping_lib.MappingError(f'{name} is no network that starts from a classifier')
+  template = _template(module)
+  prefix, flat, lines, problems = 'backbone/', {}, [], []
+  used, fresh = set(), []
+  for path, leaf in traverse_util.flatten_dict(dict(template), sep='/').items():
+    collection, _, inner = path.partition('/')
+    own = [rule for rule in rules if rule.collection == collection]
+    keys = [rule.key_of(inner.removeprefix(prefix)) for rule in own]
+    rule, key = next(((r, k) for r, k in zip(own, keys, strict=True) if k in state), (None, None))
+    if not inner.startswith(prefix) or (rule is None and 'output_norm' in inner):
+      fresh.append(path)
+      lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
+    elif rule is None:
+      problems.append(f'missing: {next(filter(None, keys), path)} for {path}')
+    else:
+      used.add(key)
+      shape = tuple(rule.layout.torch_shape(leaf.shape))
+      if state[key].shape != shape:
+        problems.append(f'misshapen: {key} is {state[key].shape}, expected {shape}')
+        continue
+      flat[path] = rule.layout.to_flax(state[key], leaf.shape)
+      lines.append(convert.Line(key, shape, path, leaf.shape, rule.layout.name))
+  for key, value in state.items():
+    if key in used:
+      continue
+    if any(rule.path_of(key) or rule.drops(key) for rule in rules):
+      lines.append(convert.Line(key, value.shape, '', (), "dropped: the classifier's"))
+    else:
+      problems.append(f'unexpected: {key} {value.shape}')
+  if problems:
+    raise mapping_lib.MappingError(
+      f'the state dict is not of the classifier that {name} starts from '
+      f'({len(problems)} problems):\n  ' + '\n  '.join(problems)
+    )
+
+  # Compiled, the initialisation of everything else is never computed.
+  @jax.jit
+  def initial():
+    variables = module.init(jax.random.key(seed), jnp.zeros((1, *module.image_size, 3)))
+    every = traverse_util.flatten_dict(dict(variables), sep='/')
+    return {path: every[path] for path in fresh}
+
+  flat |= {path: np.asarray(value) for path, value in initial().items()}
+  variables = traverse_util.unflatten_dict(flat, sep='/')
+  return convert.Conversion(name, overrides, variables, tuple(lines))
+
+
+def _template(module: nn.Module) -> Mapping[str, Any]:
+  image = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), image)
