@@ -20,8 +20,6 @@ Encoded = Mapping[str, np.ndarray]
 
 # Blocks that may be under way on the devices while the host reads an earlier one.
 _BLOCKS_AHEAD = 2
-
-
 # Captions per image in the blocks of all pairs: as many as images have.
 _BLOCK_TEXTS = 5
 
@@ -39,10 +37,14 @@ class Reranked(NamedTuple):
 
 
 class Scorer:
-  """Scores pairs of encoded images and sentences, by programs that are compiled once.
+  """Scores pairs of encoded images and sentences, as the model's cross-attention does.
+
+  The items of a block are split over the `data` and `fsdp` axes of the ambient mesh. Memory of the
+  devices is bounded by the block, whatever the number of items; the host has the encoded items and
+  the scores. A terminal shows a progress bar.
 
   Attributes:
-    model: with the methods that `create_block_scorer` and `create_pair_scorer` name.
+    model: with methods `score(images, texts, chunk)` and `embed_pairs(images, texts)`.
     chunk: sentences that are paired with the images at a time.
     rows: images per block.
   """
@@ -50,32 +52,105 @@ class Scorer:
   def __init__(self, model: nn.Module, chunk: int, rows: int):
     self.model, self.chunk, self.rows = model, chunk, rows
 
+  @functools.cached_property
+  def score_block(self) -> Callable[..., jax.Array]:
+    """The jitted `(variables, images, texts) -> scores [images, texts]`, all on all devices."""
+
+    @jax.jit
+    def score(variables, images, texts):
+      scores = self.model.apply(variables, images, texts, chunk=self.chunk, method='score')
+      return parallel.constrain(scores, None, None)
+
+    return score
+
+  @functools.cached_property
+  def score_pairs(self) -> Callable[..., jax.Array]:
+    """The jitted `(variables, images, texts) -> similarities [pairs]` of images with texts."""
+
+    @jax.jit
+    def score(variables, images, texts):
+      image, text, _ = self.model.apply(variables, images, texts, method='embed_pairs')
+      return parallel.constrain(jnp.sum(image * text, axis=-1), None)
+
+    return score
+
   def all_pairs(self, variables: Mapping[str, Any], images: Encoded, texts: Encoded) -> np.ndarray:
-    """See `score_all_pairs`."""
-    block = self.rows, _BLOCK_TEXTS * self.rows
-    return score_all_pairs(self._score_block, variables, images, texts, block)
+    """Scores every sentence for every image.
+
+    Args:
+      variables: of the model.
+      images: as the model encodes them. With several processes each has all of them.
+      texts: likewise; those of a block are on every device.
+
+    Returns:
+      `[images, texts]` in the model's dtype of scores.
+    """
+    num_images, num_texts = (len(items['mask']) for items in (images, texts))
+    # One shape is compiled: the last blocks are filled up.
+    rows = _divisible(min(self.rows, num_images))
+    columns = min(_BLOCK_TEXTS * self.rows, num_texts)
+    image_starts, text_starts = range(0, num_images, rows), range(0, num_texts, columns)
+
+    def blocks() -> Iterator[tuple[tuple[int, int], jax.Array]]:
+      """Places and scores of blocks, which may still be under way."""
+      for column in text_starts:
+        text_block = _place(texts, _filled_up(column, columns, num_texts), PartitionSpec())
+        for row in image_starts:
+          index = _filled_up(row, rows, num_images)
+          image_block = _place(images, index, PartitionSpec(parallel.BATCH_AXES))
+          yield (row, column), self.score_block(variables, image_block, text_block)
+
+    scores = None
+    with _progress_bar() as bar:
+      task = bar.add_task('pairs', total=len(image_starts) * len(text_starts))
+      for (row, column), values in _read_late(blocks()):
+        if scores is None:
+          scores = np.empty((num_images, num_texts), values.dtype)
+        part = scores[row : row + rows, column : column + columns]
+        part[:] = values[: part.shape[0], : part.shape[1]]
+        bar.advance(task)
+    return scores
 
   def best_pairs(
     self, variables: Mapping[str, Any], images: Encoded, texts: Encoded, top_k: int
   ) -> Reranked:
-    """See `rerank_best_pairs`."""
-    return rerank_best_pairs(
-      self._score_pairs,
-      variables,
-      images,
-      texts,
-      alpha=self.model.alpha,
-      top_k=top_k,
-      block=self.rows * self.chunk,
-    )
+    """Scores only pairs that are among the best of their image or text by the embeddings alone.
 
-  @functools.cached_property
-  def _score_block(self) -> Callable[..., jax.Array]:
-    return create_block_scorer(self.model, self.chunk)
+    An approximation of `all_pairs`: what the embeddings of the items alone rank behind the `top_k`
+    best of a query stays behind them, in that order.
 
-  @functools.cached_property
-  def _score_pairs(self) -> Callable[..., jax.Array]:
-    return create_pair_scorer(self.model)
+    Args:
+      variables: of the model.
+      images: as the model encodes them. With several processes each has all of them.
+      texts: likewise.
+      top_k: texts of each image, and images of each text, that are scored; all if there are fewer.
+
+    Returns:
+      Scores whose order is that of the results; of pairs that were scored they are the model's.
+    """
+    similarities, alpha = images['embedding'] @ texts['embedding'].T, self.model.alpha
+    best_texts = _are_best(similarities, top_k)
+    best_images = _are_best(similarities.T, top_k).T
+    rows, columns = np.nonzero(best_texts | best_images)
+    block = _divisible(min(self.rows * self.chunk, len(rows)))
+    starts = range(0, len(rows), block)
+
+    def blocks() -> Iterator[tuple[int, jax.Array]]:
+      for start in starts:
+        index, spec = _filled_up(start, block, len(rows)), PartitionSpec(parallel.BATCH_AXES)
+        placed = _place(images, rows[index], spec), _place(texts, columns[index], spec)
+        yield start, self.score_pairs(variables, *placed)
+
+    scores = similarities.copy()
+    with _progress_bar() as bar:
+      task = bar.add_task('best pairs', total=len(starts))
+      for start, values in _read_late(blocks()):
+        places = slice(start, start + block)
+        scores[rows[places], columns[places]] += alpha * values[: len(rows) - start]
+        bar.advance(task)
+    # Both similarities are at least -1.
+    behind = similarities - (3 + abs(alpha))
+    return Reranked(np.where(best_texts, scores, behind), np.where(best_images, scores, behind))
 
 
 def flat(texts: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,138 +181,6 @@ def score_batch(
     'image_embedding': images['embedding'],
     'text_embedding': texts['embedding'],
   }
-
-
-def create_block_scorer(model: nn.Module, chunk: int) -> Callable[..., jax.Array]:
-  """Returns the jitted `(variables, images, texts) -> scores [images, texts]`, all on all devices.
-
-  Args:
-    model: with a method `score(images, texts, chunk)`.
-    chunk: sentences that are paired with the images at a time.
-  """
-
-  @jax.jit
-  def score(variables, images, texts):
-    scores = model.apply(variables, images, texts, chunk=chunk, method='score')
-    return parallel.constrain(scores, None, None)
-
-  return score
-
-
-def create_pair_scorer(model: nn.Module) -> Callable[..., jax.Array]:
-  """Returns the jitted `(variables, images, texts) -> similarities [pairs]` of images with texts.
-
-  Args:
-    model: with a method `embed_pairs(images, texts)`.
-  """
-
-  @jax.jit
-  def score(variables, images, texts):
-    image, text, _ = model.apply(variables, images, texts, method='embed_pairs')
-    return parallel.constrain(jnp.sum(image * text, axis=-1), None)
-
-  return score
-
-
-def score_all_pairs(
-  score_block: Callable[..., jax.Array],
-  variables: Mapping[str, Any],
-  images: Encoded,
-  texts: Encoded,
-  block: tuple[int, int],
-) -> np.ndarray:
-  """Scores every sentence for every image.
-
-  The images of a block are split over the `data` and `fsdp` axes of the ambient mesh, its sentences
-  are on every device. Memory of the devices is bounded by the block, whatever the number of items;
-  the host has the encoded items and the scores. A terminal shows a progress bar.
-
-  Args:
-    score_block: see `create_block_scorer`. It sees one shape: the last blocks are filled up.
-    variables: of the model.
-    images: as the model encodes them. With several processes each has all of them.
-    texts: likewise.
-    block: images and sentences per block.
-
-  Returns:
-    `[images, texts]` in the model's dtype of scores.
-  """
-  num_images, num_texts = (len(items['mask']) for items in (images, texts))
-  rows = _divisible(min(block[0], num_images))
-  columns = min(block[1], num_texts)
-  image_starts, text_starts = range(0, num_images, rows), range(0, num_texts, columns)
-
-  def blocks() -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """Places and scores of blocks, which may still be under way."""
-    for column in text_starts:
-      text_block = _place(texts, _filled_up(column, columns, num_texts), PartitionSpec())
-      for row in image_starts:
-        index = _filled_up(row, rows, num_images)
-        image_block = _place(images, index, PartitionSpec(parallel.BATCH_AXES))
-        yield (row, column), score_block(variables, image_block, text_block)
-
-  scores = None
-  with _progress_bar() as bar:
-    task = bar.add_task('pairs', total=len(image_starts) * len(text_starts))
-    for (row, column), values in _read_late(blocks()):
-      if scores is None:
-        scores = np.empty((num_images, num_texts), values.dtype)
-      part = scores[row : row + rows, column : column + columns]
-      part[:] = values[: part.shape[0], : part.shape[1]]
-      bar.advance(task)
-  return scores
-
-
-def rerank_best_pairs(
-  score_pairs: Callable[..., jax.Array],
-  variables: Mapping[str, Any],
-  images: Encoded,
-  texts: Encoded,
-  *,
-  alpha: float,
-  top_k: int,
-  block: int,
-) -> Reranked:
-  """Scores only pairs that are among the best of their image or text by the embeddings alone.
-
-  An approximation of `score_all_pairs`: what the embeddings of the items alone rank behind the
-  `top_k` best of a query stays behind them, in that order.
-
-  Args:
-    score_pairs: see `create_pair_scorer`. It sees one shape.
-    variables: of the model.
-    images: as the model encodes them. With several processes each has all of them.
-    texts: likewise.
-    alpha: weight of what `score_pairs` returns.
-    top_k: texts of each image, and images of each text, that are scored; all if there are fewer.
-    block: pairs that are scored at a time.
-
-  Returns:
-    Scores whose order is that of the results; of pairs that were scored they are the model's.
-  """
-  similarities = images['embedding'] @ texts['embedding'].T
-  best_texts = _are_best(similarities, top_k)
-  best_images = _are_best(similarities.T, top_k).T
-  rows, columns = np.nonzero(best_texts | best_images)
-  block = _divisible(min(block, len(rows)))
-  starts = range(0, len(rows), block)
-
-  def blocks() -> Iterator[tuple[int, jax.Array]]:
-    for start in starts:
-      index, spec = _filled_up(start, block, len(rows)), PartitionSpec(parallel.BATCH_AXES)
-      placed = _place(images, rows[index], spec), _place(texts, columns[index], spec)
-      yield start, score_pairs(variables, *placed)
-
-  scores = similarities.copy()
-  with _progress_bar() as bar:
-    task = bar.add_task('best pairs', total=len(starts))
-    for start, values in _read_late(blocks()):
-      places = slice(start, start + block)
-      scores[rows[places], columns[places]] += alpha * values[: len(rows) - start]
-      bar.advance(task)
-  # Both similarities are at least -1.
-  behind = similarities - (3 + abs(alpha))
-  return Reranked(np.where(best_texts, scores, behind), np.where(best_images, scores, behind))
 
 
 def _are_best(scores: np.ndarray, count: int) -> np.ndarray:

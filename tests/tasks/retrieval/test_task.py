@@ -15,7 +15,7 @@ from crossattn_jax import models, parallel, tasks
 from crossattn_jax.data.retrieval import batches as data
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import variables_io
-from crossattn_jax.tasks.retrieval import pictures, scoring, search, words
+from crossattn_jax.tasks.retrieval import scoring, words
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export
 
@@ -97,10 +97,10 @@ def test_every_pair_is_scored_once_whatever_the_blocks(trained, datasets_dir):
 def test_blocks_are_split_over_the_devices_without_communication(trained):
   task, variables, examples, expected = trained
   texts = {name: x.reshape(-1, *x.shape[2:]) for name, x in examples['texts'].items()}
-  score = scoring.create_block_scorer(task.model, 4)
+  scorer = scoring.Scorer(task.model, chunk=4, rows=4)
   mesh = parallel.create_mesh(data=4, fsdp=2)
   with jax.set_mesh(mesh):
-    scores = scoring.score_all_pairs(score, variables, examples['images'], texts, (4, 24))
+    scores = scorer.all_pairs(variables, examples['images'], texts)
     structs = [
       jax.tree.map(
         lambda x, shape=shape, sharding=sharding: jax.ShapeDtypeStruct(
@@ -113,7 +113,7 @@ def test_blocks_are_split_over_the_devices_without_communication(trained):
         (texts, (24,), parallel.replicated(mesh)),
       )
     ]
-    program = score.lower(variables, *structs).compile().as_text()
+    program = scorer.score_block.lower(variables, *structs).compile().as_text()
   np.testing.assert_allclose(scores, expected, atol=1e-5)
   # Nothing is exchanged but the scores.
   exchanged = [line for line in program.splitlines() if ' all-' in line and '= ' in line]
@@ -275,23 +275,6 @@ def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_p
   for record in records:
     for kind in ('picture', 'attention'):
       assert Image.open(record[kind]).width > 300
-
-
-def test_answers_are_right_where_they_belong_to_the_query():
-  scores = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
-  image = search.best_answers(search.Query(row=1), scores, 2, 3)
-  assert [(x.row, x.caption) for x in image.answers] == [(0, 1), (1, 1), (2, 1)]
-  sentence = search.best_answers(search.Query('a'), scores, 2, 2)
-  assert [(x.row, x.caption, x.score) for x in sentence.answers] == [(1, None, 0.9), (3, None, 0.8)]
-
-
-def test_attention_is_drawn_where_the_image_is_not_at_hand(tmp_path):
-  rng = np.random.default_rng(0)
-  attention = pictures.PairAttention(rng.random((36, 4)), rng.random((4, 36)))
-  item = pictures.Item('391895')
-  path = epath.Path(tmp_path / 'attention.png')
-  pictures.attention_picture(path, item, ('[CLS]', 'a', 'dog', '[SEP]'), attention)
-  assert Image.open(path).width > 1000
 
 
 def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
