@@ -321,6 +321,14 @@ def test_rows_on_several_devices_give_what_one_device_gives(shape):
     np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_the_definition_takes_rows_on_several_devices():
+  query, key, value, _ = arguments((2, 8, 6, 4, 8), 'float32')
+  attend = functools.partial(kernels.criss_cross_attention, implementation='reference')
+  alone = attend(query, key, value)
+  with jax.set_mesh(parallel.create_mesh(data=2, sequence=4)):
+    np.testing.assert_allclose(jax.jit(attend)(query, key, value), alone, atol=1e-6)
+
+
 def test_nothing_is_gathered_where_rows_are_on_several_devices():
   with jax.set_mesh(parallel.create_mesh(data=2, sequence=4)):
     split = [
