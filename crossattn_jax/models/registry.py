@@ -106,7 +106,8 @@ def model_config(name: str, **overrides: Any) -> config_dict.ConfigDict:
   """Returns the configuration of a variant: its name and every field that a user may set.
 
   Fields are placeholders, None, which stands for the variant's own value, but for the overrides. A
-  backbone with a head has the fields of both: `num_classes` is the head's, the dtypes are for both.
+  backbone with a head has the fields of both. Those that both have are the head's, as `num_classes`
+  is, but the dtypes, which are for both.
 
   Raises:
     ValueError: if the name or a field is unknown.

@@ -28,7 +28,7 @@ class TrainState:
     rng: key of the run; step n uses `fold_in(rng, n)`.
     bad_steps: consecutive steps with a non-finite loss or gradient, up to now.
     frozen: variables of the task's `frozen_models` by name, which no step changes. Checkpoints
-      hold a fingerprint of each in their place; see `saved`.
+      hold a fingerprint of each in their place.
   """
 
   step: jax.Array
