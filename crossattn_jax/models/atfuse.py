@@ -343,7 +343,7 @@ class ATFuse(nn.Module):
       if image.ndim != 4 or image.shape[-1] != 1:
         raise ValueError(
           f'ATFuse expects {name} images [batch, height, width, 1], not an array of shape '
-          f'{image.shape}; of colour images fuse the luma (data.image_fusion.luma)'
+          f'{image.shape}; of colour images fuse the luma (data.image_fusion.colors.luma)'
         )
       if not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(

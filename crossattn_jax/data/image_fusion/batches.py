@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data import image_ops, pipeline
-from crossattn_jax.data.image_fusion import sources
+from crossattn_jax.data.image_fusion import colors, sources
 
 # What models pad images to.
 _STRIDE = 4
@@ -36,42 +36,6 @@ def default_config() -> ml_collections.ConfigDict:
   # are those of the images alone. A multiple of 4.
   config.evaluation.bucket_step = 64
   return config
-
-
-def luma(image: np.ndarray) -> np.ndarray:
-  """Y of 8-bit RGB, `[..., 3]` -> `[...]`, by OpenCV's integer arithmetic; grey stays as it is."""
-  red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
-  return ((4899 * red + 9617 * green + 1868 * blue + 8192) >> 14).astype(np.uint8)
-
-
-def is_grey(image: np.ndarray) -> bool:
-  """Whether an RGB image `[height, width, 3]` has no colour."""
-  return bool((image[..., :1] == image).all())
-
-
-def recolor(fused: np.ndarray, image: np.ndarray) -> np.ndarray:
-  """Gives a fused luma the chrominance of an image, by the 8-bit rules of YCrCb.
-
-  Args:
-    fused: uint8 `[height, width]`.
-    image: uint8 RGB `[height, width, 3]`.
-
-  Returns:
-    uint8 RGB `[height, width, 3]`.
-  """
-  levels, own = image.astype(np.float64), luma(image).astype(np.float64)
-  red_difference = _to_bytes(0.713 * (levels[..., 0] - own) + 128).astype(np.float64) - 128
-  blue_difference = _to_bytes(0.564 * (levels[..., 2] - own) + 128).astype(np.float64) - 128
-  colors = [
-    fused + 1.403 * red_difference,
-    fused - 0.714 * red_difference - 0.344 * blue_difference,
-    fused + 1.773 * blue_difference,
-  ]
-  return _to_bytes(np.stack(colors, axis=-1))
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-  return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +71,8 @@ def prepare_pair(pair: Pair, config: ml_collections.ConfigDict) -> dict[str, np.
   height, width = pair.visible.shape[:2]
   bucket = _rounded((height, width), config)
   return {
-    'visible': _padded(luma(pair.visible), bucket)[None],
-    'infrared': _padded(luma(pair.infrared), bucket)[None],
+    'visible': _padded(colors.luma(pair.visible), bucket)[None],
+    'infrared': _padded(colors.luma(pair.infrared), bucket)[None],
     'size': np.array([(height, width)], np.int32),
   }
 
@@ -203,7 +167,7 @@ class Examples(pipeline.Examples):
   def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Luma of both images, uint8."""
     pair = _decode(self.source[index])
-    return luma(pair.visible), luma(pair.infrared)
+    return colors.luma(pair.visible), colors.luma(pair.infrared)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cuts out the same place of both images."""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from crossattn_jax.data.image_fusion import batches as data
-from crossattn_jax.data.image_fusion import sources
+from crossattn_jax.data.image_fusion import colors, sources
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.tasks import attention_maps, base, drawing
 from crossattn_jax.tasks.image_fusion import pictures, tables
@@ -96,7 +96,7 @@ class Predictor(base.Predictor):
         **{kind: str(path) for kind, path in files.items()},
       }
       if min(luma.shape) >= metrics.SMALLEST_SIDE:
-        images = data.luma(pair.visible), data.luma(pair.infrared)
+        images = colors.luma(pair.visible), colors.luma(pair.infrared)
         record['metrics'] = metrics.fusion_metrics(luma, *images)
         average = metrics.fusion_metrics(tables.average(*images), *images)
         for table, values in zip(rows.values(), (record['metrics'], average), strict=True):
@@ -116,7 +116,7 @@ class Predictor(base.Predictor):
     outputs = self.outputs(batch)
     height, width = batch['size'][0]
     luma = outputs['fused'][0, :height, :width]
-    fused = luma if data.is_grey(pair.visible) else data.recolor(luma, pair.visible)
+    fused = luma if colors.is_grey(pair.visible) else colors.recolor(luma, pair.visible)
     files = {'fused': output / 'fused' / f'{name}.png', 'picture': output / f'{name}.png'}
     drawing.write_png(files['fused'], Image.fromarray(fused))
     sample = pictures.Sample(pair.visible, pair.infrared, fused)

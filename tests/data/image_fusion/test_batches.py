@@ -108,19 +108,6 @@ def test_evaluation_sees_every_pair_once_in_buckets(config, tmp_path, write_imag
   assert not last['visible'][0, 33:].any()
 
 
-def test_luma_of_grey_is_itself_and_colours_survive_their_own_luma():
-  grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-  np.testing.assert_array_equal(data.luma(np.repeat(grey[..., None], 3, axis=-1)), grey)
-  assert data.is_grey(np.repeat(grey[..., None], 3, axis=-1))
-  rng = np.random.default_rng(0)
-  image = rng.integers(60, 200, (9, 7, 3)).astype(np.uint8)
-  assert not data.is_grey(image)
-  expected = np.rint(image @ [0.299, 0.587, 0.114])
-  assert np.abs(data.luma(image) - expected).max() <= 1
-  back = data.recolor(data.luma(image), image).astype(int)
-  assert np.abs(back - image).max() <= 2
-
-
 def test_wrong_values_are_refused_by_key(config):
   config.evaluation.bucket_step = 6
   with pytest.raises(ValueError, match=r'dataset\.evaluation\.bucket_step must be a positive mult'):

@@ -11,6 +11,7 @@ import pytest
 
 from crossattn_jax import models, tasks
 from crossattn_jax.data.image_fusion import batches as data
+from crossattn_jax.data.image_fusion import colors
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.training import config as config_lib
 
@@ -118,7 +119,7 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
   # Chrominance is the visible image's, but where a level would leave 0..255.
   image, fused = (data.read_pair(path, path).visible for path in (inputs[0], records[0]['fused']))
   inside = np.all((fused > 0) & (fused < 255), axis=-1)
-  shifts = [x[inside].astype(int) - data.luma(x)[inside][:, None] for x in (image, fused)]
+  shifts = [x[inside].astype(int) - colors.luma(x)[inside][:, None] for x in (image, fused)]
   assert inside.any()
   assert np.abs(shifts[0] - shifts[1]).max() <= 4
 
