@@ -17,8 +17,10 @@ os.environ['XLA_FLAGS'] = (
   + ' --xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu')
 )
 # What several tests run is compiled once, by all workers of pytest-xdist together.
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='crossattn_jax_tests_'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix='crossattn_jax_tests_', ignore_cleanup_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE.name
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 # libtpu must not look for a TPU on the network.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
