@@ -64,6 +64,9 @@ class Checkpointer:
   """Saves and restores the checkpoints in one folder.
 
   With several processes every one of them makes the same calls.
+
+  Attributes:
+    directory: of all checkpoints of a run.
   """
 
   def __init__(
@@ -96,18 +99,13 @@ class Checkpointer:
       raise ValueError(f"best_mode={best_mode!r} must be 'max' or 'min'")
     if keep_best and best_metric is None:
       raise ValueError(f'keep_best={keep_best} needs best_metric, the name of a metric')
-    self._directory = epath.Path(directory).absolute()
+    self.directory = epath.Path(directory).absolute()
     self._keep_last = keep_last
     self._keep_best = keep_best
     self._best_metric = best_metric
     self._best_mode = best_mode
     self._metrics: dict[int, dict[str, float]] = {}
     self._manager: ocp.CheckpointManager | None = None
-
-  @property
-  def directory(self) -> epath.Path:
-    """The folder of all checkpoints."""
-    return self._directory
 
   def save(
     self,
@@ -220,28 +218,28 @@ class Checkpointer:
     """
     steps = self.all_steps()
     if not steps:
-      raise FileNotFoundError(f'no checkpoint in {self._directory}; train first')
+      raise FileNotFoundError(f'no checkpoint in {self.directory}; train first')
     if which == 'latest':
       candidates = steps[::-1]
     elif which == 'best':
       candidates = self._by_quality(steps)[::-1]
       if not candidates:
         raise FileNotFoundError(
-          f'no checkpoint in {self._directory} has the metric {self._best_metric!r}; use '
+          f'no checkpoint in {self.directory} has the metric {self._best_metric!r}; use '
           f"'latest' or one of the steps {steps}"
         )
     elif which in steps:
       candidates = [int(which)]
     else:
       raise FileNotFoundError(
-        f"no checkpoint {which!r} in {self._directory}; there are 'latest', 'best' and {steps}"
+        f"no checkpoint {which!r} in {self.directory}; there are 'latest', 'best' and {steps}"
       )
     return self._restore_first(candidates, abstract_state, config, partial=True)
 
   def all_steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, readable or not, in increasing order."""
     self.wait()
-    found = _STEP_NAMES.find_all(self._directory) if self._directory.exists() else ()
+    found = _STEP_NAMES.find_all(self.directory) if self.directory.exists() else ()
     # On a network file system the processes may see different lists.
     return _gather(sorted(checkpoint.step for checkpoint in found))[0]
 
@@ -262,7 +260,7 @@ class Checkpointer:
 
   def _create_manager(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-      self._directory,
+      self.directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_Preservation(self._preserved),
         # What a killed run left half-written; `restore` has warned of it.
@@ -286,7 +284,7 @@ class Checkpointer:
   def _step_metrics(self, step: int) -> dict[str, float]:
     if step not in self._metrics:
       try:
-        self._metrics[step] = _read_metadata(self._directory / str(step))['metrics']
+        self._metrics[step] = _read_metadata(self.directory / str(step))['metrics']
       except Exception:  # Whoever restores it says what is wrong with it.
         self._metrics[step] = {}
     return self._metrics[step]
@@ -301,7 +299,7 @@ class Checkpointer:
     """Restores the first readable one of `steps`; None if there are none at all."""
     reasons = []
     for step in steps:
-      path = self._directory / str(step)
+      path = self.directory / str(step)
       metadata, reason = _attempt(lambda path=path: _read_metadata(path))
       if reason is None:
         _check_match(path, metadata, abstract_state, config, partial)
@@ -325,7 +323,7 @@ class Checkpointer:
     return None
 
   def _warn_of_unfinished(self, steps: Sequence[int]) -> None:
-    for path in self._directory.iterdir() if self._directory.exists() else ():
+    for path in self.directory.iterdir() if self.directory.exists() else ():
       # A step's own name without its commit marker is how object stores hold unfinished ones.
       if _TEMPORARY in path.name or (path.name.isdigit() and int(path.name) not in steps):
         logging.warning('skipping checkpoint %s: the run ended while it was being written', path)
@@ -333,11 +331,11 @@ class Checkpointer:
   def _set_aside(self, steps: Iterable[int]) -> None:
     if jax.process_index() == 0:
       for step in steps:
-        target, copies = self._directory / f'{step}{_UNREADABLE}', 1
+        target, copies = self.directory / f'{step}{_UNREADABLE}', 1
         while target.exists():
           copies += 1
-          target = self._directory / f'{step}{_UNREADABLE}-{copies}'
-        (self._directory / str(step)).rename(target)
+          target = self.directory / f'{step}{_UNREADABLE}-{copies}'
+        (self.directory / str(step)).rename(target)
         logging.warning('renamed the unreadable checkpoint %d to %s', step, target)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('crossattn_jax.training.checkpoints')

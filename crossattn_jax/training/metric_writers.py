@@ -95,8 +95,8 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 class ProgressLine:
   """One line that says how far a run is: step, metrics, images/s, time left.
 
-  On a terminal the line is refreshed in place; elsewhere a new one is printed every `interval`
-  seconds. Only process 0 prints. A context manager: leaving it ends the line.
+  On a terminal the line is refreshed in place; elsewhere a new one is printed every ten seconds.
+  Only process 0 prints. A context manager: leaving it ends the line.
   """
 
   def __init__(
@@ -105,7 +105,6 @@ class ProgressLine:
     *,
     batch_size: int,
     start_step: int = 0,
-    interval: float = 10.0,
     stream: TextIO | None = None,
   ):
     """Prepares the line; the first `update` starts the clock, so that compiling is not counted.
@@ -114,13 +113,11 @@ class ProgressLine:
       total_steps: of the run.
       batch_size: images per step, over all processes.
       start_step: that the run starts or resumes from.
-      interval: seconds between lines where the output is not a terminal.
       stream: where to print; standard error if None.
     """
     console = rich.console.Console(file=stream, stderr=stream is None, soft_wrap=True)
     self._total = total_steps
     self._batch_size = batch_size
-    self._interval = interval
     self._metrics: dict[str, float] = {}
     # The speed is that of the last updates: evaluations and checkpoints in between count.
     self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=256)
@@ -157,7 +154,7 @@ class ProgressLine:
     self._times.append((now, step))
     if metrics is not None:
       self._metrics = {name: float(value) for name, value in metrics.items()}
-    refresh = 0.1 if self._bar else self._interval
+    refresh = 0.1 if self._bar else 10.0
     if now - self._last_print < refresh and step < self._total:
       return
     self._last_print = now

@@ -99,9 +99,9 @@ class Terminal(io.StringIO):
     return True
 
 
-def test_progress_in_a_log_is_a_line_every_interval(monkeypatch):
+def test_progress_in_a_log_is_a_line_every_ten_seconds(monkeypatch):
   clock, stream = FakeClock(monkeypatch), io.StringIO()
-  with metric_writers.ProgressLine(100, batch_size=32, interval=10, stream=stream) as progress:
+  with metric_writers.ProgressLine(100, batch_size=32, stream=stream) as progress:
     for step in range(1, 101):
       clock.now += 0.5
       progress.update(step, {'loss': 2.0, 'accuracy': jnp.float32(0.25)} if step == 1 else None)
@@ -113,9 +113,7 @@ def test_progress_in_a_log_is_a_line_every_interval(monkeypatch):
 
 def test_progress_on_a_terminal_is_refreshed_in_place(monkeypatch):
   clock, stream = FakeClock(monkeypatch), Terminal()
-  with metric_writers.ProgressLine(
-    7203, batch_size=1, start_step=2, interval=10, stream=stream
-  ) as progress:
+  with metric_writers.ProgressLine(7203, batch_size=1, start_step=2, stream=stream) as progress:
     for step in (2, 3):
       clock.now += 1.0
       progress.update(step, {'loss': 1.5})
