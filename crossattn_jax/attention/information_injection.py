@@ -126,6 +126,7 @@ class InjectionAttention(nn.Module):
     num_heads: of the attention.
     injection: see `inject`.
     attention: see `inject`.
+    qkv_bias: whether query, key and value have a bias.
     dtype: of the computation.
     param_dtype: of the parameters.
   """
@@ -133,6 +134,7 @@ class InjectionAttention(nn.Module):
   num_heads: int
   injection: Injection = 'common'
   attention: Attention = 'factorized'
+  qkv_bias: bool = True
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -167,7 +169,11 @@ class InjectionAttention(nn.Module):
     def project(x: jax.Array, name: str) -> jax.Array:
       heads = (self.num_heads, channels // self.num_heads)
       return parallel.constrain(
-        linear.Dense(heads, name=name, **common)(x), 'batch', 'tokens', 'heads', None
+        linear.Dense(heads, use_bias=self.qkv_bias, name=name, **common)(x),
+        'batch',
+        'tokens',
+        'heads',
+        None,
       )
 
     query, key, value = project(query, 'query'), project(key, 'key'), project(value, 'value')

@@ -181,8 +181,6 @@ def backbone_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
   return _backbones[type(backbone)](backbone)
 
 
-# Systems whose adapters do not yet read every argument.
-_UNCHECKED = {'atfuse'}
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
 
@@ -214,8 +212,7 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
     manifest['constructor'], f'{system}, {module}', manifest['mode'] == 'train'
   )
   adapter = _adapters[system, module]({**manifest, 'constructor': constructor})
-  if system not in _UNCHECKED:
-    constructor.check()
+  constructor.check()
   return adapter
 
 

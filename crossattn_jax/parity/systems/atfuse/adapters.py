@@ -1,4 +1,4 @@
-"""ATFuse and its PyTorch original, songlei-xiong/ATFuse; its losses, and the fusion metrics."""
+"""Cases of ATFuse: whole models, their parts, losses, and the metrics of fusion."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,246 +11,158 @@ import numpy as np
 from crossattn_jax.attention import information_injection
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.models import atfuse
-from crossattn_jax.parity import adapters
+from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.layouts import channels_first, channels_last
 from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, batch_norm
+from crossattn_jax.parity.systems.atfuse import rules
 from crossattn_jax.tasks.image_fusion import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-# The original's blocks in the order of the forward pass.
-_BLOCKS = {'mhca_stage': 'discrepancy', 'mhca_stage1_2': 'common_0', 'mhca_stage2': 'common_1'}
-# Their index in the original's lists of stems and patch embeddings.
-_IMAGES = ('infrared', 'visible')
-
-
-def _first(result: tuple[jax.Array, jax.Array]) -> jax.Array:
-  return channels_first(result[0])
-
-
-# The correspondence of names, from the inside out.
-
-
-def stem_rules() -> list[Rule]:
-  """The rules of a stem."""
-  return [Rule('conv.weight', 'conv/kernel', 'conv'), *batch_norm('bn', 'norm')]
-
-
-def patch_embedding_rules() -> list[Rule]:
-  """The rules of a patch embedding."""
-  return [
-    Rule('dwconv.weight', 'depthwise/kernel', 'conv'),
-    Rule('pwconv.weight', 'pointwise/kernel', 'pointwise_conv'),
-    *batch_norm('bn', 'norm'),
-  ]
-
-
-def attention_rules() -> list[Rule]:
-  """The rules of an attention."""
-  rules = affine('proj', 'out', 'linear_heads_in')
-  for torch, flax in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-    rules += affine(torch, flax, 'linear_heads_out')
-  return rules
-
-
-def injection_rules() -> list[Rule]:
-  """The rules of an injection."""
-  return [
-    *prefixed(attention_rules(), 'factoratt_crpe.', 'attention/'),
-    *affine('mlp.fc{i:1|2}', 'mlp/fc{i}', 'linear'),
-    Rule('norm2.weight', 'norm/scale'),
-    Rule('norm2.bias', 'norm/bias'),
-  ]
-
-
-def upsampling_rules() -> list[Rule]:
-  """The rules of the decoder's upsampling, with a sum or with a concatenation."""
-  return [
-    *affine('conv11_headSum', 'join', 'conv'),
-    *affine('conv12', 'expand', 'conv'),
-    *affine('conv11_tail', 'refine', 'conv'),
-  ]
-
-
-def residual_head_rules() -> list[Rule]:
-  """The rules of a residual head."""
-  return affine('conv{i:1|2}', 'conv{i}', 'conv')
-
-
-def model_rules(module: atfuse.ATFuse) -> list[Rule]:
-  """The rules of a whole model; what the original never uses is kept where `module` holds it."""
-  rules = []
-  for i, name in enumerate(_IMAGES):
-    rules += prefixed(stem_rules(), f'stem1.{i}.', f'stem_{name}/')
-    patch = f'patch_embed_stages1.patch_embeds.{i}.patch_conv.'
-    rules += prefixed(patch_embedding_rules(), patch, f'patch_embedding_{name}/')
-  for torch, flax in _BLOCKS.items():
-    rules += prefixed(injection_rules(), f'{torch}.', f'{flax}/')
-  decoder = upsampling_rules()
-  if not module.feature_sum:
-    decoder = affine('conv11_head', 'join', 'conv') + decoder[2:]
-  rules += prefixed(decoder, 'up_scale1_aggregate.', 'decoder/')
-  rules += prefixed(residual_head_rules(), 'head.', 'reconstruction_0/')
-  rules += prefixed(residual_head_rules(), 'head_final.', 'reconstruction_1/')
-  for key in module.unused_shapes():
-    rules.append(Rule(key, key if module.unused_parameters else None, collection='unused'))
-  return [*rules, Rule('{any:.*}.num_batches_tracked', None)]
-
-
-def model_taps() -> dict[str, adapters.TapLike | None]:
-  """The taps of a whole model."""
-  taps: dict[str, adapters.TapLike | None] = {
-    'up_scale1_aggregate': ('decoder', channels_first),
-    'head': ('reconstruction_0', channels_first),
-    'head_final': ('reconstruction_1', channels_first),
-  }
-  for i, name in enumerate(_IMAGES):
-    taps[f'stem1.{i}'] = (f'stem_{name}', channels_first)
-    taps[f'patch_embed_stages1.patch_embeds.{i}'] = (f'patch_embedding_{name}', channels_first)
-  return taps | {torch: (flax, _first) for torch, flax in _BLOCKS.items()}
-
-
-@adapters.register_models('atfuse', 'atfuse*')
-def describe(module: atfuse.ATFuse) -> adapters.ModelParity:
-  """Says how a registered ATFuse corresponds to the official model."""
-  image = jax.ShapeDtypeStruct((1, 1, *module.image_size), jnp.float32)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    fused, features = model(channels_last(inputs['vi']), channels_last(inputs['ir']))
-    return {
-      'pred': channels_first(fused),
-      'k': channels_first(features['visible']),
-      'v': channels_first(features['infrared']),
-    }
-
-  return adapters.ModelParity(
-    rules=model_rules(module), call=call, inputs={'vi': image, 'ir': image}, taps=model_taps()
-  )
-
 
 # Whole models.
 
 
-def _model(manifest: Manifest) -> atfuse.ATFuse:
+def _model(c: arguments.Arguments) -> atfuse.ATFuse:
   """The model of an official constructor, with all that it creates."""
-  arguments = manifest['constructor']
+  c.ignore('num_stage', 'scale', 'n_feats', 'linear_dim', 'img_size')
+  c.ignore('in_channels', 'out_channels', only=(1,))
+  c.ignore('use_aggregate', 'qkv_bias', only=(True,))
+  # Of the others only the second counts, which is of the decoder: it must be the first.
+  width, *others = c.get('embed_dims', (64, 64))
+  if others[:1] not in ([], [width]):
+    raise arguments.ArgumentError(f'embed_dims is {[width, *others]}; the first two are equal')
+  paths = list(c.get('num_paths', (4, 1)))[:2]
+  if paths != [4, 1]:
+    raise arguments.ArgumentError(f'num_paths begins with {paths}; its adapter replays 4, 1')
   return atfuse.ATFuse(
-    width=arguments.get('embed_dims', (64,))[0],
-    num_heads=arguments.get('num_heads', 4),
-    mlp_ratio=arguments.get('mlp_ratio', 3),
-    feature_sum=arguments.get('feature_sum', True),
+    width=width,
+    num_heads=c.get('num_heads', 4),
+    mlp_ratio=c.get('mlp_ratio', 3),
+    feature_sum=c.get('feature_sum', True),
     unused_parameters=True,
   )
 
 
-@adapters.register_adapter('atfuse', 'ATFuse')
-def model_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A whole model."""
-  module = _model(manifest)
-  outputs = [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
+def _model_adapter(manifest: Manifest, loss: bool, prefix: str = '') -> adapters.Adapter:
+  """The adapter of a model whose keys have a prefix, with its loss on request."""
+  c, train = manifest['constructor'], manifest['mode'] == 'train'
+  module = _model(c)
+  loss_options = _loss_options(c) if loss else {}
+  # Which of the two arguments is the query: with 'ir' they swap their roles.
+  images = {'vi': ('vi', 'ir'), 'ir': ('ir', 'vi')}
+  query = c.get('q', 'vi')
+  if query not in images:
+    raise arguments.ArgumentError(f'q is {query!r}, neither vi nor ir')
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    train = manifest['mode'] == 'train'
-    fused, features = model(channels_last(inputs['vi']), channels_last(inputs['ir']), train)
-    found = {'pred': fused, 'k': features['visible'], 'v': features['infrared']}
-    return {name: channels_first(found[name]) for name in outputs}
+    visible, infrared = (channels_last(inputs[name]) for name in images[query])
+    fused, features = model(visible, infrared, train)
+    outputs = {'pred': fused, 'k': features['visible'], 'v': features['infrared']}
+    outputs = {name: channels_first(x) for name, x in outputs.items()}
+    if loss:
+      outputs['loss'] = losses.fusion_loss(fused, visible, infrared, **loss_options).total.mean()
+    return outputs
 
   return adapters.module_adapter(
     manifest,
     module,
-    rules=model_rules(module),
+    rules=prefixed(rules.model_rules(module), prefix),
     call=call,
-    taps=model_taps(),
+    taps={f'{prefix}{name}': tap for name, tap in rules.model_taps().items()},
   )
+
+
+@adapters.register_adapter('atfuse', 'ATFuse')
+def _whole_model(manifest: Manifest) -> adapters.Adapter:
+  return _model_adapter(manifest, loss=False)
 
 
 @adapters.register_adapter('atfuse', 'ATFuse+loss')
-def training_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A whole model in training mode and its loss."""
-  module = _model(manifest)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    visible, infrared = channels_last(inputs['vi']), channels_last(inputs['ir'])
-    fused, _ = model(visible, infrared, train=True)
-    loss = losses.fusion_loss(fused, visible, infrared)
-    return {'pred': channels_first(fused), 'loss': loss.total.mean()}
-
-  return adapters.module_adapter(
-    manifest,
-    module,
-    rules=prefixed(model_rules(module), 'net.'),
-    call=call,
-  )
+def _model_and_loss(manifest: Manifest) -> adapters.Adapter:
+  return _model_adapter(manifest, loss=True, prefix='net.')
 
 
 # Parts of a model.
 
 
-def _map_adapter(manifest: Manifest, module: nn.Module, rules: list[Rule]) -> adapters.Adapter:
-  train = manifest['mode'] == 'train'
+def _map_adapter(
+  manifest: Manifest, module: nn.Module, module_rules: list[Rule], *names: str
+) -> adapters.Adapter:
+  """The adapter of a module that maps the inputs `names` to one map."""
   return adapters.module_adapter(
     manifest,
     module,
-    rules=rules,
+    rules=module_rules,
+    call=lambda bound, inputs: {
+      'out': channels_first(bound(*(channels_last(inputs[name]) for name in names)))
+    },
+  )
+
+
+def _normed_adapter(
+  manifest: Manifest, module: nn.Module, module_rules: list[Rule]
+) -> adapters.Adapter:
+  """The adapter of a module with a batch norm; its widths are those of the state."""
+  c, train = manifest['constructor'], manifest['mode'] == 'train'
+  c.ignore('in_ch', 'out_ch', 'in_channels', 'out_channels')
+  c.ignore('kernel_size', only=(3,))
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=module_rules,
     call=lambda bound, inputs: {'out': channels_first(bound(channels_last(inputs['x']), train))},
   )
 
 
 @adapters.register_adapter('atfuse', 'conv_bn_stem')
-def stem_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A stem."""
-  return _map_adapter(manifest, atfuse.Stem(manifest['shapes']['out/out'][1]), stem_rules())
+def _stem(manifest: Manifest) -> adapters.Adapter:
+  manifest['constructor'].ignore('stride', only=(2,))
+  width = next(e['shape'][0] for e in manifest['state'] if e['key'] == 'conv.weight')
+  return _normed_adapter(manifest, atfuse.Stem(width), rules.stem_rules())
 
 
 @adapters.register_adapter('atfuse', 'dwconv_bn')
-def patch_embedding_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A patch embedding."""
-  return _map_adapter(manifest, atfuse.PatchEmbedding(), patch_embedding_rules())
+def _patch_embedding(manifest: Manifest) -> adapters.Adapter:
+  manifest['constructor'].ignore('stride', only=(1,))
+  return _normed_adapter(manifest, atfuse.PatchEmbedding(), rules.patch_embedding_rules())
 
 
 @adapters.register_adapter('atfuse', 'res_block')
-def residual_head_adapter(manifest: Manifest) -> adapters.Adapter:
-  """A residual head."""
-  return adapters.module_adapter(
-    manifest,
-    atfuse.ResidualHead(manifest['constructor']['out_channels']),
-    rules=residual_head_rules(),
-    call=lambda head, inputs: {'out': channels_first(head(channels_last(inputs['x'])))},
-  )
+def _residual_head(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('in_channels', only=(manifest['inputs']['x']['shape'][1],))
+  module = atfuse.ResidualHead(c['out_channels'])
+  return _map_adapter(manifest, module, rules.residual_head_rules(), 'x')
 
 
 @adapters.register_adapter('atfuse', 'upscale')
-def upsampling_adapter(manifest: Manifest) -> adapters.Adapter:
-  """The decoder's upsampling."""
-  feature_sum = manifest['constructor']['is_feature_sum']
-  rules = upsampling_rules()
-  if not feature_sum:
-    rules = affine('conv11_head', 'join', 'conv') + rules[2:]
-  return adapters.module_adapter(
-    manifest,
-    atfuse.Upsampling(feature_sum),
-    rules=rules,
-    call=lambda module, inputs: {
-      'out': channels_first(module(channels_last(inputs['x']), channels_last(inputs['skip'])))
-    },
-  )
+def _upsampling(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('embed_dim', only=(manifest['inputs']['x']['shape'][1],))
+  feature_sum = c.get('is_feature_sum', True)
+  module = atfuse.Upsampling(feature_sum)
+  return _map_adapter(manifest, module, rules.upsampling_rules(feature_sum), 'x', 'skip')
 
 
-def _injection(manifest: Manifest) -> str:
-  return 'common' if manifest['constructor']['minus'] else 'discrepancy'
+def _injection(c: arguments.Arguments) -> str:
+  c.ignore('qk_scale')  # Scores are not scaled.
+  c.ignore_rates('attn_drop', 'proj_drop', 'drop', 'drop_path', 'drop_path_rate')
+  return 'common' if c['minus'] else 'discrepancy'
 
 
 @adapters.register_adapter('atfuse', 'factor_att')
-def attention_adapter(manifest: Manifest) -> adapters.Adapter:
+def _attention(manifest: Manifest) -> adapters.Adapter:
   """The attention on tokens."""
+  c = manifest['constructor']
+  c.ignore('dim', only=(manifest['inputs']['q']['shape'][2],))
   return adapters.module_adapter(
     manifest,
     information_injection.InjectionAttention(
-      manifest['constructor']['num_heads'], _injection(manifest)
+      c.get('num_heads', 4), _injection(c), qkv_bias=c.get('qkv_bias', True)
     ),
-    rules=attention_rules(),
+    rules=rules.attention_rules(),
     call=lambda attention, inputs: {'out': attention(inputs['q'], inputs['k'], inputs['v'])[0]},
   )
 
@@ -269,33 +181,42 @@ class _WithUnused(nn.Module):
 
 
 @adapters.register_adapter('atfuse', 'mhca_block')
-def injection_adapter(manifest: Manifest) -> adapters.Adapter:
-  """An injection."""
-  arguments = manifest['constructor']
+def _block(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  c.ignore('dim', only=(manifest['inputs']['q']['shape'][1],))
+  c.ignore('qkv_bias', only=(True,))
   block = information_injection.InformationInjection(
-    arguments['num_heads'], arguments['mlp_ratio'], _injection(manifest)
+    c.get('num_heads', 4), c.get('mlp_ratio', 3), _injection(c)
   )
   unused = [Rule(f'fuse.{name}', name, collection='unused') for name in ('weight', 'bias')]
-  return adapters.module_adapter(
-    manifest,
-    _WithUnused(block),
-    rules=[*prefixed(injection_rules(), flax='block/'), *unused],
-    call=lambda module, inputs: {
-      'out': channels_first(module(*(channels_last(inputs[name]) for name in ('q', 'k', 'v'))))
-    },
-  )
+  module_rules = [*prefixed(rules.injection_rules(), flax='block/'), *unused]
+  return _map_adapter(manifest, _WithUnused(block), module_rules, 'q', 'k', 'v')
 
 
 # Losses and metrics.
 
 
+def _share(c: arguments.Arguments) -> float:
+  """How many of the pixels are salient."""
+  return c.get('share', losses.SEGMENTS[0][0])
+
+
+def _loss_options(c: arguments.Arguments) -> dict[str, Any]:
+  share, (_, salient), (_, rest) = _share(c), *losses.SEGMENTS
+  return {
+    'segments': ((share, salient), (1 - share, rest)),
+    'gradient_weight': c.get('gradient_weight', 20.0),
+    'intensity_weight': c.get('intensity_weight', 20.0),
+  }
+
+
 @adapters.register_adapter('atfuse', 'loss_fusion')
-def loss_adapter(manifest: Manifest) -> adapters.Adapter:
+def _loss(manifest: Manifest) -> adapters.Adapter:
   """The loss and its terms."""
-  del manifest
+  options = _loss_options(manifest['constructor'])
 
   def run(fused: jax.Array, vi: jax.Array, ir: jax.Array) -> Arrays:
-    loss = losses.fusion_loss(*map(channels_last, (fused, vi, ir)))
+    loss = losses.fusion_loss(*map(channels_last, (fused, vi, ir)), **options)
     return {
       'total': loss.total.mean(),
       'gradient': loss.gradient.mean(),
@@ -306,13 +227,12 @@ def loss_adapter(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('atfuse', 'loss_segment_mask')
-def segment_adapter(manifest: Manifest) -> adapters.Adapter:
+def _segments(manifest: Manifest) -> adapters.Adapter:
   """The segments of the loss. Masks are numbers in the original; k is the threshold's rank."""
-  del manifest
+  share = _share(manifest['constructor'])
 
   def run(vi: jax.Array, ir: jax.Array) -> Arrays:
     visible, infrared = channels_last(vi), channels_last(ir)
-    (share, _), *_ = losses.SEGMENTS
     masks = {
       'mask_a': losses.salient(visible, share),
       'mask_b': losses.salient(infrared, share),
@@ -328,7 +248,7 @@ def segment_adapter(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('atfuse', 'loss_gradmask_unused')
-def masked_intensity_adapter(manifest: Manifest) -> adapters.Adapter:
+def _masked_intensity_loss(manifest: Manifest) -> adapters.Adapter:
   """A loss that the original has and does not train with."""
   del manifest
 
@@ -339,7 +259,7 @@ def masked_intensity_adapter(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('atfuse', 'metrics_suite')
-def metrics_adapter(manifest: Manifest) -> adapters.Adapter:
+def _metrics(manifest: Manifest) -> adapters.Adapter:
   """The metrics of each pair of images."""
   names = [name.removeprefix('out/') for name in manifest['shapes']]
 
