@@ -2,8 +2,8 @@
 
 Source: MViT, Fan et al. 2021 (arXiv 2104.11227), section 3.1, and facebookresearch/mvit.
 
-Tokens are a map's positions row by row. Further tokens in front of them, such as a class token,
-have no place in the map: pooling passes them on.
+Tokens are a map's positions row by row. A class token in front of them has no place in the map:
+pooling passes it on.
 """
 
 import math
@@ -27,17 +27,19 @@ def pooled_grid(grid: Grid, stride: int) -> Grid:
 
 
 def split_tokens(tokens: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
-  """Splits `[batch, extra + height * width, ...]` into the extra tokens and the map.
+  """Splits `[batch, extra + height * width, ...]` into the class token, if any, and the map.
 
   Returns:
-    `[batch, extra, ...]` and `[batch, height, width, ...]`.
+    `[batch, extra, ...]`, extra being 0 or 1, and `[batch, height, width, ...]`.
 
   Raises:
-    ValueError: there are fewer tokens than places in the grid.
+    ValueError: there are more or fewer tokens than that.
   """
   extra = tokens.shape[1] - math.prod(grid)
-  if extra < 0:
-    raise ValueError(f'{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}')
+  if extra not in (0, 1):
+    raise ValueError(
+      f'{tokens.shape[1]} tokens are no grid of {grid[0]} x {grid[1]}, nor that and a class token'
+    )
   return tokens[:, :extra], rearrange(tokens[:, extra:], 'b (y x) ... -> b y x ...', y=grid[0])
 
 

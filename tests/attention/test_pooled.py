@@ -107,6 +107,7 @@ def test_what_does_not_fit_is_refused(module, shape, message):
     module.init(jax.random.key(0), jnp.zeros(shape))
 
 
-def test_too_few_tokens_for_a_grid_are_refused():
-  with pytest.raises(ValueError, match='5 tokens do not fill a grid of 2 x 3'):
-    pooled.split_tokens(jnp.zeros((1, 5, 4)), (2, 3))
+@pytest.mark.parametrize('tokens', [5, 8])
+def test_tokens_that_are_neither_a_grid_nor_that_and_a_class_token_are_refused(tokens):
+  with pytest.raises(ValueError, match=f'{tokens} tokens are no grid of 2 x 3'):
+    pooled.split_tokens(jnp.zeros((1, tokens, 4)), (2, 3))

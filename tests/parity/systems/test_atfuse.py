@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity import adapters, arguments, cases, convert, mapping, pretrained
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'atfuse'
 CASES = {
@@ -80,3 +80,37 @@ def test_the_model_is_described_and_its_release_known():
   described = adapters.describe_model('atfuse', models.create_model('atfuse'))
   assert described.inputs['ir'].shape == (1, 1, 128, 128)
   assert pretrained.SOURCES['official']['atfuse'].url.endswith('/model/best_ckp.pth')
+
+
+def test_the_images_swap_their_roles_on_request(vary, compute):
+  manifest = vary(
+    'atfuse/atfuse_eval_small_concat', inputs={'vi': (1, 1, 8, 8), 'ir': (1, 1, 8, 8)},
+    outputs=['k'],
+  )  # fmt: skip
+  case = cases.Case(REFERENCE, manifest, {}, {})
+  swapped = vary('atfuse/atfuse_eval_small_concat', {'q': 'ir'}, outputs=['k'])
+  out = compute(manifest)[0]['k']
+  again = compute(swapped, vi=case.inputs['ir'], ir=case.inputs['vi'])[0]['k']
+  np.testing.assert_array_equal(out, again)
+
+
+def test_attention_may_have_no_bias_and_tokens_of_two_sizes(vary, compute):
+  manifest = vary(
+    'atfuse/factor_att_common', {'qkv_bias': False, 'num_heads': 2},
+    inputs={'q': (2, 5, 16)}, without=('q.bias', 'k.bias', 'v.bias'),
+  )  # fmt: skip
+  assert compute(manifest)[0]['out'].shape == (2, 5, 16)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'embed_dims': [32, 64]}, 'the first two are equal'),
+    ({'num_paths': [4, 2, 3, 3]}, r'num_paths begins with \[4, 2\]'),
+    ({'in_channels': 3}, 'in_channels is 3'),
+    ({'use_aggregate': False}, 'use_aggregate is False'),
+  ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(vary, changes, message):
+  with pytest.raises(arguments.ArgumentError, match=message):
+    adapters.find_adapter(vary('atfuse/atfuse_eval_small_concat', changes))

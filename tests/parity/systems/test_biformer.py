@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity import adapters, arguments, convert, mapping, pretrained
+from crossattn_jax.parity.systems.biformer import adapters as biformer_cases
 from crossattn_jax.parity.systems.biformer import rules as biformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'biformer'
@@ -102,3 +103,70 @@ def test_a_whole_checkpoint_converts_counters_and_all():
 def test_official_weights_that_no_program_can_download_are_said_to_be_so():
   with pytest.raises(ValueError, match=r'biformer_small_in1k\.pth from https.*as source'):
     pretrained.load_pretrained('biformer_small')
+
+
+def test_the_whole_constructor_makes_the_backbone():
+  c = arguments.Arguments(
+    {
+      'depth': [1, 1, 1, 1],
+      'embed_dim': [16, 32, 32, 64],
+      'qk_dims': [8, None, 32, 64],
+      'head_dim': 8,
+      'topks': [2, 3, 0, -2],
+      'n_win': 4,
+      'mlp_ratios': [2, 3, 4, 1],
+      'kv_downsample_mode': 'ada_avgpool',
+      'kv_per_wins': [2, 1, -1, -1],
+      'side_dwconv': 3,
+      'param_attention': 'qkv',
+      'mlp_dwconv': True,
+      'before_attn_dwconv': 0,
+      'layer_scale_init_value': 0.1,
+      'soft_routing': True,
+      'auto_pad': True,
+    }
+  )
+  model = biformer_cases.build_model(c, 'biformer_small', backbone=True)
+  c.check()
+  assert model.options.kv_pool_sizes == (2, 1, 1, 1)
+  shapes = {entry.torch_key: entry.torch_shape for entry in _build(model).entries}
+  assert [shapes[f'stages.{s}.0.mlp.0.weight'][0] for s in range(4)] == [32, 96, 128, 64]
+  assert shapes['stages.0.0.attn.qkv.qkv.weight'] == (2 * 8 + 16, 16)
+  assert shapes['stages.0.0.attn.lepe.weight'] == (16, 1, 3, 3)
+  assert shapes['stages.2.0.attn.2.weight'] == (32, 1, 5, 5)
+  assert 'stages.3.0.attn.proj.weight' in shapes
+  assert {'stages.0.0.attn.wo.weight', 'stages.0.0.pos_embed.weight'}.isdisjoint(shapes)
+  assert {'stages.0.0.gamma1', 'stages.0.0.mlp.1.dwconv.weight'} <= set(shapes)
+
+
+@pytest.mark.parametrize(
+  ('case', 'changes', 'message'),
+  [
+    ('block_bra', {'diff_routing': True}, 'param_routing, diff_routing, soft_routing is'),
+    ('block_bra', {'kv_downsample_mode': 'fracpool'}, "kv_downsample_mode is 'fracpool'"),
+    ('block_bra', {'before_attn_dwconv': 5}, 'before_attn_dwconv is 5'),
+    ('bra_nhwc_basic', {'shift': 2}, 'does not know shift'),
+    ('biformer_tiny_224', {'pe': 'sine'}, "pe is 'sine'"),
+  ],
+)
+def test_what_the_original_cannot_do_either_is_refused_by_name(vary, case, changes, message):
+  with pytest.raises(arguments.ArgumentError, match=message):
+    adapters.find_adapter(vary(f'biformer/{case}', changes))
+
+
+def test_logits_of_a_map_in_nchw_are_not_scaled_whatever_the_scale(vary, compute):
+  one, two = (
+    compute(vary('biformer/bra_nchw_ragged', {'qk_scale': scale}))[0]['route_logit']
+    for scale in (0.5, 2.0)
+  )
+  np.testing.assert_allclose(one, two, rtol=1e-10)
+
+
+def test_global_attention_has_heads_scale_and_bias_of_the_case(vary, compute):
+  manifest = vary('biformer/attention_vanilla', {'num_heads': 4, 'qk_scale': 0.0, 'qkv_bias': True})
+  manifest['state'].insert(
+    1, {'key': 'qkv.bias', 'shape': [96], 'kind': 'param', 'mean': 0.0, 'std': 1.0}
+  )
+  out = compute(manifest)[0]['y']
+  # Without scores every place gets the mean value.
+  np.testing.assert_allclose(out, np.broadcast_to(out[:, :1, :1], out.shape), atol=1e-12)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 from crossattn_jax import models
 from crossattn_jax.layers import batch_norm
@@ -197,3 +198,53 @@ def test_float32_trains_within_the_bound_where_rectifiers_are_on_float64_s_side(
     torch_error = case.manifest['float32_relative_error'][f'out/{name}']
     error = bounds.relative_error(recorded.sample(array), recorded.values)
     assert error <= bounds.output_bound('float32', torch_error), name
+
+
+def _soft(logits):
+  return np.exp(logits - special.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def test_a_criterion_takes_threshold_labels_and_weight_from_the_case(vary, compute):
+  arguments = {'ignore_index': 5, 'thresh': 0.3, 'min_kept': 0, 'dsn_weight': 0.25}
+  rng = np.random.default_rng(0)
+  # As large as the labels: nothing is resized.
+  pred, pred_dsn = rng.standard_normal((2, 2, 6, 16, 8))
+  target = rng.integers(6, size=(2, 16, 8))
+  manifest = vary('ccnet/loss_ohem_kth', arguments)
+  outputs, _ = compute(manifest, pred=pred, pred_dsn=pred_dsn, target=target)
+  losses, trues = [], []
+  for logits in (pred, pred_dsn):
+    true = np.take_along_axis(_soft(np.moveaxis(logits, 1, -1)), target[..., None], -1)[..., 0]
+    losses.append(-np.log(true))
+    trues.append(true)
+  valid = target != 5
+  hard = valid & (trues[0] <= 0.3)
+  expected = losses[0][hard].mean() + 0.25 * losses[1][valid].mean()
+  np.testing.assert_allclose(outputs['loss'], expected, rtol=1e-12)
+
+
+def test_norms_take_epsilon_momentum_and_slope_from_the_case(vary, compute):
+  manifest = vary('ccnet/abn_train', {'eps': 0.01, 'momentum': 0.3, 'slope': 0.2})
+  outputs, _ = compute(manifest)
+  case = cases.Case(REFERENCE, manifest, {}, {})
+  x = case.inputs['x'].astype(np.float64)
+  weights = {key: value.astype(np.float64) for key, value in case.weights.items()}
+  mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+  scale = (np.abs(weights['leaky.weight']) + 0.01) / np.sqrt(variance + 0.01)
+  y = np.moveaxis((np.moveaxis(x, 1, -1) - mean) * scale + weights['leaky.bias'], -1, 1)
+  np.testing.assert_allclose(outputs['leaky'], np.where(y > 0, y, 0.2 * y), atol=1e-12)
+  after = 0.7 * weights['leaky.running_mean'] + 0.3 * mean
+  np.testing.assert_allclose(outputs['new_running_mean'], after, atol=1e-12)
+
+
+def test_a_head_without_attention_holds_its_parameters_all_the_same(vary, compute):
+  outputs, taps = compute(vary('ccnet/rcca_module_r2_eval', {'recurrence': 0}))
+  assert outputs['logits'].shape == (2, 5, 11, 14)
+  assert 'cca' not in taps
+
+
+def test_an_argument_that_no_adapter_knows_is_refused(vary):
+  with pytest.raises(arguments.ArgumentError, match='loss_dsn: its adapter does not know focal'):
+    adapters.find_adapter(vary('ccnet/loss_dsn', {'focal': 2.0}))
+  with pytest.raises(arguments.ArgumentError, match='criterion .* is none of CCNet'):
+    adapters.find_adapter(vary('ccnet/loss_dsn', {'criterion': 'CriterionFocal'}))

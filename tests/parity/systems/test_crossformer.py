@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity import adapters, arguments, convert, mapping, pretrained
+from crossattn_jax.parity.systems.crossformer import adapters as crossformer_cases
+from crossattn_jax.parity.systems.crossformer import modules
 from crossattn_jax.parity.systems.crossformer import rules as crossformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'crossformer'
@@ -149,3 +151,78 @@ def test_official_files_are_read_without_their_configuration_s_library(tmp_path,
 def test_official_weights_that_no_program_can_download_are_said_to_be_so(name, message):
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(name)
+
+
+SMALL = {
+  'embed_dim': 16,
+  'depths': [1, 2],
+  'num_heads': [2, 1],
+  'mlp_ratio': [2, 3.0],
+  'merge_size': [[2, 4, 8]],
+  'group_size': [4, 2],
+  'crs_interval': [2, 1],
+  'in_chans': 1,
+  'adaptive_interval': True,
+  'pad_type': 1,
+  'no_mask': True,
+}
+
+
+def test_the_constructor_makes_the_model():
+  c = arguments.Arguments(SMALL)
+  model = crossformer_cases.build_model(c, num_classes=7, image_size=(32, 32))
+  c.check()
+  shapes = {entry.torch_key: entry.torch_shape for entry in _build(model).entries}
+  # The width of a stage divided by sixteen, and its heads.
+  assert shapes['layers.0.blocks.0.attn.pos.pos3.2.weight'] == (2, 1)
+  assert shapes['layers.1.blocks.1.attn.pos.pos3.2.weight'] == (1, 2)
+  assert shapes['layers.0.blocks.0.mlp.fc1.weight'] == (32, 16)
+  assert shapes['layers.1.blocks.0.mlp.fc1.weight'] == (96, 32)
+  assert [shapes[f'layers.0.downsample.reductions.{i}.weight'] for i in range(3)] == [
+    (16, 16, 2, 2), (8, 16, 4, 4), (8, 16, 8, 8)
+  ]  # fmt: skip
+  assert shapes['patch_embed.projs.0.weight'] == (8, 1, 4, 4)
+  assert shapes['head.weight'] == (7, 32)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'use_cpe': True}, 'use_cpe is True; its adapter replays only False'),
+    ({'patch_size': [2, 4]}, 'the stride, is 4'),
+    ({'shifted': True}, 'does not know shifted'),
+  ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(vary, changes, message):
+  with pytest.raises(arguments.ArgumentError, match=message):
+    adapters.find_adapter(vary('crossformer/cls_tiny_224', changes))
+
+
+def test_a_classifier_s_adaptive_interval_is_of_the_rows(vary):
+  c = {'adaptive_interval': True, 'input_resolution': [10, 14]}
+  manifest = vary('crossformer/op_block_adaptive_interval', c, inputs={'x': (2, 140, 64)})
+  adapters.find_adapter(manifest)
+  grouping = modules._attention(
+    arguments.Arguments(manifest['constructor']), 4, rows=10, kind='long'
+  )(parent=None).grouping((10, 14))
+  assert grouping.interval == (3, 3)
+
+
+@pytest.mark.parametrize(
+  ('reference', 'given', 'expected'),
+  [
+    ('cheerss/CrossFormer@7952010', {}, 'region'),
+    ('cheerss/CrossFormer@4fbf750 (branch crossformer)', {}, 'global'),
+    ('cheerss/CrossFormer@7952010', {'lda': 'global'}, 'global'),
+  ],
+)
+def test_long_distance_is_said_by_the_case_or_by_its_code(reference, given, expected):
+  manifest = {'reference': reference, 'constructor': arguments.Arguments(given)}
+  assert crossformer_cases.long_distance(manifest) == expected
+
+
+def test_a_recipe_may_have_other_numbers(vary, compute):
+  cosine = {'base_lr': 0.1, 'epochs': 10, 'iterations_per_epoch': 1, 'warmup_epochs': 2}
+  manifest = vary('crossformer/lr_schedules', {'cosine': {**cosine, 'steps': [0, 5]}})
+  outputs, _ = compute(manifest)
+  np.testing.assert_allclose(outputs['cosine/lr'], [1e-6, (0.1 + 1e-5) / 2], rtol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, cases, convert, mapping, replay, start
+from crossattn_jax.parity import adapters, arguments, cases, convert, mapping, replay, start
 from crossattn_jax.parity.systems.mmsegmentation import rules as segmentation
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference'
@@ -231,3 +231,44 @@ def test_swiftformer_with_semantic_fpn_replays(tmp_path):
   _, wrong = _replayed(case)
   assert wrong(case) == ['out/logits']
   assert not wrong(_write(tmp_path, manifest, logits))
+
+
+# Other arguments than the recorded ones.
+
+
+def test_the_loss_takes_weights_and_the_way_of_counting_from_the_case(vary, compute):
+  weights = [0.5, 1.0, 2.0]
+  c = {'loss_weight': 0.3, 'num_classes': 3, 'ignore_index': 2, 'class_weight': weights}
+  rng = np.random.default_rng(0)
+  logits, labels = rng.standard_normal((2, 3, 5, 4)), rng.integers(3, size=(2, 1, 5, 4))
+  valid = labels[:, 0] != 2
+  true = np.take_along_axis(logits, labels, 1)[:, 0] - special.logsumexp(logits, axis=1)
+  total = -(np.asarray(weights)[labels[:, 0]] * true)[valid].sum()
+  for only_valid, count in ((False, valid.size), (True, valid.sum())):
+    manifest = vary('crossformer/seg_loss_ce', c | {'avg_non_ignore': only_valid})
+    loss = compute(manifest, logits=logits, labels=labels)[0]['loss']
+    np.testing.assert_allclose(loss, 0.3 * total / count, rtol=1e-12)
+
+
+def test_a_head_of_three_levels_gives_each_on_request(vary, compute):
+  manifest = vary(
+    'swiftformer/op_semantic_fpn_eval', {'in_channels': [6, 8, 10]},
+    outputs=['p4', 'decode_head.scale_heads.2'],
+    without=('neck.lateral_convs.3', 'neck.fpn_convs.3', 'decode_head.scale_heads.3'),
+  )  # fmt: skip
+  del manifest['inputs']['c5']
+  manifest['shapes'] = {name: s for name, s in manifest['shapes'].items() if 'heads.3' not in name}
+  outputs, _ = compute(manifest)
+  assert outputs['logits'].shape == (2, 5, 16, 24)
+  assert outputs['p4'].shape == (2, 16, 4, 6)
+  assert outputs['decode_head.scale_heads.2'].shape == (2, 12, 16, 24)
+
+
+def test_heads_refuse_what_they_have_not(vary):
+  for case, changes, message in (
+    ('seg_fcn_aux_head', {'num_convs': 2}, 'num_convs is 2'),
+    ('seg_uper_head', {'align_corners': True}, 'align_corners is True'),
+    ('seg_fpn_neck', {'start_level': 1}, 'start_level is 1'),
+  ):
+    with pytest.raises(arguments.ArgumentError, match=message):
+      adapters.find_adapter(vary(f'crossformer/{case}', changes))

@@ -9,7 +9,8 @@ import pytest
 
 from crossattn_jax import models
 from crossattn_jax.layers import resize
-from crossattn_jax.parity import adapters, convert, mapping
+from crossattn_jax.parity import adapters, arguments, convert, mapping
+from crossattn_jax.parity.systems.mmvit import adapters as mmvit_cases
 from crossattn_jax.parity.systems.mmvit import rules, start
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mmvit'
@@ -197,3 +198,24 @@ def test_an_audio_model_starts_from_an_image_model():
     start.audio_start(
       'mmvit_base_audio', image_model, variables, image_size=(16, 32), **fields | {'embed_dim': 16}
     )
+
+
+def test_a_block_has_the_grid_of_its_case_or_is_refused(vary, compute):
+  manifest = vary('mmvit/mvit_block_plain', {'grid': [4, 7]}, inputs={'x': (2, 29, 16)})
+  outputs, _ = compute(manifest)
+  assert outputs['out'].shape == (2, 29, 16)
+  for changes in ({'grid': [4, 6]}, {'grid': [4, 7], 'cls': False}):
+    with pytest.raises(arguments.ArgumentError, match='has not 29 tokens'):
+      adapters.find_adapter(vary('mmvit/mvit_block_plain', changes, inputs={'x': (2, 29, 16)}))
+  with pytest.raises(arguments.ArgumentError, match='rows and columns have the same stride'):
+    adapters.find_adapter(vary('mmvit/mvit_block_plain', {'kv_stride': [2, 1]}))
+
+
+def test_views_and_their_strides_are_the_case_s():
+  c = {'views': [[5, 2, 2], [9, 4, 4]], 'kv_strides': [[2, 2], 1], 'input_size': [16, 24],
+       'embed_dim': 16, 'n_self': [1, 0], 'num_classes': 3, 'mlp_ratio': 2}  # fmt: skip
+  model = mmvit_cases._model(arguments.Arguments(c))
+  assert model.grids() == ((8, 12), (4, 6))
+  assert model.kv_strides == (2, 1)
+  with pytest.raises(arguments.ArgumentError, match='views has a kernel of 5 with padding 1'):
+    mmvit_cases._model(arguments.Arguments(c | {'views': [[5, 2, 1], [9, 4, 4]]}))
