@@ -246,5 +246,5 @@ def test_a_head_without_attention_holds_its_parameters_all_the_same(vary, comput
 def test_an_argument_that_no_adapter_knows_is_refused(vary):
   with pytest.raises(arguments.ArgumentError, match='loss_dsn: its adapter does not know focal'):
     adapters.find_adapter(vary('ccnet/loss_dsn', {'focal': 2.0}))
-  with pytest.raises(arguments.ArgumentError, match='criterion .* is none of CCNet'):
+  with pytest.raises(arguments.ArgumentError, match=r'criterion .* is none of CCNet'):
     adapters.find_adapter(vary('ccnet/loss_dsn', {'criterion': 'CriterionFocal'}))
