@@ -199,6 +199,17 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
     AdapterNotFound: `parity/systems/<system>/` has none for the manifest's module kind.
     arguments.ArgumentError: the adapter does not know an argument or cannot honour its value.
   """
+  adapter, constructor = _build(manifest)
+  constructor.check()
+  return adapter
+
+
+def known_arguments(manifest: AnyMapping[str, Any]) -> dict[str, str]:
+  """The arguments that the adapter of a case asks for, and how; see `Arguments.known`."""
+  return _build(manifest)[1].known
+
+
+def _build(manifest: AnyMapping[str, Any]) -> tuple[Adapter, arguments.Arguments]:
   system, module = manifest['system'], manifest['module']
   _import_system(system)
   if (system, module) not in _adapters:
@@ -211,9 +222,7 @@ def find_adapter(manifest: AnyMapping[str, Any]) -> Adapter:
   constructor = arguments.Arguments(
     manifest['constructor'], f'{system}, {module}', manifest['mode'] == 'train'
   )
-  adapter = _adapters[system, module]({**manifest, 'constructor': constructor})
-  constructor.check()
-  return adapter
+  return _adapters[system, module]({**manifest, 'constructor': constructor}), constructor
 
 
 def describe_model(name: str, module: nn.Module) -> ModelParity:

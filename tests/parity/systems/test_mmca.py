@@ -9,7 +9,8 @@ import safetensors.numpy
 
 from crossattn_jax import models
 from crossattn_jax.parity import __main__ as command_line
-from crossattn_jax.parity import convert, mapping, pretrained
+from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity.arguments import ArgumentError
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mmca'
 # Sizes of the recorded cases.
@@ -215,3 +216,62 @@ def test_a_text_encoder_that_is_trained_leaves_the_pooler_out():
 def test_the_published_bert_is_known():
   url = pretrained.SOURCES['transformers']['bert_base_uncased'].url
   assert url.endswith('/bert-base-uncased/resolve/main/model.safetensors')
+
+
+def _manifest(case, **changes):
+  manifest = json.loads((REFERENCE / f'{case}.json').read_text())
+  constructor = manifest['constructor'] | changes.pop('constructor', {})
+  return manifest | changes | {'constructor': constructor}
+
+
+def _outputs(manifest):
+  """Shapes of what the adapter returns, nothing computed."""
+  adapter = adapters.find_adapter(manifest)
+  outputs, _ = jax.eval_shape(adapter.run, adapter.template, adapters.input_structs(manifest))
+  return {name: tuple(output.shape) for name, output in outputs.items()}
+
+
+@pytest.mark.parametrize('hardest', [True, False])
+def test_the_triplet_loss_takes_its_margin_from_the_case(hardest):
+  scores = np.random.RandomState(0).standard_normal((5, 5))
+  constructor = {'margin': 0.7, 'hardest': hardest}
+  adapter = adapters.find_adapter(_manifest('loss_triplet_hardest', constructor=constructor))
+  outputs, _ = adapter.run({}, {'S': jnp.asarray(scores)})
+  right = np.diag(scores)
+  costs = [np.maximum(0, 0.7 + scores - right[:, None]), np.maximum(0, 0.7 + scores - right)]
+  costs = [np.where(np.eye(5), 0, cost) for cost in costs]
+  if hardest:
+    expected = costs[0].max(axis=1).sum() + costs[1].max(axis=0).sum()
+  else:
+    expected = sum(cost.sum() for cost in costs)
+  np.testing.assert_allclose(outputs['loss'], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('folds', [1, 2])
+def test_recalls_take_their_folds_from_the_case(folds):
+  scores = np.random.RandomState(0).standard_normal((8, 16))
+  inputs = {'S': {'kind': 'stored', 'shape': [8, 16], 'dtype': 'float64'}}
+  manifest = _manifest('recall_metrics', constructor={'folds': folds}, inputs=inputs)
+  outputs, _ = adapters.find_adapter(manifest).run({}, {'S': scores})
+  size, hits = 8 // folds, []
+  for image in range(8):
+    start = image // size * size
+    own = scores[image, 2 * start : 2 * (start + size)]
+    hits.append(np.argmax(own) // 2 == image - start)
+  np.testing.assert_allclose(outputs['i2t_r1'], 100 * np.mean(hits))
+
+
+def test_every_output_of_bert_and_of_mmca_has_its_name_in_either_mode():
+  names = {'layer0', 'layer1', 'last_hidden_state', 'pooled', 'pooler_output'}
+  assert set(_outputs(_manifest('bert_tiny', mode='train'))) == names
+  shapes = _outputs(_manifest('mmca_train_step', mode='eval', constructor={'margin': 0.5}))
+  assert shapes['S'] == shapes['S_cross'] == (5, 5)
+  assert shapes['loss'] == ()
+  assert shapes['i1'] == (5, 5, 32)
+
+
+def test_an_argument_that_does_not_fit_the_state_is_refused():
+  with pytest.raises(mapping.MappingError, match=r'misshapen: img_self\.fc1\.weight'):
+    adapters.find_adapter(_manifest('similarity_small', constructor={'ffn': 50}))
+  with pytest.raises(ArgumentError, match='mmca, MMCA: its adapter does not know beta; it knows'):
+    adapters.find_adapter(_manifest('similarity_small', constructor={'beta': 1.0}))

@@ -9,6 +9,7 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.models import variables_io
 from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity.arguments import ArgumentError
 from crossattn_jax.parity.systems.swiftformer import rules as swiftformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'swiftformer'
@@ -139,3 +140,88 @@ def test_the_generation_of_downloaded_weights_is_recorded(tmp_path, monkeypatch)
 def test_official_weights_that_no_program_can_download_are_said_to_be_so():
   with pytest.raises(ValueError, match=r'SwiftFormer_L1_ckpt\.pth from https.*as source'):
     pretrained.load_pretrained('swiftformer_l1')
+
+
+def _manifest(case, **changes):
+  manifest = json.loads((REFERENCE / f'{case}.json').read_text())
+  shapes = {f'out/{name}': shape for name, shape in changes.pop('outputs', {}).items()}
+  constructor = manifest['constructor'] | changes.pop('constructor', {})
+  return manifest | changes | {'constructor': constructor} | ({'shapes': shapes} if shapes else {})
+
+
+def _outputs(manifest):
+  """Shapes of what the adapter returns, nothing computed."""
+  adapter = adapters.find_adapter(manifest)
+  outputs, _ = jax.eval_shape(adapter.run, adapter.template, adapters.input_structs(manifest))
+  return {name: tuple(output.shape) for name, output in outputs.items()}
+
+
+@pytest.mark.parametrize('mode', ['eval', 'train'])
+def test_a_model_runs_in_either_mode_with_every_output(mode):
+  statistic = {'after/norm.running_var'} if mode == 'train' else set()
+  distilled = _outputs(_manifest('swiftformer_xs_train', mode=mode))
+  assert {'logits', 'cls', 'dist'} | statistic <= set(distilled)
+  alone = _outputs(_manifest('swiftformer_xs_nodist', mode=mode))
+  assert alone['logits'] == (2, 10)
+  assert not {'cls', 'dist'} & set(alone)
+  assert statistic <= set(alone)
+  maps = _outputs(_manifest('swiftformer_xs_features_grad', mode=mode))
+  assert maps['c5'] == (1, 220, 2, 3)
+  assert ('after/norm6.running_mean' in maps) == (mode == 'train')
+
+
+def test_a_model_without_distillation_head_has_a_loss_of_integer_labels():
+  manifest = _manifest('train_loss_xs', constructor={'distillation': False, 'smoothing': 0.2})
+  state = [entry for entry in manifest['state'] if 'dist_head' not in entry['key']]
+  inputs = {
+    'image': manifest['inputs']['image'],
+    'labels': {'kind': 'stored', 'shape': [4], 'dtype': 'int32'},
+  }
+  assert _outputs(manifest | {'state': state, 'inputs': inputs})['loss'] == ()
+
+
+@pytest.mark.parametrize('base', ['LabelSmoothingCrossEntropy', 'CrossEntropyLoss'])
+@pytest.mark.parametrize('kind', ['hard', 'soft', 'none'])
+def test_the_loss_takes_its_constants_from_the_case(base, kind):
+  constructor = {'base': base, 'distillation_type': kind, 'alpha': 0.3, 'tau': 2.0}
+  constructor |= {'smoothing': 0.25} if base.startswith('Label') else {}
+  out, distilled, teacher = np.random.RandomState(0).standard_normal((3, 4, 10))
+  labels, smoothing = np.array([1, 9, 0, 3]), constructor.get('smoothing', 0.0)
+  adapter = adapters.find_adapter(_manifest('loss_distill_hard_ls', constructor=constructor))
+  outputs, _ = adapter.run(
+    {}, {'out': out, 'out_kd': distilled, 'teacher': teacher, 'labels': labels}
+  )
+
+  def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+  log = log_softmax(out)
+  expected = -((1 - smoothing) * log[np.arange(4), labels] + smoothing * log.mean(-1)).mean()
+  if kind == 'hard':
+    expected *= 0.7
+    expected -= 0.3 * log_softmax(distilled)[np.arange(4), teacher.argmax(-1)].mean()
+  if kind == 'soft':
+    student, target = log_softmax(distilled / 2), log_softmax(teacher / 2)
+    expected = 0.7 * expected + 0.3 * 4 * (np.exp(target) * (target - student)).mean()
+  np.testing.assert_allclose(outputs['loss'], expected, rtol=1e-5)
+
+
+def test_parts_of_semantic_fpn_are_outputs():
+  outputs = {'p3': [2, 16, 8, 12], 'decode_head.scale_heads.2': [2, 12, 8, 12], 'logits': []}
+  found = _outputs(_manifest('op_semantic_fpn_eval', outputs=outputs))
+  assert found['p3'] == (2, 16, 8, 12)
+  assert found['decode_head.scale_heads.2'][:2] == (2, 12)
+
+
+@pytest.mark.parametrize(
+  ('case', 'constructor', 'message'),
+  [
+    ('op_conv_encoder_eval', {'kernel_size': 5}, 'kernel_size is 5; its adapter replays only 3'),
+    ('op_embedding_eval', {'stride': 4}, 'stride is 4; its adapter replays only 2'),
+    ('swiftformer_xs_train', {'drop_path_rate': 0.1}, 'in training mode only 0 can be replayed'),
+    ('op_mlp_eval', {'groups': 2}, 'does not know groups; it knows in_features, out_features'),
+  ],
+)
+def test_what_cannot_be_replayed_is_refused_by_name(case, constructor, message):
+  with pytest.raises(ArgumentError, match=message):
+    adapters.find_adapter(_manifest(case, constructor=constructor))
