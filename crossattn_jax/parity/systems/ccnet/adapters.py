@@ -38,12 +38,6 @@ def _recurrences(c: arguments.Arguments) -> list[int]:
   return [given] if isinstance(given, int) else list(given)
 
 
-def _statistic(key: str) -> str:
-  """The output's name of a running statistic: the original's names its norm last."""
-  norm, _, name = key.rpartition('.')
-  return f'new_{name}/{norm}'
-
-
 @adapters.register_adapter('ccnet', 'CCNet')
 def _ccnet(manifest: Manifest) -> adapters.Adapter:
   return _network_adapter(manifest, 'rcca', _recurrences(manifest['constructor']))
@@ -88,7 +82,7 @@ def _network_adapter(
     rules=rules.model_rules(module),
     call=call,
     taps=rules.model_taps(module),
-    statistic=_statistic,
+    statistic=rules.statistic,
     # XLA:CPU merges what is computed again with what was computed before, and stores it.
     jit=not remat,
   )

@@ -1,7 +1,6 @@
 """Cases of single modules of CCNet: attention, norms, blocks, heads."""
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 from typing import Any
 
@@ -174,6 +173,7 @@ def _map_adapter(
     call=lambda module, inputs: {output: first_map(module(channels_last(inputs['x']), train))},
     taps=taps,
     parameters_of=parameters_of,
+    statistic=ccnet.statistic,
   )
 
 
@@ -191,22 +191,18 @@ def _bottleneck(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('ccnet', 'stem')
 def _stem(manifest: Manifest) -> adapters.Adapter:
   train = manifest['mode'] == 'train'
-  adapter = adapters.module_adapter(
-    # The map before the pool is an output here, and a tap elsewhere.
-    {**manifest, 'shapes': {**manifest['shapes'], 'tap/before_pool': ()}},
+
+  def call(stem: nn.Module, inputs: Arrays) -> Arrays:
+    return {'after_pool': channels_first(stem(channels_last(inputs['image']), train))}
+
+  return adapters.module_adapter(
+    manifest,
     resnet.DeepStem((64, 64, 128), True, _UNIT),
     rules=ccnet.STEM,
-    call=lambda stem, inputs: {
-      'after_pool': channels_first(stem(channels_last(inputs['image']), train))
-    },
+    call=call,
     taps={'before_pool': ('conv_2', first_map)},
+    statistic=ccnet.statistic,
   )
-
-  def run(variables: Mapping[str, Any], inputs: Arrays) -> tuple[Arrays, Arrays]:
-    outputs, taps = adapter.run(variables, inputs)
-    return outputs | taps, {}
-
-  return dataclasses.replace(adapter, run=run)
 
 
 @adapters.register_adapter('ccnet', 'rcca_module')

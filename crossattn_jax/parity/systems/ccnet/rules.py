@@ -89,6 +89,12 @@ def model_rules(module: ccnet.CCNet) -> list[Rule]:
   ]
 
 
+def statistic(key: str) -> str:
+  """The output's name of a running statistic, in which the norm comes last."""
+  norm, _, name = key.rpartition('.')
+  return f'new_{name}/{norm}'
+
+
 RCCA_TAPS = {
   'conva': ('reduction', first_map),
   'cca': ('attention', first_map),

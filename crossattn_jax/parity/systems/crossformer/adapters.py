@@ -22,7 +22,7 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
     arguments.ArgumentError: a value is none that the model has.
   """
   c.ignore_rates('drop_rate', 'attn_drop_rate', 'drop_path_rate')
-  c.ignore('use_checkpoint', 'pretrained')
+  c.ignore('use_checkpoint', 'pretrained', 'norm_layer')
   c.ignore('qkv_bias', 'patch_norm', only=(True,))
   c.ignore('ape', 'use_cpe', only=(False,))
   c.ignore('qk_scale', only=(None,))

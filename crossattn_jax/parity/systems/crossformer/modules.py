@@ -29,7 +29,7 @@ BuildAttention = Callable[..., long_short_distance.LongShortDistanceAttention]
 
 def _ignore_what_changes_nothing(c: arguments.Arguments) -> None:
   c.ignore_rates('drop', 'attn_drop', 'drop_path')
-  c.ignore('num_patch_size', 'use_checkpoint')
+  c.ignore('num_patch_size', 'use_checkpoint', 'norm_layer', 'downsample')
   c.ignore('qkv_bias', only=(True,))
   c.ignore('qk_scale', only=(None,))
 
@@ -256,7 +256,7 @@ def _position_bias(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('crossformer', 'patch_embed_dense')
 def _stem(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('img_size')
+  c.ignore('img_size', 'norm_layer')
   c.ignore('in_chans', only=(manifest['inputs']['image']['shape'][1],))
   kernels = tuple(c.get('patch_size', (4, 8, 16, 32)))
   module = crossformer.CrossScaleEmbedding(
@@ -273,7 +273,7 @@ def _stem(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('crossformer', 'patch_merging')
 def _merging(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('num_input_patch_size')
+  c.ignore('num_input_patch_size', 'norm_layer')
   kernels, rows = tuple(c.get('patch_size', (2, 4))), c['input_resolution'][0]
   module = crossformer.CrossScaleEmbedding(
     crossformer.channel_shares(2 * c['dim'], len(kernels)), kernels, stride=2, norm_first=True

@@ -54,7 +54,7 @@ def _statistic_of(norm: str) -> Callable[[str], str]:
 
 
 def _ignore_what_changes_nothing(c: arguments.Arguments) -> None:
-  c.ignore('type', 'dropout_ratio', 'dropout', 'in_index', 'norm_cfg', 'loss_decode')
+  c.ignore('type', 'dropout_ratio', 'dropout', 'in_index', 'norm_cfg', 'init_cfg', 'loss_decode')
   c.ignore('align_corners', only=(False, 'False'))
 
 

@@ -96,11 +96,20 @@ def _cross_block(manifest: Manifest) -> adapters.Adapter:
 _VIEWS = ((7, 4, 3), (15, 8, 7))
 
 
+def _view(view: Sequence[int] | Mapping[str, int]) -> tuple[int, int, int]:
+  """Kernel, stride and padding of a view, which may be named, and silent about the padding."""
+  if isinstance(view, Mapping):
+    view = [view[name] for name in ('kernel', 'stride', 'padding') if name in view]
+  kernel, stride, *padding = view
+  return kernel, stride, padding[0] if padding else kernel // 2
+
+
 def _model(c: arguments.Arguments) -> mmvit.MMViT:
   c.ignore_rates('drop_path', 'drop_path_rate', 'drop_rate')
   c.ignore('cross_zero_init')
   c.ignore('qkv_bias', only=(True,))
-  views = [tuple(view) for view in c.get('views', _VIEWS)]
+  given = c.get('views', _VIEWS)
+  views = [_view(view) for view in (_VIEWS[:given] if isinstance(given, int) else given)]
   for kernel, _, padding in views:
     if padding != kernel // 2:
       raise arguments.ArgumentError(
@@ -115,7 +124,9 @@ def _model(c: arguments.Arguments) -> mmvit.MMViT:
     num_heads=c.get('heads', 1),
     patch_sizes=tuple(kernel for kernel, _, _ in views),
     patch_strides=tuple(stride for _, stride, _ in views),
-    kv_strides=tuple(_stride('kv_strides', value) for value in c.get('kv_strides', (4, 2))),
+    kv_strides=tuple(
+      _stride('kv_strides', value) for value in c.get('kv_strides', (4, 2)[: len(views)])
+    ),
     cross_stages=tuple(c.get('cross_stages', range(len(depths)))),
     cross_pool=c.get('cross_pool', True),
     positions=c.get('pos', 'joint'),
