@@ -30,6 +30,7 @@ COMMAND = re.compile(
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
   r'pip install|-m venv|-m pytest': '.ci/run makes an environment and runs the tests in it',
+  r'test_arguments\.py': 'writes what that file tests',
   r'mkdocs build': 'tests/docs/test_site.py builds the site',
   r'tfds build': 'needs the network',
   r'-m benchmarks\.': 'measures, for minutes to hours',
