@@ -23,12 +23,13 @@ def soft_target_adapter(manifest: Manifest) -> adapters.Adapter:
 
 
 def label_smoothing_adapter(manifest: Manifest) -> adapters.Adapter:
-  """Cross entropy of integer labels, smoothed by 0.1 where the case does not say it."""
+  """Cross entropy of integer labels: smoothed, by 0.1 where the case does not say it, and plain."""
   smoothing = manifest['constructor'].get('smoothing', 0.1)
 
   def run(logits: jax.Array, **labels: jax.Array) -> Arrays:
     (label,) = labels.values()  # 'label' or 'labels'
-    return {'loss': losses.label_smoothing_cross_entropy(logits, label, smoothing).mean()}
+    loss = losses.label_smoothing_cross_entropy(logits, label, smoothing).mean()
+    return {'loss': loss, 'ls': loss, 'ce': losses.cross_entropy(logits, label).mean()}
 
   return adapters.function_adapter(run)
 

@@ -96,7 +96,7 @@ def _classifier_and_loss(manifest: Manifest) -> adapters.Adapter:
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     outputs = _classify(manifest, model, inputs['image'])
-    target = inputs['target'] if 'target' in inputs else inputs['labels']
+    (target,) = (x for name, x in inputs.items() if name != 'image')
     if jnp.issubdtype(target.dtype, jnp.integer):
       loss = losses.label_smoothing_cross_entropy(outputs['logits'], target, smoothing)
     else:

@@ -1,4 +1,4 @@
-"""Recorded cases of CrossViT's functions: resizing, losses, targets, learning rates."""
+"""Recorded cases of CrossViT's functions: resizing, targets, losses, learning rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,8 @@ import jax
 
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.layers import resize
-from crossattn_jax.parity import adapters, epoch_schedules
+from crossattn_jax.parity import adapters, classification_losses, epoch_schedules
 from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -58,26 +57,6 @@ def _position_embeddings(manifest: Manifest) -> adapters.Adapter:
   return adapters.function_adapter(run, jit=True)
 
 
-@adapters.register_adapter('crossvit', 'loss_soft_target_ce')
-def _soft_target_loss(manifest: Manifest) -> adapters.Adapter:
-  del manifest
-  return adapters.function_adapter(
-    lambda logits, target: {'loss': losses.soft_target_cross_entropy(logits, target).mean()}
-  )
-
-
-@adapters.register_adapter('crossvit', 'loss_label_smoothing_ce')
-def _label_smoothing_loss(manifest: Manifest) -> adapters.Adapter:
-  """With label smoothing, and plain."""
-  smoothing = manifest['constructor'].get('smoothing', 0.1)
-  return adapters.function_adapter(
-    lambda logits, labels: {
-      'ls': losses.label_smoothing_cross_entropy(logits, labels, smoothing).mean(),
-      'ce': losses.cross_entropy(logits, labels).mean(),
-    }
-  )
-
-
 @adapters.register_adapter('crossvit', 'mixup_target')
 def _mixup_targets(manifest: Manifest) -> adapters.Adapter:
   """Smoothed targets of a batch mixed with its reverse."""
@@ -86,6 +65,12 @@ def _mixup_targets(manifest: Manifest) -> adapters.Adapter:
   return adapters.function_adapter(lambda labels: {'target': mixing.mixup_targets(labels, *mixed)})
 
 
+adapters.register_adapter('crossvit', 'loss_soft_target_ce')(
+  classification_losses.soft_target_adapter
+)
+adapters.register_adapter('crossvit', 'loss_label_smoothing_ce')(
+  classification_losses.label_smoothing_adapter
+)
 adapters.register_adapter('crossvit', 'lr_schedule')(
   epoch_schedules.adapter_of(
     {
