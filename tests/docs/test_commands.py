@@ -95,6 +95,11 @@ def flag(words, name):
   return next((x.partition('=')[2] for x in words if x.startswith(f'--{name}=')), None)
 
 
+def mode_of(words):
+  """What main.py is told to do; None for other programs."""
+  return (flag(words, 'mode') or 'train') if words[1] == 'main.py' else None
+
+
 def experiment(file):
   """The config that `--config=FILE` or `FILE:ARGUMENT` names."""
   path, _, argument = file.partition(':')
@@ -140,7 +145,8 @@ def stories():
   for name, group in found.items():
     marks = [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
     # Training comes first.
-    yield pytest.param(sorted(group, key=lambda words: 'mode' in words[1]), id=name, marks=marks)
+    group.sort(key=lambda words: mode_of(words) != 'train')
+    yield pytest.param(group, id=name, marks=marks)
 
 
 @pytest.fixture(scope='module')
@@ -160,22 +166,21 @@ def folder(tmp_path_factory):
 def call(folder, datasets_dir, main_environment):
   """Runs a command in the folder; training and compiling little."""
 
+  # What keeps libtpu from looking for a TPU here would tell it where it compiles for.
+  environment = {k: x for k, x in main_environment.items() if not k.startswith('TPU_')}
+
   def call(words):
-    mode = flag(words, 'mode') or ('train' if words[1] == 'main.py' else None)
+    mode, config = mode_of(words), flag(words, 'config')
     words = [sys.executable, *(word.replace('/tmp/', f'{folder}/') for word in words[1:])]
-    words = [word.replace('configs/', f'{ROOT}/configs/') for word in words]
     if mode:
       words[1] = str(ROOT / 'main.py')
+      words = [word.replace('=configs/', f'={ROOT}/configs/') for word in words]
     if mode == 'train':
-      dataset = experiment(flag(words, 'config')).dataset.name
       words += [*TRAINED, f'--config.dataset.data_dir={datasets_dir}']
-      if dataset.startswith('shape_scenes/'):
+      if experiment(config).dataset.name.startswith('shape_scenes/'):
         words += ['--config.dataset.name=shape_scenes/tiny']
     elif mode == 'compile':
       words += COMPILED
-    environment = main_environment
-    if mode == 'compile':
-      environment = {k: x for k, x in environment.items() if not k.startswith('TPU_')}
     result = subprocess.run(
       words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
