@@ -2,6 +2,6 @@
 
 `cases` reads what PyTorch originals were recorded to compute and `bounds` says how close is close
 enough; `mapping` turns state dicts into Flax variables and back; `adapters` is the interface that
-`parity/<system>.py` fills in; `replay`, `convert`, `record`, `compare` and `pretrained` are the
+`parity/systems/<system>/` fills in; `replay`, `convert`, `record`, `compare` and `pretrained` are the
 tools. `python -m crossattn_jax.parity --help` lists the commands, `docs/parity.md` explains them.
 """

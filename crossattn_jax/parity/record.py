@@ -175,7 +175,7 @@ def record(
     torch_module: any `torch.nn.Module`.
     inputs: by name, in the order of the call: `Generated`, or a tensor or array to store.
     folder: where NAME.json and NAME.npz are written; created if missing.
-    system: file of the adapter, `crossattn_jax/parity/<system>.py`.
+    system: folder of the adapter, `crossattn_jax/parity/systems/<system>/`.
     module_kind: which adapter of that file.
     case: the case's name.
     constructor: what the adapter needs to build the Flax module; JSON values.
