@@ -82,8 +82,6 @@ def block_options(c: arguments.Arguments) -> dict[str, Any]:
     'pre_norm': c.get('pre_norm'),
     'layer_scale': layer_scale if layer_scale > 0 else None,
     'padding': 'input' if c.get('auto_pad', False) else None,
-    'num_channels': c.get('in_chans'),
-    'num_classes': c.get('num_classes'),
   }
   c.ignore('before_attn_dwconv', only=(0, 3))
   if 'before_attn_dwconv' in c:
@@ -138,6 +136,8 @@ def build_model(c: arguments.Arguments, variant: str, **fields: Any) -> biformer
       kv_pool_sizes=tuple(max(size, 1) for size in _per_stage(sizes or 1, stages)),
       mlp_ratios=_per_stage(c.get('mlp_ratios', base.mlp_ratio), stages),
       frozen_norm=c.get('norm_eval', False),
+      num_channels=c.get('in_chans', base.num_channels),
+      num_classes=c.get('num_classes', base.num_classes),
       **{**found, **fields},
     )
   )
