@@ -135,7 +135,8 @@ def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | 
     taps[f'network.{2 * s}.{depth - 1}.attn'] = (attention, lambda result: as_tokens(result[0]))
     # timm's stages begin with the downsampling.
     taps[f'stages.{s}'] = taps[f'network.{2 * s}']
-    taps[f'norm{2 * s}'] = (f'output_norm_{s}', channels_first)
+    if module.backbone:
+      taps[f'norm{2 * s}'] = (f'output_norm_{s}', channels_first)
     if s:
       taps[f'network.{2 * s - 1}'] = (f'downsampling_{s}', channels_first)
   return taps
