@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import depthwise_conv, initializers, linear
+from crossattn_jax.layers import depthwise_conv, initializers, linear, module
 
 Grid = tuple[int, int]
 
@@ -359,7 +359,7 @@ class RegionRouter(nn.Module):
     return route(*means, self.top_k, scale=self.scale, selectable=selectable, regions=regions)
 
 
-class BiLevelRoutingAttention(nn.Module):
+class BiLevelRoutingAttention(module.Module):
   """Bi-level routing attention with a local enhancement of the values (section 3.2; LePE).
 
   Attributes:
@@ -385,7 +385,6 @@ class BiLevelRoutingAttention(nn.Module):
     kernel_init: of the projections.
     bias_init: of the projections.
     dtype: of the computation; routing is computed in at least float32.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -402,8 +401,6 @@ class BiLevelRoutingAttention(nn.Module):
   implementation: str = 'auto'
   kernel_init: nn.initializers.Initializer = initializers.linear
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -490,9 +487,9 @@ class BiLevelRoutingAttention(nn.Module):
     out = merge(out, grid, region_size)
     if self.lepe_side:
       # Zeros beyond the real tokens are what the convolution itself would add.
-      out += depthwise_conv.DepthwiseConv(
-        self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
-      )(merge(value, grid, region_size))
+      out += depthwise_conv.DepthwiseConv(self.lepe_side, name='lepe', **self.types)(
+        merge(value, grid, region_size)
+      )
     out = out[:, : size[0], : size[1]]
     if self.output_projection:
       out = linear.split_heads(out, self.num_heads)
@@ -513,12 +510,7 @@ class BiLevelRoutingAttention(nn.Module):
     return tuple(parallel.constrain(part, 'batch', None, None, heads) for part in parts)
 
   def _linear(self) -> dict:
-    return {
-      'kernel_init': self.kernel_init,
-      'bias_init': self.bias_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    return {'kernel_init': self.kernel_init, 'bias_init': self.bias_init, **self.types}
 
   def _check(self, channels: int, qk_dim: int) -> None:
     for name, width in (('channels', channels), ('qk_dim', qk_dim)):

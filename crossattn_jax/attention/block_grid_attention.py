@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import dynamic_position_bias
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import initializers, linear, module
 
 KINDS = ('block', 'grid')
 
@@ -35,7 +35,7 @@ def find_grouping(size: tuple[int, int], kind: str, window: int) -> kernels.Grou
   return kernels.Grouping(tuple(size), (window, window), interval)
 
 
-class BlockGridAttention(nn.Module):
+class BlockGridAttention(module.Module):
   """Self-attention within blocks or grids, with a learnt bias per relative position (section 3.2).
 
   A map that the window does not divide is padded with zeros at the bottom and the right, and the
@@ -47,8 +47,6 @@ class BlockGridAttention(nn.Module):
     window: tokens on a side of a group.
     kernel_init: of the projections.
     bias_init: of the projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -56,19 +54,12 @@ class BlockGridAttention(nn.Module):
   window: int = 7
   kernel_init: nn.initializers.Initializer = initializers.linear
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     (height, width, channels), window, heads = x.shape[1:], self.window, self.num_heads
-    options = {
-      'kernel_init': self.kernel_init,
-      'bias_init': self.bias_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    options = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init, **self.types}
     x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
     query, key, value = (
       parallel.constrain(part, 'batch', 'height', 'width', ('heads', heads))

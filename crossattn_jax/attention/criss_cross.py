@@ -6,14 +6,13 @@ operations, affinity and aggregation, are `kernels.criss_cross_attention`.
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels
 from crossattn_jax.kernels.criss_cross import reference
-from crossattn_jax.layers import linear
+from crossattn_jax.layers import linear, module
 
 
-class CrissCrossAttention(nn.Module):
+class CrissCrossAttention(module.Module):
   """Recurrent criss-cross attention with a learnt residual gate (section 3.2).
 
   Twice connects any two pixels of an image, three times any two of a video.
@@ -24,8 +23,6 @@ class CrissCrossAttention(nn.Module):
     implementation: see `kernels.criss_cross_attention`.
     kernel_init: of the projections.
     bias_init: of the projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   recurrence: int = 2
@@ -33,8 +30,6 @@ class CrissCrossAttention(nn.Module):
   implementation: str = 'auto'
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -52,12 +47,7 @@ class CrissCrossAttention(nn.Module):
     channels = x.shape[-1]
     if channels % self.reduction:
       raise ValueError(f'reduction={self.reduction} does not divide the width {channels}')
-    common = {
-      'kernel_init': self.kernel_init,
-      'bias_init': self.bias_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    common = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init, **self.types}
     query = linear.Dense(channels // self.reduction, name='query', **common)
     key = linear.Dense(channels // self.reduction, name='key', **common)
     value = linear.Dense(channels, name='value', **common)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import linear
+from crossattn_jax.layers import linear, module
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -138,7 +138,7 @@ class _HeadProjection(nn.Module):
     return out if bias is None else out + bias
 
 
-class ClassTokenAttention(nn.Module):
+class ClassTokenAttention(module.Module):
   """Cross-attention whose only query is token 0 (equation 6 with several heads, figure 4).
 
   Attributes:
@@ -149,8 +149,6 @@ class ClassTokenAttention(nn.Module):
     form: 'projected' computes keys and values, 'folded' never does, 'auto' takes the one that
       multiplies less (`folding_pays`). The parameters are the same and so, exactly, is the result.
     kernel_init: of the four projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -159,8 +157,6 @@ class ClassTokenAttention(nn.Module):
   drop_rate: float = 0.0
   form: Literal['auto', 'projected', 'folded'] = 'auto'
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(stddev=0.02)
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -174,11 +170,7 @@ class ClassTokenAttention(nn.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
     if self.form not in ('auto', 'projected', 'folded'):
       raise ValueError(f"unknown form {self.form!r}; use 'auto', 'projected' or 'folded'")
-    common = {
-      'kernel_init': self.kernel_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    common = {'kernel_init': self.kernel_init, **self.types}
     projection = functools.partial(
       _HeadProjection, channels, self.num_heads, self.qkv_bias, **common
     )

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import cross_attention, pooled
 from crossattn_jax.attention.pooled import Grid
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import initializers, linear, module
 
 
-class CrossViewAttention(nn.Module):
+class CrossViewAttention(module.Module):
   """Self-attention over the tokens of several views at once, whose keys are pooled view by view.
 
   Attributes:
@@ -24,16 +24,12 @@ class CrossViewAttention(nn.Module):
     strides: of the pooling of keys and values, per view; None leaves them as they are.
     kernel_init: of the fused projection.
     out_init: of the projection out of the heads.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
   strides: tuple[int, ...] | None
   kernel_init: nn.initializers.Initializer = initializers.linear
   out_init: nn.initializers.Initializer = initializers.linear
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, grids: Sequence[Grid]) -> tuple[jax.Array, jax.Array]:
@@ -47,10 +43,9 @@ class CrossViewAttention(nn.Module):
       The same shape, and the weights of the first token: `[batch, heads, keys]`, in at least
       float32; keys are the extra tokens, then the pooled positions of each view.
     """
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     channels = x.shape[-1]
     project = linear.Projections(
-      3, self.num_heads, channels, kernel_init=self.kernel_init, name='qkv', **types
+      3, self.num_heads, channels, kernel_init=self.kernel_init, name='qkv', **self.types
     )
     if self.strides is None:
       query, key, value = (linear.split_heads(part, self.num_heads) for part in project(x))
@@ -63,14 +58,14 @@ class CrossViewAttention(nn.Module):
         parts = zip(*(project(part, slice(1, 3)) for part in tokens), strict=True)
         compressed.append(
           [
-            pooled.PoolHeads(self.num_heads, stride, name=f'pool_{name}_{v}', **types)(*part)
+            pooled.PoolHeads(self.num_heads, stride, name=f'pool_{name}_{v}', **self.types)(*part)
             for name, part in zip(('key', 'value'), parts, strict=True)
           ]
         )
       key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*compressed, strict=True))
-    out = linear.Dense(channels, axis=(-2, -1), kernel_init=self.out_init, name='out', **types)(
-      pooled.attend(query, key, value)
-    )
+    out = linear.Dense(
+      channels, axis=(-2, -1), kernel_init=self.out_init, name='out', **self.types
+    )(pooled.attend(query, key, value))
     return out, cross_attention.class_token_weights(query[:, 0], key)
 
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import initializers, linear, similarity
+from crossattn_jax.layers import initializers, linear, module, similarity
 
 Normalization = Literal['l2', 'ones', 'softmax', 'raw']
 NORMALIZATIONS = ('l2', 'ones', 'softmax', 'raw')
@@ -79,7 +79,7 @@ def _weights(scores: jax.Array, normalization: Normalization) -> jax.Array:
   raise ValueError(f'normalization={normalization!r} is not one of {", ".join(NORMALIZATIONS)}')
 
 
-class EfficientAdditiveAttention(nn.Module):
+class EfficientAdditiveAttention(module.Module):
   """Efficient additive attention over all positions of a map, or over tokens.
 
   Attributes:
@@ -87,14 +87,11 @@ class EfficientAdditiveAttention(nn.Module):
     head_dim: channels of the result; those of the input by default.
     normalization: see `efficient_additive_attention`.
     dtype: of the linear maps and of the result.
-    param_dtype: of the parameters.
   """
 
   num_heads: int = 1
   head_dim: int | None = None
   normalization: Normalization = 'l2'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -117,8 +114,7 @@ class EfficientAdditiveAttention(nn.Module):
         features,
         kernel_init=initializers.linear,
         name=name,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+        **self.types,
       )
 
     tokens = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])

@@ -9,13 +9,12 @@ from typing import Literal
 from einops import rearrange
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import depthwise_conv, initializers, linear
+from crossattn_jax.layers import depthwise_conv, initializers, linear, module
 
 
-class GlobalAttention(nn.Module):
+class GlobalAttention(module.Module):
   """Every token attends to every token; a depthwise convolution is added to the result.
 
   Attributes:
@@ -26,8 +25,6 @@ class GlobalAttention(nn.Module):
     lepe_side: of its kernel.
     kernel_init: of the projections.
     bias_init: of the projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int = 8
@@ -37,19 +34,12 @@ class GlobalAttention(nn.Module):
   lepe_side: int = 5
   kernel_init: nn.initializers.Initializer = initializers.linear
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     height, channels = x.shape[1], x.shape[-1]
-    options = {
-      'kernel_init': self.kernel_init,
-      'bias_init': self.bias_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    options = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init, **self.types}
     project = linear.Projections(
       3, self.num_heads, channels, use_bias=self.qkv_bias, name='qkv', **options
     )
@@ -64,8 +54,6 @@ class GlobalAttention(nn.Module):
       source = x
       if self.lepe == 'value':
         source = rearrange(value, 'b (y x) h d -> b y x (h d)', y=height)
-      lepe = depthwise_conv.DepthwiseConv(
-        self.lepe_side, dtype=self.dtype, param_dtype=self.param_dtype, name='lepe'
-      )(source)
+      lepe = depthwise_conv.DepthwiseConv(self.lepe_side, name='lepe', **self.types)(source)
       out += lepe.reshape(out.shape)
     return linear.Dense(channels, axis=(-2, -1), name='out', **options)(out)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import initializers, linear, mlp
+from crossattn_jax.layers import initializers, linear, mlp, module
 
 Injection = Literal['common', 'discrepancy']
 Attention = Literal['factorized', 'softmax']
@@ -119,7 +119,7 @@ def inject(
   return value - attend(query, key, value, mask)
 
 
-class InjectionAttention(nn.Module):
+class InjectionAttention(module.Module):
   """`inject` with its projections.
 
   Attributes:
@@ -127,16 +127,12 @@ class InjectionAttention(nn.Module):
     injection: see `inject`.
     attention: see `inject`.
     qkv_bias: whether query, key and value have a bias.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
   injection: Injection = 'common'
   attention: Attention = 'factorized'
   qkv_bias: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -160,11 +156,7 @@ class InjectionAttention(nn.Module):
     channels = query.shape[-1]
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide {channels} channels')
-    common = {
-      'kernel_init': initializers.linear,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    common = {'kernel_init': initializers.linear, **self.types}
 
     def project(x: jax.Array, name: str) -> jax.Array:
       heads = (self.num_heads, channels // self.num_heads)
@@ -184,7 +176,7 @@ class InjectionAttention(nn.Module):
     return out, token_weights(key, mask).mean(axis=(2, 3))
 
 
-class InformationInjection(nn.Module):
+class InformationInjection(module.Module):
   """Injects one map's information into another: attention and an MLP, each added to its input.
 
   With 'discrepancy' the DIIM of the paper, with 'common' one half of its ACIIM. There is no norm
@@ -195,16 +187,12 @@ class InformationInjection(nn.Module):
     mlp_ratio: hidden width of the MLP per channel.
     injection: see `inject`.
     attention: see `inject`.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int = 4
   mlp_ratio: float = 3
   injection: Injection = 'common'
   attention: Attention = 'factorized'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -224,20 +212,19 @@ class InformationInjection(nn.Module):
       `[batch, height, width]`; see `token_weights`.
     """
     channels = query.shape[-1]
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
     def tokens(x: jax.Array) -> jax.Array:
       return x.reshape(x.shape[0], math.prod(x.shape[1:3]), *x.shape[3:])
 
     attention = InjectionAttention(
-      self.num_heads, self.injection, self.attention, name='attention', **types
+      self.num_heads, self.injection, self.attention, name='attention', **self.types
     )
     injected, weights = attention(
       tokens(query), tokens(key), tokens(value), None if mask is None else tokens(mask)
     )
     x = query + injected.reshape(query.shape)
-    norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm', **types)
+    norm = self.layer_norm('norm')
     hidden = int(self.mlp_ratio * channels)
-    x += mlp.Mlp(hidden, name='mlp', **types)(norm(x))
+    x += mlp.Mlp(hidden, name='mlp', **self.types)(norm(x))
     x = parallel.constrain(x, 'batch', 'height', 'width', 'channels')
     return x, weights.reshape(key.shape[:3])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import activations, initializers, linear
+from crossattn_jax.layers import activations, initializers, linear, module
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -85,7 +85,7 @@ class Projected(NamedTuple):
   mask: jax.Array | None = None
 
 
-class PostNormUnit(nn.Module):
+class PostNormUnit(module.Module):
   """The transformer's unit (Vaswani et al. 2017): attention and an MLP, each added, then normed.
 
   One set of tokens attends to itself; several attend to each other and themselves, with the same
@@ -97,8 +97,6 @@ class PostNormUnit(nn.Module):
     mlp_dim: width between the MLP's linear maps.
     drop_rate: of all dropouts.
     init_std: of the initial kernels, biases being zero; None draws both as PyTorch does by default.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   width: int
@@ -106,26 +104,22 @@ class PostNormUnit(nn.Module):
   mlp_dim: int
   drop_rate: float = 0.0
   init_std: float | None = None
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
     """Creates the parts."""
     if self.width % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {self.width}')
     heads = (self.num_heads, self.width // self.num_heads)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    dense = functools.partial(linear.Dense, **types)
-    norm = functools.partial(nn.LayerNorm, epsilon=1e-12, use_fast_variance=False, **types)
+    dense = functools.partial(linear.Dense, **self.types)
     narrow, wide = self._init(self.width), self._init(self.mlp_dim)
     self.query = dense(heads, **narrow)
     self.key = dense(heads, **narrow)
     self.value = dense(heads, **narrow)
     self.out = dense(self.width, axis=(-2, -1), **narrow)
-    self.norm1 = norm()
+    self.norm1 = self.layer_norm(epsilon=1e-12)
     self.fc1 = dense(self.mlp_dim, **narrow)
     self.fc2 = dense(self.width, **wide)
-    self.norm2 = norm()
+    self.norm2 = self.layer_norm(epsilon=1e-12)
     self.drop = nn.Dropout(self.drop_rate)
 
   def _init(self, fan_in: int) -> dict[str, Any]:

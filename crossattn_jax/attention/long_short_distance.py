@@ -10,12 +10,11 @@ from typing import Literal
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.attention import dynamic_position_bias
 from crossattn_jax.kernels.grouped import reference
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import initializers, linear, module
 
 Pair = tuple[int, int]
 
@@ -90,7 +89,7 @@ def find_grouping(
   return kernels.Grouping(tuple(size), group, (interval, interval), tuple(padding))
 
 
-class LongShortDistanceAttention(nn.Module):
+class LongShortDistanceAttention(module.Module):
   """Attention within the groups of a map of any size (section 3.2; LSDA in the code).
 
   Attributes:
@@ -105,8 +104,6 @@ class LongShortDistanceAttention(nn.Module):
     mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
       is the bias.
     position_bias: whether scores have a dynamic position bias.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -119,8 +116,6 @@ class LongShortDistanceAttention(nn.Module):
   center_padding: bool = False
   mask_padding: bool = True
   position_bias: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.nowrap
   def grouping(self, size: Pair) -> kernels.Grouping:
@@ -152,11 +147,7 @@ class LongShortDistanceAttention(nn.Module):
       queries, keys]`, of the groups of `grouping`.
     """
     del train
-    types = {
-      'kernel_init': initializers.linear,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    common = {'kernel_init': initializers.linear, **self.types}
     channels, heads = x.shape[-1], self.num_heads
     grouping = cut = self.grouping(x.shape[1:3])
     if not self.mask_padding:
@@ -164,7 +155,7 @@ class LongShortDistanceAttention(nn.Module):
       cut = kernels.Grouping(grouping.padded_size, grouping.group, grouping.interval)
     query, key, value = (
       parallel.constrain(part, 'batch', 'height', 'width', ('heads', heads))
-      for part in linear.Projections(3, heads, channels, name='qkv', **types)(x)
+      for part in linear.Projections(3, heads, channels, name='qkv', **common)(x)
     )
     bias = None
     if self.position_bias:
@@ -177,7 +168,7 @@ class LongShortDistanceAttention(nn.Module):
     if not self.mask_padding:
       out = grouping.crop(out)
     out = linear.split_heads(out, heads)
-    out = linear.Dense(channels, axis=(-2, -1), name='out', **types)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
     if not with_weights:
       return out
     groups = (linear.split_heads(cut.split(cut.pad(x)), heads) for x in (query, key))

@@ -12,7 +12,6 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax.attention import (
   bi_level_routing,
@@ -23,6 +22,7 @@ from crossattn_jax.attention import (
   long_short_distance,
   pooled,
 )
+from crossattn_jax.layers import module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def list_attentions() -> list[str]:
   return sorted(_builders)
 
 
-class MapAttention(nn.Module):
+class MapAttention(module.Module):
   """A registered attention.
 
   Attributes:
@@ -79,16 +79,12 @@ class MapAttention(nn.Module):
     stage: see `Place`.
     block: see there.
     num_heads: see there.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   kind: str
   stage: int
   block: int
   num_heads: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,8 +94,8 @@ class MapAttention(nn.Module):
       ValueError: unknown name.
     """
     place = Place(self.stage, self.block, x.shape[1:3], self.num_heads)
-    module, fields = find_builder(self.kind)(place)
-    out = module(dtype=self.dtype, param_dtype=self.param_dtype, name=self.kind, **fields)(x)
+    attention, fields = find_builder(self.kind)(place)
+    out = attention(**self.types, name=self.kind, **fields)(x)
     return out if isinstance(out, jax.Array) else out[0]
 
 
@@ -117,22 +113,18 @@ def find_builder(kind: str) -> Builder:
   return _builders[kind]
 
 
-class CrissCrossChange(nn.Module):
+class CrissCrossChange(module.Module):
   """What recurrent criss-cross attention adds to its input.
 
   Attributes:
     recurrence: see `CrissCrossAttention`.
     reduction: see there.
     implementation: see there.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   recurrence: int = 2
   reduction: int = 8
   implementation: str = 'auto'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,9 +133,8 @@ class CrissCrossChange(nn.Module):
       self.recurrence,
       self.reduction,
       self.implementation,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
       name='attention',
+      **self.types,
     )
     return attention(x) - x
 

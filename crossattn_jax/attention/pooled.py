@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import initializers, linear, module
 
 Grid = tuple[int, int]
 
@@ -64,20 +64,16 @@ def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.
   return kernels.depthwise_convolution(image, jnp.tile(kernel, heads), stride)
 
 
-class PoolHeads(nn.Module):
+class PoolHeads(module.Module):
   """`convolve_heads` and a layer norm over each head's channels, extra tokens included.
 
   Attributes:
     num_heads: into which the channels are split.
     stride: of the convolution.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
   stride: int = 1
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, extra: jax.Array, image: jax.Array) -> jax.Array:
@@ -94,16 +90,10 @@ class PoolHeads(nn.Module):
     kernel = self.param('kernel', init, (_SIDE, _SIDE, 1, head_dim), self.param_dtype)
     extra, image, kernel = nn.dtypes.promote_dtype(extra, image, kernel, dtype=self.dtype)
     pooled = join_tokens(extra, convolve_heads(image, kernel, self.stride))
-    return nn.LayerNorm(
-      epsilon=1e-6,
-      use_fast_variance=False,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name='norm',
-    )(rearrange(pooled, 'b n (h d) -> b n h d', d=head_dim))
+    return self.layer_norm('norm')(rearrange(pooled, 'b n (h d) -> b n h d', d=head_dim))
 
 
-class PooledAttention(nn.Module):
+class PooledAttention(module.Module):
   """Multi-head self-attention over a map with pooled keys and values (section 3.1; MHPA).
 
   Attributes:
@@ -112,8 +102,6 @@ class PooledAttention(nn.Module):
     query_stride: of the pooling of queries, which shrinks the map; None leaves them alone.
     channels: of the result; those of the input by default.
     kernel_init: of both projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -121,8 +109,6 @@ class PooledAttention(nn.Module):
   query_stride: int | None = None
   channels: int | None = None
   kernel_init: nn.initializers.Initializer = initializers.linear
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False, grid: Grid | None = None) -> jax.Array:
@@ -148,10 +134,9 @@ class PooledAttention(nn.Module):
     return self._attend(x, grid)
 
   def _attend(self, x: jax.Array, grid: Grid) -> jax.Array:
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     channels = x.shape[-1] if self.channels is None else self.channels
     project = linear.Projections(
-      3, self.num_heads, channels, kernel_init=self.kernel_init, name='qkv', **types
+      3, self.num_heads, channels, kernel_init=self.kernel_init, name='qkv', **self.types
     )
     strides = {'query': self.query_stride, 'key': self.stride, 'value': self.stride}
     pooled = [name for name, stride in strides.items() if stride is not None]
@@ -159,14 +144,14 @@ class PooledAttention(nn.Module):
     # Tokens are cut once, before they are projected, rather than queries, keys and values.
     parts = zip(*(project(part, slice(first, 3)) for part in split_tokens(x, grid)), strict=True)
     heads = {
-      name: PoolHeads(self.num_heads, strides[name], name=f'pool_{name}', **types)(*part)
+      name: PoolHeads(self.num_heads, strides[name], name=f'pool_{name}', **self.types)(*part)
       for name, part in zip(pooled, parts, strict=True)
     }
     if first:
       heads['query'] = linear.split_heads(project(x, slice(first))[0], self.num_heads)
-    return linear.Dense(channels, axis=(-2, -1), kernel_init=self.kernel_init, name='out', **types)(
-      attend(**heads)
-    )
+    return linear.Dense(
+      channels, axis=(-2, -1), kernel_init=self.kernel_init, name='out', **self.types
+    )(attend(**heads))
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

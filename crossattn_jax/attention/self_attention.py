@@ -5,13 +5,12 @@ Equation 1 of that paper is `kernels.dot_product_attention`.
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import linear
+from crossattn_jax.layers import linear, module
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(module.Module):
   """Multi-head self-attention with one fused projection to query, key and value (section 3.2.2).
 
   Attributes:
@@ -20,8 +19,6 @@ class SelfAttention(nn.Module):
     attention_drop_rate: dropout of the attention weights.
     drop_rate: dropout of the result.
     kernel_init: of both projections.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   num_heads: int
@@ -29,20 +26,14 @@ class SelfAttention(nn.Module):
   attention_drop_rate: float = 0.0
   drop_rate: float = 0.0
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(stddev=0.02)
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, channels]` to the same shape."""
     channels = x.shape[-1]
-    types = {
-      'kernel_init': self.kernel_init,
-      'dtype': self.dtype,
-      'param_dtype': self.param_dtype,
-    }
+    common = {'kernel_init': self.kernel_init, **self.types}
     heads = ('heads', self.num_heads)
-    project = linear.Projections(3, self.num_heads, channels, self.qkv_bias, name='qkv', **types)
+    project = linear.Projections(3, self.num_heads, channels, self.qkv_bias, name='qkv', **common)
     query, key, value = (
       linear.split_heads(parallel.constrain(part, 'batch', 'tokens', heads), self.num_heads)
       for part in project(x)
@@ -50,5 +41,5 @@ class SelfAttention(nn.Module):
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None
     out = kernels.dot_product_attention(query, key, value, dropout=dropout)
-    out = linear.Dense(channels, axis=(-2, -1), name='out', **types)(out)
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
     return nn.Dropout(self.drop_rate, deterministic=not train)(out)

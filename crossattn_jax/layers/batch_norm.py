@@ -4,8 +4,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.layers import module
 
-class BatchNorm(nn.Module):
+
+class BatchNorm(module.Module):
   """Normalises each channel by the statistics of the global batch (Ioffe and Szegedy 2015).
 
   Differs from `nn.BatchNorm` in one thing: the running variance takes the unbiased variance of the
@@ -28,8 +30,6 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
   absolute_scale: bool = False
   scale_init: nn.initializers.Initializer = nn.initializers.ones
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from crossattn_jax.layers import batch_norm, initializers
+from crossattn_jax.layers import batch_norm, initializers, module
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(module.Module):
   """A convolution as wide as its dilated kernel, a batch norm and an activation.
 
   Attributes:
@@ -21,8 +20,6 @@ class ConvNorm(nn.Module):
     activation: after the norm; None for none.
     absolute_scale: of the norm; see `BatchNorm`.
     kernel_init: of the convolution; torch's default where None.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
@@ -33,13 +30,10 @@ class ConvNorm(nn.Module):
   activation: Callable[[jax.Array], jax.Array] | None = nn.relu
   absolute_scale: bool = False
   kernel_init: nn.initializers.Initializer | None = None
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     margin = self.dilation * (self.side // 2)
     init = initializers.torch_convolution(x.shape[-1] * self.side**2)
     x = nn.Conv(
@@ -52,7 +46,9 @@ class ConvNorm(nn.Module):
       kernel_init=self.kernel_init or init,
       bias_init=init,
       name='conv',
-      **types,
+      **self.types,
     )(x)
-    x = batch_norm.BatchNorm(absolute_scale=self.absolute_scale, name='norm', **types)(x, train)
+    x = batch_norm.BatchNorm(absolute_scale=self.absolute_scale, name='norm', **self.types)(
+      x, train
+    )
     return x if self.activation is None else self.activation(x)

@@ -2,13 +2,12 @@
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels
-from crossattn_jax.layers import initializers
+from crossattn_jax.layers import initializers, module
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(module.Module):
   """`kernels.depthwise_convolution` with its parameters.
 
   Attributes:
@@ -16,16 +15,12 @@ class DepthwiseConv(nn.Module):
     use_bias: whether a bias is added.
     kernel_init: of the kernel; torch's default where None.
     bias_init: likewise.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   side: int
   use_bias: bool = True
   kernel_init: nn.initializers.Initializer | None = None
   bias_init: nn.initializers.Initializer | None = None
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -5,20 +5,18 @@ import math
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import kernels
+from crossattn_jax.layers import module
 
 
-class Dense(nn.Module):
+class Dense(module.Module):
   """`nn.Dense` and `nn.DenseGeneral`, with the same parameters, by one product.
 
   Attributes:
     features: sizes of the last axes of the result.
     axis: of the input that are contracted, -1 or (-2, -1) and so on.
     use_bias: whether to add one.
-    dtype: of the computation.
-    param_dtype: of the parameters.
     kernel_init: of the kernel as a matrix.
     bias_init: of the bias as a vector.
   """
@@ -26,8 +24,6 @@ class Dense(nn.Module):
   features: int | Sequence[int]
   axis: int | Sequence[int] = -1
   use_bias: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -53,7 +49,7 @@ class Dense(nn.Module):
     return x if bias is None else x + bias
 
 
-class Projections(nn.Module):
+class Projections(module.Module):
   """Several linear maps of one input to heads, with the parameters of one `Dense`.
 
   Attributes:
@@ -61,8 +57,6 @@ class Projections(nn.Module):
     num_heads: must divide the channels.
     channels: of the result of each map.
     use_bias: whether the maps have biases.
-    dtype: of the computation.
-    param_dtype: of the parameters.
     kernel_init: of all kernels as one matrix.
     bias_init: of all biases as one vector.
   """
@@ -71,8 +65,6 @@ class Projections(nn.Module):
   num_heads: int
   channels: int
   use_bias: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import information_injection
-from crossattn_jax.layers import batch_norm, convolution, depthwise_conv, initializers, linear
+from crossattn_jax.layers import (
+  batch_norm,
+  convolution,
+  depthwise_conv,
+  initializers,
+  linear,
+  module,
+)
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks
 from crossattn_jax.models.parts.types import Features
@@ -47,62 +54,44 @@ def _convolution(
   return parallel.constrain(conv(x), 'batch', 'height', 'width', 'channels')
 
 
-class Stem(nn.Module):
+class Stem(module.Module):
   """From levels to features at half the size: convolution, batch norm, hard swish.
 
   Attributes:
     channels: of the result.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, bands]` to half of height and width, rounded up."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    x = _convolution(image, self.channels, 'conv', stride=2, use_bias=False, **types)
-    x = batch_norm.BatchNorm(scale_init=_scale_init, name='norm', **types)(x, train)
+    x = _convolution(image, self.channels, 'conv', stride=2, use_bias=False, **self.types)
+    x = batch_norm.BatchNorm(scale_init=_scale_init, name='norm', **self.types)(x, train)
     return nn.hard_swish(x)
 
 
-class PatchEmbedding(nn.Module):
-  """Depthwise convolution, linear map, batch norm and hard swish at one resolution.
-
-  Attributes:
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
-
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+class PatchEmbedding(module.Module):
+  """Depthwise convolution, linear map, batch norm and hard swish at one resolution."""
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     init = {'kernel_init': initializers.linear, 'use_bias': False}
-    x = depthwise_conv.DepthwiseConv(3, name='depthwise', **init, **types)(x)
-    x = linear.Dense(x.shape[-1], name='pointwise', **init, **types)(x)
-    x = batch_norm.BatchNorm(scale_init=_scale_init, name='norm', **types)(x, train)
+    x = depthwise_conv.DepthwiseConv(3, name='depthwise', **init, **self.types)(x)
+    x = linear.Dense(x.shape[-1], name='pointwise', **init, **self.types)(x)
+    x = batch_norm.BatchNorm(scale_init=_scale_init, name='norm', **self.types)(x, train)
     return nn.hard_swish(x)
 
 
-class Upsampling(nn.Module):
+class Upsampling(module.Module):
   """Joins fused features with those of the first injection and doubles their size.
 
   Attributes:
     feature_sum: whether both maps are added, or else concatenated, before the first convolution.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   feature_sum: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -122,27 +111,22 @@ class Upsampling(nn.Module):
       mask: the same at twice the size.
     """
     channels = x.shape[-1]
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     joined = x + skip if self.feature_sum else jnp.concatenate([x, skip], axis=-1)
-    joined = _convolution(_masked(joined, half_mask), channels, 'join', **types) + x
-    wide = _convolution(_masked(joined, half_mask), 2 * channels, 'expand', **types)
+    joined = _convolution(_masked(joined, half_mask), channels, 'join', **self.types) + x
+    wide = _convolution(_masked(joined, half_mask), 2 * channels, 'expand', **self.types)
     # Pixel shuffle.
     large = rearrange(wide, 'b y x (c i j) -> b (y i) (x j) c', i=2, j=2)
-    return _convolution(_masked(nn.relu(large), mask), channels // 2, 'refine', **types)
+    return _convolution(_masked(nn.relu(large), mask), channels // 2, 'refine', **self.types)
 
 
-class ResidualHead(nn.Module):
+class ResidualHead(module.Module):
   """A convolution, and a second one of its rectified result added to it.
 
   Attributes:
     channels: of the result.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -152,12 +136,11 @@ class ResidualHead(nn.Module):
       x: a map.
       mask: bool `[batch, height, width]`, False beyond the image; None where it fills its array.
     """
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    first = _convolution(_masked(x, mask), self.channels, 'conv1', **types)
-    return _convolution(_masked(nn.relu(first), mask), self.channels, 'conv2', **types) + first
+    first = _convolution(_masked(x, mask), self.channels, 'conv1', **self.types)
+    return _convolution(_masked(nn.relu(first), mask), self.channels, 'conv2', **self.types) + first
 
 
-class ATFuse(nn.Module):
+class ATFuse(module.Module):
   """Fuses pairs of registered images of one band.
 
   Attributes:
@@ -173,7 +156,6 @@ class ATFuse(nn.Module):
       'unused', so that its checkpoints are kept whole.
     dtype: of the computation, None for the inputs' and parameters' common type. Decoder and result
       are computed in at least float32: bfloat16 has no fractions of the higher levels.
-    param_dtype: of the parameters.
   """
 
   image_size: tuple[int, int] = (128, 128)
@@ -184,8 +166,6 @@ class ATFuse(nn.Module):
   attention: information_injection.Attention = 'factorized'
   clamp_in_training: bool = True
   unused_parameters: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     if self.width % self.num_heads or self.width % 4:
@@ -226,7 +206,6 @@ class ATFuse(nn.Module):
       ValueError: shapes or dtypes are not as above, or `size` is given in training.
     """
     self._check(visible, infrared, train, size)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     wide_dtype = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
     wide = {'dtype': wide_dtype, 'param_dtype': self.param_dtype}
     frame = _Frame(visible.shape[1:3], size)
@@ -234,8 +213,8 @@ class ATFuse(nn.Module):
 
     maps = {}
     for name, image in (('infrared', infrared), ('visible', visible)):
-      x = Stem(self.width, name=f'stem_{name}', **types)(frame.pad(image), train)
-      embedding = PatchEmbedding(name=f'patch_embedding_{name}', **types)
+      x = Stem(self.width, name=f'stem_{name}', **self.types)(frame.pad(image), train)
+      embedding = PatchEmbedding(name=f'patch_embedding_{name}', **self.types)
       maps[name] = embedding(_masked(x, half_mask), train)
 
     features: Features = dict(maps)
@@ -251,7 +230,7 @@ class ATFuse(nn.Module):
         injection=name.split('_')[0],
         attention=self.attention,
         name=name,
-        **types,
+        **self.types,
       )(x, maps[injected], maps[injected], half_mask)
       features[name] = x
       if self.attention == 'factorized':

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import joint_attention
-from crossattn_jax.layers import linear
+from crossattn_jax.layers import linear, module
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
 
 _INIT_STD = 0.02
 
 
-class Bert(nn.Module):
+class Bert(module.Module):
   """The encoder, without the heads that it is pretrained with.
 
   Attributes:
@@ -32,7 +32,6 @@ class Bert(nn.Module):
     pooler: whether there is the layer that sums a sentence up.
     drop_rate: of all dropouts.
     dtype: of the computation, None for the parameters' type.
-    param_dtype: of the parameters.
   """
 
   vocab_size: int = 30_522
@@ -44,8 +43,6 @@ class Bert(nn.Module):
   num_segments: int = 2
   pooler: bool = True
   drop_rate: float = 0.1
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -73,20 +70,19 @@ class Bert(nn.Module):
       ValueError: shapes or dtypes are not as above, or sentences are too long.
     """
     self._check(ids, mask)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     init = nn.initializers.normal(_INIT_STD)
     if segments is None:
       segments = jnp.zeros_like(ids)
     positions = jnp.arange(ids.shape[1])
     embeddings = [
-      nn.Embed(count, self.width, embedding_init=init, name=name, **types)(indices)
+      nn.Embed(count, self.width, embedding_init=init, name=name, **self.types)(indices)
       for name, count, indices in (
         ('word_embedding', self.vocab_size, ids),
         ('position_embedding', self.max_positions, positions),
         ('segment_embedding', self.num_segments, segments),
       )
     ]
-    norm = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name='embedding_norm', **types)
+    norm = self.layer_norm('embedding_norm', 1e-12)
     x = norm(sum(embeddings))
     x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
     x = parallel.constrain(x, 'batch', 'tokens', 'channels')
@@ -100,11 +96,11 @@ class Bert(nn.Module):
         self.drop_rate,
         init_std=_INIT_STD,
         name=f'layer_{i}',
-        **types,
+        **self.types,
       )
       x = features[f'layer_{i}'] = unit(x, mask, train)
     if self.pooler:
-      pooler = linear.Dense(self.width, kernel_init=init, name='pooler', **types)
+      pooler = linear.Dense(self.width, kernel_init=init, name='pooler', **self.types)
       features['pooled'] = jnp.tanh(pooler(x[:, 0]))
     return x, features
 

@@ -27,6 +27,7 @@ from crossattn_jax.layers import (
   drop_path,
   initializers,
   linear,
+  module,
   stack,
 )
 from crossattn_jax.models import registry
@@ -272,24 +273,17 @@ class Downsampling(nn.Module):
     return options.conv(options.normalize(x, train, 'norm'), self.channels, 2, 'conv')
 
 
-class ConvolutionMixer(nn.Module):
-  """A linear map, a 5 x 5 depthwise convolution and another linear map in place of attention.
-
-  Attributes:
-    dtype: of the computation.
-    param_dtype: of the parameters.
-  """
-
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+class ConvolutionMixer(module.Module):
+  """A linear map, a 5 x 5 depthwise convolution and another linear map in place of attention."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     init = initializers.torch_convolution(x.shape[-1])
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    dense = functools.partial(linear.Dense, x.shape[-1], kernel_init=init, bias_init=init, **types)
-    x = depthwise_conv.DepthwiseConv(5, name='depthwise', **types)(dense(name='linear_0')(x))
+    dense = functools.partial(
+      linear.Dense, x.shape[-1], kernel_init=init, bias_init=init, **self.types
+    )
+    x = depthwise_conv.DepthwiseConv(5, name='depthwise', **self.types)(dense(name='linear_0')(x))
     return dense(name='linear_1')(x)
 
 

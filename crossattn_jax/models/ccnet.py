@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import aspp, fcn, psp, rcca
+from crossattn_jax.layers import module
 from crossattn_jax.models import registry
 from crossattn_jax.models.backbones import resnet
 from crossattn_jax.models.parts import checks
@@ -24,7 +25,7 @@ from crossattn_jax.models.parts.types import Features
 CONTEXTS = ('rcca', 'psp', 'aspp')
 
 
-class CCNet(nn.Module):
+class CCNet(module.Module):
   """Dilated ResNet, context head, auxiliary head; PSPNet and DeepLabv3 by their heads.
 
   Attributes:
@@ -49,8 +50,6 @@ class CCNet(nn.Module):
     remat: whether the backward pass recomputes each block of the backbone.
     scan_blocks: whether equal blocks of the backbone are one loop; see `ResNet`.
     implementation: of `kernels.criss_cross_attention`.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   num_classes: int = 19
@@ -72,8 +71,6 @@ class CCNet(nn.Module):
   remat: bool = False
   scan_blocks: bool = False
   implementation: str = 'auto'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     checks.check_choices(self, context=CONTEXTS)
@@ -120,9 +117,8 @@ class CCNet(nn.Module):
       num_channels=self.num_channels,
       remat=self.remat,
       scan_blocks=self.scan_blocks,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
       name='backbone',
+      **self.types,
     )
     _, features = backbone(image, train)
     style = self.style()
@@ -155,8 +151,7 @@ class CCNet(nn.Module):
       corner_aligned=True,
       activated_norm=self.activated_norm,
       dropout_rate=self.dropout_rate,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
+      **self.types,
     )
 
   @nn.nowrap

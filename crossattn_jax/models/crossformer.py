@@ -26,6 +26,7 @@ from crossattn_jax.layers import (
   depthwise_conv,
   drop_path,
   mlp,
+  module,
   stack,
 )
 from crossattn_jax.models import registry
@@ -83,7 +84,7 @@ class Options(options_lib.Options):
   norm_epsilon: float = 1e-5
 
 
-class CrossScaleEmbedding(nn.Module):
+class CrossScaleEmbedding(module.Module):
   """Patches of several sizes around the same centres, each with its share of the channels.
 
   Section 3.1; CEL in the code. Large patches get few channels, for their cost.
@@ -93,16 +94,12 @@ class CrossScaleEmbedding(nn.Module):
     kernels: side of each convolution.
     stride: of all.
     norm_first: whether the layer norm is of the input (between stages) or of the result (stem).
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: tuple[int, ...]
   kernels: tuple[int, ...]
   stride: int
   norm_first: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -116,8 +113,7 @@ class CrossScaleEmbedding(nn.Module):
         f'a map of {x.shape[1]} x {x.shape[2]} cannot be halved: the next stage needs images whose '
         'height and width are multiples of its stride; pad them'
       )
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='norm', **types)
+    norm = self.layer_norm('norm', 1e-5)
     if self.norm_first:
       x = norm(x)
     parts = [
@@ -128,7 +124,7 @@ class CrossScaleEmbedding(nn.Module):
         stride=self.stride,
         padding=(side - self.stride) // 2,
         name=f'conv_{i}',
-        **types,
+        **self.types,
       )(x)
       for i, (channels, side) in enumerate(zip(self.channels, self.kernels, strict=True))
     ]
@@ -229,7 +225,7 @@ class Stage(nn.Module):
     return x, {kind: weights[i] for kind, i in last.items()}
 
 
-class CrossFormer(nn.Module):
+class CrossFormer(module.Module):
   """The classifier, or the backbone of a dense predictor.
 
   Attributes:
@@ -259,7 +255,6 @@ class CrossFormer(nn.Module):
       several times faster and compute the same. Parameters keep their names.
     dtype: of the computation, None for the input's and parameters' common type. Position biases
       are computed in at least float32.
-    param_dtype: of the parameters.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
@@ -285,8 +280,6 @@ class CrossFormer(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     self._check()
@@ -368,8 +361,7 @@ class CrossFormer(nn.Module):
         adaptive_interval=self.adaptive_interval,
         center_padding=self.center_padding,
         mask_padding=self.mask_padding,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+        **self.types,
       )
       for i, size in enumerate(sizes)
     )

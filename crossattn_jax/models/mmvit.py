@@ -28,6 +28,7 @@ from crossattn_jax.layers import (
   initializers,
   linear,
   mlp,
+  module,
   pooling,
   resize,
   stack,
@@ -242,7 +243,7 @@ class Stage(nn.Module):
     )
 
 
-class MMViT(nn.Module):
+class MMViT(module.Module):
   """The classifier of images and of spectrograms.
 
   A spectrogram is an image with one channel whose rows are mel bins and whose columns are time.
@@ -270,8 +271,6 @@ class MMViT(nn.Module):
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether the self-attention blocks of a stage are one loop: programs that compile
       several times faster and compute the same. Parameters keep their names.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   num_classes: int = 1000
@@ -292,8 +291,6 @@ class MMViT(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     self._check()

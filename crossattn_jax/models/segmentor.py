@@ -8,30 +8,26 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, semantic_fpn, upernet
+from crossattn_jax.layers import module
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
 
 
-class Segmentor(nn.Module):
+class Segmentor(module.Module):
   """A backbone with the heads of a subclass.
 
   Attributes:
     backbone: a model whose features hold the maps 'stage_0' to 'stage_3' at strides 4 to 32.
     num_classes: of the labels; ADE20K's by default.
     dropout_rate: of whole channels before the classifiers.
-    dtype: of the heads' computation.
-    param_dtype: of the heads' parameters.
   """
 
   backbone: nn.Module
   num_classes: int = 150
   dropout_rate: float = 0.1
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @property
   def image_size(self) -> tuple[int, int]:
@@ -41,9 +37,7 @@ class Segmentor(nn.Module):
   @nn.nowrap
   def style(self) -> style_lib.Style:
     """How the heads' convolutions are built."""
-    return style_lib.Style(
-      dropout_rate=self.dropout_rate, dtype=self.dtype, param_dtype=self.param_dtype
-    )
+    return style_lib.Style(dropout_rate=self.dropout_rate, **self.types)
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, Features]:

@@ -26,6 +26,7 @@ from crossattn_jax.layers import (
   drop_path,
   initializers,
   linear,
+  module,
   stack,
 )
 from crossattn_jax.models import registry
@@ -244,7 +245,7 @@ class Stage(nn.Module):
     return stack.apply_block(encoder, x, train, remat=self.options.remat)
 
 
-class SwiftFormer(nn.Module):
+class SwiftFormer(module.Module):
   """The classifier, or the backbone of a dense predictor.
 
   Attributes:
@@ -271,8 +272,6 @@ class SwiftFormer(nn.Module):
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether the convolutional encoders of a stage are one loop: smaller programs, which
       compute the same. Parameters keep their names.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
@@ -293,8 +292,6 @@ class SwiftFormer(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     self._check()

@@ -7,7 +7,6 @@ with everything else equal.
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import map_attention
@@ -17,6 +16,7 @@ from crossattn_jax.layers import (
   depthwise_conv,
   drop_path,
   mlp,
+  module,
   stack,
 )
 from crossattn_jax.models import registry
@@ -24,7 +24,7 @@ from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts.types import Features
 
 
-class Block(nn.Module):
+class Block(module.Module):
   """Position convolution, attention and MLP, each added to its input.
 
   Attributes:
@@ -34,8 +34,6 @@ class Block(nn.Module):
     num_heads: of the attention.
     mlp_ratio: hidden width of the MLP per channel.
     drop_path_rate: of attention and MLP.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   attention: str
@@ -44,14 +42,11 @@ class Block(nn.Module):
   num_heads: int
   mlp_ratio: float
   drop_path_rate: float
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    x += depthwise_conv.DepthwiseConv(3, name='position', **types)(x)
+    x += depthwise_conv.DepthwiseConv(3, name='position', **self.types)(x)
     branches = (
       map_attention.MapAttention(
         self.attention,
@@ -59,17 +54,17 @@ class Block(nn.Module):
         self.block,
         self.num_heads,
         name='attention',
-        **types,
+        **self.types,
       ),
-      mlp.Mlp(int(self.mlp_ratio * x.shape[-1]), name='mlp', **types),
+      mlp.Mlp(int(self.mlp_ratio * x.shape[-1]), name='mlp', **self.types),
     )
     for number, branch in enumerate(branches, start=1):
-      norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=f'norm{number}', **types)
+      norm = self.layer_norm(f'norm{number}')
       x += drop_path.DropPath(self.drop_path_rate)(branch(norm(x)), train)
     return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
 
 
-class Pyramid(nn.Module):
+class Pyramid(module.Module):
   """The classifier, or the backbone of a dense predictor.
 
   Attributes:
@@ -83,8 +78,6 @@ class Pyramid(nn.Module):
     drop_path_rate: stochastic depth, growing linearly from 0 to this rate with depth.
     num_channels: of the input image.
     remat: whether the backward pass recomputes each block instead of storing it.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
@@ -99,8 +92,6 @@ class Pyramid(nn.Module):
   drop_path_rate: float = 0.0
   num_channels: int = 3
   remat: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     map_attention.find_builder(self.attention)
@@ -126,15 +117,14 @@ class Pyramid(nn.Module):
         'stage_{s}': what stage s returns, `[batch, height, width, channels]` at stride 4 * 2^s.
     """
     checks.check_image(self, image, self.num_channels)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     features: Features = {}
     x = conv_norm.ConvNorm(
-      self.widths[0] // 2, 3, 2, activation=activations.gelu, name='stem', **types
+      self.widths[0] // 2, 3, 2, activation=activations.gelu, name='stem', **self.types
     )(image, train)
     for s, channels in enumerate(self.widths):
       embedding = conv_norm.ConvNorm(
-        channels, 3, 2, activation=None, name=f'embedding_{s}', **types
+        channels, 3, 2, activation=None, name=f'embedding_{s}', **self.types
       )
       x = parallel.constrain(embedding(x, train), 'batch', 'height', 'width', 'channels')
       x = stack.apply_blocks(
@@ -146,7 +136,7 @@ class Pyramid(nn.Module):
           channels // self.head_dim,
           self.mlp_ratio,
           rate,
-          **types,
+          **self.types,
           **where,
         ),
         rates[s],
@@ -156,11 +146,11 @@ class Pyramid(nn.Module):
         remat=self.remat,
       )
       features[f'stage_{s}'] = x
-    x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm', **types)(x)
+    x = self.layer_norm('norm')(x)
     vector = classifier.global_mean(x)
     if self.num_classes == 0:
       return vector, features
-    return classifier.classify(vector, self.num_classes, **types), features
+    return classifier.classify(vector, self.num_classes, **self.types), features
 
 
 registry.register(

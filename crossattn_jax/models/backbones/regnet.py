@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm, convolution, linear, stack
+from crossattn_jax.layers import batch_norm, convolution, linear, module, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts.types import Features
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(module.Module):
   """A convolution without bias, batch norm, and ReLU on request.
 
   Attributes:
@@ -27,8 +27,6 @@ class ConvNorm(nn.Module):
     stride: in both directions.
     groups: of channels that see only each other.
     relu: whether a ReLU follows.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
@@ -36,13 +34,10 @@ class ConvNorm(nn.Module):
   stride: int = 1
   groups: int = 1
   relu: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     fan_out = self.side**2 * self.channels / self.groups
     x = convolution.convolution(
       x.shape[-1],
@@ -54,36 +49,31 @@ class ConvNorm(nn.Module):
       use_bias=False,
       kernel_init=nn.initializers.normal(math.sqrt(2 / fan_out)),
       name='conv',
-      **types,
+      **self.types,
     )(x)
-    x = batch_norm.BatchNorm(name='norm', **types)(x, train)
+    x = batch_norm.BatchNorm(name='norm', **self.types)(x, train)
     return nn.relu(x) if self.relu else x
 
 
-class SqueezeExcitation(nn.Module):
+class SqueezeExcitation(module.Module):
   """Multiplies each channel by a factor that depends on the means of all channels.
 
   Attributes:
     hidden: channels between the two linear maps.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   hidden: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     mean = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2)).astype(x.dtype)
-    hidden = nn.relu(linear.Dense(self.hidden, name='fc1', **types)(mean))
-    factors = nn.sigmoid(linear.Dense(x.shape[-1], name='fc2', **types)(hidden))
+    hidden = nn.relu(linear.Dense(self.hidden, name='fc1', **self.types)(mean))
+    factors = nn.sigmoid(linear.Dense(x.shape[-1], name='fc2', **self.types)(hidden))
     return x * factors[:, None, None]
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(module.Module):
   """1 x 1, grouped 3 x 3, squeeze-and-excitation, 1 x 1, added to a shortcut (figure 4, "Y").
 
   Attributes:
@@ -91,37 +81,32 @@ class Bottleneck(nn.Module):
     stride: of the grouped convolution and the shortcut.
     group_width: channels per group.
     squeeze_ratio: hidden channels of the squeeze per channel of the block's input.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
   stride: int
   group_width: int
   squeeze_ratio: float
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     groups = self.channels // self.group_width
-    out = ConvNorm(self.channels, name='conv1', **types)(x, train)
-    out = ConvNorm(self.channels, side=3, stride=self.stride, groups=groups, name='conv2', **types)(
-      out, train
-    )
+    out = ConvNorm(self.channels, name='conv1', **self.types)(x, train)
+    out = ConvNorm(
+      self.channels, side=3, stride=self.stride, groups=groups, name='conv2', **self.types
+    )(out, train)
     hidden = round(self.squeeze_ratio * x.shape[-1])
-    out = SqueezeExcitation(hidden, name='squeeze_excitation', **types)(out)
-    out = ConvNorm(self.channels, relu=False, name='conv3', **types)(out, train)
+    out = SqueezeExcitation(hidden, name='squeeze_excitation', **self.types)(out)
+    out = ConvNorm(self.channels, relu=False, name='conv3', **self.types)(out, train)
     if x.shape[-1] != self.channels or self.stride > 1:
-      x = ConvNorm(self.channels, stride=self.stride, relu=False, name='shortcut', **types)(
+      x = ConvNorm(self.channels, stride=self.stride, relu=False, name='shortcut', **self.types)(
         x, train
       )
     return parallel.constrain(nn.relu(x + out), 'batch', 'height', 'width', 'channels')
 
 
-class RegNet(nn.Module):
+class RegNet(module.Module):
   """The classifier.
 
   Attributes:
@@ -136,8 +121,6 @@ class RegNet(nn.Module):
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether the equal blocks of a stage are one loop: smaller programs, which compute
       the same. Parameters keep their names.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
@@ -152,8 +135,6 @@ class RegNet(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     checks.check_lengths(self, 'widths', 'stages', 'depths')
@@ -176,14 +157,13 @@ class RegNet(nn.Module):
       4 * 2^s.
     """
     checks.check_image(self, image, self.num_channels)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     features: Features = {}
-    x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **types)(image, train)
+    x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **self.types)(image, train)
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       x = stack.apply_blocks(
         self,
         lambda i, _, channels=channels, **where: Bottleneck(
-          channels, 1 if i else 2, self.group_width, self.squeeze_ratio, **types, **where
+          channels, 1 if i else 2, self.group_width, self.squeeze_ratio, **self.types, **where
         ),
         [0.0] * depth,
         x,
@@ -198,7 +178,7 @@ class RegNet(nn.Module):
     if self.num_classes == 0:
       return x, features
     init = nn.initializers.normal(0.01)
-    return classifier.classify(x, self.num_classes, kernel_init=init, **types), features
+    return classifier.classify(x, self.num_classes, kernel_init=init, **self.types), features
 
 
 # RegNetY-16GF.

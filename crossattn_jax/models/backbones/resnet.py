@@ -10,10 +10,9 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import conv_norm, initializers, pooling, stack
+from crossattn_jax.layers import conv_norm, initializers, module, pooling, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts.types import Features
@@ -119,7 +118,7 @@ class Stage(nn.Module):
     )
 
 
-class ResNet(nn.Module):
+class ResNet(module.Module):
   """The classifier, or the backbone of a dense predictor.
 
   Attributes:
@@ -137,8 +136,6 @@ class ResNet(nn.Module):
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether the equal blocks of a stage are one loop: smaller programs, which compute
       the same. Parameters keep their names.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   strides = (4, 8, 16, 32)  # Of the maps 'stage_0' to 'stage_3'.
@@ -155,8 +152,6 @@ class ResNet(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     if self.output_stride not in (4, 8, 16, 32):
@@ -180,8 +175,7 @@ class ResNet(nn.Module):
           16 and 32, or no more than `output_stride`.
     """
     checks.check_image(self, image, self.num_channels)
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    unit = functools.partial(conv_norm.ConvNorm, absolute_scale=self.absolute_scale, **types)
+    unit = functools.partial(conv_norm.ConvNorm, absolute_scale=self.absolute_scale, **self.types)
     features: Features = {}
     x = DeepStem(self.stem_widths, self.ceil_mode, unit, name='stem')(image, train)
     stride, dilation, last = 4, 1, len(self.depths) - 1
@@ -207,7 +201,7 @@ class ResNet(nn.Module):
       return vector, features
     init = initializers.torch_convolution(vector.shape[-1])
     logits = classifier.classify(
-      vector, self.num_classes, kernel_init=init, bias_init=init, **types
+      vector, self.num_classes, kernel_init=init, bias_init=init, **self.types
     )
     return logits, features
 

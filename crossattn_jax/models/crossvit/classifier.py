@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import initializers, resize, stack
+from crossattn_jax.layers import initializers, module, resize, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.crossvit import patch_embedding, tokens_to_token
 from crossattn_jax.models.crossvit.encoder import MultiScaleEncoder, drop_path_rates
@@ -61,7 +61,7 @@ class TokenEmbedding(nn.Module):
     return parallel.constrain(tokens, 'batch', 'tokens', 'channels')
 
 
-class CrossViT(nn.Module):
+class CrossViT(module.Module):
   """The classifier: token embeddings, K multi-scale encoders, one head per branch, mean of logits.
 
   Attributes:
@@ -92,8 +92,6 @@ class CrossViT(nn.Module):
     remat: whether the backward pass recomputes each transformer block instead of storing it.
     scan_blocks: whether equal encoders, and the transformer blocks of a branch, are loops: programs
       that compile several times faster and compute the same. Parameters keep their names.
-    dtype: of the computation, None for the input's and parameters' common type.
-    param_dtype: of the parameters.
   """
 
   num_classes: int = 1000
@@ -120,8 +118,6 @@ class CrossViT(nn.Module):
   num_channels: int = 3
   remat: bool = False
   scan_blocks: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     self._check()

@@ -3,9 +3,8 @@
 from einops import rearrange
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from crossattn_jax.layers import convolution
+from crossattn_jax.layers import convolution, module
 
 # patch size -> (kernel, stride, padding) of the three convolutions
 _CONVOLUTIONS = {
@@ -14,20 +13,16 @@ _CONVOLUTIONS = {
 }
 
 
-class LinearPatchEmbedding(nn.Module):
+class LinearPatchEmbedding(module.Module):
   """One linear map per non-overlapping patch (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
   Attributes:
     patch_size: side of a patch in pixels; pixels beyond the last whole patch are not seen.
     channels: width of a token.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   patch_size: int
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -38,27 +33,22 @@ class LinearPatchEmbedding(nn.Module):
       self.channels,
       self.patch_size,
       stride=self.patch_size,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
       name='conv',
+      **self.types,
     )
     return rearrange(project(image), 'b h w c -> b (h w) c')
 
 
-class ConvPatchEmbedding(nn.Module):
+class ConvPatchEmbedding(module.Module):
   """Three convolutions with ReLU between them, the "dagger" of CrossViT (arXiv 2103.14899, 4.1).
 
   Attributes:
     patch_size: 12 or 16; the original defines no other.
     channels: width of a token; the first two convolutions have a quarter and a half of it.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   patch_size: int
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -82,8 +72,7 @@ class ConvPatchEmbedding(nn.Module):
         side,
         stride=stride,
         padding=padding,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
         name=f'conv_{i}',
+        **self.types,
       )(x)
     return rearrange(x, 'b h w c -> b (h w) c')

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import kernels
 from crossattn_jax.attention import random_features
-from crossattn_jax.layers import initializers, linear, mlp
+from crossattn_jax.layers import initializers, linear, mlp, module
 
 _NORM_EPSILON = 1e-5
 _PERFORMER_DROP_RATE = 0.1
@@ -67,56 +67,44 @@ class SoftSplit(nn.Module):
     return soft_split(image, self.window, self.stride, self.padding)
 
 
-class TokenTransformer(nn.Module):
+class TokenTransformer(module.Module):
   """Single-head transformer block that changes the width; its skip connection is the value.
 
   Attributes:
     channels: width of the result.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    options = {'kernel_init': initializers.linear, **types}
-    norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
-    u = nn.LayerNorm(name='norm1', **norm)(x)
+    options = {'kernel_init': initializers.linear, **self.types}
+    u = self.layer_norm('norm1', _NORM_EPSILON)(x)
     qkv = linear.Dense((3, 1, self.channels), use_bias=False, name='qkv', **options)(u)
     query, key, value = jnp.moveaxis(qkv, 2, 0)
     # The original scales by the width of the input, not of the head.
     context = kernels.dot_product_attention(query, key, value, scale=x.shape[-1] ** -0.5)
     x = value[:, :, 0] + linear.Dense(self.channels, axis=(-2, -1), name='out', **options)(context)
-    u = nn.LayerNorm(name='norm2', **norm)(x)
-    return x + mlp.Mlp(self.channels, name='mlp', **types)(u, train)
+    u = self.layer_norm('norm2', _NORM_EPSILON)(x)
+    return x + mlp.Mlp(self.channels, name='mlp', **self.types)(u, train)
 
 
-class TokenPerformer(nn.Module):
+class TokenPerformer(module.Module):
   """Token block with linear attention through random features; its skip connection is the value.
 
   The random directions are drawn once, never trained, and live in the collection 'constants'.
 
   Attributes:
     channels: width of the result; there are half as many random features.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, tokens, width]` to `[batch, tokens, channels]`."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    options = {'kernel_init': initializers.linear, **types}
-    norm = {'epsilon': _NORM_EPSILON, 'use_fast_variance': False, **types}
+    options = {'kernel_init': initializers.linear, **self.types}
     drop = nn.Dropout(_PERFORMER_DROP_RATE, deterministic=not train)
     features = self.channels // 2
     directions = self.variable(
@@ -126,16 +114,16 @@ class TokenPerformer(nn.Module):
         self.make_rng('params'), (features, self.channels), self.param_dtype
       ),
     ).value
-    u = nn.LayerNorm(name='norm1', **norm)(x)
+    u = self.layer_norm('norm1', _NORM_EPSILON)(x)
     kqv = linear.Dense((3, self.channels), name='kqv', **options)(u)
     key, query, value = jnp.moveaxis(kqv, 2, 0)
     context = random_features.random_feature_attention(query, key, value, directions)
     x = value + drop(linear.Dense(self.channels, name='out', **options)(context))
-    u = nn.LayerNorm(name='norm2', **norm)(x)
-    return x + drop(mlp.Mlp(self.channels, name='mlp', **types)(u, train))
+    u = self.layer_norm('norm2', _NORM_EPSILON)(x)
+    return x + drop(mlp.Mlp(self.channels, name='mlp', **self.types)(u, train))
 
 
-class TokensToToken(nn.Module):
+class TokensToToken(module.Module):
   """Soft split, token block, soft split, token block, soft split, linear.
 
   Attributes:
@@ -143,16 +131,12 @@ class TokensToToken(nn.Module):
     channels: width of a token of the result.
     performer: whether the token blocks are `TokenPerformer` instead of `TokenTransformer`.
     token_channels: width of the tokens inside.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   patch_size: int
   channels: int
   performer: bool = False
   token_channels: int = 64
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
@@ -162,7 +146,6 @@ class TokensToToken(nn.Module):
         f'tokens-to-token is defined for patch sizes {sorted(_SPLITS)}, not {self.patch_size}; '
         "choose one of them or patch_embedding='linear'"
       )
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     token_block = TokenPerformer if self.performer else TokenTransformer
     splits = [
       SoftSplit(*geometry, name=f'soft_split_{i}')
@@ -172,9 +155,11 @@ class TokensToToken(nn.Module):
     for i, split in enumerate(splits[:2], start=1):
       windows = split(x)
       tokens = rearrange(windows, 'b h w c -> b (h w) c')
-      tokens = token_block(self.token_channels, name=f'token_block_{i}', **types)(tokens, train)
+      tokens = token_block(self.token_channels, name=f'token_block_{i}', **self.types)(
+        tokens, train
+      )
       x = rearrange(tokens, 'b (h w) c -> b h w c', h=windows.shape[1])
     tokens = rearrange(splits[2](x), 'b h w c -> b (h w) c')
-    return linear.Dense(self.channels, kernel_init=initializers.linear, name='project', **types)(
-      tokens
-    )
+    return linear.Dense(
+      self.channels, kernel_init=initializers.linear, name='project', **self.types
+    )(tokens)

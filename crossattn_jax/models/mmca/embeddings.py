@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels
-from crossattn_jax.layers import initializers, linear, similarity
+from crossattn_jax.layers import initializers, linear, module, similarity
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -25,7 +25,7 @@ def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
   return total / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1).astype(total.dtype)
 
 
-class PhraseCNN(nn.Module):
+class PhraseCNN(module.Module):
   """Embeds a sentence by its strongest phrases: 1-D convolutions, maxima, a linear map.
 
   Regions, in the order that they are given in, may take the place of words.
@@ -35,16 +35,12 @@ class PhraseCNN(nn.Module):
     kernel_sizes: words per phrase.
     channels: of each size.
     drop_rate: before the linear map.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   width: int
   kernel_sizes: tuple[int, ...] = (1, 2, 3)
   channels: int = 512
   drop_rate: float = 0.0
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, words: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
@@ -68,7 +64,6 @@ class PhraseCNN(nn.Module):
         f'{length} slots have no room for windows of {max(self.kernel_sizes)}, the largest of '
         'kernel_sizes: pad them'
       )
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     count = mask.sum(axis=-1, keepdims=True)
     leading = words.shape[:-2]
     # One axis of sentences: `nn.Conv` itself does not join axes of open size.
@@ -84,7 +79,7 @@ class PhraseCNN(nn.Module):
         bias_init=init,
         conv_general_dilated=kernels.conv_general_dilated,
         name=f'conv_{i}',
-        **types,
+        **self.types,
       )(words)
       phrases = phrases.reshape(*leading, *phrases.shape[1:])
       start = jnp.arange(phrases.shape[-2])
@@ -100,25 +95,21 @@ class PhraseCNN(nn.Module):
       kernel_init=init,
       bias_init=init,
       name='fc',
-      **types,
+      **self.types,
     )(x)
     return similarity.l2_normalize(x)
 
 
-class GRU(nn.Module):
+class GRU(module.Module):
   """Reads tokens in order and remembers what it read.
 
   Attributes:
     width: of its states.
     bidirectional: whether a second one reads backwards; the states are the means of both.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   width: int
   bidirectional: bool = False
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -140,8 +131,7 @@ class GRU(nn.Module):
         kernel_init=init,
         recurrent_kernel_init=init,
         bias_init=init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+        **self.types,
         parent=None,
       )
       return nn.RNN(cell, name=name, **kwargs)(

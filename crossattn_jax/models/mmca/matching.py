@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import joint_attention
-from crossattn_jax.layers import initializers, linear, similarity
+from crossattn_jax.layers import initializers, linear, module, similarity
 from crossattn_jax.models import bert, registry
 from crossattn_jax.models.mmca.embeddings import GRU, PhraseCNN, masked_mean
 from crossattn_jax.models.parts import checks
@@ -20,7 +20,7 @@ IMAGE_BRANCHES = ('attention', 'cnn', 'gru', 'linear')
 TEXT_BRANCHES = ('cnn', 'gru', 'attention', 'mean')
 
 
-class MMCA(nn.Module):
+class MMCA(module.Module):
   """Scores how well sentences describe images.
 
   Attributes:
@@ -62,7 +62,6 @@ class MMCA(nn.Module):
       which nothing uses, so that checkpoints are kept whole.
     dtype: of the computation, None for the inputs' and parameters' common type. Embeddings and
       scores are in at least float32.
-    param_dtype: of the parameters.
   """
 
   region_dim: int = 2048
@@ -92,8 +91,6 @@ class MMCA(nn.Module):
   text_mlp_dim: int = 3072
   max_positions: int = 512
   freeze_text_encoder: bool = True
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     checks.check_choices(
@@ -121,18 +118,17 @@ class MMCA(nn.Module):
 
   def setup(self):
     """Creates the parts."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
     def projection(channels: int) -> linear.Dense:
       init = initializers.torch_convolution(channels)
-      return linear.Dense(self.width, kernel_init=init, bias_init=init, **types)
+      return linear.Dense(self.width, kernel_init=init, bias_init=init, **self.types)
 
     def units(count: int) -> list[joint_attention.PostNormUnit]:
       arguments = (self.width, self.num_heads, self.mlp_dim, self.drop_rate)
-      return [joint_attention.PostNormUnit(*arguments, **types) for _ in range(count)]
+      return [joint_attention.PostNormUnit(*arguments, **self.types) for _ in range(count)]
 
     def phrase_cnn(channels: int, drop_rate: float) -> PhraseCNN:
-      return PhraseCNN(self.width, self.kernel_sizes, channels, drop_rate, **types)
+      return PhraseCNN(self.width, self.kernel_sizes, channels, drop_rate, **self.types)
 
     if self.text_layers:
       self.bert = bert.Bert(
@@ -144,7 +140,7 @@ class MMCA(nn.Module):
         max_positions=self.max_positions,
         pooler=self.freeze_text_encoder,
         drop_rate=self.drop_rate,
-        **types,
+        **self.types,
       )
     if self._projects_regions:
       self.region_projection = projection(self.region_dim)
@@ -154,7 +150,7 @@ class MMCA(nn.Module):
       # SAEM's drops words only.
       self.image_cnn = phrase_cnn(self.region_conv_channels, 0.0)
     elif self.image_branch == 'gru':
-      self.image_gru = GRU(self.width, bidirectional=True, **types)
+      self.image_gru = GRU(self.width, bidirectional=True, **self.types)
     if self.text_branch == 'cnn':
       self.text_cnn = phrase_cnn(self.conv_channels, self.drop_rate)
     else:
@@ -162,7 +158,7 @@ class MMCA(nn.Module):
       self.text_projection = projection(self.gru_dim if gru else self.word_dim)
       self.text_drop = nn.Dropout(self.drop_rate)
       if gru:
-        self.text_gru = GRU(self.gru_dim, **types)
+        self.text_gru = GRU(self.gru_dim, **self.types)
       elif self.text_branch == 'attention':
         self.text_unit = units(1)
     if self.cross_attention:
