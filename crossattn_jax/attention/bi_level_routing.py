@@ -114,10 +114,7 @@ def route(
   """
   dtype = jnp.promote_types(query_means.dtype, jnp.float32)
   logits = jnp.einsum(
-    'bqc,bkc->bqk',
-    query_means.astype(dtype) * scale,
-    key_means.astype(dtype),
-    precision='highest',
+    'bqc,bkc->bqk', query_means.astype(dtype) * scale, key_means.astype(dtype), precision='highest'
   )
   if selectable is not None:
     logits = jnp.where(selectable, logits, -jnp.inf)
@@ -516,11 +513,7 @@ class BiLevelRoutingAttention(module.Module):
     for name, width in (('channels', channels), ('qk_dim', qk_dim)):
       if width % self.num_heads:
         raise ValueError(f'num_heads={self.num_heads} does not divide {name}={width}')
-    for field, choices in (
-      ('routing', ROUTINGS),
-      ('padding', PADDINGS),
-      ('kv_pooling', POOLINGS),
-    ):
+    for field, choices in (('routing', ROUTINGS), ('padding', PADDINGS), ('kv_pooling', POOLINGS)):
       if getattr(self, field) not in choices:
         raise ValueError(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
     if self.padding == 'masked' and self.kv_pooling != 'none':

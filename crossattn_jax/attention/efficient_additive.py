@@ -110,12 +110,7 @@ class EfficientAdditiveAttention(module.Module):
     width = self.num_heads * head_dim
 
     def dense(features: int, name: str) -> linear.Dense:
-      return linear.Dense(
-        features,
-        kernel_init=initializers.linear,
-        name=name,
-        **self.types,
-      )
+      return linear.Dense(features, kernel_init=initializers.linear, name=name, **self.types)
 
     tokens = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     query, key = dense(width, 'query')(tokens), dense(width, 'key')(tokens)

@@ -130,11 +130,7 @@ class CrissCrossChange(module.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     attention = criss_cross.CrissCrossAttention(
-      self.recurrence,
-      self.reduction,
-      self.implementation,
-      name='attention',
-      **self.types,
+      self.recurrence, self.reduction, self.implementation, name='attention', **self.types
     )
     return attention(x) - x
 

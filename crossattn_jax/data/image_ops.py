@@ -82,10 +82,7 @@ def size_in_header(file: str | BinaryIO) -> tuple[int, int]:
 
 
 def evaluation_crop(
-  image: Image.Image,
-  size: tuple[int, int],
-  crop_fraction: float,
-  interpolation: str = 'bicubic',
+  image: Image.Image, size: tuple[int, int], crop_fraction: float, interpolation: str = 'bicubic'
 ) -> Image.Image:
   """Resizes an image and cuts out its centre, as timm and torchvision do.
 

@@ -319,8 +319,7 @@ def batches(
   own = examples.batch(rows, drop_remainder=True)[process_index::process_count]
   iterator = own.to_iter_dataset(
     grain.ReadOptions(
-      num_threads=config.num_threads,
-      prefetch_buffer_size=max(config.prefetch, config.num_threads),
+      num_threads=config.num_threads, prefetch_buffer_size=max(config.prefetch, config.num_threads)
     )
   )
   if config.num_workers:

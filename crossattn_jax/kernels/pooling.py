@@ -25,9 +25,7 @@ def max_pool(x: jax.Array, side: int, stride: int, margins: Margins) -> jax.Arra
   """
   options = {'side': side, 'stride': stride, 'margins': margins}
   return dispatch.by_platform(
-    x,
-    cpu=functools.partial(shifted, **options),
-    xla=functools.partial(reference, **options),
+    x, cpu=functools.partial(shifted, **options), xla=functools.partial(reference, **options)
   )
 
 

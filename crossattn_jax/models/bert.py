@@ -46,11 +46,7 @@ class Bert(module.Module):
 
   @nn.compact
   def __call__(
-    self,
-    ids: jax.Array,
-    mask: jax.Array,
-    segments: jax.Array | None = None,
-    train: bool = False,
+    self, ids: jax.Array, mask: jax.Array, segments: jax.Array | None = None, train: bool = False
   ) -> tuple[jax.Array, Features]:
     """Reads sentences.
 

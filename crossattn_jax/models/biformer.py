@@ -428,10 +428,7 @@ class BiFormer(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    image: jax.Array,
-    train: bool = False,
-    routing: Mapping[str, jax.Array] | None = None,
+    self, image: jax.Array, train: bool = False, routing: Mapping[str, jax.Array] | None = None
   ) -> tuple[Any, Features]:
     """Classifies images, or computes the maps for a dense predictor.
 

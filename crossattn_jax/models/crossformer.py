@@ -21,14 +21,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import long_short_distance
-from crossattn_jax.layers import (
-  convolution,
-  depthwise_conv,
-  drop_path,
-  mlp,
-  module,
-  stack,
-)
+from crossattn_jax.layers import convolution, depthwise_conv, drop_path, mlp, module, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts import options as options_lib

@@ -61,12 +61,7 @@ class Options(options_lib.Options):
 
   def dense(self, x: jax.Array, channels: int, name: str) -> jax.Array:
     """Applies a 1 x 1 convolution."""
-    return linear.Dense(
-      channels,
-      kernel_init=initializers.linear,
-      name=name,
-      **self.types,
-    )(x)
+    return linear.Dense(channels, kernel_init=initializers.linear, name=name, **self.types)(x)
 
   def halve(self, x: jax.Array, channels: int, name: str) -> jax.Array:
     """Applies a 3 x 3 convolution with stride 2."""
@@ -327,10 +322,7 @@ class SwiftFormer(module.Module):
       else:
         x = Downsampling(channels, options, name=f'downsampling_{s}')(x, train)
       x, features[f'attention/{s}'] = Stage(
-        rates[s],
-        self.drop_convolutions,
-        options,
-        name=f'stage_{s}',
+        rates[s], self.drop_convolutions, options, name=f'stage_{s}'
       )(x, train)
       features[f'stage_{s}'] = x
       if self.backbone:

@@ -271,10 +271,7 @@ class Task(abc.ABC):
     self.check_data()
     dataset = self.config.dataset
     return self.Examples(dataset, dataset.train_split).train_batches(
-      batch_size=batch_size,
-      seed=self.config.seed,
-      process_index=block,
-      process_count=num_blocks,
+      batch_size=batch_size, seed=self.config.seed, process_index=block, process_count=num_blocks
     )
 
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:

@@ -506,9 +506,7 @@ def _read_state(path: epath.Path, metadata: Mapping[str, Any], abstract_state: A
     ocp.PyTreeCheckpointHandler().restore(
       path / _STATE,
       args=ocp.args.PyTreeRestore(
-        item=_nest(dict.fromkeys(leaves, 0)),
-        restore_args=_nest(restore_args),
-        partial_restore=True,
+        item=_nest(dict.fromkeys(leaves, 0)), restore_args=_nest(restore_args), partial_restore=True
       ),
     )
   )

@@ -89,9 +89,7 @@ def any_steps_per_epoch(config: ml_collections.ConfigDict) -> int:
 
 
 def setup(
-  config: ml_collections.ConfigDict,
-  mesh: Mesh | None = None,
-  steps_per_epoch: int | None = None,
+  config: ml_collections.ConfigDict, mesh: Mesh | None = None, steps_per_epoch: int | None = None
 ) -> Experiment:
   """Builds an experiment from its config.
 

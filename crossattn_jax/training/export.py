@@ -133,11 +133,7 @@ def lowering_for(platform: str) -> contextlib.AbstractContextManager:
 
 
 def _lower(
-  serving: tasks.Serving,
-  variables: Any,
-  platform: str,
-  batch_size: int | None,
-  model_name: str,
+  serving: tasks.Serving, variables: Any, platform: str, batch_size: int | None, model_name: str
 ) -> jax_export.Exported:
   """Lowers `(weights by path, inputs by name) -> outputs by name` for one platform."""
 

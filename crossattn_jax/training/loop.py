@@ -90,10 +90,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
 
 
 def predict(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
-  inputs: epath.Path,
-  output: epath.Path,
+  config: ml_collections.ConfigDict, workdir: epath.Path, inputs: epath.Path, output: epath.Path
 ) -> list[dict[str, Any]]:
   """Predicts for a file or for every file in a folder.
 

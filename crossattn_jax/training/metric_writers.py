@@ -100,12 +100,7 @@ class ProgressLine:
   """
 
   def __init__(
-    self,
-    total_steps: int,
-    *,
-    batch_size: int,
-    start_step: int = 0,
-    stream: TextIO | None = None,
+    self, total_steps: int, *, batch_size: int, start_step: int = 0, stream: TextIO | None = None
   ):
     """Prepares the line; the first `update` starts the clock, so that compiling is not counted.
 

@@ -124,10 +124,7 @@ class WavFolder:
   """
 
   def __init__(
-    self,
-    data_dir: str | os.PathLike[str],
-    split: str,
-    class_names: Sequence[str] | None = None,
+    self, data_dir: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
   ):
     self._folder = pathlib.Path(data_dir)
     rows = _read_table(self._folder / f'{split}.csv', ('file', 'labels'))

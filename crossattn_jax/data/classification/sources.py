@@ -119,10 +119,7 @@ class ImageFolder:
   """
 
   def __init__(
-    self,
-    data_dir: str | os.PathLike[str],
-    split: str,
-    class_names: Sequence[str] | None = None,
+    self, data_dir: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
   ):
     folder = pathlib.Path(data_dir) / split
     found = class_folders(data_dir, split)
@@ -199,10 +196,7 @@ def _single_feature(name: str, features: tfds.features.FeaturesDict, kind: type)
     ValueError: there is none, or which one is meant is not clear.
   """
   found = [key for key in features if isinstance(features[key], kind)]
-  usual = {
-    tfds.features.ClassLabel: 'label',
-    tfds.features.Image: 'image',
-  }[kind]
+  usual = {tfds.features.ClassLabel: 'label', tfds.features.Image: 'image'}[kind]
   if len(found) > 1 and usual in found:
     return usual
   if len(found) != 1:

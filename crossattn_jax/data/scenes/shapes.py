@@ -270,13 +270,7 @@ def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarr
 
 
 def _object(
-  size: int,
-  shape: int,
-  center: np.ndarray,
-  radius: float,
-  turn: float,
-  height: float,
-  depth: float,
+  size: int, shape: int, center: np.ndarray, radius: float, turn: float, height: float, depth: float
 ) -> _Placed:
   # The margin holds the blurred edge of the thermal image.
   reach = radius + size / 64 + 1

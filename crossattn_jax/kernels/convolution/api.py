@@ -74,10 +74,7 @@ def _backward(geometry, precision, residuals, cotangent):
     return lambda x, kernel, cotangent: jax.vjp(form, x, kernel)[1](cotangent)
 
   return dispatch.by_platform(
-    *residuals,
-    cotangent,
-    cpu=gradients(cpu.convolution),
-    xla=gradients(reference.convolution),
+    *residuals, cotangent, cpu=gradients(cpu.convolution), xla=gradients(reference.convolution)
   )
 
 

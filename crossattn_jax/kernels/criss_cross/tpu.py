@@ -206,9 +206,7 @@ class _Layout:
     return self.strip * self.length * pl.cdiv(channels, _LANES) * _LANES * self.dtype.itemsize
 
   def for_groups(
-    self,
-    begin: Callable[[int | jax.Array], Any],
-    end: Callable[[int | jax.Array, Any], None],
+    self, begin: Callable[[int | jax.Array], Any], end: Callable[[int | jax.Array, Any], None]
   ) -> None:
     """Begins every group of a strip, and ends it when the next one has begun."""
     groups = self.strip // self.group

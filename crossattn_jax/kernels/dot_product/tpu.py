@@ -13,11 +13,7 @@ _QUERIES = 128
 
 
 def dot_product_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  scale: float,
-  interpret: bool = False,
+  query: jax.Array, key: jax.Array, value: jax.Array, scale: float, interpret: bool = False
 ) -> jax.Array:
   """See `kernels.dot_product_attention`; under a mesh every device takes some of the queries."""
   heads = ('heads', query.shape[2])

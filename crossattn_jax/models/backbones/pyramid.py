@@ -49,12 +49,7 @@ class Block(module.Module):
     x += depthwise_conv.DepthwiseConv(3, name='position', **self.types)(x)
     branches = (
       map_attention.MapAttention(
-        self.attention,
-        self.stage,
-        self.block,
-        self.num_heads,
-        name='attention',
-        **self.types,
+        self.attention, self.stage, self.block, self.num_heads, name='attention', **self.types
       ),
       mlp.Mlp(int(self.mlp_ratio * x.shape[-1]), name='mlp', **self.types),
     )

@@ -8,11 +8,7 @@ import jax
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
 from crossattn_jax.layers import drop_path, mlp, stack
-from crossattn_jax.models.crossvit.fusion import (
-  AllAttentionFusion,
-  CrossAttentionFusion,
-  SumFusion,
-)
+from crossattn_jax.models.crossvit.fusion import AllAttentionFusion, CrossAttentionFusion, SumFusion
 from crossattn_jax.models.crossvit.options import BlockOptions, Tokens
 from crossattn_jax.models.parts.types import Grid
 
@@ -125,12 +121,7 @@ class MultiScaleEncoder(nn.Module):
     match self.fusion:
       case 'cross_attention':
         fusion = CrossAttentionFusion(
-          fusion_depth,
-          self.num_heads,
-          last_rate,
-          self.reuse_patches,
-          self.options,
-          name='fusion',
+          fusion_depth, self.num_heads, last_rate, self.reuse_patches, self.options, name='fusion'
         )
       case 'all_attention':
         fusion = AllAttentionFusion(self.num_heads, last_rate, self.options, name='fusion')

@@ -119,10 +119,7 @@ class CrossAttentionFusion(nn.Module):
         sees_patches = name == names[0] or self.reuse_patches
         sequence = [class_token, patches] if sees_patches else [class_token]
         block = CrossAttentionBlock(
-          self.num_heads[visited],
-          self.drop_path_rate,
-          self.options,
-          name=name,
+          self.num_heads[visited], self.drop_path_rate, self.options, name=name
         )
         class_token, block_weights = block(jnp.concatenate(sequence, axis=1), train)
         if sees_patches:

@@ -67,12 +67,6 @@ class ConvPatchEmbedding(module.Module):
       if i > 0:
         x = nn.relu(x)
       x = convolution.convolution(
-        x.shape[-1],
-        channels,
-        side,
-        stride=stride,
-        padding=padding,
-        name=f'conv_{i}',
-        **self.types,
+        x.shape[-1], channels, side, stride=stride, padding=padding, name=f'conv_{i}', **self.types
       )(x)
     return rearrange(x, 'b h w c -> b (h w) c')

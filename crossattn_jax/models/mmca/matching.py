@@ -94,10 +94,7 @@ class MMCA(module.Module):
 
   def __post_init__(self):
     checks.check_choices(
-      self,
-      cross_input=CROSS_INPUTS,
-      image_branch=IMAGE_BRANCHES,
-      text_branch=TEXT_BRANCHES,
+      self, cross_input=CROSS_INPUTS, image_branch=IMAGE_BRANCHES, text_branch=TEXT_BRANCHES
     )
     if self.image_branch == 'attention' and self.image_units < 1:
       raise ValueError(
@@ -381,10 +378,7 @@ class MMCA(module.Module):
     return [unit.project(side['candidates'], side['mask']) for side in (images, texts)]
 
   def _attend_across(
-    self,
-    regions: joint_attention.Projected,
-    words: joint_attention.Projected,
-    train: bool,
+    self, regions: joint_attention.Projected, words: joint_attention.Projected, train: bool
   ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
     """Embeds pairs, whose leading axes broadcast; also returns the last unit's weights."""
     sets = [regions, words]

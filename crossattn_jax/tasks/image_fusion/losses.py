@@ -72,10 +72,7 @@ def salient(image: jax.Array, share: float, inside: jax.Array | None = None) -> 
 
 
 def segment_masks(
-  visible: jax.Array,
-  infrared: jax.Array,
-  shares: Sequence[float],
-  inside: jax.Array | None = None,
+  visible: jax.Array, infrared: jax.Array, shares: Sequence[float], inside: jax.Array | None = None
 ) -> list[jax.Array]:
   """Divides the pixels into segments, the most salient of either image first.
 

@@ -16,11 +16,7 @@ class Serving(base.Serving):
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Both images in arrays of the largest size, and their own size."""
     image = jax.ShapeDtypeStruct((*self.task.config.task.serving_size, 1), jnp.float32)
-    return {
-      'visible': image,
-      'infrared': image,
-      'size': jax.ShapeDtypeStruct((2,), jnp.int32),
-    }
+    return {'visible': image, 'infrared': image, 'size': jax.ShapeDtypeStruct((2,), jnp.int32)}
 
   @property
   def description(self) -> dict[str, Any]:

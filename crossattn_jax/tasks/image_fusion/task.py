@@ -69,10 +69,7 @@ class ImageFusion(base.Task):
     """The loss of a batch over all pixels of all devices."""
     (fused, _), updated = self.forward(variables, batch, jax.random.split(rng), train)
     loss = self._loss(fused, batch)
-    reported = {
-      'gradient_loss': loss.gradient.mean(),
-      'intensity_loss': loss.intensity.mean(),
-    }
+    reported = {'gradient_loss': loss.gradient.mean(), 'intensity_loss': loss.intensity.mean()}
     return loss.total.mean(), (reported, updated)
 
   def _loss(

@@ -146,12 +146,7 @@ def ohem_cross_entropy(
     A scalar; 0 where no pixel has a class.
   """
   limit = ohem_threshold(
-    logits,
-    labels,
-    threshold=threshold,
-    min_kept=min_kept,
-    ignore_label=ignore_label,
-    factor=factor,
+    logits, labels, threshold=threshold, min_kept=min_kept, ignore_label=ignore_label, factor=factor
   )
   true = jax.lax.stop_gradient(_pick(_softmax(logits), labels))
   hard = (labels != ignore_label) & (true <= limit)
