@@ -55,10 +55,7 @@ def efficient_additive_attention(
     Context, normalised query, weights. Norms, scores and sums over tokens are in at least float32.
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
-  query, key = (
-    similarity.l2_normalize(query.astype(dtype)),
-    similarity.l2_normalize(key.astype(dtype)),
-  )
+  query, key = similarity.l2_normalize(query), similarity.l2_normalize(key)
   if normalization == 'ones':
     weights = jnp.ones(query.shape[:-1], dtype)
   else:

@@ -160,13 +160,8 @@ class InjectionAttention(module.Module):
 
     def project(x: jax.Array, name: str) -> jax.Array:
       heads = (self.num_heads, channels // self.num_heads)
-      return parallel.constrain(
-        linear.Dense(heads, use_bias=self.qkv_bias, name=name, **common)(x),
-        'batch',
-        'tokens',
-        'heads',
-        None,
-      )
+      x = linear.Dense(heads, use_bias=self.qkv_bias, name=name, **common)(x)
+      return parallel.constrain(x, 'batch', 'tokens', 'heads', None)
 
     query, key, value = project(query, 'query'), project(key, 'key'), project(value, 'value')
     injected = inject(

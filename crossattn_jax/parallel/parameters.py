@@ -36,6 +36,11 @@ def path_string(path: Sequence[Any]) -> str:
   )
 
 
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+  """The leaves of a pytree by their paths, such as 'encoder_0/norm/scale', in its order."""
+  return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def partition_spec(
   path: str,
   shape: tuple[int, ...],

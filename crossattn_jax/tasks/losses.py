@@ -17,10 +17,8 @@ def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Arra
   Returns:
     `[batch]`, in at least float32.
   """
-  log_probabilities = jax.nn.log_softmax(
-    logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
-  )
-  return -jnp.sum(targets * log_probabilities, axis=-1)
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return optax.losses.softmax_cross_entropy(logits, targets)
 
 
 def label_smoothing_cross_entropy(
@@ -36,9 +34,8 @@ def label_smoothing_cross_entropy(
   Returns:
     `[batch]`, in at least float32.
   """
-  log_probabilities = jax.nn.log_softmax(
-    logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1
-  )
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  log_probabilities = jax.nn.log_softmax(logits, axis=-1)
   picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
   return -(1.0 - smoothing) * picked - smoothing * jnp.mean(log_probabilities, axis=-1)
 

@@ -20,6 +20,7 @@ import zlib
 
 from absl import logging
 from etils import epath
+from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ class Checkpointer:
       self._manager = self._create_manager()
     if step in self._manager.all_steps():
       return False
-    leaves = _leaves(state)
+    leaves = parameters.leaves_by_path(state)
     metadata: dict[str, Any] = {
       'step': step,
       'arrays': _describe(leaves),
@@ -161,7 +162,7 @@ class Checkpointer:
       step,
       args=ocp.args.Composite(
         **{
-          _STATE: ocp.args.PyTreeSave(_nest(arrays)),
+          _STATE: ocp.args.PyTreeSave(_nested(arrays)),
           _METADATA: ocp.args.JsonSave({'checksum': _checksum(metadata), **metadata}),
         }
       ),
@@ -370,21 +371,9 @@ class _Preservation:
     return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by path, such as 'params/encoder_0/kernel'."""
-  return {parameters.path_string(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the leaves as nested dicts: a layout that knows no class of this library or Optax."""
-  nested: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    *parents, name = path.split('/')
-    node = nested
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return nested
+  return traverse_util.unflatten_dict(leaves, sep='/')
 
 
 def _is_key(leaf: Any) -> bool:
@@ -495,18 +484,20 @@ def _read_metadata(path: epath.Path) -> dict[str, Any]:
 
 
 def _read_state(path: epath.Path, metadata: Mapping[str, Any], abstract_state: Any) -> Any:
-  leaves = _leaves(abstract_state)
+  leaves = parameters.leaves_by_path(abstract_state)
   restore_args = {
     key: ocp.ArrayRestoreArgs(
       sharding=leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     )
     for key, leaf in leaves.items()
   }
-  arrays = _leaves(
+  arrays = parameters.leaves_by_path(
     ocp.PyTreeCheckpointHandler().restore(
       path / _STATE,
       args=ocp.args.PyTreeRestore(
-        item=_nest(dict.fromkeys(leaves, 0)), restore_args=_nest(restore_args), partial_restore=True
+        item=_nested(dict.fromkeys(leaves, 0)),
+        restore_args=_nested(restore_args),
+        partial_restore=True,
       ),
     )
   )
@@ -520,7 +511,7 @@ def _damage(metadata: Mapping[str, Any], state: Any) -> str | None:
   """Returns which arrays are not what was saved; None if all are."""
   damaged = [
     path
-    for path, fingerprint in _fingerprints(_leaves(state)).items()
+    for path, fingerprint in _fingerprints(parameters.leaves_by_path(state)).items()
     if fingerprint != metadata['fingerprints'][path]
   ]
   if not damaged:
@@ -541,7 +532,7 @@ def _check_match(
   # A head, which earlier versions did not name, is told by its arrays.
   if None not in names and names[0].partition('+')[0] != names[1].partition('+')[0]:
     differences.append(f'model.name: {names[0]!r} in the checkpoint, {names[1]!r} here')
-  saved, wanted = metadata['arrays'], _describe(_leaves(abstract_state))
+  saved, wanted = metadata['arrays'], _describe(parameters.leaves_by_path(abstract_state))
   for key in wanted if partial else {**wanted, **saved}:
     if saved.get(key) != wanted.get(key):
       there, here = (_format(arrays.get(key)) for arrays in (saved, wanted))
@@ -580,12 +571,6 @@ def _warn_of_config(
     logging.warning('config differs from that of checkpoint %s:\n  %s', path, '\n  '.join(changed))
 
 
-def _flat(config: Mapping[str, Any] | None, prefix: str = '') -> dict[str, Any]:
+def _flat(config: dict[str, Any] | None) -> dict[str, Any]:
   """Returns the values of nested sections by dotted key."""
-  flat = {}
-  for key, value in (config or {}).items():
-    if isinstance(value, Mapping):
-      flat.update(_flat(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat
+  return traverse_util.flatten_dict(config or {}, sep='.')

@@ -12,7 +12,6 @@ computed, and every moment kept, in at least float32, whatever the parameters' d
 
 from collections.abc import Iterable
 import dataclasses
-import difflib
 import math
 import re
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import optax
 from optax import contrib
 
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import patterns
+from crossattn_jax.training import patterns, schedules
 
 OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb', 'muon')
 
@@ -107,9 +106,7 @@ def parameter_settings(
   Raises:
     ValueError: a pattern matches no parameter; the message names it and the nearest path.
   """
-  leaves = {
-    parameters.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  leaves = parameters.leaves_by_path(params)
   for key in ('decay_exclude', 'decay_include', 'muon_exclude', 'clip_adaptive_elements'):
     patterns.check(f'optimizer.{key}', config[key], leaves)
   patterns.check('optimizer.multipliers', [pattern for pattern, _ in config.multipliers], leaves)
@@ -145,11 +142,7 @@ def create_optimizer(
   Raises:
     ValueError: for an unknown name, contradictory values, or a pattern that matches no parameter.
   """
-  if config.name not in OPTIMIZERS:
-    nearest = difflib.get_close_matches(config.name, OPTIMIZERS, n=1, cutoff=0.0)[0]
-    raise ValueError(
-      f'unknown optimizer {config.name!r}; did you mean {nearest!r}? known: {", ".join(OPTIMIZERS)}'
-    )
+  schedules.check_choice('optimizer', config.name, OPTIMIZERS)
   if config.decoupled_weight_decay and config.name == 'adam':
     raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
   settings = parameter_settings(config, params)

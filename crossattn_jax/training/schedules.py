@@ -88,8 +88,8 @@ def create_schedule(
   Raises:
     ValueError: for an unknown name or a contradictory or impossible value, naming it.
   """
-  _check_choice('schedule', config.name, SCHEDULES)
-  _check_choice('warm-up', config.warmup, WARMUPS)
+  check_choice('schedule', config.name, SCHEDULES)
+  check_choice('warm-up', config.warmup, WARMUPS)
   if total_steps < 1 or steps_per_epoch < 1:
     raise ValueError(
       f'total_steps={total_steps} and steps_per_epoch={steps_per_epoch} must be positive'
@@ -157,7 +157,7 @@ def _create_decay(
   return decay
 
 
-def _check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
+def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
   """Raises ValueError for an unknown name, saying the nearest known one."""
   if name not in known:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

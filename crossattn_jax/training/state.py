@@ -93,9 +93,9 @@ def state_shardings(state: TrainState, mesh: Mesh, config: ml_collections.Config
   Raises:
     ValueError: a rule of the config is for no parameter.
   """
-  leaves = jax.tree_util.tree_leaves_with_path({**state.frozen, **state.params})
+  leaves = parameters.leaves_by_path({**state.frozen, **state.params})
   for pattern, axes in config.sharding.rules:
-    same_rank = [parameters.path_string(path) for path, x in leaves if x.ndim == len(axes)]
+    same_rank = [path for path, x in leaves.items() if x.ndim == len(axes)]
     patterns.check('sharding.rules', [pattern], same_rank)
   rules = (*config.sharding.rules, *parallel.DEFAULT_RULES)
   params, frozen = (

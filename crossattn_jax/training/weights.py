@@ -119,9 +119,7 @@ def _read_file(path: epath.Path, abstract: Any, key: str, model: str) -> Any:
       f'{len(different)} arrays differ:\n  ' + '\n  '.join(different[:5]) + '\n`python -m '
       'crossattn_jax.parity convert --help` says how to replace heads and resize embeddings'
     )
-  leaves = {
-    parameters.path_string(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(saved)
-  }
+  leaves = parameters.leaves_by_path(saved)
   return jax.tree_util.tree_map_with_path(
     lambda key, leaf: jax.device_put(
       leaves[parameters.path_string(key)].astype(leaf.dtype), leaf.sharding
@@ -143,7 +141,4 @@ def start_from(
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {
-    parameters.path_string(key): tuple(leaf.shape)
-    for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {path: tuple(leaf.shape) for path, leaf in parameters.leaves_by_path(tree).items()}

@@ -73,15 +73,7 @@ def fits(query: jax.Array, bias: tuple[int, int, int]) -> bool:
   return small and query.dtype in (jnp.float32, jnp.bfloat16)
 
 
-def _check(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  key_mask: jax.Array | None,
-  num_heads: int,
-  implementation: str,
-) -> None:
+def _check(query, key, value, bias, key_mask, num_heads, implementation):
   require = functools.partial(dispatch.require, 'biased_attention')
   dispatch.check_implementation('biased_attention', implementation, IMPLEMENTATIONS)
   for name, x in (('query', query), ('key', key), ('value', value)):

@@ -6,16 +6,7 @@ import jax.numpy as jnp
 HIDDEN = -1e30
 
 
-def biased_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  key_mask: jax.Array | None,
-  *,
-  num_heads: int,
-  scale: float,
-) -> jax.Array:
+def biased_attention(query, key, value, bias, key_mask, *, num_heads, scale):
   """See `kernels.biased_attention`."""
   query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
   dtype = jnp.promote_types(query.dtype, jnp.float32)

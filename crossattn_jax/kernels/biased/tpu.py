@@ -17,16 +17,7 @@ _kernel_backward = jax.jit(tpu.backward, static_argnames=_STATIC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def biased_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  key_mask: jax.Array | None,
-  num_heads: int,
-  scale: float,
-  interpret: bool,
-) -> jax.Array:
+def biased_attention(query, key, value, bias, key_mask, num_heads, scale, interpret):
   """See `kernels.biased_attention`."""
   return _forward(query, key, value, bias, key_mask, num_heads, scale, interpret)[0]
 

@@ -139,11 +139,6 @@ def attend_along_vjp(
   return gradients, delta
 
 
-def merge(a: Output, b: Output) -> Output:
-  """The output and log-sum-exp of two sets of keys together, from those of each."""
-  return xla.merge(a, b)
-
-
 def axes_of(query: jax.Array) -> list[tuple[int, bool]]:
   """The axes of a map, the last one first, and whether a position meets itself along them."""
   last = query.ndim - 2

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.kernels.criss_cross import passes
+from crossattn_jax.kernels.criss_cross import passes, xla
 
 # Which holds the rows of a map: `parallel.constrain(x, ..., 'height', ...)`.
 _ROWS_AXIS = 'sequence'
@@ -27,7 +27,7 @@ def _forward(query, key, value, implementation):
   local = passes.attend_along(query, key, value, rows, implementation=implementation)
   columns = (_to_columns(x, height) for x in (query, key, value))
   across = passes.attend(*columns, axis=height, itself=False, implementation=implementation)
-  out, lse = passes.merge(local, tuple(_to_rows(x, height, query.shape[-2]) for x in across))
+  out, lse = xla.merge(local, tuple(_to_rows(x, height, query.shape[-2]) for x in across))
   return out, (query, key, value, out, lse)
 
 

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def dot_product_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, scale: float
-) -> jax.Array:
+def dot_product_attention(query, key, value, scale):
   """See `kernels.dot_product_attention`."""
   return _forward(query, key, value, scale)[0]
 

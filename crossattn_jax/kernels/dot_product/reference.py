@@ -3,20 +3,11 @@
 Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.1, equation 1.
 """
 
-from collections.abc import Callable
-
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 
-def dot_product_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  scale: float,
-  dropout: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
+def dot_product_attention(query, key, value, scale, dropout=None):
   """See `kernels.dot_product_attention`."""
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=dtype)

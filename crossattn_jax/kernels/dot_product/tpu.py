@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
@@ -12,9 +11,7 @@ from crossattn_jax.kernels.routed import api as routed
 _QUERIES = 128
 
 
-def dot_product_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, scale: float, interpret: bool = False
-) -> jax.Array:
+def dot_product_attention(query, key, value, scale, interpret=False):
   """See `kernels.dot_product_attention`; under a mesh every device takes some of the queries."""
   heads = ('heads', query.shape[2])
   split = ('batch', 'tokens', heads)
@@ -27,15 +24,7 @@ def dot_product_attention(
   return out.reshape(*out.shape[:2], *value.shape[2:])
 
 
-def _attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  *,
-  head_dim: int,
-  scale: float,
-  interpret: bool,
-) -> jax.Array:
+def _attend(query, key, value, *, head_dim, scale, interpret):
   """Attends with `[batch, tokens, channels]`, head by head."""
   batch, tokens, channels = query.shape
   blocks = -(-tokens // _QUERIES)

@@ -14,15 +14,7 @@ _MAP, _GROUPS = 'b (r g i) (s h j) (n d)', 'b (r s i j) n (g h) d'
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def grouped_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array | None,
-  grouping: Grouping,
-  num_heads: int,
-  scale: float,
-) -> jax.Array:
+def grouped_attention(query, key, value, bias, grouping, num_heads, scale):
   """See `kernels.grouped_attention`, of padded maps."""
   return _forward(query, key, value, bias, grouping, num_heads, scale)[0]
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import parallel
-from crossattn_jax.kernels.grouped.grouping import Grouping
 
 # Added to the scores of padded keys. Finite: a group may hold nothing but padding.
 _MASKED = -1e6
@@ -63,16 +62,7 @@ def attend(
   return jnp.einsum('bgnqk,bgknd->bgqnd', weights.astype(value.dtype), value)
 
 
-def grouped_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array | None,
-  *,
-  grouping: Grouping,
-  num_heads: int,
-  scale: float,
-) -> jax.Array:
+def grouped_attention(query, key, value, bias, *, grouping, num_heads, scale):
   """See `kernels.grouped_attention`, of padded maps."""
 
   def groups(x: jax.Array) -> jax.Array:

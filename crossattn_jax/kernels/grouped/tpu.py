@@ -16,17 +16,7 @@ from crossattn_jax.kernels.biased import api as biased
 from crossattn_jax.kernels.grouped.grouping import Grouping
 
 
-def grouped_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  *,
-  grouping: Grouping,
-  num_heads: int,
-  scale: float,
-  interpret: bool = False,
-) -> jax.Array:
+def grouped_attention(query, key, value, bias, *, grouping, num_heads, scale, interpret=False):
   """See `kernels.grouped_attention`, of padded maps; under a mesh by image and head."""
   names = ('batch', None, None, ('heads', num_heads))
   return parallel.map_shards(
@@ -45,16 +35,7 @@ def strip_tokens(grouping: Grouping) -> int:
   return grouping.group[0] * grouping.padded_size[1]
 
 
-def _attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  bias: jax.Array,
-  *,
-  grouping: Grouping,
-  scale: float,
-  interpret: bool,
-) -> jax.Array:
+def _attend(query, key, value, bias, *, grouping, scale, interpret):
   key_mask = None
   if grouping.pads:
     # Not part of the bias: which rows of a strip are padding differs from strip to strip.

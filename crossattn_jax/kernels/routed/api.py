@@ -155,14 +155,7 @@ def _attend_backward(form, scale, num_heads, residuals, d_out):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _check(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  num_heads: int,
-) -> None:
+def _check(query, key, value, routing, key_mask, num_heads):
   require = functools.partial(dispatch.require, 'routed_attention')
   for name, x in (('query', query), ('key', key), ('value', value)):
     require(x.ndim == 4, f'{name} must be [batch, regions, tokens, channels], got {x.shape}')

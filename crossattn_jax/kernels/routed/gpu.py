@@ -62,9 +62,7 @@ class _Plan:
     )
 
 
-def _plan(
-  query: jax.Array, key: jax.Array, value: jax.Array, top_k: int, num_heads: int, scale: float
-) -> _Plan:
+def _plan(query, key, value, top_k, num_heads, scale):
   tokens, key_tokens = query.shape[2], key.shape[2]
   widths = query.shape[-1] // num_heads, value.shape[-1] // num_heads
   block = MOST_BLOCK
@@ -277,17 +275,7 @@ def _run(plan, kernel, name, grid, operands, outputs, products, interpret):
   )(*operands)
 
 
-def forward(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  *,
-  num_heads: int,
-  scale: float,
-  interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+def forward(query, key, value, routing, key_mask, *, num_heads, scale, interpret=False):
   """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests."""
   batch, regions, tokens, _ = query.shape
   plan = _plan(query, key, value, routing.shape[-1], num_heads, scale)
@@ -306,19 +294,8 @@ def forward(
 
 
 def backward(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  out: jax.Array,
-  log_sum: jax.Array,
-  d_out: jax.Array,
-  *,
-  num_heads: int,
-  scale: float,
-  interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  query, key, value, routing, key_mask, out, log_sum, d_out, *, num_heads, scale, interpret=False
+):
   """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests."""
   batch, regions, tokens, _ = query.shape
   key_regions, key_tokens = key.shape[1:3]

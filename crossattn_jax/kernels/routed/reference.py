@@ -46,16 +46,7 @@ def zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: jax.Array) -> jax.Arra
   return lax.pcast(x, axes, to='varying') if axes else x
 
 
-def routed_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  *,
-  num_heads: int,
-  scale: float,
-) -> jax.Array:
+def routed_attention(query, key, value, routing, key_mask, *, num_heads, scale):
   """See `kernels.routed_attention`."""
   score_dtype = jnp.promote_types(query.dtype, jnp.float32)
   routing = per_head(routing)

@@ -9,7 +9,6 @@ Which keys are where:
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 from jax import lax
@@ -55,17 +54,7 @@ class _Call:
     return [self.key, self.value] + ([] if self.seen is None else [self.seen])
 
 
-def _prepare(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  num_heads: int,
-  scale: float,
-  bias: jax.Array | None,
-  gradients: bool,
-) -> _Call:
+def _prepare(query, key, value, routing, key_mask, num_heads, scale, bias, gradients):
   """Chooses the form, and brings the operands into its shapes."""
   batch, regions, _, channels = query.shape
   key_regions, key_tokens = key.shape[1:3]
@@ -157,18 +146,7 @@ def choose_form(
   return 'resident' if resident <= most else 'streamed'
 
 
-def forward(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  *,
-  num_heads: int,
-  scale: float,
-  bias: jax.Array | None = None,
-  interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+def forward(query, key, value, routing, key_mask, *, num_heads, scale, bias=None, interpret=False):
   """See `xla.forward`; `interpret` runs the kernel's code as jnp, for tests.
 
   A `bias` of the scores, `[heads, queries, keys]`, wants one region of queries and one of keys.
@@ -192,20 +170,20 @@ def forward(
 
 
 def backward(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  routing: jax.Array,
-  key_mask: jax.Array | None,
-  out: jax.Array,
-  log_sum: jax.Array,
-  d_out: jax.Array,
+  query,
+  key,
+  value,
+  routing,
+  key_mask,
+  out,
+  log_sum,
+  d_out,
   *,
-  num_heads: int,
-  scale: float,
-  bias: jax.Array | None = None,
-  interpret: bool = False,
-) -> tuple[jax.Array, ...]:
+  num_heads,
+  scale,
+  bias=None,
+  interpret=False,
+):
   """See `xla.backward`; `interpret` runs the kernels' code as jnp, for tests.
 
   With a `bias`, see `forward`, its gradient is a fourth result, in float32.
@@ -308,18 +286,8 @@ def _unflatten_log_sum(call: _Call, log_sum: jax.Array, query: jax.Array) -> jax
   return log_sum.reshape(_log_sum_output(call)[0])
 
 
-def _run(
-  kernel: Any,
-  name: str,
-  call: _Call,
-  operands: list[jax.Array],
-  outputs: list[tuple[tuple[int, ...], jnp.dtype, pl.BlockSpec]],
-  interpret: bool,
-  *,
-  products: int,
-  scratch: Any = (),
-) -> list[jax.Array]:
-  """Runs a kernel that walks over the query regions."""
+def _run(kernel, name, call, operands, outputs, interpret, *, products, scratch=()):
+  """Runs a kernel that walks over the query regions; `outputs` are (shape, dtype, block) each."""
   plan, (batch, regions) = call.plan, call.query.shape[:2]
   specs = [_query_spec(plan, x.shape) for x in operands[:3]]
   specs += [_log_sum_output(call)[2] for _ in operands[3:]]
@@ -385,13 +353,7 @@ def _struct(shape: tuple[int, ...], dtype: jnp.dtype, call: _Call) -> jax.ShapeD
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
 
 
-def _cost(
-  call: _Call,
-  pairs: int,
-  products: int,
-  operands: list[jax.Array],
-  outputs: list[tuple[tuple[int, ...], jnp.dtype, pl.BlockSpec]],
-) -> pl.CostEstimate:
+def _cost(call, pairs, products, operands, outputs):
   """What a kernel does for `pairs` of a query and a key."""
   arrays = {id(x): x.size * x.dtype.itemsize for x in operands}
   if call.plan.form == 'streamed':

@@ -181,14 +181,7 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], **options: A
   return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32, **options)
 
 
-def _scores(
-  plan: Plan,
-  unit: _Unit,
-  keys: jax.Array,
-  query: jax.Array,
-  seen: jax.Array | None,
-  bias: jax.Array | None = None,
-) -> jax.Array:
+def _scores(plan, unit, keys, query, seen, bias=None):
   """`[keys, rows]`, as `bias`, in units in which the softmax is a power of two."""
   rows = unit.stack(query, plan.heads.qk_width)
   scores = _product(keys[:, unit.channels(plan.heads.qk_width)], rows, (1, 1))
@@ -201,9 +194,7 @@ def _columns(seen: jax.Array, unit: _Unit) -> jax.Array:
   return seen if seen.shape[1] == 1 else seen[:, unit.start : unit.stop]
 
 
-def _sum_keys(
-  plan: Plan, unit: _Unit, keys: jax.Array, weights: jax.Array, width: int, *more: jax.Array
-) -> jax.Array:
+def _sum_keys(plan, unit, keys, weights, width, *more):
   """The transposed sums of keys (or values) by their weights.
 
   Args:
@@ -403,13 +394,7 @@ def forward_kernel(plan: Plan, *refs: Any) -> None:
   pipelining.pipelined(tasks, begin, end, AHEAD)
 
 
-def _differences(
-  begun: tuple[jax.Array, jax.Array],
-  log_sum: jax.Array,
-  mean: jax.Array,
-  columns: jax.Array | None,
-  dtype: jnp.dtype,
-) -> tuple[jax.Array, jax.Array]:
+def _differences(begun, log_sum, mean, columns, dtype):
   """Weights, and in float32 gradients of the scores but for their scale: `[keys, rows]`."""
   scores, d_weights = begun
   weights = jnp.exp2(scores - log_sum * LOG2_E)

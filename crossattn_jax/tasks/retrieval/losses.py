@@ -101,7 +101,7 @@ def norm_penalty(params: Any) -> jax.Array:
   """
   kernels = [
     leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if parameters.path_string(path).endswith('kernel')
+    for path, leaf in parameters.leaves_by_path(params).items()
+    if path.endswith('kernel')
   ]
   return sum(jnp.sqrt(jnp.sum(kernel**2)) for kernel in kernels)
