@@ -105,7 +105,7 @@ def folding_pays(tokens: int, channels: int, num_heads: int) -> bool:
   return folded < projected
 
 
-class _HeadProjection(nn.Module):
+class _HeadProjection(module.Module):
   """A linear map to heads, whose parameters can also be read without applying it.
 
   Attributes:
@@ -113,16 +113,12 @@ class _HeadProjection(nn.Module):
     num_heads: heads of the output.
     use_bias: whether there is a bias.
     kernel_init: of the kernel.
-    dtype: of the computation.
-    param_dtype: of the parameters.
   """
 
   channels: int
   num_heads: int
   use_bias: bool
   kernel_init: nn.initializers.Initializer
-  dtype: jnp.dtype | None
-  param_dtype: jnp.dtype
 
   def setup(self):
     shape = (self.channels, self.num_heads, self.channels // self.num_heads)

@@ -1,6 +1,7 @@
 """Which implementation of a kernel runs where."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ def by_platform(
   cpu: Callable[..., Any] | None = None,
   tpu: Callable[..., Any] | None = None,
   gpu: Callable[..., Any] | None = None,
+  **static: Any,
 ) -> Any:
   """The result of the form for the platform that the program is lowered for.
 
@@ -56,9 +58,12 @@ def by_platform(
     cpu: that of CPUs.
     tpu: that of TPUs.
     gpu: that of NVIDIA's GPUs.
+    **static: further arguments of each, which are no arrays.
   """
   if any(export.is_symbolic_dim(side) for leaf in jax.tree.leaves(args) for side in leaf.shape):
     tpu = gpu = None
-  forms = {'cpu': cpu, 'tpu': tpu, 'cuda': gpu}
-  forms = {platform: form for platform, form in forms.items() if form is not None}
-  return jax.lax.platform_dependent(*args, default=xla, **forms) if forms else xla(*args)
+  forms = {'default': xla, 'cpu': cpu, 'tpu': tpu, 'cuda': gpu}
+  forms = {name: functools.partial(form, **static) for name, form in forms.items() if form}
+  if len(forms) == 1:
+    return xla(*args, **static)
+  return jax.lax.platform_dependent(*args, **forms)

@@ -23,9 +23,8 @@ def max_pool(x: jax.Array, side: int, stride: int, margins: Margins) -> jax.Arra
     stride: in both directions.
     margins: before and after the rows and the columns, never the maximum.
   """
-  options = {'side': side, 'stride': stride, 'margins': margins}
   return dispatch.by_platform(
-    x, cpu=functools.partial(shifted, **options), xla=functools.partial(reference, **options)
+    x, cpu=shifted, xla=reference, side=side, stride=stride, margins=margins
   )
 
 

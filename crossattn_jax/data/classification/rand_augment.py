@@ -54,99 +54,66 @@ def rand_augment(
   return image
 
 
-def _affine(image, matrix, fill, resample):
-  return image.transform(
-    image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=_color(fill)
-  )
-
-
 def _color(fill: tuple[int, ...]) -> int | tuple[int, ...]:
   return fill[0] if len(fill) == 1 else fill
 
 
-def _look_up(image, table):
-  return image.point(table * len(image.getbands()))
+def _of_levels(change: Callable[[Image.Image, float], Image.Image]) -> Operation:
+  """An operation that moves no pixel."""
+  return lambda image, strength, fill, resample: change(image, strength)
 
 
-def _auto_contrast(image, strength, fill, resample):
-  del strength, fill, resample
-  return ImageOps.autocontrast(image)
+def _of_places(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Operation:
+  """An operation that moves pixels: by the matrix of a strength, a width and a height."""
+
+  def operation(image, strength, fill, resample):
+    moved = matrix(strength, *image.size)
+    return image.transform(
+      image.size, Image.Transform.AFFINE, moved, resample, fillcolor=_color(fill)
+    )
+
+  return operation
 
 
-def _equalize(image, strength, fill, resample):
-  del strength, fill, resample
-  return ImageOps.equalize(image)
-
-
-def _invert(image, strength, fill, resample):
-  del strength, fill, resample
-  return ImageOps.invert(image)
+def _enhance(kind: type) -> Operation:
+  return _of_levels(lambda image, strength: kind(image).enhance(1 + strength * MAX_ENHANCEMENT))
 
 
 def _rotate(image, strength, fill, resample):
   return image.rotate(strength * MAX_DEGREES, resample, fillcolor=_color(fill))
 
 
-def _posterize(image, strength, fill, resample):
-  del fill, resample
+def _look_up(image, table):
+  return image.point(table * len(image.getbands()))
+
+
+def _posterize(image, strength):
   # Not `ImageOps.posterize`, which refuses to keep 0 bits: a black image, at full strength.
   kept = 256 - 2 ** (4 + int(strength * 4))
   return _look_up(image, [x & kept for x in range(256)])
 
 
-def _solarize(image, strength, fill, resample):
-  del fill, resample
-  return ImageOps.solarize(image, 256 - int(strength * 256))
-
-
-def _solarize_add(image, strength, fill, resample):
-  del fill, resample
+def _solarize_add(image, strength):
   added = int(strength * MAX_SOLARIZE_ADD)
   return _look_up(image, [min(255, x + added) if x < 128 else x for x in range(256)])
 
 
-def _enhance(kind: type) -> Operation:
-  def operation(image, strength, fill, resample):
-    del fill, resample
-    return kind(image).enhance(1 + strength * MAX_ENHANCEMENT)
-
-  return operation
-
-
-def _shear_x(image, strength, fill, resample):
-  return _affine(image, (1, strength * MAX_SHEAR, 0, 0, 1, 0), fill, resample)
-
-
-def _shear_y(image, strength, fill, resample):
-  return _affine(image, (1, 0, 0, strength * MAX_SHEAR, 1, 0), fill, resample)
-
-
-def _translate_x(image, strength, fill, resample):
-  pixels = strength * MAX_TRANSLATION * image.width
-  return _affine(image, (1, 0, pixels, 0, 1, 0), fill, resample)
-
-
-def _translate_y(image, strength, fill, resample):
-  pixels = strength * MAX_TRANSLATION * image.height
-  return _affine(image, (1, 0, 0, 0, 1, pixels), fill, resample)
-
-
 OPERATIONS: dict[str, Operation] = {
-  'auto_contrast': _auto_contrast,
-  'equalize': _equalize,
-  'invert': _invert,
+  'auto_contrast': _of_levels(lambda image, _: ImageOps.autocontrast(image)),
+  'equalize': _of_levels(lambda image, _: ImageOps.equalize(image)),
+  'invert': _of_levels(lambda image, _: ImageOps.invert(image)),
   'rotate': _rotate,
-  'posterize': _posterize,
-  'solarize': _solarize,
-  'solarize_add': _solarize_add,
+  'posterize': _of_levels(_posterize),
+  'solarize': _of_levels(lambda image, s: ImageOps.solarize(image, 256 - int(s * 256))),
+  'solarize_add': _of_levels(_solarize_add),
   'color': _enhance(ImageEnhance.Color),
   'contrast': _enhance(ImageEnhance.Contrast),
   'brightness': _enhance(ImageEnhance.Brightness),
   'sharpness': _enhance(ImageEnhance.Sharpness),
-  'shear_x': _shear_x,
-  'shear_y': _shear_y,
-  'translate_x': _translate_x,
-  'translate_y': _translate_y,
+  'shear_x': _of_places(lambda s, w, h: (1, s * MAX_SHEAR, 0, 0, 1, 0)),
+  'shear_y': _of_places(lambda s, w, h: (1, 0, 0, s * MAX_SHEAR, 1, 0)),
+  'translate_x': _of_places(lambda s, w, h: (1, 0, s * MAX_TRANSLATION * w, 0, 1, 0)),
+  'translate_y': _of_places(lambda s, w, h: (1, 0, 0, 0, 1, s * MAX_TRANSLATION * h)),
 }
 SIGNED = frozenset(
   ['rotate', 'color', 'contrast', 'brightness', 'sharpness']

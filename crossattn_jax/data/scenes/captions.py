@@ -31,7 +31,7 @@ class Item:
   @property
   def colored(self) -> str:
     """Colour and shape with an article."""
-    return f'{_article(self.color)} {self.color} {self.shape}'
+    return shape_scenes.with_article(f'{self.color} {self.shape}')
 
   @property
   def detailed(self) -> str:
@@ -50,15 +50,16 @@ def captions(caption: str, items: Sequence[Item]) -> tuple[str, ...]:
     That caption, and four others, each about other properties: the order in depth, numbers of
     shapes, colours, textures.
   """
+  listed = shape_scenes.listed
   ground = caption.partition(';')[0].rpartition(' on ')[2]
   by_name = sorted(items, key=lambda item: (item.shape, item.color))
   textured = sorted(items[:4], key=lambda item: (item.texture, item.color))
   return (
     caption,
-    f'{items[0].detailed} in front of {_listed([item.colored for item in items[1:]] or [ground])}',
-    f'{_count(items)} on {ground}: {_listed(_shapes(items))}, {_listed(_colors(items))}',
-    f'{ground} with {_listed([item.colored for item in by_name])}',
-    f'there is {_listed([item.detailed for item in textured])}',
+    f'{items[0].detailed} in front of {listed([item.colored for item in items[1:]] or [ground])}',
+    f'{_count(items)} on {ground}: {listed(_shapes(items))}, {listed(_colors(items))}',
+    f'{ground} with {listed([item.colored for item in by_name])}',
+    f'there is {listed([item.detailed for item in textured])}',
   )
 
 
@@ -69,15 +70,6 @@ def vocabulary() -> tuple[str, ...]:
   words |= {*shape_scenes.SHAPES, *_PLURALS.values(), *_NUMBERS}
   words |= {*shape_scenes.COLORS, *shape_scenes.TEXTURES, *shape_scenes.GROUNDS}
   return ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *',:;', *sorted(words))
-
-
-def _article(word: str) -> str:
-  return 'an' if word[0] in 'aeiou' else 'a'
-
-
-def _listed(phrases: Sequence[str]) -> str:
-  *first, last = phrases
-  return f'{", ".join(first)} and {last}' if first else last
 
 
 def _count(items: Sequence[Item]) -> str:

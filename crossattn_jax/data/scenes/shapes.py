@@ -4,7 +4,7 @@ Nothing is downloaded. A scene is a function of (seed, index) alone, and comes w
 tasks of this library learn: segmentation, detection, captions, sketches, thermal images, depth.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import io
@@ -384,16 +384,21 @@ def _describe(item: SceneObject) -> str:
   return f'{item.size} {item.color} {texture}{CLASS_NAMES[item.label]}'
 
 
-def _with_article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
+  """A phrase behind 'a' or 'an'."""
   return ('an ' if phrase[0] in 'aeiou' else 'a ') + phrase
+
+
+def listed(phrases: Sequence[str]) -> str:
+  """Phrases with commas and an 'and' between them."""
+  *first, last = phrases
+  return f'{", ".join(first)} and {last}' if first else last
 
 
 def _caption(objects: list[SceneObject], ground: str) -> str:
   """Lists the objects from left to right, and says where the nearest is from the second one."""
   in_order = sorted(objects, key=lambda item: item.box[1] + item.box[3])
-  phrases = [_with_article(_describe(item)) for item in in_order]
-  listed = phrases[-1] if len(phrases) == 1 else f'{", ".join(phrases[:-1])} and {phrases[-1]}'
-  sentence = f'{listed} on {ground}'
+  sentence = f'{listed([with_article(_describe(item)) for item in in_order])} on {ground}'
   names = [f'the {item.color} {CLASS_NAMES[item.label]}' for item in objects[:2]]
   if len(set(names)) == 2:
     first, second = objects[:2]

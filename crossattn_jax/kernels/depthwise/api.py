@@ -24,12 +24,7 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, stride: int = 1) -> j
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), channels]` in `x`'s dtype.
   """
-  return dispatch.by_platform(
-    x,
-    kernel,
-    cpu=functools.partial(cpu.forward, stride=stride),
-    xla=functools.partial(reference.forward, stride=stride),
-  )
+  return dispatch.by_platform(x, kernel, cpu=cpu.forward, xla=reference.forward, stride=stride)
 
 
 def _forward(x, kernel, stride):
@@ -38,10 +33,7 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, residuals, cotangent):
   return dispatch.by_platform(
-    *residuals,
-    cotangent,
-    cpu=functools.partial(cpu.backward, stride=stride),
-    xla=functools.partial(reference.backward, stride=stride),
+    *residuals, cotangent, cpu=cpu.backward, xla=reference.backward, stride=stride
   )
 
 

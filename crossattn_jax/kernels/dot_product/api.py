@@ -1,7 +1,6 @@
 """The public function of dot-product attention: choice of the form."""
 
 from collections.abc import Callable
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +48,10 @@ def dot_product_attention(
     query,
     key,
     value,
-    cpu=lambda query, key, value: cpu.dot_product_attention(query, key, value, scale),
-    tpu=functools.partial(tpu.dot_product_attention, scale=scale) if pays else None,
-    xla=functools.partial(jax.nn.dot_product_attention, scale=scale),
+    cpu=cpu.dot_product_attention,
+    tpu=tpu.dot_product_attention if pays else None,
+    xla=jax.nn.dot_product_attention,
+    scale=scale,
   )
 
 

@@ -1,7 +1,5 @@
 """The public function of attention within groups: choice of the form."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -38,18 +36,16 @@ def grouped_attention(
   Returns:
     The same shape in `value`'s dtype; the softmax is computed in at least float32.
   """
-  options = {
-    'grouping': grouping,
-    'num_heads': num_heads,
-    'scale': (query.shape[-1] // num_heads) ** -0.5 if scale is None else scale,
-  }
   pays = bias is not None and kernel_pays(query, grouping, num_heads)
   out = dispatch.by_platform(
     *(grouping.pad(x) for x in (query, key, value)),
     bias,
-    cpu=functools.partial(cpu.grouped_attention, **options),
-    tpu=functools.partial(tpu.grouped_attention, **options) if pays else None,
-    xla=functools.partial(reference.grouped_attention, **options),
+    cpu=cpu.grouped_attention,
+    tpu=tpu.grouped_attention if pays else None,
+    xla=reference.grouped_attention,
+    grouping=grouping,
+    num_heads=num_heads,
+    scale=(query.shape[-1] // num_heads) ** -0.5 if scale is None else scale,
   )
   return grouping.crop(out)
 
