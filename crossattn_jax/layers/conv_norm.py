@@ -16,6 +16,7 @@ class ConvNorm(module.Module):
     side: of the kernel, odd.
     stride: in both directions.
     dilation: distance of the kernel's taps.
+    groups: of channels that see only each other.
     use_bias: of the convolution.
     activation: after the norm; None for none.
     absolute_scale: of the norm; see `BatchNorm`.
@@ -26,6 +27,7 @@ class ConvNorm(module.Module):
   side: int = 1
   stride: int = 1
   dilation: int = 1
+  groups: int = 1
   use_bias: bool = False
   activation: Callable[[jax.Array], jax.Array] | None = nn.relu
   absolute_scale: bool = False
@@ -42,6 +44,7 @@ class ConvNorm(module.Module):
       strides=(self.stride, self.stride),
       padding=((margin, margin),) * 2,
       kernel_dilation=(self.dilation, self.dilation),
+      feature_group_count=self.groups,
       use_bias=self.use_bias,
       kernel_init=self.kernel_init or init,
       bias_init=init,

@@ -5,54 +5,22 @@ Source: Radosavovic, Kosaraju, Girshick, He, Dollar, "Designing Network Design S
 teach the students of several papers.
 """
 
-import math
+import functools
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import batch_norm, convolution, linear, module, stack
+from crossattn_jax.layers import conv_norm, linear, module, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts.types import Features
 
-
-class ConvNorm(module.Module):
-  """A convolution without bias, batch norm, and ReLU on request.
-
-  Attributes:
-    channels: of the result.
-    side: of the kernel, odd.
-    stride: in both directions.
-    groups: of channels that see only each other.
-    relu: whether a ReLU follows.
-  """
-
-  channels: int
-  side: int = 1
-  stride: int = 1
-  groups: int = 1
-  relu: bool = True
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    fan_out = self.side**2 * self.channels / self.groups
-    x = convolution.convolution(
-      x.shape[-1],
-      self.channels,
-      self.side,
-      stride=self.stride,
-      padding=self.side // 2,
-      feature_group_count=self.groups,
-      use_bias=False,
-      kernel_init=nn.initializers.normal(math.sqrt(2 / fan_out)),
-      name='conv',
-      **self.types,
-    )(x)
-    x = batch_norm.BatchNorm(name='norm', **self.types)(x, train)
-    return nn.relu(x) if self.relu else x
+# He et al. 2015 (arXiv 1502.01852) by the outputs, of which each group of a grouped convolution has
+# as many as inputs.
+_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_GROUPED_INIT = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 class SqueezeExcitation(module.Module):
@@ -91,18 +59,18 @@ class Bottleneck(module.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
+    unit = functools.partial(conv_norm.ConvNorm, self.channels, kernel_init=_INIT, **self.types)
     groups = self.channels // self.group_width
-    out = ConvNorm(self.channels, name='conv1', **self.types)(x, train)
-    out = ConvNorm(
-      self.channels, side=3, stride=self.stride, groups=groups, name='conv2', **self.types
-    )(out, train)
+    out = unit(name='conv1')(x, train)
+    grouped = unit(
+      side=3, stride=self.stride, groups=groups, kernel_init=_GROUPED_INIT, name='conv2'
+    )
+    out = grouped(out, train)
     hidden = round(self.squeeze_ratio * x.shape[-1])
     out = SqueezeExcitation(hidden, name='squeeze_excitation', **self.types)(out)
-    out = ConvNorm(self.channels, relu=False, name='conv3', **self.types)(out, train)
+    out = unit(activation=None, name='conv3')(out, train)
     if x.shape[-1] != self.channels or self.stride > 1:
-      x = ConvNorm(self.channels, stride=self.stride, relu=False, name='shortcut', **self.types)(
-        x, train
-      )
+      x = unit(stride=self.stride, activation=None, name='shortcut')(x, train)
     return parallel.constrain(nn.relu(x + out), 'batch', 'height', 'width', 'channels')
 
 
@@ -158,7 +126,10 @@ class RegNet(module.Module):
     """
     checks.check_image(self, image, self.num_channels)
     features: Features = {}
-    x = ConvNorm(self.stem_width, side=3, stride=2, name='stem', **self.types)(image, train)
+    stem = conv_norm.ConvNorm(
+      self.stem_width, 3, stride=2, kernel_init=_INIT, name='stem', **self.types
+    )
+    x = stem(image, train)
     for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       x = stack.apply_blocks(
         self,
