@@ -50,18 +50,7 @@ def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
 
 
 def attend_vjp(
-  query,
-  key,
-  value,
-  lse,
-  cotangent,
-  out=None,
-  delta=None,
-  previous=None,
-  *,
-  axis,
-  itself,
-  interpret=False,
+  query, key, value, lse, cotangent, out, delta, previous, *, axis, itself, interpret=False
 ):
   """See `passes.attend_vjp`. Channels that do not fit in shared memory are left to XLA."""
   tiling = Tiling.of(query, value, axis, itself)
@@ -301,11 +290,8 @@ def _attend_kernel(query, key, value, *refs, tiling):
   total, highest, weighted = jax.lax.fori_loop(0, tiling.blocks, add_keys, initial)
   _store(out, start, slab * tiling.slab, tiling.channels[1], tiling, weighted / total[:, None])
   # Every slab finds the same statistics.
-  plgpu.store(
-    lse.at[pl.ds(start, tiling.block)],
-    highest + jnp.log(total),
-    mask=_positions(start, tiling) < tiling.length,
-  )
+  inside = _positions(start, tiling) < tiling.length
+  plgpu.store(lse.at[pl.ds(start, tiling.block)], highest + jnp.log(total), mask=inside)
 
 
 def _weights(query, key, lse, query_start, key_start, tiling):
@@ -393,16 +379,8 @@ def _value_gradient_kernel(query, key, value, lse, cotangent, delta, *refs, tili
     cotangents = _load_slab(cotangent, query_start, slab, tiling)
     return total + _dot(weights.astype(tiling.dtype).T, cotangents)
 
-  _accumulate(
-    add_queries,
-    gradient,
-    before,
-    start,
-    slab * tiling.slab,
-    tiling.slab,
-    tiling.channels[1],
-    tiling,
-  )
+  at = slab * tiling.slab, tiling.slab, tiling.channels[1]
+  _accumulate(add_queries, gradient, before, start, *at, tiling)
 
 
 def _accumulate(add, gradient, before, start, channel, width, channels, tiling):

@@ -62,18 +62,7 @@ def attend(query, key, value, previous=None, *, axis, itself, interpret=False):
 
 
 def attend_vjp(
-  query,
-  key,
-  value,
-  lse,
-  cotangent,
-  out=None,
-  delta=None,
-  previous=None,
-  *,
-  axis,
-  itself,
-  interpret=False,
+  query, key, value, lse, cotangent, out, delta, previous, *, axis, itself, interpret=False
 ):
   """See `passes.attend_vjp`. Lines that do not fit in VMEM are left to XLA."""
   value_maps = 3 + (out is not None) + (previous is not None)

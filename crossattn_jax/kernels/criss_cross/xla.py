@@ -23,9 +23,7 @@ def attend(query, key, value, previous=None, *, axis, itself):
   return (out, lse) if previous is None else merge(previous, (out, lse))
 
 
-def attend_vjp(
-  query, key, value, lse, cotangent, out=None, delta=None, previous=None, *, axis, itself
-):
+def attend_vjp(query, key, value, lse, cotangent, out, delta, previous, *, axis, itself):
   """See `passes.attend_vjp`."""
   if delta is None:
     dtype = lse.dtype
