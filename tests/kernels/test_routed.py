@@ -72,16 +72,19 @@ QUICK = {
   ('gpu', 'float32'): ['one of everything', 'odd regions'],
   ('gpu', 'bfloat16'): ['small map'],
 }
-TABLE = [
-  pytest.param(
-    name,
-    *form,
-    marks=() if name in QUICK.get(form, ()) else pytest.mark.extended,
-    id=f'{name}-{form[0]}-{form[1]}',
-  )
-  for form in FORMS
-  for name in SHAPES
-]
+# DotThunk: "Unsupported element type BF16 x BF16 = F32". The larger regions stream in bfloat16 too.
+NOT_ON_CPUS = ('streamed', 'tpu', 'bfloat16')
+
+
+def table():
+  rows = []
+  for form in FORMS:
+    for name in SHAPES:
+      marks = [] if name in QUICK.get(form, ()) else [pytest.mark.extended]
+      if (name, *form) == NOT_ON_CPUS and jax.default_backend() == 'cpu':
+        marks.append(pytest.mark.skip(reason='CPUs lack these products in bfloat16'))
+      rows.append(pytest.param(name, *form, marks=marks, id=f'{name}-{form[0]}-{form[1]}'))
+  return rows
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +164,7 @@ def check(shape, implementation, dtype, masked=False, per_head=False):
   return actual[0]
 
 
-@pytest.mark.parametrize(('name', 'implementation', 'dtype'), TABLE)
+@pytest.mark.parametrize(('name', 'implementation', 'dtype'), table())
 def test_value_and_gradients_match_the_definition(name, implementation, dtype):
   shape = SHAPES[name]
   if implementation == 'tpu':
