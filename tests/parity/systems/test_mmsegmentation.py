@@ -227,7 +227,9 @@ def test_swiftformer_with_semantic_fpn_replays(tmp_path):
   inputs = {
     name: head['inputs'][name] | {'shape': list(array.shape)} for name, array in maps.items()
   }
-  logits = part(head | {'state': head_state, 'inputs': inputs}, weights['head'], maps)
+  constructor = head['constructor'] | {'in_channels': widths}
+  head = head | {'state': head_state, 'inputs': inputs, 'constructor': constructor}
+  logits = part(head, weights['head'], maps)
   _, wrong = _replayed(case)
   assert wrong(case) == ['out/logits']
   assert not wrong(_write(tmp_path, manifest, logits))
