@@ -229,10 +229,13 @@ def test_swiftformer_with_semantic_fpn_replays(tmp_path):
   }
   constructor = head['constructor'] | {'in_channels': widths}
   head = head | {'state': head_state, 'inputs': inputs, 'constructor': constructor}
-  logits = part(head, weights['head'], maps)
+  outputs = part(head, weights['head'], maps)
   _, wrong = _replayed(case)
   assert wrong(case) == ['out/logits']
-  assert not wrong(_write(tmp_path, manifest, logits))
+  # The levels of the head are outputs too, where a case has them.
+  whole = _write(tmp_path, manifest, outputs)
+  _, wrong = _replayed(whole)
+  assert not wrong(whole)
 
 
 # Other arguments than the recorded ones.

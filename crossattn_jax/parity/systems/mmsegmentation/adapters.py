@@ -12,6 +12,7 @@ import jax
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, pyramid_pooling, semantic_fpn, upernet
 from crossattn_jax.layers import resize
+from crossattn_jax.models import segmentor
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
 from crossattn_jax.parity.mapping import Rule, prefixed
@@ -162,12 +163,19 @@ def _semantic_fpn(manifest: Manifest) -> adapters.Adapter:
   module = semantic_fpn.SemanticFPN(
     c.get('num_classes', 150), _STYLE, c.get('fpn_channels', 256), c.get('head_channels', 128)
   )
-  taps = {'decode_head': ('decoder', channels_first), 'neck': ('pyramid', first_map)}
-  taps |= _scale_heads(levels, 'decode_head.', 'decoder/')
-  for level in range(levels):
-    taps[f'p{2 + level}'] = ('pyramid', lambda maps, level=level: channels_first(maps[level]))
-    taps[f'neck.fpn_convs.{level}'] = (f'pyramid/output_{level}', channels_first)
+  taps = _semantic_fpn_taps(levels)
   return _adapter(manifest, module, rules.semantic_fpn_rules(levels), _maps_to_logits, taps=taps)
+
+
+def _semantic_fpn_taps(levels: int, flax: str = '') -> dict[str, adapters.TapLike]:
+  """The taps of a feature pyramid and its head, which stand at `flax`."""
+  taps = {'decode_head': (f'{flax}decoder', channels_first), 'neck': (f'{flax}pyramid', first_map)}
+  taps |= _scale_heads(levels, 'decode_head.', f'{flax}decoder/')
+  for level in range(levels):
+    whole = lambda maps, level=level: channels_first(maps[level])
+    taps[f'p{2 + level}'] = (f'{flax}pyramid', whole)
+    taps[f'neck.fpn_convs.{level}'] = (f'{flax}pyramid/output_{level}', channels_first)
+  return taps
 
 
 class _UPerNetHeads(nn.Module):
@@ -269,5 +277,7 @@ def segmentor_adapter(
     module,
     rules.segmentor_rules(module),
     call,
+    # UPerNet's was recorded without.
+    taps=_semantic_fpn_taps(4, 'decoder/') if network is segmentor.SemanticFPN else {},
     without_gradient=('decode/acc_seg', 'aux/acc_seg'),
   )
