@@ -37,7 +37,7 @@ class ConvNorm(module.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
     margin = self.dilation * (self.side // 2)
-    init = initializers.torch_convolution(x.shape[-1] * self.side**2)
+    init = initializers.torch_convolution(x.shape[-1] // self.groups * self.side**2)
     x = nn.Conv(
       self.channels,
       kernel_size=(self.side, self.side),

@@ -257,7 +257,7 @@ def _bert(manifest: Manifest) -> adapters.Adapter:
 
 @adapters.register_adapter('mmca', 'loss_triplet')
 def _triplet_loss(manifest: Manifest) -> adapters.Adapter:
-  """One public case sums over all negatives, which only its name says."""
+  """Of the hardest negatives, or of all: the public case of all says so by its name only."""
   summed = manifest['case'] == 'loss_triplet_sum'
   triplets = _triplet_arguments(manifest['constructor'], hardest=not summed)
 

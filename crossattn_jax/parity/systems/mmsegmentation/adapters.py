@@ -277,7 +277,7 @@ def segmentor_adapter(
     module,
     rules.segmentor_rules(module),
     call,
-    # UPerNet's was recorded without.
+    # No taps are known of UPerNet's modules yet.
     taps=_semantic_fpn_taps(4, 'decoder/') if network is segmentor.SemanticFPN else {},
     without_gradient=('decode/acc_seg', 'aux/acc_seg'),
   )
