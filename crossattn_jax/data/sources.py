@@ -4,6 +4,7 @@ A source hands out bytes, not pixels: decoding belongs to the pipeline, which kn
 wants and what to do with an image that cannot be read.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import difflib
 import os
@@ -28,6 +29,34 @@ IMAGE_EXTENSIONS = (
 
 class NotPreparedError(ValueError):
   """A TFDS dataset whose files are not there."""
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder belongs to a system or an editor: `._a.jpg`, `.ipynb_checkpoints`."""
+  return name.startswith('.')
+
+
+def find_files(
+  folder: str | os.PathLike[str], extensions: Sequence[str] = IMAGE_EXTENSIONS
+) -> tuple[list[str], collections.Counter[str]]:
+  """Lists the files below a local folder but for hidden ones and those in hidden folders.
+
+  Returns:
+    The paths that end in one of the extensions, in the order of their folders and names; and how
+    many other files there are, by their extension, '' where they have none.
+  """
+  walked = []
+  for parent, folders, names in os.walk(folder, followlinks=True):
+    folders[:] = [name for name in folders if not is_hidden(name)]
+    walked.append((parent, sorted(name for name in names if not is_hidden(name))))
+  found, left_out = [], collections.Counter()
+  for parent, names in sorted(walked):
+    for name in names:
+      if name.lower().endswith(tuple(extensions)):
+        found.append(os.path.join(parent, name))
+      else:
+        left_out[os.path.splitext(name)[1].lower()] += 1
+  return found, left_out
 
 
 def bare_name(name: str) -> str:

@@ -135,7 +135,7 @@ class ImageFolder:
     for label, name in enumerate(self.class_names):
       if name not in found:
         continue
-      paths = _images_below(folder / name)
+      paths, _ = sources.find_files(folder / name)
       if not paths:
         extensions = ', '.join(sources.IMAGE_EXTENSIONS)
         raise ValueError(
@@ -175,18 +175,11 @@ def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ..
 def _subfolders(folder: pathlib.Path) -> list[str]:
   if not folder.is_dir():
     return []
-  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-
-def _images_below(folder: pathlib.Path) -> list[str]:
-  paths = []
-  for parent, _, files in sorted(os.walk(folder, followlinks=True)):
-    paths += [
-      os.path.join(parent, file)
-      for file in sorted(files)
-      if file.lower().endswith(sources.IMAGE_EXTENSIONS)
-    ]
-  return paths
+  return sorted(
+    entry.name
+    for entry in os.scandir(folder)
+    if entry.is_dir() and not sources.is_hidden(entry.name)
+  )
 
 
 def _single_feature(name: str, features: tfds.features.FeaturesDict, kind: type) -> str:

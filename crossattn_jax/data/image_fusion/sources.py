@@ -124,7 +124,9 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(
     path
     for path in folder.iterdir()
-    if path.is_file() and path.name.lower().endswith(sources.IMAGE_EXTENSIONS)
+    if path.is_file()
+    and path.name.lower().endswith(sources.IMAGE_EXTENSIONS)
+    and not sources.is_hidden(path.name)
   )
 
 

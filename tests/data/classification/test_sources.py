@@ -141,3 +141,11 @@ def test_image_folder_errors_say_what_is_missing(image_folder, tmp_path):
     sources.create_source('image_folder', 'train', data_dir)
   with pytest.raises(ValueError, match='needs data_dir'):
     sources.create_source('image_folder', 'train')
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(image_folder, tmp_path):
+  image_folder('train', {'cat': 1, 'dog': 1, '.ipynb_checkpoints': 1})
+  (tmp_path / 'train' / 'cat' / '._000.png').write_bytes(b'\0\5\26\7')
+  source = sources.create_source('image_folder', 'train', tmp_path)
+  assert source.class_names == ('cat', 'dog')
+  assert len(source) == 2
