@@ -188,7 +188,7 @@ def main():
   import numpy as np
 
   import crossattn_jax
-  from crossattn_jax.parity import convert
+  from crossattn_jax.conversion import convert
   from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
 
   torch.manual_seed(0)

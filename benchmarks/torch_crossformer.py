@@ -238,8 +238,8 @@ def difference(variant: str) -> float:
   import jax.numpy as jnp
   import numpy as np
 
+  from crossattn_jax.conversion import convert
   from crossattn_jax.models import registry
-  from crossattn_jax.parity import convert
 
   torch.manual_seed(0)
   theirs = CrossFormer(variant).eval()

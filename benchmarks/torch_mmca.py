@@ -125,7 +125,7 @@ def main():
   import numpy as np
 
   import crossattn_jax
-  from crossattn_jax.parity import convert
+  from crossattn_jax.conversion import convert
   from crossattn_jax.tasks.retrieval import losses as retrieval_losses
 
   torch.manual_seed(0)

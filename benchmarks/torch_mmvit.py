@@ -189,7 +189,7 @@ def main():
   import numpy as np
 
   import crossattn_jax
-  from crossattn_jax.parity import convert
+  from crossattn_jax.conversion import convert
 
   for name in VARIANTS:
     count = sum(parameter.numel() for parameter in create_model(name).parameters())

@@ -6,8 +6,9 @@ import json
 import sys
 from typing import Any
 
+from crossattn_jax.conversion import convert, correspondence, start
 from crossattn_jax.models import variables_io
-from crossattn_jax.parity import adapters, bounds, convert, replay, report, start
+from crossattn_jax.parity import adapters, bounds, replay, report
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -216,7 +217,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
     return args.run(args)
-  except (ImportError, OSError, ValueError, adapters.AdapterNotFound) as error:
+  except (
+    ImportError,
+    OSError,
+    ValueError,
+    adapters.AdapterNotFound,
+    correspondence.NoCorrespondence,
+  ) as error:
     # What the user can mend: these messages say how.
     print(f'error: {error}', file=sys.stderr)
     return 2

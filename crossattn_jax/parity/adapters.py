@@ -1,14 +1,9 @@
 """What `parity/systems/<system>/` tells the parity tools about a system.
 
-Two registrations:
-
 `@register_adapter(system, module)` on `make_adapter(manifest) -> Adapter`, one per module kind of
 the recorded cases: how to build the Flax module from the original's constructor arguments and how
-to run it on the original's inputs, in the original's layouts.
-
-`@register_models(system, pattern)` on `describe(module) -> ModelParity`, per system: the rules
-and the taps of the registered models (`create_model`), which convert, compare and load_pretrained
-use. An adapter of whole-model cases is usually built from the same description.
+to run it on the original's inputs, in the original's layouts. An adapter of whole-model cases is
+usually built from what `conversion/systems/<system>.py` says of the registered models.
 
 Modules are built with `dtype=None`: they then compute in the dtype of the weights they are handed,
 float64 when exactness is proven.
@@ -17,7 +12,6 @@ float64 when exactness is proven.
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as AnyMapping
 import dataclasses
-import fnmatch
 import importlib
 import math
 import pkgutil
@@ -27,8 +21,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.parity import arguments, systems
-from crossattn_jax.parity import mapping as mapping_lib
 
 Arrays = dict[str, jax.Array]
 
@@ -62,72 +57,7 @@ class Adapter:
   jit: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Tap:
-  """Where the Flax module computes what a submodule of the original returns.
-
-  Attributes:
-    path: of the Flax submodule, joined by '/'; '' is the module itself.
-    to_original: to the original's layout; identity by default. A tuple result is passed whole.
-    method: of the submodule.
-    call: which of its calls, 0 the first.
-  """
-
-  path: str
-  to_original: Callable[[Any], jax.Array] = lambda x: x
-  method: str = '__call__'
-  call: int = 0
-
-
-# A Tap, or just its path, or (path, to_original).
-TapLike = Tap | str | tuple[str, Callable[[Any], jax.Array]]
-
-
-def as_tap(tap: TapLike) -> Tap:
-  """Spells a tap out."""
-  if isinstance(tap, Tap):
-    return tap
-  return Tap(tap) if isinstance(tap, str) else Tap(*tap)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelParity:
-  """How a model corresponds to its PyTorch original.
-
-  Attributes:
-    rules: between the original's state-dict keys and the Flax paths; see `mapping.Rule`.
-    call: (bound module, inputs by the original's names) -> outputs by the original's names. Runs
-      inside `module.apply`, layouts are converted here.
-    inputs: shape and dtype of the original's inputs, batch of one, such as
-      {'image': jax.ShapeDtypeStruct((1, 3, 240, 240), jnp.float32)}.
-    taps: by the name of the original's submodule. `compare` finds by itself the Flax counterpart of
-      every submodule that owns exactly the same parameters; taps given here come first. None says
-      that a submodule has no counterpart.
-    heads: paths of the classifiers, such as ('head_0', 'head_1'): what replacing the head
-      initialises anew.
-    position_embeddings: path -> index into `module.grids()` of its patch grid, such as
-      {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
-    classifier_rules: between the classifier that the network may start from and the paths within
-      its 'backbone'; those of the classifier's own head tell what is left out.
-    fields: the shapes of a state dict by their keys -> the fields of the model that they tell, such
-      as the number of classes.
-  """
-
-  rules: Sequence[mapping_lib.Rule]
-  call: Callable[[nn.Module, Arrays], Arrays]
-  inputs: AnyMapping[str, jax.ShapeDtypeStruct]
-  taps: AnyMapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
-  heads: Sequence[str] = ()
-  position_embeddings: AnyMapping[str, int] = dataclasses.field(default_factory=dict)
-  classifier_rules: Sequence[mapping_lib.Rule] = ()
-  fields: Callable[[AnyMapping[str, Sequence[int]]], AnyMapping[str, Any]] = lambda shapes: {}
-
-
-_backbones: dict[type[nn.Module], Callable[[nn.Module], Sequence[mapping_lib.Rule]]] = {}
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
-_models: dict[tuple[str, str], Callable[[nn.Module], ModelParity]] = {}
-# Systems whose models `describe_model` looks through; mmsegmentation's modules belong to several.
-SYSTEMS = tuple(module.name for module in pkgutil.iter_modules(systems.__path__))
 
 
 def register_adapter(system: str, module: str):
@@ -142,51 +72,13 @@ def register_adapter(system: str, module: str):
   return decorate
 
 
-def register_models(system: str, pattern: str):
-  """Decorates `describe(module) -> ModelParity` for the registered models named like `pattern`.
-
-  A pattern that begins with '+' is for the names of heads: '+upernet' for all 'BACKBONE+upernet'.
-  """
-
-  def decorate(describe):
-    _models[system, pattern] = describe
-    return describe
-
-  return decorate
-
-
-def register_backbone(module: type[nn.Module]):
-  """Decorates `rules(backbone)` for modules of a class that composites have as a backbone."""
-
-  def decorate(rules):
-    _backbones[module] = rules
-    return rules
-
-  return decorate
-
-
-def backbone_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
-  """The rules of a composite's backbone.
-
-  Raises:
-    AdapterNotFound: no system has registered its class.
-  """
-  for system in SYSTEMS:
-    _import_system(system)
-  if type(backbone) not in _backbones:
-    raise AdapterNotFound(
-      f'{type(backbone).__name__} has no PyTorch correspondence as a backbone; '
-      f'{", ".join(sorted(module.__name__ for module in _backbones))} have'
-    )
-  return _backbones[type(backbone)](backbone)
-
-
 # Registers adapters of several systems.
 _SHARED = 'mmsegmentation'
+_SYSTEMS = {module.name for module in pkgutil.iter_modules(systems.__path__)}
 
 
 def _import_system(system: str) -> None:
-  for name in {system, _SHARED} & set(SYSTEMS):
+  for name in {system, _SHARED} & _SYSTEMS:
     package = importlib.import_module(f'{systems.__name__}.{name}')
     for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):
       importlib.import_module(module.name)
@@ -225,24 +117,6 @@ def _build(manifest: AnyMapping[str, Any]) -> tuple[Adapter, arguments.Arguments
   return _adapters[system, module]({**manifest, 'constructor': constructor}), constructor
 
 
-def describe_model(name: str, module: nn.Module) -> ModelParity:
-  """Says how the registered model `name`, built as `module`, corresponds to its original.
-
-  Raises:
-    AdapterNotFound: no system describes models of this name.
-  """
-  for system in SYSTEMS:
-    _import_system(system)
-  backbone, plus, head = name.partition('+')
-  for (_, pattern), describe in _models.items():
-    if fnmatch.fnmatch(plus + head or backbone, pattern):
-      return describe(module)
-  patterns = ', '.join(pattern for _, pattern in _models) or 'none'
-  raise AdapterNotFound(
-    f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
-  )
-
-
 def input_structs(manifest: AnyMapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes of a case's inputs (generated ones are float32)."""
   return {
@@ -251,25 +125,13 @@ def input_structs(manifest: AnyMapping[str, Any]) -> dict[str, jax.ShapeDtypeStr
   }
 
 
-def model_template(
-  module: nn.Module,
-  call: Callable[[nn.Module, Arrays], Any],
-  inputs: AnyMapping[str, jax.ShapeDtypeStruct],
-) -> dict[str, Any]:
-  """The shapes of a module's variables, nothing computed; 'intermediates' left out."""
-  variables = jax.eval_shape(
-    lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
-  )
-  return {name: tree for name, tree in variables.items() if name != 'intermediates'}
-
-
 def run_with_taps(
   module: nn.Module,
   variables: Any,
   inputs: Arrays,
   *,
   call: Callable[[nn.Module, Arrays], Any],
-  taps: AnyMapping[str, TapLike],
+  taps: AnyMapping[str, correspondence.TapLike],
   mutable: Iterable[str] = (),
 ) -> tuple[Any, Arrays]:
   """Runs `call(bound module, inputs)` and picks what submodules returned on the way.
@@ -288,7 +150,7 @@ def run_with_taps(
   Raises:
     KeyError: the module ran no submodule at a tap's path; the message lists the paths that ran.
   """
-  taps = {name: as_tap(tap) for name, tap in taps.items()}
+  taps = {name: correspondence.as_tap(tap) for name, tap in taps.items()}
   wanted = {(tap.path, tap.method) for tap in taps.values()}
   result, state = module.apply(
     variables,
@@ -343,7 +205,7 @@ def module_adapter(
   rules: Sequence[mapping_lib.Rule],
   call: Callable[[nn.Module, Arrays], Arrays],
   parameters_of: nn.Module | None = None,
-  taps: AnyMapping[str, TapLike | None] | None = None,
+  taps: AnyMapping[str, correspondence.TapLike | None] | None = None,
   statistic: Callable[[str], str] = 'after/{}'.format,
   without_gradient: Iterable[str] = (),
   tolerances: AnyMapping[str, float] | None = None,
@@ -385,7 +247,7 @@ def module_adapter(
   """
   recorded = {name.split('/', 1)[1] for name in manifest['shapes']}
   taps = {name: tap for name, tap in (taps or {}).items() if name in recorded and tap is not None}
-  template = model_template(parameters_of or module, call, input_structs(manifest))
+  template = correspondence.model_template(parameters_of or module, call, input_structs(manifest))
   shapes = {
     entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
   }

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion import convert, correspondence, optional
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry
-from crossattn_jax.parity import adapters, bounds, cases, convert, hooks, optional, record
-from crossattn_jax.parity import mapping as mapping_lib
+from crossattn_jax.parity import adapters, bounds, cases, hooks, record
 
 torch = optional.require('torch')
 
@@ -152,8 +153,8 @@ def compare(
   overrides = dict(overrides or {})
   dtype = 'bfloat16' if precision == 'bfloat16' else 'float32'
   module = registry.create_model(name, **{**overrides, 'dtype': dtype})
-  parity = adapters.describe_model(name, module)
-  template = adapters.model_template(module, parity.call, parity.inputs)
+  parity = correspondence.describe_model(name, module)
+  template = correspondence.model_template(module, parity.call, parity.inputs)
 
   torch_module = copy.deepcopy(torch_module).eval().requires_grad_(False)
   shapes = {key: tuple(tensor.shape) for key, tensor in torch_module.state_dict().items()}
@@ -217,10 +218,10 @@ def _run_torch(module: Any, inputs: Mapping[str, np.ndarray], dtype: Any) -> dic
 def _counterparts(
   module: nn.Module,
   variables: Any,
-  parity: adapters.ModelParity,
+  parity: correspondence.Correspondence,
   mapping: mapping_lib.Mapping,
   torch_shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[dict[str, adapters.Tap], list[str]]:
+) -> tuple[dict[str, correspondence.Tap], list[str]]:
   """Finds for every PyTorch submodule the Flax submodule that owns exactly the same parameters.
 
   Wrappers may own the same parameters as what they wrap: then a PyTorch leaf goes with the
@@ -247,7 +248,7 @@ def _counterparts(
   for name, keys in owned_by_torch.items():
     if name in parity.taps:
       if parity.taps[name] is not None:
-        taps[name] = adapters.as_tap(parity.taps[name])
+        taps[name] = correspondence.as_tap(parity.taps[name])
       continue
     if not keys:
       continue
@@ -260,7 +261,7 @@ def _counterparts(
     for path in paths:
       layout = _result_layout(flax_shapes[path], torch_shapes[name])
       if layout is not None:
-        taps[name] = adapters.Tap(path, layout)
+        taps[name] = correspondence.Tap(path, layout)
         break
     else:
       without.append(name)
@@ -268,7 +269,7 @@ def _counterparts(
 
 
 def _result_shapes(
-  module: nn.Module, variables: Any, parity: adapters.ModelParity
+  module: nn.Module, variables: Any, parity: correspondence.Correspondence
 ) -> dict[str, tuple[int, ...]]:
   """The shape of the first array that each Flax submodule returns, by path."""
   _, state = jax.eval_shape(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crossattn_jax.parity import optional
+from crossattn_jax.conversion import optional
 
 torch = optional.require('torch')
 

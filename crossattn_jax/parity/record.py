@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from crossattn_jax.parity import bounds, cases, hooks, optional
+from crossattn_jax.conversion import optional
+from crossattn_jax.parity import bounds, cases, hooks
 
 torch = optional.require('torch')
 

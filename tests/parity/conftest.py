@@ -6,8 +6,8 @@ from flax import linen as nn
 import numpy as np
 import pytest
 
+from crossattn_jax.conversion.mapping import Rule
 from crossattn_jax.parity import adapters, bounds, cases
-from crossattn_jax.parity.mapping import Rule
 
 RULES = [
   Rule('fc.weight', 'dense/kernel', 'linear'),

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from crossattn_jax import models
+from crossattn_jax.conversion import correspondence
 from crossattn_jax.parity import adapters
 
 QUICK = {'atfuse', 'biformer_stl', 'ccnet_resnet50', 'crossformer_small', 'crossvit_tiny_240'}
@@ -19,12 +20,12 @@ TAPPED = [
 @pytest.mark.parametrize('name', TAPPED)
 def test_every_tap_of_a_model_is_one_array_of_its_batch(name):
   module = models.create_model(name)
-  parity = adapters.describe_model(name, module)
+  parity = correspondence.describe_model(name, module)
   taps = {torch_name: tap for torch_name, tap in parity.taps.items() if tap is not None}
   run = lambda variables, inputs: adapters.run_with_taps(
     module, variables, inputs, call=parity.call, taps=taps
   )
-  template = adapters.model_template(module, parity.call, parity.inputs)
+  template = correspondence.model_template(module, parity.call, parity.inputs)
   _, found = jax.eval_shape(run, template, dict(parity.inputs))
   assert found
   assert {torch_name: tap.shape[0] for torch_name, tap in found.items()} == dict.fromkeys(taps, 1)

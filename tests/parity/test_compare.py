@@ -7,8 +7,9 @@ from flax import linen as nn
 import numpy as np
 import pytest
 
+from crossattn_jax.conversion import mapping
 from crossattn_jax.layers import activations
-from crossattn_jax.parity import __main__, mapping
+from crossattn_jax.parity import __main__
 
 timm = pytest.importorskip('timm')
 torch = pytest.importorskip('torch')

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax.conversion.mapping import Rule
 from crossattn_jax.parity import adapters, cases, replay
-from crossattn_jax.parity.mapping import Rule
 
 torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.torch

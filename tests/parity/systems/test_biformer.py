@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, arguments, convert, mapping, pretrained
+from crossattn_jax.conversion import convert, correspondence, mapping, pretrained
+from crossattn_jax.conversion.systems import biformer
+from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.biformer import adapters as biformer_cases
-from crossattn_jax.parity.systems.biformer import rules as biformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'biformer'
 
@@ -70,7 +71,7 @@ def test_a_checkpoint_of_another_variant_is_refused_by_key():
 @pytest.mark.parametrize('name', [*models.list_models('biformer*'), 'maxvit_stl'])
 def test_every_registered_model_is_described(name):
   model = models.create_model(name)
-  described = adapters.describe_model(name, model)
+  described = correspondence.describe_model(name, model)
   assert described.inputs['image'].shape == (1, 3, 224, 224)
   assert described.heads == ('head',)
   mapping.build_mapping(described.rules, _template(model))

@@ -11,22 +11,13 @@ import pytest
 from scipy import special
 
 from crossattn_jax import models
+from crossattn_jax.conversion import convert, correspondence, layouts, mapping, start
+from crossattn_jax.conversion.systems import ccnet
 from crossattn_jax.layers import batch_norm
 from crossattn_jax.parity import __main__ as command_line
-from crossattn_jax.parity import (
-  adapters,
-  arguments,
-  bounds,
-  cases,
-  convert,
-  layouts,
-  mapping,
-  replay,
-  start,
-)
+from crossattn_jax.parity import adapters, arguments, bounds, cases, replay
 from crossattn_jax.parity.systems.ccnet import adapters as ccnet_cases
 from crossattn_jax.parity.systems.ccnet import losses as ccnet_losses
-from crossattn_jax.parity.systems.ccnet import rules as ccnet
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'ccnet'
 TINY = {
@@ -50,7 +41,7 @@ def _recorded_shapes(case):
 def _state(name, **fields):
   """A made-up official state dict of a small network, as older versions wrote it: no counters."""
   model = models.create_model(name, **fields)
-  described = adapters.describe_model(name, model)
+  described = correspondence.describe_model(name, model)
   built = mapping.build_mapping(described.rules, _template(model))
   rng = np.random.RandomState(0)
   return {
@@ -119,8 +110,8 @@ def test_another_file_does_not_start_a_network():
 @pytest.mark.parametrize('name', models.list_models('*resnet*'))
 def test_every_registered_network_is_described(name):
   model = models.create_model(name)
-  described = adapters.describe_model(name, model)
-  template = adapters.model_template(model, described.call, described.inputs)
+  described = correspondence.describe_model(name, model)
+  template = correspondence.model_template(model, described.call, described.inputs)
   mapping.build_mapping(described.rules, template)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, arguments, convert, mapping, pretrained
+from crossattn_jax.conversion import convert, correspondence, mapping, pretrained
+from crossattn_jax.conversion.systems import crossformer
+from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.crossformer import adapters as crossformer_cases
 from crossattn_jax.parity.systems.crossformer import modules
-from crossattn_jax.parity.systems.crossformer import rules as crossformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'crossformer'
 
@@ -101,7 +102,7 @@ def test_dense_predictors_start_from_a_classifier_s_weights(lda):
 
 def test_every_registered_model_is_described():
   for name in models.list_models('crossformer_*'):
-    described = adapters.describe_model(name, models.create_model(name))
+    described = correspondence.describe_model(name, models.create_model(name))
     assert described.inputs['image'].shape == (1, 3, 224, 224)
     assert described.heads == ('head',)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, cases, mapping, replay
+from crossattn_jax.conversion import correspondence, mapping
+from crossattn_jax.conversion.systems import crossvit
+from crossattn_jax.parity import adapters, cases, replay
 from crossattn_jax.parity.arguments import ArgumentError
-from crossattn_jax.parity.systems.crossvit import rules as crossvit
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'crossvit'
 
@@ -64,7 +65,7 @@ def test_nested_cross_attention_blocks_keep_their_index():
 def test_every_registered_model_is_described():
   for name in models.list_models('crossvit*'):
     model = models.create_model(name)
-    described = adapters.describe_model(name, model)
+    described = correspondence.describe_model(name, model)
     assert described.inputs['image'].shape == (1, 3, *model.image_size)
     assert list(described.heads) == ['head_0', 'head_1']
 

@@ -8,8 +8,9 @@ import pytest
 import safetensors.numpy
 
 from crossattn_jax import models
+from crossattn_jax.conversion import convert, mapping, pretrained
 from crossattn_jax.parity import __main__ as command_line
-from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity import adapters
 from crossattn_jax.parity.arguments import ArgumentError
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mmca'

@@ -7,8 +7,9 @@ import pytest
 from scipy import special
 
 from crossattn_jax import models
-from crossattn_jax.parity import adapters, arguments, cases, convert, mapping, replay, start
-from crossattn_jax.parity.systems.mmsegmentation import rules as segmentation
+from crossattn_jax.conversion import convert, correspondence, mapping, start
+from crossattn_jax.conversion.systems import mmsegmentation as segmentation
+from crossattn_jax.parity import adapters, arguments, cases, replay
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference'
 
@@ -72,7 +73,9 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
 def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
   fields = {'image_size': (64, 64), **SMALL[name]}
   classifier = models.create_model(name, num_classes=3, **fields)
-  built = mapping.build_mapping(adapters.backbone_rules(classifier), start._template(classifier))
+  built = mapping.build_mapping(
+    correspondence.backbone_rules(classifier), start._template(classifier)
+  )
   rng = np.random.RandomState(0)
   state = {
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
+from crossattn_jax.conversion import convert, correspondence, mapping
+from crossattn_jax.conversion.systems import mmvit as rules
+from crossattn_jax.conversion.systems import mmvit_start as start
 from crossattn_jax.layers import resize
-from crossattn_jax.parity import adapters, arguments, convert, mapping
+from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.mmvit import adapters as mmvit_cases
-from crossattn_jax.parity.systems.mmvit import rules, start
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mmvit'
 
@@ -68,7 +70,7 @@ def test_a_checkpoint_of_another_variant_is_refused_by_key():
 )
 def test_every_registered_model_is_described(name):
   model = models.create_model(name)
-  described = adapters.describe_model(name, model)
+  described = correspondence.describe_model(name, model)
   assert described.inputs['image'].shape == (1, model.num_channels, *model.image_size)
   mapping.build_mapping(described.rules, _template(model))
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
+from crossattn_jax.conversion import convert, correspondence, mapping, pretrained
+from crossattn_jax.conversion.systems import swiftformer
 from crossattn_jax.models import variables_io
-from crossattn_jax.parity import adapters, convert, mapping, pretrained
+from crossattn_jax.parity import adapters
 from crossattn_jax.parity.arguments import ArgumentError
-from crossattn_jax.parity.systems.swiftformer import rules as swiftformer
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'swiftformer'
 SMALL = {'widths': (8, 12), 'depths': (2, 1), 'num_classes': 5}
@@ -103,7 +104,7 @@ def test_a_checkpoint_of_another_variant_is_refused_by_key():
 
 @pytest.mark.parametrize('name', [*models.list_models('swiftformer*'), 'regnety_160'])
 def test_every_registered_model_is_described(name):
-  described = adapters.describe_model(name, models.create_model(name))
+  described = correspondence.describe_model(name, models.create_model(name))
   assert described.inputs['image'].shape == (1, 3, 224, 224)
   assert described.heads[0] == 'head'
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.attention import information_injection
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.systems import atfuse as rules
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.models import atfuse
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.systems.atfuse import rules
 from crossattn_jax.tasks.image_fusion import losses
 
 Manifest = Mapping[str, Any]

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import bi_level_routing
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.systems import biformer as rules
 from crossattn_jax.models import biformer, registry
 from crossattn_jax.parity import adapters, arguments, cases
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.systems.biformer import rules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]

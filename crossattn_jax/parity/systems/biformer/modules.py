@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import bi_level_routing, global_attention
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine
+from crossattn_jax.conversion.systems import biformer as rules
 from crossattn_jax.layers import linear
 from crossattn_jax.models import biformer
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine
 from crossattn_jax.parity.systems.biformer import adapters as models
-from crossattn_jax.parity.systems.biformer import rules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]

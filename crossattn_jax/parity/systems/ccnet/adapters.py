@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.systems import ccnet as rules
 from crossattn_jax.models import ccnet
 from crossattn_jax.parity import adapters, arguments, cases
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.systems.ccnet import losses, rules
+from crossattn_jax.parity.systems.ccnet import losses
 from crossattn_jax.training import optimizers, schedules
 
 Manifest = Mapping[str, Any]

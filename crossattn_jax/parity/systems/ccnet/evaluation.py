@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.rules import affine
 from crossattn_jax.data.segmentation import augmentation, taxonomies
 from crossattn_jax.layers import convolution, resize
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.rules import affine
 from crossattn_jax.tasks.segmentation import inference
 
 Manifest = Mapping[str, Any]

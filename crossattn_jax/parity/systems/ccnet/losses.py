@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
+from crossattn_jax.conversion.layouts import channels_last
+from crossattn_jax.conversion.mapping import Rule
 from crossattn_jax.layers import convolution, resize
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import channels_last
-from crossattn_jax.parity.mapping import Rule
 from crossattn_jax.tasks.segmentation import losses
 
 Manifest = Mapping[str, Any]

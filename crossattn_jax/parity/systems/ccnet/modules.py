@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import criss_cross
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion import rules as shared_rules
+from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.systems import ccnet as ccnet
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import aspp, pyramid_pooling, rcca
 from crossattn_jax.kernels.criss_cross import api, reference
 from crossattn_jax.layers import batch_norm, conv_norm
 from crossattn_jax.models.backbones import resnet
 from crossattn_jax.parity import adapters
-from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity import rules as shared_rules
-from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.systems.ccnet import rules as ccnet
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -160,7 +161,7 @@ def _map_adapter(
   manifest: Manifest,
   module: nn.Module,
   rules: list[Rule],
-  taps: Mapping[str, adapters.TapLike] | None = None,
+  taps: Mapping[str, correspondence.TapLike] | None = None,
   output: str = 'y',
   parameters_of: nn.Module | None = None,
 ) -> adapters.Adapter:

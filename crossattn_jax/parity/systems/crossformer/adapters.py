@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossattn_jax.conversion.systems import crossformer as rules
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.systems.crossformer import rules
 
 Manifest = Mapping[str, Any]
 

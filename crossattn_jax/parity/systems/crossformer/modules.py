@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import dynamic_position_bias, long_short_distance
+from crossattn_jax.conversion.layouts import as_tokens, channels_last
+from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.systems import crossformer as rules
 from crossattn_jax.kernels.grouped import reference
 from crossattn_jax.layers import depthwise_conv
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import as_tokens, channels_last
-from crossattn_jax.parity.mapping import prefixed
 from crossattn_jax.parity.systems.crossformer import adapters as models
-from crossattn_jax.parity.systems.crossformer import rules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]

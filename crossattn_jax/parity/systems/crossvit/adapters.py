@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import cross_attention
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.systems import crossvit as crossvit_rules
 from crossattn_jax.models import crossvit, registry
 from crossattn_jax.models.crossvit import patch_embedding
 from crossattn_jax.models.parts.types import Grid
 from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import prefixed
-from crossattn_jax.parity.systems.crossvit import rules as crossvit_rules
 from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
+from crossattn_jax.conversion.layouts import channels_first, channels_last
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.layers import resize
 from crossattn_jax.parity import adapters, classification_losses, epoch_schedules
-from crossattn_jax.parity.layouts import channels_first, channels_last
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.attention import joint_attention
+from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.systems import mmca as mmca_rules
 from crossattn_jax.layers import similarity
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import bert, mmca
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.mapping import prefixed
-from crossattn_jax.parity.systems.mmca import rules as mmca_rules
 from crossattn_jax.tasks.retrieval import losses
 
 Manifest = Mapping[str, Any]

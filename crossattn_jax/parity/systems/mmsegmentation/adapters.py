@@ -9,14 +9,16 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.systems import mmsegmentation as rules
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, pyramid_pooling, semantic_fpn, upernet
 from crossattn_jax.layers import resize
 from crossattn_jax.models import segmentor
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.systems.mmsegmentation import losses, rules
+from crossattn_jax.parity.systems.mmsegmentation import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -112,7 +114,7 @@ def _fpn_head(manifest: Manifest) -> adapters.Adapter:
   )
 
 
-def _scale_heads(levels: int, torch: str = '', flax: str = '') -> dict[str, adapters.TapLike]:
+def _scale_heads(levels: int, torch: str = '', flax: str = '') -> dict[str, correspondence.TapLike]:
   """The taps of a head's levels; there, the last step of all but the finest is an upsampling."""
 
   def upsampled(x: jax.Array) -> jax.Array:
@@ -167,7 +169,7 @@ def _semantic_fpn(manifest: Manifest) -> adapters.Adapter:
   return _adapter(manifest, module, rules.semantic_fpn_rules(levels), _maps_to_logits, taps=taps)
 
 
-def _semantic_fpn_taps(levels: int, flax: str = '') -> dict[str, adapters.TapLike]:
+def _semantic_fpn_taps(levels: int, flax: str = '') -> dict[str, correspondence.TapLike]:
   """The taps of a feature pyramid and its head, which stand at `flax`."""
   taps = {'decode_head': (f'{flax}decoder', channels_first), 'neck': (f'{flax}pyramid', first_map)}
   taps |= _scale_heads(levels, 'decode_head.', f'{flax}decoder/')

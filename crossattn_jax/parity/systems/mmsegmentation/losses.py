@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion.layouts import channels_last
 from crossattn_jax.layers import resize
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.layouts import channels_last
 from crossattn_jax.tasks.segmentation import losses
 
 Manifest = Mapping[str, Any]

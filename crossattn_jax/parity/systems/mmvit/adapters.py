@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion.layouts import channels_last
+from crossattn_jax.conversion.systems import mmvit as rules
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.metrics import average_precision
 from crossattn_jax.models import mmvit
 from crossattn_jax.parity import adapters, arguments, classification_losses
-from crossattn_jax.parity.layouts import channels_last
-from crossattn_jax.parity.systems.mmvit import rules
 from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]

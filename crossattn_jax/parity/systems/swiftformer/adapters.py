@@ -8,14 +8,15 @@ from flax import linen as nn
 import jax
 
 from crossattn_jax.attention import efficient_additive
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last, first_map
+from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.systems import swiftformer as swiftformer_rules
 from crossattn_jax.models import registry, swiftformer
 from crossattn_jax.models.backbones import regnet
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last, first_map
-from crossattn_jax.parity.mapping import prefixed
 from crossattn_jax.parity.systems.swiftformer import functions
-from crossattn_jax.parity.systems.swiftformer import rules as swiftformer_rules
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -118,7 +119,7 @@ def _map_adapter(
   manifest: Manifest,
   module: nn.Module,
   rules: list[mapping_lib.Rule],
-  taps: Mapping[str, adapters.TapLike | None] | None = None,
+  taps: Mapping[str, correspondence.TapLike | None] | None = None,
 ) -> adapters.Adapter:
   """The adapter of a module from a map to a map."""
   return adapters.module_adapter(

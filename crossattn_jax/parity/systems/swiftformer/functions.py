@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import layouts
+from crossattn_jax.conversion.systems import swiftformer as swiftformer_rules
 from crossattn_jax.models import swiftformer
-from crossattn_jax.parity import adapters, epoch_schedules, layouts
-from crossattn_jax.parity.systems.swiftformer import rules as swiftformer_rules
+from crossattn_jax.parity import adapters, epoch_schedules
 from crossattn_jax.tasks import losses
 from crossattn_jax.training import optimizers
 

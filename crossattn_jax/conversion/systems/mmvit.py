@@ -7,11 +7,11 @@ the recorded cases are of.
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import mmvit
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
 
 
 def _block(attention: str, skip: str, pool: tuple[str, str], view: str = '') -> list[Rule]:
@@ -56,12 +56,12 @@ MODEL = [
 ]
 
 
-@adapters.register_models('mmvit', 'mmvit_*')
-def describe(module: mmvit.MMViT) -> adapters.ModelParity:
+@correspondence.register_models('mmvit', 'mmvit_*')
+def describe(module: mmvit.MMViT) -> correspondence.Correspondence:
   """Says how a registered MMViT corresponds to the module of the specification."""
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
   positions = {f'embedding_{v}/positions': v for v in range(len(module.patch_sizes))}
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=MODEL,
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': image},

@@ -4,11 +4,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence, layouts
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, batch_norm
 from crossattn_jax.models import biformer
-from crossattn_jax.parity import adapters, layouts
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, batch_norm
 
 Arrays = dict[str, jax.Array]
 
@@ -88,7 +88,7 @@ def block_rules(options: biformer.Options, stage: int = 0) -> list[Rule]:
   ]
 
 
-@adapters.register_backbone(biformer.BiFormer)
+@correspondence.register_backbone(biformer.BiFormer)
 def model_rules(module: biformer.BiFormer) -> list[Rule]:
   """The rules of a whole model."""
   if module.options.overlapping:
@@ -122,9 +122,9 @@ def model_rules(module: biformer.BiFormer) -> list[Rule]:
   ]
 
 
-def model_taps(module: biformer.BiFormer) -> dict[str, adapters.TapLike | None]:
+def model_taps(module: biformer.BiFormer) -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole model."""
-  taps: dict[str, adapters.TapLike | None] = {'norm': ('norm', channels_first)}
+  taps: dict[str, correspondence.TapLike | None] = {'norm': ('norm', channels_first)}
   for s, depth in enumerate(module.options.depths):
     taps[f'downsample_layers.{s}'] = (f'downsampling_{s}' if s else 'stem', channels_first)
     taps[f'stages.{s}'] = (f'stage_{s}', lambda result: channels_first(result[0]))
@@ -134,9 +134,9 @@ def model_taps(module: biformer.BiFormer) -> dict[str, adapters.TapLike | None]:
   return taps
 
 
-@adapters.register_models('biformer', 'biformer_*')
-@adapters.register_models('biformer', 'maxvit_stl')
-def describe(module: biformer.BiFormer) -> adapters.ModelParity:
+@correspondence.register_models('biformer', 'biformer_*')
+@correspondence.register_models('biformer', 'maxvit_stl')
+def describe(module: biformer.BiFormer) -> correspondence.Correspondence:
   """Says how a registered BiFormer corresponds to the official model."""
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
@@ -146,7 +146,7 @@ def describe(module: biformer.BiFormer) -> adapters.ModelParity:
       return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module),
     call=call,
     inputs={'image': image},

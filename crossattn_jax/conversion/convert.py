@@ -20,10 +20,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from crossattn_jax.conversion import correspondence, optional
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.layers import resize
 from crossattn_jax.models import registry, variables_io
-from crossattn_jax.parity import adapters, optional
-from crossattn_jax.parity import mapping as mapping_lib
 
 # Keys under which training checkpoints keep the state dict, most specific first.
 _WRAPPERS = ('model_state', 'model', 'state_dict')
@@ -156,9 +156,9 @@ def model_mapping(
   name: str, module: nn.Module, spelling: str = ''
 ) -> tuple[mapping_lib.Mapping, Mapping[str, Any]]:
   """The mapping of a registered model built as `module`, and the template of its variables."""
-  parity = adapters.describe_model(name, module)
-  template = adapters.model_template(module, parity.call, parity.inputs)
-  return mapping_lib.build_mapping(parity.rules, template, spelling=spelling), template
+  described = correspondence.describe_model(name, module)
+  template = correspondence.model_template(module, described.call, described.inputs)
+  return mapping_lib.build_mapping(described.rules, template, spelling=spelling), template
 
 
 def to_flax(
@@ -175,8 +175,8 @@ def to_flax(
     mapping.MappingError: naming every missing, unexpected and misshapen key.
   """
   overrides = dict(overrides or {})
-  parity = adapters.describe_model(name, registry.create_model(name, **overrides))
-  overrides = {**parity.fields({key: x.shape for key, x in state.items()}), **overrides}
+  described = correspondence.describe_model(name, registry.create_model(name, **overrides))
+  overrides = {**described.fields({key: x.shape for key, x in state.items()}), **overrides}
   mapping, _ = model_mapping(name, registry.create_model(name, **overrides))
   try:
     variables = mapping.to_flax(state)
@@ -235,8 +235,8 @@ def to_flax_in_part(
   flat = traverse_util.flatten_dict(converted, sep='/')
   lines = _report(part, state)
   fresh = [path for path in traverse_util.flatten_dict(template, sep='/') if path not in flat]
-  parity = adapters.describe_model(name, module)
-  for path, leaf in _initialise(module, parity, seed, fresh).items():
+  described = correspondence.describe_model(name, module)
+  for path, leaf in _initialise(module, described, seed, fresh).items():
     flat[path] = leaf
     lines.append(Line('', (), path, leaf.shape, _FRESH))
   return Conversion(name, overrides, traverse_util.unflatten_dict(flat, sep='/'), tuple(lines))
@@ -299,24 +299,24 @@ def adapt(
   overrides = {**conversion.overrides, **changes}
   source = registry.create_model(name, **conversion.overrides)
   target = registry.create_model(name, **overrides)
-  parity = adapters.describe_model(name, target)
-  template = adapters.model_template(target, parity.call, parity.inputs)
+  described = correspondence.describe_model(name, target)
+  template = correspondence.model_template(target, described.call, described.inputs)
   flat = traverse_util.flatten_dict(dict(conversion.variables), sep='/')
   flat_template = traverse_util.flatten_dict(dict(template), sep='/')
-  head_paths = [path for path in flat_template if _is_head(path, parity.heads)]
-  new_heads = _initialise(target, parity, seed, head_paths) if num_classes else {}
+  head_paths = [path for path in flat_template if _is_head(path, described.heads)]
+  new_heads = _initialise(target, described, seed, head_paths) if num_classes else {}
   lines = {line.flax_path: line for line in conversion.report}
 
   adapted, problems = {}, []
   for path, leaf in flat_template.items():
     inner = path.split('/', 1)[1]
-    if num_classes is not None and _is_head(path, parity.heads):
+    if num_classes is not None and _is_head(path, described.heads):
       adapted[path] = new_heads[path]
       lines[path] = Line('', (), path, leaf.shape, _FRESH)
     elif path in flat and flat[path].shape == leaf.shape:
       adapted[path] = flat[path]
-    elif path in flat and image_size is not None and inner in parity.position_embeddings:
-      branch = parity.position_embeddings[inner]
+    elif path in flat and image_size is not None and inner in described.position_embeddings:
+      branch = described.position_embeddings[inner]
       grids = source.grids()[branch], target.grids()[branch]
       adapted[path] = np.asarray(resize.resize_position_embedding(flat[path], *grids))
       action = 'resized from {} to {} patches'.format(*('x'.join(map(str, g)) for g in grids))
@@ -326,7 +326,7 @@ def adapt(
       problems.append(f'{path}: {leaf.shape} is wanted, the checkpoint has {had}')
   for path in flat:
     if path not in adapted:
-      if num_classes == 0 and _is_head(path, adapters.describe_model(name, source).heads):
+      if num_classes == 0 and _is_head(path, correspondence.describe_model(name, source).heads):
         lines[path] = dataclasses.replace(
           lines[path], flax_path='', flax_shape=(), action='dropped: no classifier wanted'
         )
@@ -347,14 +347,14 @@ def _is_head(path: str, heads: Any) -> bool:
 
 
 def _initialise(
-  module: nn.Module, parity: adapters.ModelParity, seed: int, paths: Collection[str]
+  module: nn.Module, described: correspondence.Correspondence, seed: int, paths: Collection[str]
 ) -> dict[str, np.ndarray]:
   # Compiled, the initialisation of everything else is never computed.
   @jax.jit
   def wanted(inputs):
-    variables = module.init(jax.random.key(seed), inputs, method=parity.call)
+    variables = module.init(jax.random.key(seed), inputs, method=described.call)
     flat = traverse_util.flatten_dict(dict(variables), sep='/')
     return {path: flat[path] for path in paths}
 
-  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in parity.inputs.items()}
+  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in described.inputs.items()}
   return jax.tree.map(np.asarray, wanted(zeros))

@@ -4,11 +4,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, batch_norm, norm
 from crossattn_jax.models import atfuse
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, batch_norm, norm
 
 Arrays = dict[str, jax.Array]
 
@@ -81,9 +81,9 @@ def model_rules(module: atfuse.ATFuse) -> list[Rule]:
   return [*rules, Rule('{any:.*}.num_batches_tracked', None)]
 
 
-def model_taps() -> dict[str, adapters.TapLike | None]:
+def model_taps() -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole model."""
-  taps: dict[str, adapters.TapLike | None] = {
+  taps: dict[str, correspondence.TapLike | None] = {
     'up_scale1_aggregate': ('decoder', channels_first),
     'head': ('reconstruction_0', channels_first),
     'head_final': ('reconstruction_1', channels_first),
@@ -94,8 +94,8 @@ def model_taps() -> dict[str, adapters.TapLike | None]:
   return taps | {torch: (flax, first_map) for torch, flax in _BLOCKS.items()}
 
 
-@adapters.register_models('atfuse', 'atfuse*')
-def describe(module: atfuse.ATFuse) -> adapters.ModelParity:
+@correspondence.register_models('atfuse', 'atfuse*')
+def describe(module: atfuse.ATFuse) -> correspondence.Correspondence:
   """Says how a registered ATFuse corresponds to the official model."""
   image = jax.ShapeDtypeStruct((1, 1, *module.image_size), jnp.float32)
 
@@ -107,6 +107,6 @@ def describe(module: atfuse.ATFuse) -> adapters.ModelParity:
       'v': channels_first(features['infrared']),
     }
 
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module), call=call, inputs={'vi': image, 'ir': image}, taps=model_taps()
   )

@@ -6,11 +6,11 @@ from einops import rearrange
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossvit
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
 
 # The correspondence of names, from the inside out.
 
@@ -122,7 +122,7 @@ def query_token(x: jax.Array) -> jax.Array:
   return rearrange(x, 'b h d -> b 1 (h d)')
 
 
-def _cross_attention_taps(torch: str, flax: str) -> dict[str, adapters.TapLike | None]:
+def _cross_attention_taps(torch: str, flax: str) -> dict[str, correspondence.TapLike | None]:
   """The taps of a cross-attention block, which returns the class token and its weights."""
   return {
     torch: (flax, lambda result: result[0]),
@@ -136,7 +136,7 @@ def _cross_attention_taps(torch: str, flax: str) -> dict[str, adapters.TapLike |
 
 def encoder_taps(
   module: crossvit.encoder.MultiScaleEncoder | crossvit.CrossViT, depths: Sequence[int]
-) -> dict[str, adapters.TapLike | None]:
+) -> dict[str, correspondence.TapLike | None]:
   """The taps of one multi-scale encoder with `depths` as in `MultiScaleEncoder`."""
   *branch_depths, fusion_depth = depths
   taps = {}
@@ -161,7 +161,7 @@ def encoder_taps(
   return taps
 
 
-def model_taps(module: crossvit.CrossViT) -> dict[str, adapters.TapLike | None]:
+def model_taps(module: crossvit.CrossViT) -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole model."""
   taps = {}
   for d in range(len(module.widths)):
@@ -183,12 +183,12 @@ def model_taps(module: crossvit.CrossViT) -> dict[str, adapters.TapLike | None]:
   return taps
 
 
-@adapters.register_models('crossvit', 'crossvit_*')
-def describe(module: crossvit.CrossViT) -> adapters.ModelParity:
+@correspondence.register_models('crossvit', 'crossvit_*')
+def describe(module: crossvit.CrossViT) -> correspondence.Correspondence:
   """Says how a registered CrossViT corresponds to the official model and to timm's."""
   branches = range(len(module.widths))
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module),
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': image},

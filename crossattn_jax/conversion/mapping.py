@@ -29,7 +29,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from crossattn_jax.parity.layouts import LAYOUTS, Array, Layout, Shape
+from crossattn_jax.conversion.layouts import LAYOUTS, Array, Layout, Shape
 
 
 class MappingError(ValueError):

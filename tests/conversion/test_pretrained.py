@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 import crossattn_jax
+from crossattn_jax.conversion import convert, mapping, pretrained
 from crossattn_jax.models import registry
-from crossattn_jax.parity import convert, mapping, pretrained
 
 NAME = 'crossvit_tiny_240'
 SMALL = {'widths': (8, 16), 'num_heads': (2, 2), 'depths': ((1, 1, 0),), 'image_size': (48, 48)}

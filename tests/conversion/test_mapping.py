@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.parity import layouts, mapping
-from crossattn_jax.parity.mapping import Rule
+from crossattn_jax.conversion import layouts, mapping
+from crossattn_jax.conversion.mapping import Rule
 
 # layout, torch shape, Flax shape, index in torch of an element, index in Flax of the same one
 LAYOUTS = [

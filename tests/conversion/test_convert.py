@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from crossattn_jax.conversion import convert, mapping
 from crossattn_jax.layers import resize
 from crossattn_jax.models import registry, variables_io
-from crossattn_jax.parity import __main__, convert, mapping
+from crossattn_jax.parity import __main__
 
 NAME = 'crossvit_tiny_240'
 SMALL = {

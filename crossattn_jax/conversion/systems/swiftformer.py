@@ -4,12 +4,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence, layouts
+from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, batch_norm
 from crossattn_jax.models import swiftformer
 from crossattn_jax.models.backbones import regnet
-from crossattn_jax.parity import adapters, layouts
-from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, batch_norm
 
 Arrays = dict[str, jax.Array]
 
@@ -88,7 +88,7 @@ def downsampling_rules(spelling: str = '') -> list[Rule]:
   return [*affine('proj', 'conv', 'conv', spelling=spelling), *batch_norm('norm', 'norm', spelling)]
 
 
-@adapters.register_backbone(swiftformer.SwiftFormer)
+@correspondence.register_backbone(swiftformer.SwiftFormer)
 def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
   """The rules of a whole model in the official, timm's and transformers' spelling."""
   rules = []
@@ -121,9 +121,9 @@ def model_rules(module: swiftformer.SwiftFormer) -> list[Rule]:
   return rules
 
 
-def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | None]:
+def model_taps(module: swiftformer.SwiftFormer) -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole model in the official spelling, and timm's stages."""
-  taps: dict[str, adapters.TapLike | None] = {
+  taps: dict[str, correspondence.TapLike | None] = {
     'patch_embed': ('stem', channels_first),
     'norm': ('norm', channels_first),
     'head': 'head',
@@ -142,8 +142,8 @@ def model_taps(module: swiftformer.SwiftFormer) -> dict[str, adapters.TapLike | 
   return taps
 
 
-@adapters.register_models('swiftformer', 'swiftformer_*')
-def describe(module: swiftformer.SwiftFormer) -> adapters.ModelParity:
+@correspondence.register_models('swiftformer', 'swiftformer_*')
+def describe(module: swiftformer.SwiftFormer) -> correspondence.Correspondence:
   """Says how a registered SwiftFormer corresponds to the official model and to its ports."""
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
@@ -154,7 +154,7 @@ def describe(module: swiftformer.SwiftFormer) -> adapters.ModelParity:
     return {'logits': result}
 
   heads = ('head', 'head_distillation') if module.distillation else ('head',)
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module),
     call=call,
     inputs={'image': image},
@@ -192,13 +192,13 @@ def regnet_rules(module: regnet.RegNet) -> list[Rule]:
   return rules
 
 
-@adapters.register_models('swiftformer', 'regnety_*')
-def describe_regnet(module: regnet.RegNet) -> adapters.ModelParity:
+@correspondence.register_models('swiftformer', 'regnety_*')
+def describe_regnet(module: regnet.RegNet) -> correspondence.Correspondence:
   """Says how a registered RegNet corresponds to timm's."""
-  taps: dict[str, adapters.TapLike | None] = {'stem': ('stem', channels_first)}
+  taps: dict[str, correspondence.TapLike | None] = {'stem': ('stem', channels_first)}
   for s, depth in enumerate(module.depths):
     taps[f's{s + 1}'] = (f'stage_{s}_block_{depth - 1}', channels_first)
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=regnet_rules(module),
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={

@@ -1,7 +1,7 @@
 """Rules that several systems need: linear maps, convolutions and norms, with PyTorch's names."""
 
-from crossattn_jax.parity.layouts import Layout
-from crossattn_jax.parity.mapping import Rule
+from crossattn_jax.conversion.layouts import Layout
+from crossattn_jax.conversion.mapping import Rule
 
 
 def affine(

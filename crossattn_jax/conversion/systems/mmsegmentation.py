@@ -7,13 +7,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, conv_norm
 from crossattn_jax.heads.segmentation import pyramid_pooling
 from crossattn_jax.models import segmentor
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity.layouts import channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, conv_norm
 
 Arrays = dict[str, jax.Array]
 
@@ -73,7 +73,10 @@ def segmentor_rules(module: segmentor.Segmentor) -> list[Rule]:
   """The rules of a backbone with its heads."""
   is_fpn = isinstance(module, segmentor.SemanticFPN)
   heads = prefixed(semantic_fpn_rules(), '', 'decoder/') if is_fpn else upernet_rules()
-  return [*prefixed(adapters.backbone_rules(module.backbone), 'backbone.', 'backbone/'), *heads]
+  return [
+    *prefixed(correspondence.backbone_rules(module.backbone), 'backbone.', 'backbone/'),
+    *heads,
+  ]
 
 
 def _with_classifier(backbone: nn.Module) -> nn.Module:
@@ -107,9 +110,9 @@ def segmentor_of(
   return segmentor.UPerNet, fields | {'auxiliary_channels': auxiliary[1]}
 
 
-@adapters.register_models('mmsegmentation', '+semantic_fpn')
-@adapters.register_models('mmsegmentation', '+upernet')
-def describe(module: segmentor.Segmentor) -> adapters.ModelParity:
+@correspondence.register_models('mmsegmentation', '+semantic_fpn')
+@correspondence.register_models('mmsegmentation', '+upernet')
+def describe(module: segmentor.Segmentor) -> correspondence.Correspondence:
   """Says how a backbone with a head corresponds to mmsegmentation's."""
   shape = (1, module.backbone.num_channels, *module.image_size)
 
@@ -126,7 +129,7 @@ def describe(module: segmentor.Segmentor) -> adapters.ModelParity:
     return found
 
   is_fpn = isinstance(module, segmentor.SemanticFPN)
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=segmentor_rules(module),
     call=call,
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
@@ -134,8 +137,8 @@ def describe(module: segmentor.Segmentor) -> adapters.ModelParity:
     if is_fpn
     else ('decoder/classifier', 'auxiliary_head/classifier'),
     classifier_rules=[
-      *adapters.backbone_rules(module.backbone),
-      *adapters.backbone_rules(_with_classifier(module.backbone)),
+      *correspondence.backbone_rules(module.backbone),
+      *correspondence.backbone_rules(_with_classifier(module.backbone)),
     ],
     fields=fields,
   )

@@ -6,13 +6,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence, layouts
+from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, conv_norm
 from crossattn_jax.heads.segmentation import aspp, pyramid_pooling
 from crossattn_jax.models import ccnet
 from crossattn_jax.models.backbones import resnet
-from crossattn_jax.parity import adapters, layouts
-from crossattn_jax.parity.layouts import channels_first, channels_last, first_map
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, conv_norm
 
 Arrays = dict[str, jax.Array]
 
@@ -103,9 +103,9 @@ RCCA_TAPS = {
 }
 
 
-def model_taps(module: ccnet.CCNet) -> dict[str, adapters.TapLike | None]:
+def model_taps(module: ccnet.CCNet) -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole network."""
-  taps: dict[str, adapters.TapLike | None] = {'maxpool': ('backbone/stem', first_map)}
+  taps: dict[str, correspondence.TapLike | None] = {'maxpool': ('backbone/stem', first_map)}
   for s, depth in enumerate(module.depths):
     taps[f'layer{s + 1}'] = (f'backbone/stage_{s}', first_map)
     for b in range(depth):
@@ -121,10 +121,10 @@ def model_taps(module: ccnet.CCNet) -> dict[str, adapters.TapLike | None]:
   return taps
 
 
-@adapters.register_models('ccnet', 'ccnet*_resnet*')
-@adapters.register_models('ccnet', 'pspnet_resnet*')
-@adapters.register_models('ccnet', 'deeplabv3_resnet*')
-def describe(module: ccnet.CCNet) -> adapters.ModelParity:
+@correspondence.register_models('ccnet', 'ccnet*_resnet*')
+@correspondence.register_models('ccnet', 'pspnet_resnet*')
+@correspondence.register_models('ccnet', 'deeplabv3_resnet*')
+def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
   """Says how a registered network corresponds to the official one.
 
   Official images are blue, green, red in 0..255 minus their means.
@@ -137,7 +137,7 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
       outputs['dsn_logits'] = channels_first(features['auxiliary_logits'])
     return outputs
 
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module),
     call=call,
     inputs={'image': jax.ShapeDtypeStruct((1, module.num_channels, 97, 97), jnp.float32)},
@@ -147,12 +147,12 @@ def describe(module: ccnet.CCNet) -> adapters.ModelParity:
   )
 
 
-@adapters.register_models('ccnet', 'resnet*_deep_stem')
-def describe_resnet(module: resnet.ResNet) -> adapters.ModelParity:
+@correspondence.register_models('ccnet', 'resnet*_deep_stem')
+def describe_resnet(module: resnet.ResNet) -> correspondence.Correspondence:
   """Says how a ResNet corresponds to the classifier that the official networks start from."""
   shape = (1, module.num_channels, *module.image_size)
   taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},

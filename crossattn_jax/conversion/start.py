@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion import convert, correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry
-from crossattn_jax.parity import adapters, convert
-from crossattn_jax.parity import mapping as mapping_lib
 
 
 def start_from_classifier(
@@ -38,7 +38,7 @@ def start_from_classifier(
   """
   overrides = {**(overrides or {}), 'num_classes': num_classes}
   module = registry.create_model(name, **overrides)
-  rules = adapters.describe_model(name, module).classifier_rules
+  rules = correspondence.describe_model(name, module).classifier_rules
   if not rules:
     raise mapping_lib.MappingError(f'{name} is no network that starts from a classifier')
   template = _template(module)

@@ -20,9 +20,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import convert
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry, variables_io
-from crossattn_jax.parity import convert
-from crossattn_jax.parity import mapping as mapping_lib
 
 CACHE_VARIABLE = 'CROSSATTN_JAX_CACHE'
 

@@ -9,10 +9,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence, layouts
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import bert, mmca
-from crossattn_jax.parity import adapters, layouts
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
 
 Arrays = dict[str, jax.Array]
 
@@ -139,9 +139,9 @@ def mmca_rules(image_units: int = 1, pooler: bool = True) -> list[Rule]:
   ]
 
 
-@adapters.register_models('mmca', 'mmca*')
-@adapters.register_models('mmca', 'saem*')
-def describe(module: mmca.MMCA) -> adapters.ModelParity:
+@correspondence.register_models('mmca', 'mmca*')
+@correspondence.register_models('mmca', 'saem*')
+def describe(module: mmca.MMCA) -> correspondence.Correspondence:
   """Says how a registered MMCA or SAEM corresponds to PyTorch; a BERT alone is part of either."""
   length, regions = module.max_words, module.num_regions
   words = jax.ShapeDtypeStruct((1, length, module.word_dim), jnp.float32)
@@ -151,7 +151,7 @@ def describe(module: mmca.MMCA) -> adapters.ModelParity:
   own, other = mmca_rules(module.image_units, pooler), saem_rules(pooler)
   if not module.cross_attention:
     own, other = other, own
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=[*own, *other, *prefixed(bert_rules(pooler), flax='bert/')],
     call=lambda model, inputs: {'S': model(named(inputs))[0]},
     inputs={
@@ -162,8 +162,8 @@ def describe(module: mmca.MMCA) -> adapters.ModelParity:
   )
 
 
-@adapters.register_models('mmca', 'bert_*')
-def describe_bert(module: bert.Bert) -> adapters.ModelParity:
+@correspondence.register_models('mmca', 'bert_*')
+def describe_bert(module: bert.Bert) -> correspondence.Correspondence:
   """Says how a registered BERT corresponds to that of `transformers`, with or without its heads."""
   ids = jax.ShapeDtypeStruct((1, module.max_positions), jnp.int32)
   rules = bert_rules(module.pooler)
@@ -173,7 +173,7 @@ def describe_bert(module: bert.Bert) -> adapters.ModelParity:
     outputs = {'last_hidden_state': words}
     return outputs | ({'pooler_output': features['pooled']} if module.pooler else {})
 
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=[*rules, *prefixed(rules, 'bert.')],
     call=call,
     inputs={'input_ids': ids, 'attention_mask': ids},

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion import convert
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, norm
+from crossattn_jax.conversion.systems import mmvit as rules_lib
 from crossattn_jax.layers import resize
 from crossattn_jax.models import mmvit, registry
-from crossattn_jax.parity import convert
-from crossattn_jax.parity import mapping as mapping_lib
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
-from crossattn_jax.parity.systems.mmvit import rules as rules_lib
 
 
 def _mvit_rules(depths: tuple[int, ...]) -> list[Rule]:

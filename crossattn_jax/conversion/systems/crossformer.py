@@ -4,11 +4,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last
+from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossformer
-from crossattn_jax.parity import adapters
-from crossattn_jax.parity.layouts import as_tokens, channels_first, channels_last
-from crossattn_jax.parity.mapping import Rule, prefixed
-from crossattn_jax.parity.rules import affine, norm
 
 Arrays = dict[str, jax.Array]
 
@@ -42,7 +42,7 @@ STEM = [*affine('projs.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 MERGING = [*affine('reductions.{i}', 'conv_{i}', 'conv'), *norm('norm', 'norm')]
 
 
-@adapters.register_backbone(crossformer.CrossFormer)
+@correspondence.register_backbone(crossformer.CrossFormer)
 def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
   """The rules of a whole model."""
   rules = [
@@ -60,9 +60,9 @@ def model_rules(module: crossformer.CrossFormer) -> list[Rule]:
   return [*rules, *norm('norm', 'norm'), *affine('head', 'head', 'linear')]
 
 
-def model_taps(module: crossformer.CrossFormer) -> dict[str, adapters.TapLike | None]:
+def model_taps(module: crossformer.CrossFormer) -> dict[str, correspondence.TapLike | None]:
   """The taps of a whole model."""
-  taps: dict[str, adapters.TapLike | None] = {
+  taps: dict[str, correspondence.TapLike | None] = {
     'patch_embed': ('embedding', as_tokens),
     'norm': ('norm', as_tokens),
   }
@@ -77,8 +77,8 @@ def model_taps(module: crossformer.CrossFormer) -> dict[str, adapters.TapLike | 
   return taps
 
 
-@adapters.register_models('crossformer', 'crossformer_*')
-def describe(module: crossformer.CrossFormer) -> adapters.ModelParity:
+@correspondence.register_models('crossformer', 'crossformer_*')
+def describe(module: crossformer.CrossFormer) -> correspondence.Correspondence:
   """Says how a registered CrossFormer corresponds to the official model."""
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
@@ -88,7 +88,7 @@ def describe(module: crossformer.CrossFormer) -> adapters.ModelParity:
       return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
-  return adapters.ModelParity(
+  return correspondence.Correspondence(
     rules=model_rules(module),
     call=call,
     inputs={'image': image},

@@ -1,0 +1,162 @@
+"""What `conversion/systems/<system>.py` says of a system's models and their PyTorch originals.
+
+`@register_models(system, pattern)` on `describe(module) -> Correspondence`, per system: the rules
+between the names of the parameters, the originals' inputs, the taps. Converting, loading and
+comparing use it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import fnmatch
+import importlib
+import pkgutil
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion import systems
+
+Arrays = dict[str, jax.Array]
+
+
+class NoCorrespondence(LookupError):
+  """A model or backbone without a PyTorch original; the message says which have one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+  """Where the Flax module computes what a submodule of the original returns.
+
+  Attributes:
+    path: of the Flax submodule, joined by '/'; '' is the module itself.
+    to_original: to the original's layout; identity by default. A tuple result is passed whole.
+    method: of the submodule.
+    call: which of its calls, 0 the first.
+  """
+
+  path: str
+  to_original: Callable[[Any], jax.Array] = lambda x: x
+  method: str = '__call__'
+  call: int = 0
+
+
+# A Tap, or just its path, or (path, to_original).
+TapLike = Tap | str | tuple[str, Callable[[Any], jax.Array]]
+
+
+def as_tap(tap: TapLike) -> Tap:
+  """Spells a tap out."""
+  if isinstance(tap, Tap):
+    return tap
+  return Tap(tap) if isinstance(tap, str) else Tap(*tap)
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondence:
+  """How a model corresponds to its PyTorch original.
+
+  Attributes:
+    rules: between the original's state-dict keys and the Flax paths; see `mapping.Rule`.
+    call: (bound module, inputs by the original's names) -> outputs by the original's names. Runs
+      inside `module.apply`, layouts are converted here.
+    inputs: shape and dtype of the original's inputs, batch of one, such as
+      {'image': jax.ShapeDtypeStruct((1, 3, 240, 240), jnp.float32)}.
+    taps: by the name of the original's submodule. `compare` finds by itself the Flax counterpart of
+      every submodule that owns exactly the same parameters; taps given here come first. None says
+      that a submodule has no counterpart.
+    heads: paths of the classifiers, such as ('head_0', 'head_1'): what replacing the head
+      initialises anew.
+    position_embeddings: path -> index into `module.grids()` of its patch grid, such as
+      {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
+    classifier_rules: between the classifier that the network may start from and the paths within
+      its 'backbone'; those of the classifier's own head tell what is left out.
+    fields: the shapes of a state dict by their keys -> the fields of the model that they tell, such
+      as the number of classes.
+  """
+
+  rules: Sequence[mapping_lib.Rule]
+  call: Callable[[nn.Module, Arrays], Arrays]
+  inputs: Mapping[str, jax.ShapeDtypeStruct]
+  taps: Mapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
+  heads: Sequence[str] = ()
+  position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  classifier_rules: Sequence[mapping_lib.Rule] = ()
+  fields: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]] = lambda shapes: {}
+
+
+_backbones: dict[type[nn.Module], Callable[[nn.Module], Sequence[mapping_lib.Rule]]] = {}
+_models: dict[tuple[str, str], Callable[[nn.Module], Correspondence]] = {}
+
+
+def register_models(system: str, pattern: str):
+  """Decorates `describe(module) -> Correspondence` for the registered models named like `pattern`.
+
+  A pattern that begins with '+' is for the names of heads: '+upernet' for all 'BACKBONE+upernet'.
+  """
+
+  def decorate(describe):
+    _models[system, pattern] = describe
+    return describe
+
+  return decorate
+
+
+def register_backbone(module: type[nn.Module]):
+  """Decorates `rules(backbone)` for modules of a class that composites have as a backbone."""
+
+  def decorate(rules):
+    _backbones[module] = rules
+    return rules
+
+  return decorate
+
+
+def backbone_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
+  """The rules of a composite's backbone.
+
+  Raises:
+    NoCorrespondence: no system has registered its class.
+  """
+  _import_systems()
+  if type(backbone) not in _backbones:
+    raise NoCorrespondence(
+      f'{type(backbone).__name__} has no PyTorch correspondence as a backbone; '
+      f'{", ".join(sorted(module.__name__ for module in _backbones))} have'
+    )
+  return _backbones[type(backbone)](backbone)
+
+
+def _import_systems() -> None:
+  for module in pkgutil.iter_modules(systems.__path__, f'{systems.__name__}.'):
+    importlib.import_module(module.name)
+
+
+def describe_model(name: str, module: nn.Module) -> Correspondence:
+  """Says how the registered model `name`, built as `module`, corresponds to its original.
+
+  Raises:
+    NoCorrespondence: no system describes models of this name.
+  """
+  _import_systems()
+  backbone, plus, head = name.partition('+')
+  for (_, pattern), describe in _models.items():
+    if fnmatch.fnmatch(plus + head or backbone, pattern):
+      return describe(module)
+  patterns = ', '.join(pattern for _, pattern in _models) or 'none'
+  raise NoCorrespondence(
+    f'model {name!r} has no PyTorch correspondence; those that have one are named like: {patterns}'
+  )
+
+
+def model_template(
+  module: nn.Module,
+  call: Callable[[nn.Module, Arrays], Any],
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, Any]:
+  """The shapes of a module's variables, nothing computed; 'intermediates' left out."""
+  variables = jax.eval_shape(
+    lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
+  )
+  return {name: tree for name, tree in variables.items() if name != 'intermediates'}
