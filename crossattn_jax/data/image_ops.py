@@ -19,7 +19,7 @@ INTERPOLATIONS = {
 }
 
 # Whatever Pillow's readers raise on damaged files.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
   OSError,  # Unknown format, truncated file, broken stream.
   SyntaxError,  # Damaged PNG and TIFF headers.
   ValueError,
@@ -54,7 +54,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
       image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = 'RGB' if channels == 3 else 'L'
     return image if image.mode == mode else image.convert(mode)
-  except _DECODING_ERRORS as error:
+  except DECODING_ERRORS as error:
     raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
 
 

@@ -15,11 +15,11 @@ def confusion_matrix(
   ignore_label: int = 255,
   mask: jax.Array | None = None,
 ) -> jax.Array:
-  """Counts pixels by their true and their predicted class.
+  """Counts pixels by their true and their predicted class; what is no class counts as none.
 
   Args:
     labels: integer classes `[...]`.
-    predictions: the same shape, in [0, num_classes).
+    predictions: the same shape.
     num_classes: how many there are.
     ignore_label: label of pixels that do not count.
     mask: `[...]`, False where pixels do not count either.
@@ -28,6 +28,8 @@ def confusion_matrix(
     int32 `[true class, predicted class]`; matrices of several batches can be added.
   """
   counts = labels != ignore_label
+  for values in (labels, predictions):
+    counts &= (values >= 0) & (values < num_classes)
   if mask is not None:
     counts &= mask
   cells = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)

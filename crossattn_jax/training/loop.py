@@ -129,19 +129,29 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
 
   Returns:
     The task's metrics.
+
+  Raises:
+    ValueError: no example can be read.
   """
   block, num_blocks = parallel.process_block(experiment.mesh)
   batch_size = experiment_lib.eval_batch_size(experiment.config)
   iterator = iter(experiment.task.eval_data(batch_size, block, num_blocks))
-  total, examples = None, []
+  total, examples, count = None, [], 0
   with contextlib.closing(iterator):
     for loaded in inputs.device_batches(iterator, experiment.mesh):
       evaluation, mask = jax.device_get(experiment.eval_step(variables, loaded.arrays))
+      count += np.count_nonzero(mask)
       sums = jax.tree.map(_exact, evaluation.sums)
       total = sums if total is None else jax.tree.map(np.add, total, sums)
       if evaluation.examples is not None:
         rows = jax.tree.map(lambda rows, kept=mask: rows[kept], evaluation.examples)
         examples.append(experiment.task.reduce_examples(rows))
+  if not count:
+    dataset = experiment.config.dataset
+    raise ValueError(
+      f'there is nothing to evaluate on: no example of dataset {dataset.name!r}, split '
+      f'{dataset.eval_split!r}, can be read'
+    )
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   joined = experiment.task.evaluate_examples(variables, joined)
   return experiment.task.metrics(tasks.Evaluation(total, joined))

@@ -22,3 +22,10 @@ def test_a_nan_is_never_a_hit():
   logits = jnp.array([[jnp.nan, 1.0], [2.0, 1.0]])
   labels = jnp.array([0, 0])
   np.testing.assert_array_equal(classification.in_top_k(logits, labels, 1), [False, True])
+
+
+def test_a_label_that_is_no_class_is_never_a_hit():
+  logits = jnp.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+  for k in (1, 2):
+    hits = classification.in_top_k(logits, jnp.array([-1, 2, 1]), k)
+    np.testing.assert_array_equal(hits, [False, False, True])

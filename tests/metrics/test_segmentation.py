@@ -28,6 +28,16 @@ def test_masked_pixels_do_not_count():
   np.testing.assert_array_equal(confusion, _counts(LABELS, PREDICTIONS, mask & (LABELS != 255)))
 
 
+@pytest.mark.parametrize(('label', 'prediction'), [(-1, 1), (5, 1), (254, 0), (1, -1), (1, 5)])
+def test_what_is_no_class_counts_as_none(label, prediction):
+  labels, predictions = np.full((2, 3), 2), np.full((2, 3), 2)
+  labels[0, 0], predictions[0, 0] = label, prediction
+  confusion = metrics.confusion_matrix(jnp.asarray(labels), jnp.asarray(predictions), 5)
+  expected = np.zeros((5, 5), int)
+  expected[2, 2] = 5
+  np.testing.assert_array_equal(confusion, expected)
+
+
 def test_absent_classes_count_as_zero_or_not_at_all():
   confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
   iou = metrics.intersection_over_union(confusion)

@@ -267,13 +267,27 @@ class Examples(pipeline.Examples):
     return [_bucket(size, self.config) for size in sizes]
 
   def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image and the classes of its pixels."""
+    """The image and the classes of its pixels.
+
+    Raises:
+      UnreadableError: one of both cannot be decoded, or they differ in size.
+      ValueError: the label map holds what is no class.
+    """
     example = self.source[index]
     image = np.asarray(image_ops.decode(example['image'], 3))
-    label = self._taxonomy.to_classes(_decode_label(example['label']))
+    name = f'label map {example["label_key"]!r}'
+    try:
+      label = self._taxonomy.to_classes(decode_labels(example['label'], self._taxonomy.holds))
+    except pipeline.UnreadableError as error:
+      raise pipeline.UnreadableError(f'{name}: {error}') from error
+    except ValueError as error:
+      raise ValueError(
+        f'{name} of {self._described()} {error}; correct it, or say what it means: see "Your own '
+        'images" in docs/segmentation.md'
+      ) from error
     if label.shape != image.shape[:2]:
       raise pipeline.UnreadableError(
-        f'the label map has {label.shape[0]} x {label.shape[1]} pixels, the image '
+        f'{name} has {label.shape[0]} x {label.shape[1]} pixels, the image '
         f'{image.shape[0]} x {image.shape[1]}'
       )
     return image, label
@@ -337,11 +351,29 @@ class Examples(pipeline.Examples):
     }
 
 
-def _decode_label(data: bytes) -> np.ndarray:
-  """Decodes a label map; of several bands the first one holds the labels."""
+def decode_labels(data: bytes, holds: str) -> np.ndarray:
+  """Decodes a label map to labels as `taxonomies.Taxonomy` counts them, `[height, width]`.
+
+  Args:
+    data: an encoded image.
+    holds: see `taxonomies.Taxonomy`.
+
+  Raises:
+    UnreadableError: the bytes are damaged or no image.
+    ValueError: colours, where labels are expected.
+  """
   try:
-    label = np.asarray(Image.open(io.BytesIO(data)))
-  except (OSError, SyntaxError, ValueError) as error:
-    raise pipeline.UnreadableError(f'label map: {error}') from error
-  label = label[..., 0] if label.ndim == 3 else label
-  return label.astype(np.uint8)
+    image = Image.open(io.BytesIO(data))
+    labels = np.asarray(image.convert('RGB') if holds == 'color' else image)
+  except image_ops.DECODING_ERRORS as error:
+    raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
+  if holds == 'color':
+    return labels.astype(np.int32) @ (1 << 16, 1 << 8, 1)
+  if labels.ndim == 3:
+    # Beside two or four bands the last one is the opacity.
+    bands = labels[..., : labels.shape[-1] - 1 + labels.shape[-1] % 2]
+    if holds == 'label' and (bands != bands[..., :1]).any():
+      raise ValueError(f'holds colours (mode {image.mode}), not one label per pixel')
+    labels = labels[..., 0]
+  # Of one bit, Pillow makes booleans.
+  return labels.astype(np.uint8) if labels.dtype == bool else labels

@@ -10,11 +10,12 @@ from crossattn_jax.data.scenes import shapes
 
 
 class Example(TypedDict):
-  """One example: an encoded image, its encoded label map, and a name for messages."""
+  """One example: an encoded image, its encoded label map, and a name of each for messages."""
 
   image: bytes
   label: bytes
   key: str
+  label_key: str
 
 
 # Features of image, label map and name in TFDS.
@@ -94,7 +95,12 @@ class TfdsSource:
     key = f'{self._name}/{self._split}[{index}]'
     if self._key is not None:
       key += f' ({example[self._key].decode()})'
-    return {'image': example[self._image], 'label': example[self._label], 'key': key}
+    return {
+      'image': example[self._image],
+      'label': example[self._label],
+      'key': key,
+      'label_key': f'{self._label} of {key}',
+    }
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `Source`."""
@@ -122,6 +128,7 @@ class PairSource:
       'image': pathlib.Path(image).read_bytes(),
       'label': pathlib.Path(label).read_bytes(),
       'key': image,
+      'label_key': label,
     }
 
   def image_size(self, index: int) -> tuple[int, int]:

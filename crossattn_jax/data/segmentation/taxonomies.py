@@ -3,9 +3,10 @@
 Source: Cityscapes, Cordts et al. 2016 (arXiv 1604.01685); ADE20K, Zhou et al. 2017.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
@@ -57,46 +58,76 @@ _ADE20K = """
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Taxonomy:
-  """The classes of a data set.
+  """The classes of a data set, and how its files say them.
 
   Attributes:
     class_names: in the order of the classes.
     palette: a colour of each, uint8 `[classes, 3]`.
-    to_classes: maps labels as the files have them, uint8, to classes and 255.
-    to_labels: the other way.
+    labels: the class of every label that files may hold, 255 for those that are no class.
+    holds: what a pixel of a file holds: its label; that in the red of three bands; or a colour,
+      whose label is 0xRRGGBB.
   """
 
   class_names: tuple[str, ...]
   palette: np.ndarray
-  to_classes: Callable[[np.ndarray], np.ndarray]
-  to_labels: Callable[[np.ndarray], np.ndarray]
+  labels: Mapping[int, int]
+  holds: Literal['label', 'red', 'color'] = 'label'
 
   @property
   def num_classes(self) -> int:
     """How many classes there are."""
     return len(self.class_names)
 
+  def to_classes(self, labels: np.ndarray) -> np.ndarray:
+    """Maps labels as files have them to classes and 255, uint8.
 
-def _look_up(table: dict[int, int], default: int) -> Callable[[np.ndarray], np.ndarray]:
-  """Maps uint8 by a table of what differs from a default."""
-  values = np.full(256, default, np.uint8)
-  values[list(table)] = list(table.values())
-  return functools.partial(np.take, values)
+    Raises:
+      ValueError: a label is not among `labels`; the message says what is expected.
+    """
+    classes = self._classes_of_bytes[labels] if labels.dtype == np.uint8 else self._look_up(labels)
+    if classes.size and classes.min() < 0:
+      unknown = labels[classes < 0]
+      raise ValueError(
+        f'holds {self._shown(np.unique(unknown).tolist())} in {unknown.size / labels.size:.2%} of '
+        f'its pixels, which is no class; expected {self._shown(self.labels)}'
+      )
+    return classes.astype(np.uint8)
+
+  def to_labels(self, classes: np.ndarray) -> np.ndarray:
+    """The other way: a label of every class and of 255, uint8, or a larger type if need be."""
+    table = np.zeros(IGNORE_LABEL + 1, np.int64)
+    for label, index in reversed(self.labels.items()):
+      table[index] = label
+    return table.astype(np.min_scalar_type(table.max()))[classes]
+
+  @functools.cached_property
+  def _classes_of_bytes(self) -> np.ndarray:
+    return self._look_up(np.arange(256))
+
+  def _look_up(self, labels: np.ndarray) -> np.ndarray:
+    """Classes, 255, or -1 for labels that are not known."""
+    known = np.array(sorted(self.labels))
+    classes = np.array([self.labels[label] for label in known.tolist()], np.int16)
+    place = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    return np.where(known[place] == labels, classes[place], np.int16(-1))
+
+  def _shown(self, labels: Iterable[int], most: int = 8) -> str:
+    """Labels with the names of their classes, for a message."""
+    labels = list(labels)
+    texts = []
+    for label in labels[:most]:
+      text = f'#{label:06x}' if self.holds == 'color' else f'{label}'
+      index = self.labels.get(label, IGNORE_LABEL)
+      texts.append(text if index == IGNORE_LABEL else f'{text} {self.class_names[index]!r}')
+    rest = [f'{len(labels) - most} more'] if len(labels) > most else []
+    return ', '.join(texts + rest)
 
 
-def _from_one(labels: np.ndarray) -> np.ndarray:
-  """Labels that count classes from 1 become classes: 0 becomes 255, others go down by one."""
-  return labels.astype(np.uint8) - np.uint8(1)
-
-
-def _to_one(classes: np.ndarray) -> np.ndarray:
-  return classes.astype(np.uint8) + np.uint8(1)
-
-
-def _as_they_are(labels: np.ndarray) -> np.ndarray:
-  return labels
+def _counted(first: int, count: int) -> dict[int, int]:
+  """Labels that count the classes from `first` on."""
+  return {first + index: index for index in range(count)}
 
 
 def voc_palette(size: int = 256) -> np.ndarray:
@@ -112,22 +143,32 @@ def voc_palette(size: int = 256) -> np.ndarray:
   return palette
 
 
-_LABEL_IDS = [label_id for _, label_id, _ in _CITYSCAPES]
+_NO_CLASS = {IGNORE_LABEL: IGNORE_LABEL}
+
 CITYSCAPES = Taxonomy(
-  class_names=tuple(name for name, _, _ in _CITYSCAPES),
-  palette=np.array([colour for _, _, colour in _CITYSCAPES], np.uint8),
-  # Ids that are not evaluated are no class; the test server calls those unlabelled.
-  to_classes=_look_up({label_id: index for index, label_id in enumerate(_LABEL_IDS)}, IGNORE_LABEL),
-  to_labels=_look_up(dict(enumerate(_LABEL_IDS)), 0),
+  tuple(name for name, _, _ in _CITYSCAPES),
+  np.array([color for _, _, color in _CITYSCAPES], np.uint8),
+  # Ids that are not evaluated are no class; the test server calls those unlabelled. License plates
+  # have the id -1, which files hold as 255.
+  dict.fromkeys(range(34), IGNORE_LABEL)
+  | {label_id: index for index, (_, label_id, _) in enumerate(_CITYSCAPES)}
+  | _NO_CLASS,
 )
 ADE20K = Taxonomy(
-  tuple(name.strip() for name in _ADE20K.split(',')), voc_palette(151)[1:], _from_one, _to_one
+  tuple(name.strip() for name in _ADE20K.split(',')),
+  voc_palette(151)[1:],
+  {0: IGNORE_LABEL} | _counted(1, 150) | _NO_CLASS,
 )
 # The things of ADE20K's instance segmentation, which TFDS's `scene_parse150` holds.
 ADE20K_THINGS = Taxonomy(
-  tuple(f'thing {number}' for number in range(1, 101)), voc_palette(101)[1:], _from_one, _to_one
+  tuple(f'thing {number}' for number in range(1, 101)),
+  voc_palette(101)[1:],
+  {0: IGNORE_LABEL} | _counted(1, 100) | _NO_CLASS,
+  holds='red',
 )
-SHAPE_SCENES = Taxonomy(shapes.CLASS_NAMES, shapes.PALETTE, _as_they_are, _as_they_are)
+SHAPE_SCENES = Taxonomy(
+  shapes.CLASS_NAMES, shapes.PALETTE, _counted(0, len(shapes.CLASS_NAMES)) | _NO_CLASS
+)
 
 # By the name of the data set.
 TAXONOMIES = {

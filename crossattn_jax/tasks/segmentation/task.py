@@ -185,8 +185,18 @@ class Segmentation(base.Task):
     )
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
-    """Mean IoU, pixel accuracy, mean accuracy, the number of images, and the IoU of each class."""
+    """Mean IoU, pixel accuracy, mean accuracy, the number of images, and the IoU of each class.
+
+    Raises:
+      ValueError: no pixel has a class.
+    """
     confusion = evaluation.sums['confusion']
+    if not np.any(confusion):
+      dataset = self.config.dataset
+      raise ValueError(
+        f'none of the pixels of dataset {dataset.name!r}, split {dataset.eval_split!r}, has a '
+        'class, so that there is no mean IoU: all of its labels say so'
+      )
     absent = self.config.task.evaluation.absent_classes
     iou = metrics.intersection_over_union(confusion)
     results = {

@@ -100,6 +100,13 @@ def test_metrics_are_those_of_the_counts(config, whole_split):
   assert results['examples'] == 10
 
 
+def test_a_mean_over_no_pixels_is_refused(config):
+  task = tasks.create_task(config)
+  nothing = {'count': 10, 'confusion': np.zeros((7, 7), int)}
+  with pytest.raises(ValueError, match=r"shape_scenes/tiny', split 'validation', has a class"):
+    task.metrics(tasks.Evaluation(nothing))
+
+
 def test_the_loss_is_the_weighted_sum_of_its_parts(config):
   config.task.auxiliary_weight = 0.3
   config.task.consistency_weight = 0.7
