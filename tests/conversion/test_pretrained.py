@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import crossattn_jax
-from crossattn_jax.conversion import convert, mapping, pretrained
+from crossattn_jax.conversion import convert, mapping, pretrained, published
 from crossattn_jax.models import registry
 
 NAME = 'crossvit_tiny_240'
@@ -82,9 +82,9 @@ def state():
 def server(state, monkeypatch):
   # Proxies of the environment must not see these requests.
   monkeypatch.setenv('no_proxy', '*')
-  monkeypatch.setattr(pretrained, '_WAIT_SECONDS', 0.01)
+  monkeypatch.setattr(published, '_WAIT_SECONDS', 0.01)
   server = Server(safetensors.numpy.save(state))
-  monkeypatch.setitem(pretrained.SOURCES['timm'], NAME, pretrained.Weights(server.url))
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, published.Weights(server.url))
   yield server
   server.http.shutdown()
   server.http.server_close()
@@ -122,7 +122,7 @@ def test_fields_of_the_model_can_be_changed(server, small_model, tmp_path):
 def test_a_cut_connection_is_resumed_where_it_broke(server, tmp_path):
   server.cut_after = 10_000
   path = tmp_path / 'model.safetensors'
-  pretrained.download(pretrained.Weights(server.url), path)
+  published.download(published.Weights(server.url), path)
   assert path.read_bytes() == server.content
   assert len(server.content) > 30_000
   assert server.requests == [
@@ -134,7 +134,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(server, tmp_path):
 
 def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
   (tmp_path / 'model.safetensors.part').write_bytes(server.content[:5000])
-  pretrained.download(pretrained.Weights(server.url), tmp_path / 'model.safetensors')
+  published.download(published.Weights(server.url), tmp_path / 'model.safetensors')
   assert server.requests == ['bytes=5000-']
   assert (tmp_path / 'model.safetensors').read_bytes() == server.content
 
@@ -142,45 +142,45 @@ def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
 def test_a_server_without_ranges_starts_over(server, tmp_path):
   server.ranges = False
   (tmp_path / 'model.safetensors.part').write_bytes(b'x' * 5000)
-  pretrained.download(pretrained.Weights(server.url), tmp_path / 'model.safetensors')
+  published.download(published.Weights(server.url), tmp_path / 'model.safetensors')
   assert (tmp_path / 'model.safetensors').read_bytes() == server.content
 
 
 def test_a_file_that_changed_meanwhile_starts_over(server, tmp_path):
   (tmp_path / 'model.safetensors.part').write_bytes(b'x' * 5000)
   (tmp_path / 'model.safetensors.part.etag').write_text('"older"')
-  pretrained.download(pretrained.Weights(server.url), tmp_path / 'model.safetensors')
+  published.download(published.Weights(server.url), tmp_path / 'model.safetensors')
   assert (tmp_path / 'model.safetensors').read_bytes() == server.content
 
 
 def test_a_rest_that_is_too_long_starts_over(server, tmp_path):
   (tmp_path / 'model.safetensors.part').write_bytes(b'x' * (len(server.content) + 1))
-  pretrained.download(pretrained.Weights(server.url), tmp_path / 'model.safetensors')
+  published.download(published.Weights(server.url), tmp_path / 'model.safetensors')
   assert (tmp_path / 'model.safetensors').read_bytes() == server.content
 
 
 def test_a_connection_that_brings_nothing_is_given_up(server, tmp_path):
   server.cut_after = 0
-  with pytest.raises(pretrained.DownloadError, match='the connection was cut'):
-    pretrained.download(pretrained.Weights(server.url), tmp_path / 'model.safetensors')
+  with pytest.raises(published.DownloadError, match='the connection was cut'):
+    published.download(published.Weights(server.url), tmp_path / 'model.safetensors')
   assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize('known', ['size', 'sha256'])
 def test_wrong_content_is_deleted_and_named(server, tmp_path, known):
   right = {'size': len(server.content), 'sha256': hashlib.sha256(server.content).hexdigest()}
-  weights = pretrained.Weights(server.url, **right)
-  pretrained.download(weights, tmp_path / 'right')
+  weights = published.Weights(server.url, **right)
+  published.download(weights, tmp_path / 'right')
   server.content = server.content + b'!' if known == 'size' else server.content[:-1] + b'!'
-  with pytest.raises(pretrained.DownloadError, match=rf'served has .*expected {right[known]}'):
-    pretrained.download(weights, tmp_path / 'wrong')
+  with pytest.raises(published.DownloadError, match=rf'served has .*expected {right[known]}'):
+    published.download(weights, tmp_path / 'wrong')
   assert not [file for file in tmp_path.iterdir() if file.name.startswith('wrong.part')]
   assert not (tmp_path / 'wrong').exists()
 
 
 def test_what_is_no_checkpoint_is_deleted_and_named(server, small_model, tmp_path):
   server.content = b'<html>please log in</html>' * 100
-  with pytest.raises(pretrained.DownloadError, match='is not the timm checkpoint') as error:
+  with pytest.raises(published.DownloadError, match='is not the timm checkpoint') as error:
     pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
   assert server.url in str(error.value)
   assert not list(tmp_path.rglob('*.safetensors'))
@@ -188,33 +188,33 @@ def test_what_is_no_checkpoint_is_deleted_and_named(server, small_model, tmp_pat
 
 def test_a_checkpoint_of_another_model_is_refused(server, small_model, tmp_path):
   server.content = safetensors.numpy.save({'fc.weight': np.zeros((2, 2), np.float32)})
-  with pytest.raises(pretrained.DownloadError, match=r'unexpected: fc\.weight'):
+  with pytest.raises(published.DownloadError, match=r'unexpected: fc\.weight'):
     pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
 
 
 def test_a_missing_file_is_not_asked_for_again(server, tmp_path):
   server.status = 404
   path = tmp_path / 'model.safetensors'
-  with pytest.raises(pretrained.DownloadError, match=rf'404 .*put it at {path}'):
-    pretrained.download(pretrained.Weights(server.url), path)
+  with pytest.raises(published.DownloadError, match=rf'404 .*put it at {path}'):
+    published.download(published.Weights(server.url), path)
   assert len(server.requests) == 1
 
 
 def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, small_model):
   monkeypatch.setenv('no_proxy', '*')
-  monkeypatch.setattr(pretrained, '_WAIT_SECONDS', 0.01)
+  monkeypatch.setattr(published, '_WAIT_SECONDS', 0.01)
   url = 'http://127.0.0.1:9/model.safetensors'  # nobody listens at the discard port
-  monkeypatch.setitem(pretrained.SOURCES['timm'], NAME, pretrained.Weights(url))
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, published.Weights(url))
   path = tmp_path / 'downloads' / 'model.safetensors'
-  with pytest.raises(pretrained.DownloadError) as error:
+  with pytest.raises(published.DownloadError) as error:
     pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
   assert url in str(error.value)
   assert f'put it at {path}' in str(error.value)
 
 
 def test_a_file_put_by_hand_is_used(tmp_path, state, monkeypatch, small_model):
-  weights = pretrained.Weights('http://127.0.0.1:9/model.safetensors')
-  monkeypatch.setitem(pretrained.SOURCES['timm'], NAME, weights)
+  weights = published.Weights('http://127.0.0.1:9/model.safetensors')
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, weights)
   (tmp_path / 'downloads').mkdir()
   safetensors.numpy.save_file(state, tmp_path / 'downloads' / weights.file_name)
   _, variables = pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
@@ -244,13 +244,13 @@ def test_a_full_disk_is_named_and_what_arrived_is_kept(server, tmp_path, monkeyp
 
   path = tmp_path / 'model.safetensors'
   with monkeypatch.context() as patch:
-    patch.setattr(pretrained, 'open', full_open, raising=False)
-    with pytest.raises(pretrained.DownloadError, match='no space left') as error:
-      pretrained.download(pretrained.Weights(server.url), path)
+    patch.setattr(published, 'open', full_open, raising=False)
+    with pytest.raises(published.DownloadError, match='no space left') as error:
+      published.download(published.Weights(server.url), path)
   assert error.value.errno == errno.ENOSPC
   assert str(path) in str(error.value)
   assert not path.exists()
-  pretrained.download(pretrained.Weights(server.url), path)
+  published.download(published.Weights(server.url), path)
   assert server.requests == [None, 'bytes=5000-']
   assert path.read_bytes() == server.content
 
@@ -278,24 +278,24 @@ def test_wrong_requests_are_refused_before_any_download(tmp_path):
 
 
 def test_the_files_are_those_of_the_release():
-  official = pretrained.SOURCES['official']
+  official = published.SOURCES['official']
   release = 'https://github.com/IBM/CrossViT/releases/download/weights-0.1'
   assert official['crossvit_15_dagger_408'].url == f'{release}/crossvit_15_dagger_384.pth'
   assert official['crossvit_15_dagger_384'] == official['crossvit_15_dagger_408']
-  timm = pretrained.SOURCES['timm']['crossvit_9_dagger_224']
+  timm = published.SOURCES['timm']['crossvit_9_dagger_224']
   hub = 'https://huggingface.co/timm/crossvit_9_dagger_240.in1k'
   assert timm.url == f'{hub}/resolve/main/model.safetensors'
   crossvit = {name for name in official if name.startswith('crossvit')}
-  assert crossvit == {name for name in pretrained.SOURCES['timm'] if name.startswith('crossvit')}
+  assert crossvit == {name for name in published.SOURCES['timm'] if name.startswith('crossvit')}
   assert len(crossvit) == 22
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch):
   monkeypatch.setenv('CROSSATTN_JAX_CACHE', '/somewhere')
-  assert pretrained.default_cache_dir() == pathlib.Path('/somewhere')
+  assert published.default_cache_dir() == pathlib.Path('/somewhere')
   monkeypatch.delenv('CROSSATTN_JAX_CACHE')
   monkeypatch.setenv('XDG_CACHE_HOME', '/cache')
-  assert pretrained.default_cache_dir() == pathlib.Path('/cache/crossattn_jax')
+  assert published.default_cache_dir() == pathlib.Path('/cache/crossattn_jax')
 
 
 def test_mapping_errors_are_what_a_wrong_own_file_raises(tmp_path, small_model):

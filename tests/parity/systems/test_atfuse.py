@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, correspondence, mapping, pretrained
+from crossattn_jax.conversion import convert, correspondence, mapping, published
 from crossattn_jax.parity import adapters, arguments, cases
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'atfuse'
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_key():
 def test_the_model_is_described_and_its_release_known():
   described = correspondence.describe_model('atfuse', models.create_model('atfuse'))
   assert described.inputs['ir'].shape == (1, 1, 128, 128)
-  assert pretrained.SOURCES['official']['atfuse'].url.endswith('/model/best_ckp.pth')
+  assert published.SOURCES['official']['atfuse'].url.endswith('/model/best_ckp.pth')
 
 
 def test_the_images_swap_their_roles_on_request(vary, compute):

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, mapping, pretrained
+from crossattn_jax.conversion import convert, mapping, pretrained, published
 from crossattn_jax.parity import __main__ as command_line
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.arguments import ArgumentError
@@ -215,7 +215,7 @@ def test_a_text_encoder_that_is_trained_leaves_the_pooler_out():
 
 
 def test_the_published_bert_is_known():
-  url = pretrained.SOURCES['transformers']['bert_base_uncased'].url
+  url = published.SOURCES['transformers']['bert_base_uncased'].url
   assert url.endswith('/bert-base-uncased/resolve/main/model.safetensors')
 
 
