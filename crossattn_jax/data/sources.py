@@ -77,6 +77,32 @@ def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> ValueError
   )
 
 
+def unknown_classes(where: str, unknown: Sequence[str], class_names: Sequence[str]) -> ValueError:
+  """The error for classes of a split that are none of those that labels count through."""
+  one = len(unknown) == 1
+  which = f'a class {unknown[0]!r} that is' if one else f'classes {shown(unknown)} that are'
+  return ValueError(
+    f'{where} has {which} not among the {len(class_names)} expected classes '
+    f'({shown(class_names)}); rename or remove {"it" if one else "them"}, or train on all classes '
+    'in another workdir'
+  )
+
+
+def class_changes(before: Sequence[str], now: Sequence[str]) -> str:
+  """What has become of the classes of a data set, for a message; empty where nothing has."""
+  added = [name for name in now if name not in before]
+  missing = [name for name in before if name not in now]
+  changes = [f'added {shown(added)}'] if added else []
+  changes += [f'missing {shown(missing)}'] if missing else []
+  return '; '.join(changes) or ('' if tuple(before) == tuple(now) else 'in another order')
+
+
+def shown(names: Sequence[str], most: int = 8) -> str:
+  """Names for a message, no more than a line of them."""
+  rest = [f'{len(names) - most} more'] if len(names) > most else []
+  return ', '.join([*map(repr, names[:most]), *rest])
+
+
 def open_tfds(
   name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[tfds.features.FeaturesDict, Sequence[dict[str, Any]]]:

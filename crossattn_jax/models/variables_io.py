@@ -2,11 +2,11 @@
 
 The file is safetensors: every array under its Flax path joined by '/', collection first
 ('params/head_0/kernel'), and in the metadata the model's registered name and the fields that were
-overridden, so that `create_model(name, **overrides)` rebuilds the module. Reading one executes
-nothing.
+overridden, so that `create_model(name, **overrides)` rebuilds the module, and the names of its
+classes where they are known. Reading one executes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
@@ -28,11 +28,13 @@ class SavedModel(NamedTuple):
     name: of the model in the registry.
     overrides: keyword arguments of `create_model` besides the name.
     variables: nested dicts of numpy arrays, collections first.
+    class_names: in the order of the outputs; none where they are not known.
   """
 
   name: str
   overrides: dict[str, Any]
   variables: dict[str, Any]
+  class_names: tuple[str, ...] = ()
 
 
 def save_variables(
@@ -40,6 +42,7 @@ def save_variables(
   variables: Mapping[str, Any],
   model_name: str,
   overrides: Mapping[str, Any] | None = None,
+  class_names: Sequence[str] = (),
 ) -> None:
   """Writes `variables` with the name and the overrides that rebuild their model.
 
@@ -50,6 +53,7 @@ def save_variables(
     variables: nested dicts of arrays, collections first.
     model_name: in the registry.
     overrides: keyword arguments of `create_model`; JSON values (tuples become lists).
+    class_names: in the order of the outputs, where the model has classes and they are known.
 
   Raises:
     ValueError: an override is not a JSON value.
@@ -64,6 +68,8 @@ def save_variables(
     for keys, leaf in traverse_util.flatten_dict(dict(variables)).items()
   }
   metadata = {'format': _FORMAT, 'model': model_name, 'overrides': overrides}
+  if class_names:
+    metadata['class_names'] = json.dumps(list(class_names))
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
     safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
@@ -103,4 +109,5 @@ def load_variables(path: str | os.PathLike) -> SavedModel:
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path}: cannot be read as safetensors ({error}); copy it again') from error
   overrides = json.loads(metadata['overrides'])
-  return SavedModel(metadata['model'], overrides, traverse_util.unflatten_dict(flat))
+  class_names = tuple(json.loads(metadata.get('class_names', '[]')))
+  return SavedModel(metadata['model'], overrides, traverse_util.unflatten_dict(flat), class_names)

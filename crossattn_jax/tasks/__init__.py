@@ -17,6 +17,7 @@ __all__ = [
   'Serving',
   'Task',
   'Variables',
+  'complete_config',
   'create_task',
   'default_config',
   'upgrade_config',
@@ -48,6 +49,18 @@ def upgrade_config(name: str, config: dict[str, Any]) -> None:
     ValueError: no task has that name.
   """
   getattr(_module(name), 'upgrade_config', lambda config: None)(config)
+
+
+def complete_config(config: ml_collections.ConfigDict) -> None:
+  """Fills in, in place, what only the data can say and the config leaves open.
+
+  These are, where the task has them, the names of the classes (`dataset.class_names`), their number
+  (`model.num_classes`), and splits. A run saves them: what uses it then needs no training data.
+
+  Raises:
+    ValueError: no task has that name, or the data set does not say it.
+  """
+  getattr(_module(config.task.name), 'complete_config', lambda config: None)(config)
 
 
 def create_task(config: ml_collections.ConfigDict) -> Task:

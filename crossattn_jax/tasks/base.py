@@ -184,6 +184,7 @@ class Task(abc.ABC):
     Predictor: looks at what was learnt.
     Serving: gives it to others.
     config: the whole experiment.
+    class_names: in the order of the labels, where the task has classes and their names are known.
     model: the Flax module.
     frozen_models: that the loss uses besides the one that is learnt, by name. The state of the run
       holds their variables, split over the devices like parameters. The loop reads them from their
@@ -193,6 +194,7 @@ class Task(abc.ABC):
   Examples: ClassVar[type[pipeline.Examples]]
   Predictor: ClassVar[type[Predictor]]
   Serving: ClassVar[type[Serving]]
+  class_names: Sequence[str] = ()
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config

@@ -7,12 +7,34 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from crossattn_jax.data import pipeline
 from crossattn_jax.tasks import base
 
 # Classes in a picture and in a record.
 _SHOWN = 5
+
+
+def complete_config(config: ml_collections.ConfigDict, examples: type[pipeline.Examples]) -> None:
+  """Sets the names and the number of the classes where the config leaves them to the data set.
+
+  Raises:
+    ValueError: the data set cannot be opened, and the number of classes is not known without it.
+  """
+  dataset, model = config.dataset, config.model
+  if not dataset.class_names:
+    try:
+      dataset.class_names = examples.open_source(dataset, dataset.train_split).class_names
+    except (ValueError, FileNotFoundError):
+      # An evaluation may have no training split, and counts without names.
+      if model.get('num_classes') is None:
+        raise
+      return
+  if model.get('num_classes') is None:
+    with config.unlocked():
+      model.num_classes = len(dataset.class_names)
 
 
 class Predictor(base.Predictor):
@@ -74,13 +96,15 @@ class Classifier(base.Task):
 
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
-    """Names of the classes; their numbers where the data set is not at hand."""
+    """Names of the classes; none where neither the config nor the data set at hand says them."""
     dataset = self.config.dataset
+    if dataset.class_names:
+      return tuple(dataset.class_names)
     try:
       return self.Examples.open_source(dataset, dataset.train_split).class_names
     except (ValueError, FileNotFoundError) as error:
       logging.warning('classes are shown by number: %s', error)
-      return tuple(str(index) for index in range(self.model.num_classes))
+      return ()
 
   def class_name(self, index: int) -> str:
     """The name of a class; its number where it has none."""
@@ -88,7 +112,7 @@ class Classifier(base.Task):
 
   def check_data(self) -> None:
     """Refuses another number of classes than the data set has."""
-    if len(self.class_names) != self.model.num_classes:
+    if self.class_names and len(self.class_names) != self.model.num_classes:
       raise ValueError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
         f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '

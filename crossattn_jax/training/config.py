@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from crossattn_jax import models, tasks
+from crossattn_jax.data import sources
 from crossattn_jax.training import optimizers, schedules
 
 
@@ -184,6 +185,42 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
   tasks.upgrade_config(task, saved)
   _add_defaults(saved, default_config(task).to_dict())
   return ml_collections.ConfigDict(saved).lock()
+
+
+def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
+  """Takes the classes that a config leaves open from the run in a workdir, where it has them.
+
+  So the names of a trained model are its own, whatever has become of its training data since.
+  """
+  path = None if workdir is None else workdir / 'config.json'
+  if config.get('weights') is not None or path is None or not path.exists():
+    return
+  run = load(path)
+  names = run.dataset.get('class_names')
+  if names and not config.dataset.get('class_names'):
+    config.dataset.class_names = names
+    if config.model.get('num_classes') is None:
+      with config.unlocked():
+        config.model.num_classes = run.model.num_classes
+
+
+def refuse_other_classes(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Refuses to continue the run in a workdir with other classes than it was begun with.
+
+  Raises:
+    ConfigError: the message names those that differ.
+  """
+  if not any((workdir / 'checkpoints').glob('[0-9]*')) or not (workdir / 'config.json').exists():
+    return
+  there, here = (
+    each.dataset.get('class_names') for each in (load(workdir / 'config.json'), config)
+  )
+  changes = sources.class_changes(there, here) if there and here else ''
+  if changes:
+    raise ConfigError(
+      f'the run in {workdir} has the classes {sources.shown(there)}; those of the data now differ: '
+      f'{changes}. Restore them, or train on the data as it is in another workdir'
+    )
 
 
 def _add_defaults(saved: dict[str, Any], default: dict[str, Any]) -> None:

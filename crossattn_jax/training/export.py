@@ -18,6 +18,7 @@ import numpy as np
 
 from crossattn_jax import parallel, tasks
 from crossattn_jax.models import variables_io
+from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import loop
 
@@ -72,6 +73,7 @@ def export_model(
     FileNotFoundError: there is no such checkpoint.
   """
   _check(platforms, batch_size)
+  config_lib.take_classes(config, workdir)
   # One device holds the model, whatever mesh trained it; no data set is needed to count steps.
   mesh = parallel.create_mesh(devices=jax.local_devices()[:1])
   experiment = experiment_lib.setup(
@@ -88,7 +90,9 @@ def export_model(
       programs[platform] = _PROGRAM.format(platform)
       (local / programs[platform]).write_bytes(program.serialize())
     name, overrides = _model_fields(config)
-    variables_io.save_variables(local / _WEIGHTS, variables, name, overrides)
+    variables_io.save_variables(
+      local / _WEIGHTS, variables, name, overrides, experiment.task.class_names
+    )
     shutil.copyfile(serving.script, local / _SCRIPT)
     description = {
       'model': name,

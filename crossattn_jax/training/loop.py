@@ -38,7 +38,7 @@ def train(
   `predictions.png`.
 
   Args:
-    config: of the experiment; see `config.default_config`.
+    config: of the experiment; see `config.default_config`. What only the data can say is filled in.
     workdir: folder of this run; made if it does not exist.
     mesh: over all devices as the config says by default.
 
@@ -52,6 +52,9 @@ def train(
     Interrupted: on SIGTERM, after the state is saved.
   """
   started = time.monotonic()
+  config_lib.validate(config)
+  tasks.complete_config(config)
+  config_lib.refuse_other_classes(config, workdir)
   experiment = experiment_lib.setup(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
@@ -84,7 +87,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   Returns:
     The task's metrics.
   """
-  experiment = experiment_lib.setup(config)
+  config_lib.validate(config)
+  config_lib.take_classes(config, workdir)
+  tasks.complete_config(config)
+  # The training data is not needed to count steps.
+  experiment = experiment_lib.setup(
+    config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
+  )
   with jax.set_mesh(experiment.mesh):
     return run_evaluation(experiment, load_variables(experiment, workdir))
 
@@ -106,6 +115,7 @@ def predict(
   Raises:
     FileNotFoundError: there is no input.
   """
+  config_lib.take_classes(config, workdir)
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)

@@ -125,7 +125,7 @@ def test_position_embeddings_are_resized_on_request_only(state):
 def test_variables_file_rebuilds_its_model(tmp_path, state):
   conversion = convert.to_flax(NAME, state, SMALL)
   conversion.save(tmp_path / 'small.safetensors')
-  name, overrides, variables = variables_io.load_variables(tmp_path / 'small.safetensors')
+  name, overrides, variables, _ = variables_io.load_variables(tmp_path / 'small.safetensors')
   module = registry.create_model(name, **overrides)
   assert module.widths == (8, 16)
   logits, _ = jax.eval_shape(module.apply, variables, np.zeros((1, 48, 48, 3), np.float32))

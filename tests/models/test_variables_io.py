@@ -22,9 +22,10 @@ VARIABLES = {
 def test_everything_comes_back_to_the_bit(tmp_path):
   path = tmp_path / 'model.safetensors'
   overrides = {'num_classes': 10, 'widths': (8, 16), 'fusion': 'none'}
-  variables_io.save_variables(path, VARIABLES, 'crossvit_tiny_240', overrides)
+  variables_io.save_variables(path, VARIABLES, 'crossvit_tiny_240', overrides, ['cat', 'dog'])
   assert variables_io.is_variables_file(path)
-  name, read, variables = variables_io.load_variables(path)
+  name, read, variables, class_names = variables_io.load_variables(path)
+  assert class_names == ('cat', 'dog')
   assert name == 'crossvit_tiny_240'
   assert read == {'num_classes': 10, 'widths': [8, 16], 'fusion': 'none'}
   dense = variables['params']['dense']

@@ -21,6 +21,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.data_dir = ml_collections.config_dict.placeholder(str)
   config.train_split = 'train'
   config.eval_split = 'eval'
+  # Names of the classes in the order of the labels: those of the data set, which `complete_config`
+  # fills in, so that a run keeps them. A table is mapped to them by name.
+  config.class_names = ()
   config.num_mel_bins = 128
   # Of 10 ms. Longer clips are cut, shorter ones padded.
   config.num_frames = 1024
@@ -99,9 +102,9 @@ class Examples(pipeline.Examples):
 
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
-    """Opens a split, whose labels count through the classes of the training split."""
-    names = None
-    if config.name == sources.WAV_FOLDER and split != config.train_split:
+    """Opens a split, whose labels count through the config's classes, or the training split's."""
+    names = config.class_names or None
+    if names is None and config.name == sources.WAV_FOLDER and split != config.train_split:
       # Classes are numbered by name: without those of the training split a missing one would shift.
       names = Examples.open_source(config, config.train_split).class_names
     return sources.create_source(config.name, split, config.data_dir, class_names=names)

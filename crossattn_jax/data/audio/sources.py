@@ -13,7 +13,7 @@ from etils import epy
 import numpy as np
 from scipy.io import wavfile
 
-from crossattn_jax.data import pipeline
+from crossattn_jax.data import pipeline, sources
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.data.scenes import tones
 
@@ -66,7 +66,7 @@ def create_source(
     split: of it; for 'wav_folder' the name of a table in `data_dir`, see `WavFolder`.
     data_dir: the folder of a 'wav_folder'.
     class_names: the classes that the labels of a 'wav_folder' count through, usually those of the
-      training split.
+      training split; by default its own.
 
   Raises:
     ValueError: the dataset, its split or a class does not exist; the message says what does.
@@ -145,7 +145,8 @@ class WavFolder:
       if unknown:
         raise ValueError(
           f'{split}.csv gives {file!r} the label {unknown[0]!r}, which is not among the '
-          f'{len(indices)} classes'
+          f'{len(indices)} expected classes ({sources.shown(self.class_names)}); correct it, or '
+          'train on it in another workdir'
         )
       self._labels.append(tuple(sorted({indices[name] for name in names})))
 

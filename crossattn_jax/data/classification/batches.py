@@ -29,6 +29,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.data_dir = ml_collections.config_dict.placeholder(str)
   config.train_split = 'train'
   config.eval_split = 'validation'
+  # Names of the classes in the order of the labels: those of the data set, which `complete_config`
+  # fills in, so that a run keeps them. A folder is mapped to them by name.
+  config.class_names = ()
   # (height, width) of the images in a batch.
   config.image_size = (240, 240)
   # Per channel, of values in [0, 1]. One value each makes grey images, three make RGB.
@@ -200,9 +203,9 @@ class Examples(pipeline.Examples):
 
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
-    """Opens a split, whose labels count through the classes of the training split."""
-    names = None
-    if config.name == sources.IMAGE_FOLDER and config.data_dir is not None:
+    """Opens a split, whose labels count through the config's classes, or the training split's."""
+    names = config.class_names or None
+    if names is None and config.name == sources.IMAGE_FOLDER and config.data_dir is not None:
       # Folders are numbered by name: without the training classes a missing one would shift labels.
       names = sources.class_folders(config.data_dir, config.train_split)
     return sources.create_source(config.name, split, config.data_dir, class_names=names)

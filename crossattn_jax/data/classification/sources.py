@@ -55,8 +55,9 @@ def create_source(
     split: a split of it; for TFDS any split expression (`'train[:90%]'`), for an image folder the
       name of a folder in `data_dir`.
     data_dir: folder of TFDS datasets (TFDS's own default if None), or the image folder.
-    class_names: the classes that an image folder's labels count through, usually those of the
-      training split; by default its own, in alphabetical order. TFDS datasets know theirs.
+    class_names: the classes that labels count through, usually those of the training split. An
+      image folder is mapped to them by name; by default it has its own, in alphabetical order. So
+      is a TFDS dataset whose own names, in another order, they are; else they rename its classes.
 
   Raises:
     ValueError: the dataset, its split or a class does not exist or is empty, or it is not prepared
@@ -69,7 +70,7 @@ def create_source(
   if name == DIGITS:
     digits.prepare(data_dir)
   try:
-    return TfdsSource(name, split, data_dir)
+    return TfdsSource(name, split, data_dir, class_names)
   except sources.NotPreparedError as error:
     known = {DIGITS, IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)}
     bare = sources.bare_name(name)
@@ -89,13 +90,27 @@ class TfdsSource:
     class_names: names of the classes in the order of the labels.
   """
 
-  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
+  ):
     self._name, self._split = name, split
     features, self._examples = sources.open_tfds(name, split, data_dir)
     self._image = _single_feature(name, features, tfds.features.Image)
     self._label = _single_feature(name, features, tfds.features.ClassLabel)
     self._key = next((key for key in _KEY_FEATURES if key in features), None)
-    self.class_names = tuple(features[self._label].names)
+    own = tuple(features[self._label].names)
+    self.class_names = own if class_names is None else tuple(class_names)
+    if len(own) != len(self.class_names):
+      raise ValueError(
+        f'dataset {name!r} has {len(own)} classes ({sources.shown(own)}), but '
+        f'dataset.class_names are {len(self.class_names)} ({sources.shown(self.class_names)})'
+      )
+    moved = set(own) == set(self.class_names)
+    self._labels = [self.class_names.index(name) if moved else i for i, name in enumerate(own)]
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -105,7 +120,7 @@ class TfdsSource:
     key = f'{self._name}/{self._split}[{index}]'
     if self._key is not None:
       key += f' ({example[self._key].decode()})'
-    return {'image': example[self._image], 'label': int(example[self._label]), 'key': key}
+    return {'image': example[self._image], 'label': self._labels[example[self._label]], 'key': key}
 
 
 class ImageFolder:
@@ -126,10 +141,7 @@ class ImageFolder:
     self.class_names = tuple(found if class_names is None else class_names)
     unknown = sorted(set(found).difference(self.class_names))
     if unknown:
-      raise ValueError(
-        f'{str(folder)!r} has a class {unknown[0]!r} that is not among the {len(self.class_names)} '
-        f'expected classes ({len(unknown)} such classes)'
-      )
+      raise sources.unknown_classes(repr(str(folder)), unknown, self.class_names)
     self._paths: list[str] = []
     self._labels: list[int] = []
     for label, name in enumerate(self.class_names):
