@@ -22,6 +22,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.eval_split = 'dev'
   # Evaluation takes the first so many images of its split; all if None.
   config.eval_images = ml_collections.config_dict.placeholder(int)
+  # Captions of each image; None: as many as the data set has, see `sources.RegionFilesSource`.
+  config.captions_per_image = ml_collections.config_dict.placeholder(int)
   # Slots for the regions of an image, and channels of each.
   config.num_regions = 36
   config.region_dim = 2048
@@ -108,6 +110,8 @@ class Examples(pipeline.Examples):
     require(config.region_dim >= 1, 'region_dim', 'at least 1')
     require(config.max_words >= 3, 'max_words', 'at least 3: [CLS], a piece, [SEP]')
     require(config.word_dim >= 1, 'word_dim', 'at least 1')
+    if config.captions_per_image is not None:
+      require(config.captions_per_image >= 1, 'captions_per_image', 'at least 1, or None')
     if config.eval_images is not None:
       require(config.eval_images >= 1, 'eval_images', 'at least 1, or None for all')
 
@@ -120,6 +124,7 @@ class Examples(pipeline.Examples):
       config.data_dir,
       region_dim=config.region_dim,
       image_files=config.image_files,
+      captions_per_image=config.captions_per_image,
     )
 
   def describe(self, index: int) -> str:

@@ -16,8 +16,8 @@ from crossattn_jax.data.scenes import captions, regions, shapes
 
 REGION_FILES = 'region_files'
 
-# Karpathy's splits, as SCAN distributes them, have so many captions of each image.
-_CAPTIONS_PER_IMAGE = 5
+# Rows at either end of a file in which it is looked for repetitions.
+_SEEN_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,7 @@ def create_source(
   *,
   region_dim: int = 2048,
   image_files: str | None = None,
+  captions_per_image: int | None = None,
 ) -> Source:
   """Opens one split of a data set.
 
@@ -88,18 +89,24 @@ def create_source(
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the files.
     region_dim: channels of the features of scenes.
     image_files: where pictures of region files are, with `{}` for the id, as `str.format` takes it.
+    captions_per_image: what each image should have; by default what the data set has.
 
   Raises:
     ValueError: there is no such data set or split, or its files do not fit together.
   """
   if _is_scenes(name):
+    if captions_per_image not in (None, ShapeScenesSource.captions_per_image):
+      raise ValueError(
+        f'dataset.captions_per_image={captions_per_image}, but {name!r} has '
+        f'{ShapeScenesSource.captions_per_image} captions of each image; set it to None'
+      )
     shapes.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir, region_dim)
   if name != REGION_FILES:
     raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES], 'retrieval')
   if data_dir is None:
     raise ValueError(f'{name!r} needs data_dir: the folder that holds {split}_ims.npy')
-  return RegionFilesSource(data_dir, split, image_files)
+  return RegionFilesSource(data_dir, split, image_files, captions_per_image)
 
 
 def own_vocabulary(name: str) -> tuple[str, ...] | None:
@@ -115,16 +122,21 @@ class RegionFilesSource:
   """`SPLIT_ims.npy`, `SPLIT_caps.txt` and, for names, `SPLIT_ids.txt`, as SCAN distributes them.
 
   Source: Lee et al. 2018 (arXiv 1803.08024). Features are mapped into memory, not read at once.
-  Where there are fewer rows of features than captions, caption n belongs to row n // 5; otherwise
-  each row is there five times, and every fifth is used.
+  They have a row of each image, or one of each caption: then those of an image are the same, and
+  only the first is used. Caption n belongs to image n // captions_per_image.
 
   Attributes:
-    captions_per_image: 5.
+    captions_per_image: of all images; where nobody says it, it is the quotient of the numbers of
+      captions and of rows or, where there are as many, how often each row is repeated.
   """
 
-  captions_per_image = _CAPTIONS_PER_IMAGE
-
-  def __init__(self, data_dir: str | os.PathLike[str], split: str, image_files: str | None = None):
+  def __init__(
+    self,
+    data_dir: str | os.PathLike[str],
+    split: str,
+    image_files: str | None = None,
+    captions_per_image: int | None = None,
+  ):
     folder = pathlib.Path(data_dir)
     path = folder / f'{split}_ims.npy'
     captions_path, ids_path = folder / f'{split}_caps.txt', folder / f'{split}_ids.txt'
@@ -136,19 +148,31 @@ class RegionFilesSource:
           f'{", ".join(found) or "none"}'
         )
     self._captions = read_lines(captions_path)
+    if '' in self._captions:
+      line = self._captions.index('') + 1
+      raise ValueError(
+        f'{str(captions_path)!r}, line {line}: there is no caption; every line has to be one'
+      )
     self._features = mapped_array.MappedArray(path)
     shape, count = self._features.array.shape, len(self._captions)
-    self._stride = self.captions_per_image if shape[0] == count else 1
-    if len(shape) != 3 or shape[0] * self.captions_per_image != count * self._stride:
+    rows = shape[0] if len(shape) == 3 else 0
+    self.captions_per_image = captions_per_image or (
+      _repetition(self._features.array) if rows == count else count // max(rows, 1)
+    )
+    self._stride = self.captions_per_image if rows == count else 1
+    if not rows or rows * self.captions_per_image != count * self._stride or count % self._stride:
+      expected = captions_per_image or 'the same number of'
       raise ValueError(
-        f'{str(path)!r} is an array of shape {shape} and '
-        f'{str(captions_path)!r} has {count} lines; expected features [images, regions, channels] '
-        f'and {self.captions_per_image} captions of each image, or a row per caption'
+        f'{str(path)!r} is an array of shape {shape} and {str(captions_path)!r} has {count} lines; '
+        f'expected features [images, regions, channels] and {expected} captions of each image, or '
+        'a row per caption'
       )
-    if count % self.captions_per_image:
+    unequal = _first_unequal(self._features.array, self._stride)
+    if unequal is not None:
       raise ValueError(
-        f'{str(captions_path)!r} has {count} lines, which is no multiple of '
-        f'{self.captions_per_image}'
+        f'{str(path)!r} has a row for each of the {count} captions, and as an image has '
+        f'{self._stride} captions, row {unequal} should be the same as row {unequal - 1}; set '
+        'dataset.captions_per_image, to 1 if every row is another image'
       )
     self._ids = read_lines(ids_path) if ids_path.is_file() else None
     if self._ids is not None:
@@ -194,6 +218,18 @@ class RegionFilesSource:
       raise ValueError(
         f'dataset.image_files={self._image_files!r}: cannot read the image {path!r} ({error})'
       ) from error
+
+
+def _repetition(rows: np.ndarray) -> int:
+  """How many rows from the first on are the same."""
+  return next((i for i in range(1, len(rows)) if not np.array_equal(rows[i], rows[0])), len(rows))
+
+
+def _first_unequal(rows: np.ndarray, times: int) -> int | None:
+  """The first row that differs from the one before in groups of as many; looks at both ends."""
+  inside = [row for row in range(len(rows)) if row % times]
+  seen = inside if len(inside) < 2 * _SEEN_ROWS else inside[:_SEEN_ROWS] + inside[-_SEEN_ROWS:]
+  return next((row for row in seen if not np.array_equal(rows[row], rows[row - 1])), None)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

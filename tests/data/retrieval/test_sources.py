@@ -20,6 +20,39 @@ def test_captions_belong_to_their_image_whether_or_not_rows_are_repeated(
     assert example.key == f'test_ims[{index}]'
 
 
+@pytest.mark.parametrize('given', [False, True])
+@pytest.mark.parametrize(
+  ('images', 'captions', 'repeat'), [(100, 1, 1), (30, 2, 1), (30, 2, 2), (40, 5, 5), (1, 5, 5)]
+)
+def test_images_have_any_number_of_captions(tmp_path, write_split, images, captions, repeat, given):
+  write_split(tmp_path, 'test', images, repeat, captions=captions)
+  given = captions if given else None
+  source = sources.create_source('region_files', 'test', tmp_path, captions_per_image=given)
+  assert (len(source), source.captions_per_image) == (images, captions)
+  for index in range(images):
+    assert source[index].regions[0, 0] == index
+    assert source[index].captions == tuple(f'Image {index} caption {c}' for c in range(captions))
+
+
+def test_rows_and_captions_that_do_not_fit_are_refused(tmp_path, write_split):
+  def refused(message, given=None):
+    with pytest.raises(ValueError, match=message):
+      sources.create_source('region_files', 'test', tmp_path, captions_per_image=given)
+
+  write_split(tmp_path, 'test', 100, captions=1)
+  refused('row 1 should be the same as row 0; set dataset.captions_per_image, to 1 if', given=5)
+  refused('expected features .* and 3 captions of each image, or a row per caption', given=3)
+  write_split(tmp_path, 'test', 20, captions=3)
+  refused('has 60 lines; expected features .* and 5 captions', given=5)
+  rows = np.load(tmp_path / 'test_ims.npy')
+  np.save(tmp_path / 'test_ims.npy', np.concatenate([np.repeat(rows[:18], 3, 0), rows[:6]]))
+  refused('for each of the 60 captions, .* has 3 captions, row 55 should be the same as row 54')
+  (tmp_path / 'test_caps.txt').write_text('a dog\n\na cat\n')
+  refused(r"test_caps\.txt', line 2: there is no caption")
+  with pytest.raises(ValueError, match=r'captions_per_image=3, but .* has 5 captions'):
+    sources.create_source('shape_scenes/tiny', 'train', tmp_path, captions_per_image=3)
+
+
 @pytest.mark.parametrize('count', [3, 15])
 def test_ids_are_one_of_each_image_or_of_each_caption(tmp_path, write_split, count):
   write_split(tmp_path, 'test', 3)
