@@ -1,8 +1,9 @@
 """How good a fused image is: the metrics of infrared and visible image fusion.
 
 Pure functions on grey images `[height, width]` with levels in 0..255, computed in float64 on the
-host: several of them subtract large numbers. Published tables differ in units and conventions; each
-function says which ones are followed, and docs/atfuse.md what to look out for.
+host: several of them subtract large numbers. Images with other levels, such as fractions of 1, are
+refused with a ValueError that names the argument. Published tables differ in units and
+conventions; each function says which ones are followed, and docs/atfuse.md what to look out for.
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ SMALLEST_SIDE = 41
 
 def entropy(image: np.ndarray) -> float:
   """EN: Shannon entropy of the levels, rounded to integers, in bits (Roberts et al. 2008)."""
+  (image,) = _levels(image=image)
   share = np.bincount(_integers(image).ravel(), minlength=_LEVELS) / image.size
   share = share[share > 0]
   return float(-np.sum(share * np.log2(share)))
@@ -59,24 +61,27 @@ def entropy(image: np.ndarray) -> float:
 
 def standard_deviation(image: np.ndarray) -> float:
   """SD: of the levels, over the population."""
-  return float(np.std(image.astype(np.float64)))
+  (image,) = _levels(image=image)
+  return float(np.std(image))
 
 
 def spatial_frequency(image: np.ndarray) -> float:
   """SF: root of the mean squared horizontal plus the mean squared vertical differences."""
-  image = image.astype(np.float64)
+  (image,) = _levels(image=image)
   across, down = np.diff(image, axis=1), np.diff(image, axis=0)
   return float(np.sqrt(np.mean(across**2) + np.mean(down**2)))
 
 
 def average_gradient(image: np.ndarray) -> float:
   """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences, one-sided at the edges."""
-  down, across = np.gradient(image.astype(np.float64))
+  (image,) = _levels(image=image)
+  down, across = np.gradient(image)
   return float(np.mean(np.sqrt((across**2 + down**2) / 2)))
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
   """Mutual information of the levels of two images, rounded to integers, in nats."""
+  first, second = _levels(first=first, second=second)
   pairs = _integers(first).ravel() * _LEVELS + _integers(second).ravel()
   joint = np.bincount(pairs, minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / pairs.size
   independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
@@ -86,7 +91,11 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
   """Pearson correlation of the pixels; 0 where one image is flat."""
-  first, second = (x.astype(np.float64) - np.mean(x, dtype=np.float64) for x in (first, second))
+  return _correlation(*_levels(first=first, second=second))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+  first, second = (x - np.mean(x) for x in (first, second))
   scale = np.sqrt(np.sum(first**2) * np.sum(second**2))
   return float(np.sum(first * second) / scale) if scale > 0 else 0.0
 
@@ -95,13 +104,14 @@ def correlation_of_differences(
   fused: np.ndarray, visible: np.ndarray, infrared: np.ndarray
 ) -> float:
   """SCD: what fusion added to each image, correlated with the other (Aslantas and Bendes 2015)."""
-  fused = fused.astype(np.float64)
-  return correlation(visible, fused - infrared) + correlation(infrared, fused - visible)
+  fused, visible, infrared = _levels(fused=fused, visible=visible, infrared=infrared)
+  return _correlation(visible, fused - infrared) + _correlation(infrared, fused - visible)
 
 
 def mean_squared_error(first: np.ndarray, second: np.ndarray) -> float:
   """Mean squared difference of the levels."""
-  return float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
+  first, second = _levels(first=first, second=second)
+  return float(np.mean((first - second) ** 2))
 
 
 def peak_signal_to_noise(error: float, peak: float = 255.0) -> float:
@@ -117,7 +127,7 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> float:
   Raises:
     ValueError: the images are smaller than the window.
   """
-  luminance, structure = _similarity_maps(first.astype(np.float64), second.astype(np.float64))
+  luminance, structure = _similarity_maps(*_levels(first=first, second=second))
   return float(np.mean(luminance * structure))
 
 
@@ -133,7 +143,7 @@ def multi_scale_structural_similarity(first: np.ndarray, second: np.ndarray) -> 
     raise ValueError(
       f'MS-SSIM needs at least {_MS_SSIM_SIDE} x {_MS_SSIM_SIDE} pixels, not {first.shape}'
     )
-  first, second = first.astype(np.float64), second.astype(np.float64)
+  first, second = _levels(first=first, second=second)
   result = 1.0
   for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
     if scale:
@@ -156,7 +166,7 @@ def visual_information_fidelity(reference: np.ndarray, distorted: np.ndarray) ->
       f'VIF needs at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, not {reference.shape}'
     )
   tiny, noise = 1e-10, 2.0
-  reference, distorted = reference.astype(np.float64), distorted.astype(np.float64)
+  reference, distorted = _levels(reference=reference, distorted=distorted)
   found = available = 0.0
   for scale in range(1, 5):
     side = 2 ** (5 - scale) + 1
@@ -185,6 +195,7 @@ def edge_preservation(fused: np.ndarray, visible: np.ndarray, infrared: np.ndarr
   Where an edge of an image is exactly as strong as that of the fused one, the usual evaluators take
   its strength in place of the quotient 1; so does this. 0 where neither image has an edge.
   """
+  fused, visible, infrared = _levels(fused=fused, visible=visible, infrared=infrared)
   strength, angle = _edges(fused)
   kept = total = 0.0
   for image in (visible, infrared):
@@ -215,8 +226,10 @@ def fusion_metrics(
     images have a side of less than 176 pixels.
 
   Raises:
-    ValueError: the images differ in size, or have a side of less than 41 pixels.
+    ValueError: the images differ in size, have a side of less than 41 pixels, or levels that are
+      not finite or not in 0..255.
   """
+  fused, visible, infrared = _levels(fused=fused, visible=visible, infrared=infrared)
   sources = (visible, infrared)
   for image in sources:
     if image.shape != fused.shape or fused.ndim != 2:
@@ -260,6 +273,32 @@ def fusion_metrics(
 def better(name: str, value: float, other: float) -> bool:
   """Whether a value of a metric is better than another."""
   return value > other if DIRECTIONS[name] == 'up' else value < other
+
+
+def _levels(**images: np.ndarray) -> list[np.ndarray]:
+  """The images in float64.
+
+  Raises:
+    ValueError: one has levels that are not finite, not in 0..255, or fractions of 1.
+  """
+  for name, image in images.items():
+    if not np.size(image):
+      raise ValueError(f'{name} has no pixels: its shape is {np.shape(image)}')
+    unusable = np.size(image) - np.count_nonzero(np.isfinite(image))
+    if unusable:
+      raise ValueError(f'{unusable} of the {np.size(image)} levels of {name} are not finite')
+    low, high = np.min(image), np.max(image)
+    if low < 0 or high >= _LEVELS:
+      raise ValueError(
+        f'{name} has levels of {low:g} to {high:g}; expected 0 to {_LEVELS - 1}: convert them, or '
+        f'np.clip(x, 0, {_LEVELS - 1}) what a network overshoots'
+      )
+    if high <= 1 and np.any(image != np.rint(image)):
+      raise ValueError(
+        f'{name} has levels of {low:g} to {high:g}, which are fractions of 1; expected 0 to '
+        f'{_LEVELS - 1}: multiply by {_LEVELS - 1}'
+      )
+  return [np.asarray(image, np.float64) for image in images.values()]
 
 
 def _integers(image: np.ndarray) -> np.ndarray:
@@ -310,7 +349,7 @@ def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   smooth, difference = np.array([1.0, 2.0, 1.0]), np.array([-1.0, 0.0, 1.0])
 
   def sobel(axis: int) -> np.ndarray:
-    x = ndimage.correlate1d(image.astype(np.float64), smooth, axis=axis, mode='constant')
+    x = ndimage.correlate1d(image, smooth, axis=axis, mode='constant')
     return ndimage.correlate1d(x, difference, axis=1 - axis, mode='constant')
 
   across, down = sobel(0), -sobel(1)

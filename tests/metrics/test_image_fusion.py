@@ -1,5 +1,7 @@
 """Closed forms and limits; the recorded suite is replayed in tests/parity."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,45 @@ def test_images_that_cannot_be_compared_are_refused(image):
     metrics.multi_scale_structural_similarity(image[:175], image[:175])
   with pytest.raises(ValueError, match='SSIM needs at least 11 x 11'):
     metrics.structural_similarity(image[:10], image[:10])
+
+
+FUNCTIONS = (
+  metrics.entropy,
+  metrics.standard_deviation,
+  metrics.spatial_frequency,
+  metrics.average_gradient,
+  metrics.mutual_information,
+  metrics.correlation,
+  metrics.correlation_of_differences,
+  metrics.mean_squared_error,
+  metrics.structural_similarity,
+  metrics.multi_scale_structural_similarity,
+  metrics.visual_information_fidelity,
+  metrics.edge_preservation,
+  metrics.fusion_metrics,
+)
+
+
+@pytest.mark.parametrize('function', FUNCTIONS, ids=lambda function: function.__name__)
+def test_levels_that_are_no_grey_levels_are_refused_by_name(image, function):
+  names = list(inspect.signature(function).parameters)
+  images = dict.fromkeys(names, image.astype(np.float32))
+  function(**images)
+  infinite = image.astype(np.float32)
+  infinite[3, 4] = np.inf
+  wrong = {
+    r'1 of the 31680 levels of {} are not finite': infinite,
+    r'{} has levels of 0 to 1, which are fractions of 1; .* multiply by 255': image / 255,
+    r'{} has levels of -1 to 254; expected 0 to 255': image - 1.0,
+    r'{} has levels of 0 to 510; expected 0 to 255': image * 2.0,
+  }
+  for name in names:
+    for message, levels in wrong.items():
+      with pytest.raises(ValueError, match=message.format(name)):
+        function(**images | {name: levels})
+
+
+def test_dark_images_are_no_fractions():
+  dark = np.zeros((48, 48), np.uint8)
+  dark[:, 24:] = 1
+  assert metrics.entropy(dark.astype(np.float64)) == 1

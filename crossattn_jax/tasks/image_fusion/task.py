@@ -97,6 +97,7 @@ class ImageFusion(base.Task):
         'loss': jnp.sum(jnp.where(mask, loss.total, 0)),
         'gradient_loss': jnp.sum(jnp.where(mask, loss.gradient, 0)),
         'intensity_loss': jnp.sum(jnp.where(mask, loss.intensity, 0)),
+        'not_finite': jnp.sum(~jnp.isfinite(loss.total) & mask, dtype=jnp.int32),
       },
       examples={name: self.to_bytes(image[..., 0]) for name, image in images.items()}
       | {'size': batch['size']},
@@ -128,9 +129,17 @@ class ImageFusion(base.Task):
 
     With `compare_with_average` also 'average/NAME', of the mean of both images, and
     'better_than_average': in how many of `metrics.image_fusion.HEADLINE` fusion is better.
+
+    Raises:
+      ValueError: fused images have values that are not finite, which no 8-bit level shows.
     """
     sums = evaluation.sums
     count = int(sums['count'])
+    if sums['not_finite']:
+      raise ValueError(
+        f'the network gives values that are not finite for {int(sums["not_finite"])} of {count} '
+        'pairs: its weights or its dtype are wrong'
+      )
     results = {
       name: float(sums[name]) / count for name in ('loss', 'gradient_loss', 'intensity_loss')
     }

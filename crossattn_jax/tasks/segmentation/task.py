@@ -170,11 +170,13 @@ class Segmentation(base.Task):
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Pixels by true and predicted class, and the number of images."""
-    classes = self.classes(variables, batch)
-    mask = batch['mask']
+    scores = self._scores(variables, batch['image'], batch['image_size'])
+    classes, mask = self._best(scores, batch), batch['mask']
+    finite = jnp.isfinite(scores).all(axis=(1, 2, 3))
     return base.Evaluation(
       sums={
         'count': jnp.sum(mask, dtype=jnp.int32),
+        'not_finite': jnp.sum(~finite & mask, dtype=jnp.int32),
         'confusion': metrics.confusion_matrix(
           batch['label'],
           classes,
@@ -188,9 +190,14 @@ class Segmentation(base.Task):
     """Mean IoU, pixel accuracy, mean accuracy, the number of images, and the IoU of each class.
 
     Raises:
-      ValueError: no pixel has a class.
+      ValueError: no pixel has a class, or scores are not finite.
     """
-    confusion = evaluation.sums['confusion']
+    confusion, count = evaluation.sums['confusion'], int(evaluation.sums['count'])
+    if evaluation.sums['not_finite']:
+      raise ValueError(
+        f'the network gives scores that are not finite for {int(evaluation.sums["not_finite"])} of '
+        f'{count} images: its weights or its dtype are wrong'
+      )
     if not np.any(confusion):
       dataset = self.config.dataset
       raise ValueError(
@@ -203,7 +210,7 @@ class Segmentation(base.Task):
       'mean_iou': metrics.mean_over_classes(iou, absent),
       'pixel_accuracy': metrics.pixel_accuracy(confusion),
       'mean_accuracy': metrics.mean_over_classes(metrics.class_accuracy(confusion), absent),
-      'examples': int(evaluation.sums['count']),
+      'examples': count,
     }
     # Classes that do not occur have none.
     for name, value in zip(self.taxonomy.class_names, iou, strict=True):
@@ -238,7 +245,10 @@ class Segmentation(base.Task):
 
   def classes(self, variables: base.Variables, batch: base.Batch) -> jax.Array:
     """Predicted classes, of the labels' shape; meaningless beyond each label map."""
-    scores = self._scores(variables, batch['image'], batch['image_size'])
+    return self._best(self._scores(variables, batch['image'], batch['image_size']), batch)
+
+  def _best(self, scores: jax.Array, batch: base.Batch) -> jax.Array:
+    """Classes with the largest scores, of the labels' shape."""
     if self.config.dataset.evaluation.resize == 'native':
       return jnp.argmax(scores, axis=-1)
     return dynamic_resize.resized_classes(

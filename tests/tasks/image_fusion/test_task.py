@@ -71,6 +71,13 @@ def test_every_pair_counts_once_whatever_the_batch_size_and_the_padding(datasets
   assert 0 <= alone['better_than_average'] <= len(metrics.HEADLINE)
 
 
+def test_fused_images_that_are_not_finite_are_refused(datasets_dir):
+  task = tasks.create_task(small_config(datasets_dir))
+  sums = {'count': 10, 'not_finite': 2, 'loss': np.nan}
+  with pytest.raises(ValueError, match='not finite for 2 of 10 pairs'):
+    task.metrics(tasks.Evaluation(sums))
+
+
 @pytest.fixture
 def pair_folders(tmp_path):
   """A grey and a colour pair, of two sizes."""

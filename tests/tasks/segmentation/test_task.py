@@ -100,11 +100,20 @@ def test_metrics_are_those_of_the_counts(config, whole_split):
   assert results['examples'] == 10
 
 
-def test_a_mean_over_no_pixels_is_refused(config):
+def test_means_over_nothing_and_of_scores_that_are_not_finite_are_refused(config):
   task = tasks.create_task(config)
-  nothing = {'count': 10, 'confusion': np.zeros((7, 7), int)}
+  nothing = {'count': 10, 'not_finite': 0, 'confusion': np.zeros((7, 7), int)}
   with pytest.raises(ValueError, match=r"shape_scenes/tiny', split 'validation', has a class"):
     task.metrics(tasks.Evaluation(nothing))
+  with pytest.raises(ValueError, match='not finite for 3 of 10 images'):
+    task.metrics(tasks.Evaluation(nothing | {'not_finite': 3, 'confusion': np.eye(7, dtype=int)}))
+
+
+@pytest.mark.extended
+def test_images_whose_scores_are_not_finite_are_counted(config):
+  task = tasks.create_task(config)
+  variables = jax.tree.map(lambda x: np.full_like(x, np.nan), variables_of(task))
+  assert total(task, variables, 4)['not_finite'] == 10
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(config):
