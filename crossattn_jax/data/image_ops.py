@@ -4,13 +4,15 @@ from collections.abc import Sequence
 import io
 import os
 import struct
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import zlib
 
+import ml_collections
+from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import pipeline
+from crossattn_jax.data import decoding, pipeline
 
 INTERPOLATIONS = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -33,32 +35,71 @@ DECODING_ERRORS = (
 )
 
 
-def decode(data: bytes, channels: int) -> Image.Image:
-  """Decodes an image to 8 bits per channel.
+def add_options(config: ml_collections.ConfigDict) -> None:
+  """Adds `config.dataset.decoding`: how image files become 8 bits per channel."""
+  config.decoding = ml_collections.ConfigDict(
+    {
+      # (low, high): which levels of images deeper than 8 bits become 0 and 255. None: all that 16
+      # bits can hold; 32-bit images are refused.
+      'levels': config_dict.placeholder(tuple),
+      # Whether images are turned as their EXIF orientation says. None: folders of photos and the
+      # files of predictions are, other data sets are not.
+      'upright': config_dict.placeholder(bool),
+      # Larger images are refused, since decoding them may take all memory.
+      'max_pixels': decoding.MAX_PIXELS,
+    }
+  )
 
-  Palettes are looked up, CMYK is converted, transparency is dropped; of 16 bits per channel the
-  upper 8 are kept. The orientation in EXIF data is ignored, as torchvision's loader does.
+
+def check_options(config: ml_collections.ConfigDict) -> None:
+  """Refuses wrong values of the keys of `add_options`.
+
+  Raises:
+    ValueError: names the key.
+  """
+  require = pipeline.requirement(config)
+  levels = config.decoding.levels
+  require(
+    levels is None or (len(levels) == 2 and levels[0] < levels[1]),
+    'decoding.levels',
+    'two levels (low, high), such as (0, 4095), or None',
+  )
+  require(config.decoding.max_pixels > 0, 'decoding.max_pixels', 'positive')
+
+
+def decoding_of(config: ml_collections.ConfigDict, photos: bool) -> dict[str, Any]:
+  """The keyword arguments of `decode`, as JSON can hold them.
+
+  Args:
+    config: `config.dataset`.
+    photos: whether the files may be photos as cameras leave them, which are then shown upright.
+  """
+  options = config.decoding
+  levels = None if options.levels is None else [float(level) for level in options.levels]
+  upright = photos if options.upright is None else options.upright
+  return {'levels': levels, 'upright': upright, 'max_pixels': options.max_pixels}
+
+
+def decode(data: bytes, channels: int, **options: Any) -> Image.Image:
+  """Decodes an image to 8 bits per channel.
 
   Args:
     data: an encoded image in any format that Pillow reads.
     channels: 3 for RGB, 1 for grey.
+    **options: see `decoding.decode`.
 
   Raises:
-    UnreadableError: the bytes are damaged or no image.
+    UnreadableError: the bytes are damaged, no image, too large or too deep.
   """
   try:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    if image.mode.startswith('I;16'):
-      # Pillow would clip 16-bit grey levels at 255.
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    mode = 'RGB' if channels == 3 else 'L'
-    return image if image.mode == mode else image.convert(mode)
+    return decoding.decode(io.BytesIO(data), 'RGB' if channels == 3 else 'L', **options)
+  except ValueError as error:
+    raise pipeline.UnreadableError(str(error)) from error
   except DECODING_ERRORS as error:
     raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
 
 
-def read(path: str | os.PathLike[str], channels: int) -> Image.Image:
+def read(path: str | os.PathLike[str], channels: int, **options: Any) -> Image.Image:
   """Decodes a file; see `decode`.
 
   Raises:
@@ -67,17 +108,16 @@ def read(path: str | os.PathLike[str], channels: int) -> Image.Image:
   with open(path, 'rb') as file:
     data = file.read()
   try:
-    return decode(data, channels)
+    return decode(data, channels, **options)
   except pipeline.UnreadableError as error:
     raise ValueError(f'cannot read image {os.fspath(path)!r}: {error}') from error
 
 
-def size_in_header(file: str | BinaryIO) -> tuple[int, int]:
+def size_in_header(file: str | BinaryIO, upright: bool = False) -> tuple[int, int]:
   """(height, width) of an image, not decoded; (1, 1), which takes little room, where that fails."""
   try:
-    with Image.open(file) as image:
-      return image.height, image.width
-  except OSError:
+    return decoding.size(file, upright)
+  except (OSError, Image.DecompressionBombError):
     return 1, 1
 
 

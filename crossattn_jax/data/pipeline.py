@@ -261,11 +261,19 @@ class Examples(abc.ABC):
 
 @functools.lru_cache
 def image_sizes(
-  create_source: Callable[..., Any], name: str, split: str, data_dir: str | None
+  create_source: Callable[..., Any], name: str, split: str, data_dir: str | None, upright: bool
 ) -> tuple[tuple[int, int], ...]:
-  """(height, width) of every image of a split; read once, however often it is evaluated."""
+  """(height, width) of every image of a split; read once, however often it is evaluated.
+
+  Args:
+    create_source: (name, split, data_dir) -> the split.
+    name: of the data set.
+    split: of it.
+    data_dir: where it is.
+    upright: whether images are turned as their EXIF orientation says.
+  """
   source = create_source(name, split, data_dir)
-  return tuple(source.image_size(index) for index in range(len(source)))
+  return tuple(source.image_size(index, upright) for index in range(len(source)))
 
 
 def bucket_slots(buckets: Iterable[_Bucket], batch_size: int) -> list[tuple[_Bucket, int]]:

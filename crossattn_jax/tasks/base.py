@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import pathlib
+import types
 from typing import Any, ClassVar
 
 from etils import epath
@@ -144,9 +145,11 @@ class Serving(abc.ABC):
     task: that was learnt.
     batches: what the examples of an input are called, by its name, where inputs have batches of
       different sizes, such as 'images'; 'batch' by default.
+    modules: that the script imports, which need nothing of this library; put beside it.
   """
 
   batches: Mapping[str, str] = {}
+  modules: Sequence[types.ModuleType] = ()
 
   def __init__(self, task: 'Task'):
     self.task = task

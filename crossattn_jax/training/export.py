@@ -94,6 +94,9 @@ def export_model(
       local / _WEIGHTS, variables, name, overrides, experiment.task.class_names
     )
     shutil.copyfile(serving.script, local / _SCRIPT)
+    modules = [pathlib.Path(module.__file__) for module in serving.modules]
+    for module in modules:
+      shutil.copyfile(module, local / module.name)
     description = {
       'model': name,
       'overrides': overrides,
@@ -107,7 +110,7 @@ def export_model(
     }
     (local / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
     output.mkdir(parents=True, exist_ok=True)
-    files = [*programs.values(), _WEIGHTS, _SCRIPT, _DESCRIPTION]
+    files = [*programs.values(), _WEIGHTS, _SCRIPT, *(m.name for m in modules), _DESCRIPTION]
     for file in files:
       epath.Path(local / file).copy(output / file, overwrite=True)
   return [output / file for file in files]

@@ -31,13 +31,6 @@ def test_every_mode_becomes_rgb_or_grey():
   assert image_ops.decode(encode(grey, 'png'), 1).mode == 'L'
 
 
-def test_exif_orientation_is_ignored():
-  exif = Image.Exif()
-  exif[0x0112] = 6  # Turned by 90 degrees.
-  data = encode(Image.new('RGB', (6, 3)), 'jpeg', exif=exif)
-  assert image_ops.decode(data, 3).size == (6, 3)
-
-
 @pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's comments on damaged TIFF files.
 @pytest.mark.parametrize('image_format', ['png', 'jpeg', 'gif', 'webp', 'tiff', 'bmp'])
 def test_damaged_files_raise_one_kind_of_error(image_format):

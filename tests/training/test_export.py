@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ import pathlib, runpy, sys
 sys.modules['crossattn_jax'] = None
 import numpy as np
 folder, inputs, outputs, *images = sys.argv[1:]
+sys.path.insert(0, folder)  # As python does for a script.
 script = runpy.run_path(folder + '/load_and_run.py')
 spec, model = script['load'](pathlib.Path(folder))
 batches = {name: model({'image': x})['logits'] for name, x in np.load(inputs).items()}
@@ -155,13 +157,18 @@ def test_the_weights_are_a_variables_file_of_the_model(exported):
   jax.tree.map(np.testing.assert_array_equal, saved.variables, jax.device_get(variables))
 
 
-def test_small_images_are_prepared_as_evaluation_does(tiny_config, tmp_path):
-  from crossattn_jax.tasks.classification import serving_script as classification_script
-
-  Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(tmp_path / 'grey.png')
-  steps = data.describe_preprocessing(tiny_config.dataset)
-  expected, _ = data.read_image(tmp_path / 'grey.png', tiny_config.dataset)
-  actual = classification_script.preprocess(tmp_path / 'grey.png', steps)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_small_images_are_prepared_as_evaluation_does(tiny_config, tmp_path, monkeypatch, dtype):
+  monkeypatch.syspath_prepend(ROOT / 'crossattn_jax' / 'data')  # What is beside an exported script.
+  script = runpy.run_path(str(ROOT / 'crossattn_jax/tasks/classification/serving_script.py'))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by 90 degrees.
+  levels = np.linspace(0, 255 if dtype == np.uint8 else 65_535, 120).reshape(10, 12)
+  Image.fromarray(levels.astype(dtype)).save(tmp_path / 'grey.tiff', exif=exif)
+  tiny_config.dataset.decoding.levels = (1000, 50_000)
+  steps = json.loads(json.dumps(data.describe_preprocessing(tiny_config.dataset)))
+  expected, _ = data.read_image(tmp_path / 'grey.tiff', tiny_config.dataset)
+  actual = script['preprocess'](tmp_path / 'grey.tiff', steps)
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 

@@ -46,6 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
   # floor(N / 256) * 256 samples. 1 switches it off.
   config.repeated_augmentation = 1
   pipeline.add_options(config)
+  image_ops.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
   # 'random_resized', 'padded', 'none', or 'auto': padded for images of at most 32 pixels.
@@ -78,7 +79,8 @@ def read_image(
   Raises:
     ValueError: the file is no readable image.
   """
-  image = _evaluation_image(image_ops.read(path, len(config.mean)), config)
+  options = image_ops.decoding_of(config, photos=True)
+  image = _evaluation_image(image_ops.read(path, len(config.mean), **options), config)
   return image_ops.normalize(image, config.mean, config.std), image
 
 
@@ -93,6 +95,7 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   cover = size if small else image_ops.cover_size(size, config.crop_fraction)
   return {
     'mode': 'RGB' if len(config.mean) == 3 else 'L',
+    'decoding': image_ops.decoding_of(config, photos=True),
     'resize': {
       'size': list(cover),
       'keep_proportions': not small,
@@ -126,6 +129,8 @@ class Examples(pipeline.Examples):
     super().__init__(config, split)
     # Reading a ConfigDict costs more than a small image: plain values are read once.
     options = config.augmentation
+    photos = config.name == sources.IMAGE_FOLDER
+    self._decoding = image_ops.decoding_of(config, photos)
     self._size = tuple(config.image_size)
     self._mean, self._std = tuple(config.mean), tuple(config.std)
     self._interpolation = config.interpolation
@@ -145,6 +150,7 @@ class Examples(pipeline.Examples):
   @staticmethod
   def check(config: ml_collections.ConfigDict) -> None:
     """Refuses wrong values, naming the key."""
+    image_ops.check_options(config)
     options = config.augmentation
     require = pipeline.requirement(config)
 
@@ -232,7 +238,8 @@ class Examples(pipeline.Examples):
   def decode(self, index: int) -> tuple[Image.Image, int]:
     """The image and its class."""
     example = self.source[index]
-    return image_ops.decode(example['image'], len(self._mean)), example['label']
+    image = image_ops.decode(example['image'], len(self._mean), **self._decoding)
+    return image, example['label']
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Augments and normalises an image."""

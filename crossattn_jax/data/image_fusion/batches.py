@@ -1,6 +1,6 @@
 """The input pipeline of image fusion: pairs of luma images, crops and batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -30,6 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
   # How often an epoch has a crop of each pair.
   config.crops_per_pair = 20
   pipeline.add_options(config)
+  image_ops.add_options(config)
 
   config.evaluation = ml_collections.ConfigDict()
   # Images are padded to multiples of this size: the more, the fewer programs are compiled. Results
@@ -51,7 +52,11 @@ class Pair:
   infrared: np.ndarray
 
 
-def read_pair(visible: str | os.PathLike[str], infrared: str | os.PathLike[str]) -> Pair:
+def read_pair(
+  visible: str | os.PathLike[str],
+  infrared: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+) -> Pair:
   """Reads two image files.
 
   Raises:
@@ -61,7 +66,7 @@ def read_pair(visible: str | os.PathLike[str], infrared: str | os.PathLike[str])
   example = {kind: epath.Path(path).read_bytes() for kind, path in paths.items()}
   keys = {f'{kind}_key': os.fspath(path) for kind, path in paths.items()}
   try:
-    return _decode({**example, **keys})
+    return _decode({**example, **keys}, image_ops.decoding_of(config, photos=True))
   except pipeline.UnreadableError as error:
     raise ValueError(f'cannot fuse: {error}') from error
 
@@ -88,7 +93,7 @@ def _padded(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   return np.pad(image.astype(np.float32), margins)[..., None]
 
 
-def _decode(example: sources.Example) -> Pair:
+def _decode(example: sources.Example, decoding: Mapping[str, Any]) -> Pair:
   """Decodes both images.
 
   Raises:
@@ -97,7 +102,7 @@ def _decode(example: sources.Example) -> Pair:
   images = {}
   for kind in ('visible', 'infrared'):
     try:
-      images[kind] = np.asarray(image_ops.decode(example[kind], 3))
+      images[kind] = np.asarray(image_ops.decode(example[kind], 3, **decoding))
     except pipeline.UnreadableError as error:
       raise pipeline.UnreadableError(f'{example[f"{kind}_key"]!r}: {error}') from error
   sizes = [image.shape[:2] for image in images.values()]
@@ -109,10 +114,11 @@ def _decode(example: sources.Example) -> Pair:
   return Pair(**images)
 
 
-def describe_preprocessing() -> dict[str, Any]:
+def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What makes inputs of a pair of images, as JSON can hold it; see docs/export.md."""
   return {
     'mode': 'RGB',
+    'decoding': image_ops.decoding_of(config, photos=True),
     'luma': {'weights': [4899, 9617, 1868], 'add': 8192, 'shift': 14},
     'padding': 'zeros below and to the right',
     'layout': 'HWC',
@@ -130,11 +136,16 @@ class Examples(pipeline.Examples):
 
   kind = 'pair'
 
+  def __init__(self, config: ml_collections.ConfigDict, split: str):
+    super().__init__(config, split)
+    self._decoding = image_ops.decoding_of(config, photos=False)
+
   @staticmethod
   def check(config: ml_collections.ConfigDict) -> None:
     """Refuses wrong values, naming the key."""
     require = pipeline.requirement(config)
     size = config.image_size
+    image_ops.check_options(config)
     require(len(size) == 2 and min(size) > 0, 'image_size', '(height, width) in pixels')
     require(config.crops_per_pair >= 1, 'crops_per_pair', 'at least 1')
     step = config.evaluation.bucket_step
@@ -161,12 +172,12 @@ class Examples(pipeline.Examples):
   def buckets(self) -> list[tuple[int, int]]:
     """Padded sizes of the pairs."""
     where = self.config.name, self.split, self.config.data_dir
-    sizes = pipeline.image_sizes(sources.create_source, *where)
+    sizes = pipeline.image_sizes(sources.create_source, *where, self._decoding['upright'])
     return [_rounded(size, self.config) for size in sizes]
 
   def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Luma of both images, uint8."""
-    pair = _decode(self.source[index])
+    pair = _decode(self.source[index], self._decoding)
     return colors.luma(pair.visible), colors.luma(pair.infrared)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

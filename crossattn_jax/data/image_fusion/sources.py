@@ -32,7 +32,7 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Example: ...
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """(height, width) of a visible image, without decoding it; (1, 1) where that fails."""
 
 
@@ -211,9 +211,9 @@ class PairSource:
       'infrared_key': infrared,
     }
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """See `Source`."""
-    return image_ops.size_in_header(self.pairs[index][0])
+    return image_ops.size_in_header(self.pairs[index][0], upright)
 
 
 class ShapeScenesSource:
@@ -236,6 +236,6 @@ class ShapeScenesSource:
       'infrared_key': f'thermal of {key}',
     }
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """See `Source`."""
-    return image_ops.size_in_header(io.BytesIO(self._examples[index]['image']))
+    return image_ops.size_in_header(io.BytesIO(self._examples[index]['image']), upright)

@@ -41,6 +41,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.mean = (123.675, 116.28, 103.53)
   config.std = (58.395, 57.12, 57.375)
   pipeline.add_options(config)
+  image_ops.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
   # 'scales' (CCNet): the image's size times one of `scales`. 'ratio' (mmsegmentation): the image
@@ -82,7 +83,7 @@ def read_image(
   Raises:
     ValueError: the file is no readable image.
   """
-  image = image_ops.read(path, 3)
+  image = image_ops.read(path, 3, **image_ops.decoding_of(config, photos=True))
   return prepare_image(np.asarray(image), config), image
 
 
@@ -103,6 +104,7 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What makes an input of fixed size of an image, as JSON can hold it; see docs/export.md."""
   return {
     'mode': 'RGB',
+    'decoding': image_ops.decoding_of(config, photos=True),
     'resize': {
       'size': list(config.image_size),
       'keep_proportions': False,
@@ -205,6 +207,7 @@ class Examples(pipeline.Examples):
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
     options = config.augmentation
+    self._decoding = image_ops.decoding_of(config, photos=False)
     self._taxonomy = taxonomies.find_taxonomy(config.name)
     self._crop = tuple(config.image_size)
     # Of the pixels beyond the image, in RGB: 0 after normalisation.
@@ -223,6 +226,7 @@ class Examples(pipeline.Examples):
     def is_size(key: str, value: Sequence[int], expected: str) -> None:
       require(len(value) == 2 and min(value) > 0, key, expected)
 
+    image_ops.check_options(config)
     options, evaluation = config.augmentation, config.evaluation
     is_size('image_size', config.image_size, '(height, width) in pixels')
     is_choice('channels', CHANNELS, config.channels)
@@ -263,7 +267,7 @@ class Examples(pipeline.Examples):
   def buckets(self) -> list[_Bucket]:
     """Shapes that hold each example."""
     where = self.config.name, self.split, self.config.data_dir
-    sizes = pipeline.image_sizes(sources.create_source, *where)
+    sizes = pipeline.image_sizes(sources.create_source, *where, self._decoding['upright'])
     return [_bucket(size, self.config) for size in sizes]
 
   def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +278,7 @@ class Examples(pipeline.Examples):
       ValueError: the label map holds what is no class.
     """
     example = self.source[index]
-    image = np.asarray(image_ops.decode(example['image'], 3))
+    image = np.asarray(image_ops.decode(example['image'], 3, **self._decoding))
     name = f'label map {example["label_key"]!r}'
     try:
       label = self._taxonomy.to_classes(decode_labels(example['label'], self._taxonomy.holds))

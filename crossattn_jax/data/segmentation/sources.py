@@ -33,7 +33,7 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Example: ...
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """(height, width) of an image, without decoding it; (1, 1) where that fails."""
 
 
@@ -102,11 +102,11 @@ class TfdsSource:
       'label_key': f'{self._label} of {key}',
     }
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """See `Source`."""
     if None not in self._size:
       return self._size
-    return image_ops.size_in_header(io.BytesIO(self._examples[index][self._image]))
+    return image_ops.size_in_header(io.BytesIO(self._examples[index][self._image]), upright)
 
 
 class PairSource:
@@ -131,9 +131,9 @@ class PairSource:
       'label_key': label,
     }
 
-  def image_size(self, index: int) -> tuple[int, int]:
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
     """See `Source`."""
-    return image_ops.size_in_header(self.pairs[index][0])
+    return image_ops.size_in_header(self.pairs[index][0], upright)
 
 
 def _cityscapes_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:

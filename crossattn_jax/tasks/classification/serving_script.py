@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 
+from decoding import decode
 import jax
 from jax import export
 import numpy as np
@@ -25,10 +26,7 @@ def load(folder):
 
 def preprocess(path, steps):
   """Returns an image file as the model wants it, float32 [height, width, channels]."""
-  image = Image.open(path)
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  image = image.convert(steps['mode'])
+  image = decode(path, steps['mode'], **steps['decoding'])
   height, width = steps['resize']['size']
   if steps['resize']['keep_proportions']:
     width, height = (

@@ -13,7 +13,7 @@ from crossattn_jax.data.classification import batches as data
 from crossattn_jax.data.classification import mixing
 from crossattn_jax.metrics import classification as metrics
 from crossattn_jax.tasks import base, classifier, losses
-from crossattn_jax.tasks.classification import predictions
+from crossattn_jax.tasks.classification import predictions, serving
 
 DISTILLATIONS = ('none', 'hard', 'soft')
 
@@ -58,6 +58,11 @@ def complete_config(config: ml_collections.ConfigDict) -> None:
   classifier.complete_config(config, data.Examples)
 
 
+def upgrade_config(config: dict[str, Any]) -> None:
+  """Earlier versions ignored EXIF orientations."""
+  config['dataset'].setdefault('decoding', {}).setdefault('upright', False)
+
+
 def create_task(config: ml_collections.ConfigDict) -> 'Classification':
   """Builds the task; see `tasks.create_task`."""
   return Classification(config)
@@ -68,6 +73,7 @@ class Classification(classifier.Classifier):
 
   Examples = data.Examples
   Predictor = predictions.Predictor
+  Serving = serving.Serving
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)

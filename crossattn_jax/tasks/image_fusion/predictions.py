@@ -88,7 +88,7 @@ class Predictor(base.Predictor):
     half = len(inputs) // 2
     records, rows = [], {self.task.config.model.name: [], 'mean of both images': []}
     for paths in zip(inputs[:half], inputs[half:], strict=True):
-      pair = data.read_pair(*paths)
+      pair = data.read_pair(*paths, self.task.config.dataset)
       luma, files = self._fuse(pair, paths[0].stem, output)
       record = {
         'visible': str(paths[0]),

@@ -5,12 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax.data import decoding
 from crossattn_jax.data.image_fusion import batches as data
 from crossattn_jax.tasks import base
 
 
 class Serving(base.Serving):
   """Luma of pairs of any size up to `serving_size` in, fused luma out."""
+
+  modules = (decoding,)
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -22,7 +25,7 @@ class Serving(base.Serving):
   def description(self) -> dict[str, Any]:
     """How to make luma, and how levels are rounded."""
     return {
-      'preprocessing': data.describe_preprocessing(),
+      'preprocessing': data.describe_preprocessing(self.task.config.dataset),
       'rounding': self.task.config.task.rounding,
     }
 

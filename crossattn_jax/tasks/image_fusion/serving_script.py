@@ -10,6 +10,7 @@ import json
 import pathlib
 import sys
 
+from decoding import decode
 import jax
 from jax import export
 import numpy as np
@@ -26,12 +27,9 @@ def load(folder):
   return spec, lambda inputs: program(weights, inputs)
 
 
-def read(path):
+def read(path, steps):
   """Returns an image file as uint8 RGB [height, width, 3]."""
-  image = Image.open(path)
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  return np.asarray(image.convert('RGB'))
+  return np.asarray(decode(path, steps['mode'], **steps['decoding']))
 
 
 def to_luma(image, steps):
@@ -55,7 +53,7 @@ def recolor(fused, image, own):
 def main(visible_path, infrared_path, fused_path):
   """Writes the fused image."""
   spec, model = load(pathlib.Path(__file__).parent)
-  visible, infrared = read(visible_path), read(infrared_path)
+  visible, infrared = (read(path, spec['preprocessing']) for path in (visible_path, infrared_path))
   size = visible.shape[:2]
   if infrared.shape[:2] != size:
     sys.exit(f'{visible_path} and {infrared_path} differ in size: {size}, {infrared.shape[:2]}')

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.data import decoding
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.tasks import base
 
 
 class Serving(base.Serving):
   """Normalised images of the training crops' size in, logits of every pixel out."""
+
+  modules = (decoding,)
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,6 +10,7 @@ import json
 import pathlib
 import sys
 
+from decoding import decode
 import jax
 from jax import export
 import numpy as np
@@ -27,27 +28,23 @@ def load(folder):
 
 
 def preprocess(path, steps):
-  """Returns an image file as the model wants it, float32 [height, width, channels]."""
-  image = Image.open(path)
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  image = image.convert(steps['mode'])
+  """Returns an image file as the model wants it, float32 [h, w, channels], and its (w, h)."""
+  image = decode(path, steps['mode'], **steps['decoding'])
+  size = image.size
   height, width = steps['resize']['size']
   image = image.resize((width, height), Image.Resampling[steps['resize']['interpolation'].upper()])
   pixels = np.asarray(image, np.float32)
   if steps['channels'] == 'bgr':
     pixels = pixels[..., ::-1]
-  return (pixels - np.float32(steps['mean'])) / np.float32(steps['std'])
+  return (pixels - np.float32(steps['mean'])) / np.float32(steps['std']), size
 
 
 def main(paths):
   """Writes labels and colours of each image, and prints how much of it each class covers."""
   spec, model = load(pathlib.Path(__file__).parent)
   for path in map(pathlib.Path, paths):
-    pixels = preprocess(path, spec['preprocessing'])
+    pixels, size = preprocess(path, spec['preprocessing'])
     classes = np.asarray(model({'image': pixels[None]})['logits'][0].argmax(-1)).astype(np.uint8)
-    with Image.open(path) as image:
-      size = image.size
     classes = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
     for name, table in (('labels', spec['labels']), ('colors', spec['palette'])):
       written = Image.fromarray(np.asarray(table, np.uint8)[classes])

@@ -47,7 +47,7 @@ def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path, write_im
   with pytest.raises(ValueError, match=message):
     [train_stream(config, 0)[i] for i in range(60)]
   with pytest.raises(ValueError, match=message):
-    data.read_pair(tmp_path / 'train/vi/b.png', tmp_path / 'train/ir/b.png')
+    data.read_pair(tmp_path / 'train/vi/b.png', tmp_path / 'train/ir/b.png', data.default_config())
 
 
 def test_an_unreadable_pair_is_skipped_on_request(config, tmp_path):

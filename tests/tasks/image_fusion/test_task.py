@@ -124,7 +124,10 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
   assert 'MSE ↓' in table[0]
   assert [line.split('|')[1].strip() for line in table[2:]] == ['atfuse', 'mean of both images']
   # Chrominance is the visible image's, but where a level would leave 0..255.
-  image, fused = (data.read_pair(path, path).visible for path in (inputs[0], records[0]['fused']))
+  image, fused = (
+    data.read_pair(path, path, data.default_config()).visible
+    for path in (inputs[0], records[0]['fused'])
+  )
   inside = np.all((fused > 0) & (fused < 255), axis=-1)
   shifts = [x[inside].astype(int) - colors.luma(x)[inside][:, None] for x in (image, fused)]
   assert inside.any()
