@@ -3,6 +3,7 @@
 Needs numpy and Pillow only; `training.export` puts this file beside the scripts that use it.
 """
 
+import io
 import warnings
 
 import numpy as np
@@ -14,18 +15,19 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 _DEPTHS = {'I': '32-bit whole numbers', 'F': '32-bit floating-point numbers'}
 
 
-def decode(file, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
+def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
   """Decodes an image to 8 bits per channel.
 
   Palettes are looked up, CMYK is converted, transparency is dropped. Of 16 bits per channel the
   upper 8 are kept, whatever the format: PNG, TIFF, or PGM, which is first scaled to its full range.
 
   Args:
-    file: a path or an open binary file, in any format that Pillow reads.
+    data: bytes of a file in any format that Pillow reads.
     mode: 'RGB' or 'L' (grey).
     levels: (low, high): the levels of grey images deeper than 8 bits that become 0 and 255, those
       between in proportion, those beyond cut off. Without them 32-bit images are refused.
-    upright: turns the image as its EXIF orientation says, which photos of phones have.
+    upright: turns the image as its EXIF orientation says, which photos of phones have. TIFF is
+      turned in any case, by Pillow.
     max_pixels: the largest image that is decoded.
 
   Returns:
@@ -35,7 +37,7 @@ def decode(file, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
     ValueError: the image is too large, or deeper than 16 bits without `levels`.
     Exception: whatever Pillow raises on damaged files, `OSError` mostly.
   """
-  image = _open(file, max_pixels)
+  image = _open(io.BytesIO(data), max_pixels)
   image.load()
   if upright:
     image = ImageOps.exif_transpose(image)
@@ -59,7 +61,7 @@ def size(file, upright=False):
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     with Image.open(file) as image:
       # Orientations from 5 on turn by 90 degrees.
-      sideways = upright and orientation(image) >= 5
+      sideways = upright and image.format != 'TIFF' and orientation(image) >= 5
       return image.size if sideways else image.size[::-1]
 
 

@@ -1,7 +1,6 @@
 """Images: decoding, resizing and cropping as Pillow does, normalisation."""
 
 from collections.abc import Sequence
-import io
 import os
 import struct
 from typing import Any, BinaryIO
@@ -92,7 +91,7 @@ def decode(data: bytes, channels: int, **options: Any) -> Image.Image:
     UnreadableError: the bytes are damaged, no image, too large or too deep.
   """
   try:
-    return decoding.decode(io.BytesIO(data), 'RGB' if channels == 3 else 'L', **options)
+    return decoding.decode(data, 'RGB' if channels == 3 else 'L', **options)
   except ValueError as error:
     raise pipeline.UnreadableError(str(error)) from error
   except DECODING_ERRORS as error:

@@ -33,13 +33,13 @@ def png_of_16_bit_colors(pixels):
   )
 
 
-def photo(orientation):
+def photo(orientation, image_format='png'):
   """A white top left corner in a black image, as the camera's chip saw it."""
   exif = Image.Exif()
   exif[0x0112] = orientation
   pixels = np.zeros((4, 6), np.uint8)
   pixels[:2, :3] = 255
-  return encode(pixels, 'png', exif=exif)
+  return encode(pixels, image_format, exif=exif)
 
 
 def test_a_frame_of_16_bits_decodes_equally_from_every_format():
@@ -84,6 +84,13 @@ def test_photos_are_turned_upright_where_asked(orientation, size, corner):
   assert (upright.size, upright.getpixel(corner)) == (size, 255)
   assert image_ops.size_in_header(io.BytesIO(data), upright=True) == size[::-1]
   assert image_ops.size_in_header(io.BytesIO(data)) == (4, 6)
+
+
+@pytest.mark.parametrize('upright', [False, True])
+def test_tiff_is_turned_by_pillow_in_any_case(upright):
+  data = photo(6, 'tiff')
+  assert image_ops.decode(data, 1, upright=upright).size == (4, 6)
+  assert image_ops.size_in_header(io.BytesIO(data), upright) == (6, 4)
 
 
 @pytest.mark.parametrize(('upright', 'turned'), [(None, True), (True, True), (False, False)])

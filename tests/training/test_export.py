@@ -313,4 +313,4 @@ def test_a_model_that_needs_its_batch_size_is_refused_by_name(tmp_path, needs_ba
   with pytest.raises(export.ExportError, match=f'{needs_batch_size} .* cpu .*--fixed_batch_size'):
     export.export_model(config, None, epath.Path(tmp_path / 'x'))
   files = export.export_model(config, None, epath.Path(tmp_path / 'x'), batch_size=2)
-  assert len(files) == 6
+  assert len(files) == 7

@@ -26,7 +26,7 @@ def load(folder):
 
 def preprocess(path, steps):
   """Returns an image file as the model wants it, float32 [height, width, channels]."""
-  image = decode(path, steps['mode'], **steps['decoding'])
+  image = decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding'])
   height, width = steps['resize']['size']
   if steps['resize']['keep_proportions']:
     width, height = (

@@ -29,7 +29,7 @@ def load(folder):
 
 def read(path, steps):
   """Returns an image file as uint8 RGB [height, width, 3]."""
-  return np.asarray(decode(path, steps['mode'], **steps['decoding']))
+  return np.asarray(decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding']))
 
 
 def to_luma(image, steps):
