@@ -7,9 +7,11 @@ wants and what to do with an image that cannot be read.
 import collections
 from collections.abc import Iterable, Sequence
 import difflib
+import functools
 import os
 from typing import Any
 
+from absl import logging
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
@@ -33,7 +35,7 @@ class NotPreparedError(ValueError):
 
 def is_hidden(name: str) -> bool:
   """Whether a file or folder belongs to a system or an editor: `._a.jpg`, `.ipynb_checkpoints`."""
-  return name.startswith('.')
+  return name.startswith('.') or name == '__MACOSX'
 
 
 def find_files(
@@ -57,6 +59,19 @@ def find_files(
       else:
         left_out[os.path.splitext(name)[1].lower()] += 1
   return found, left_out
+
+
+def counted(left_out: collections.Counter[str]) -> str:
+  """Files by extension, for a message: '12 .txt, 1 without extension'."""
+  return ', '.join(
+    f'{count} {extension or "without extension"}' for extension, count in left_out.most_common()
+  )
+
+
+@functools.lru_cache
+def say_once(message: str) -> None:
+  """Logs a warning that would otherwise come each time that a data set is opened."""
+  logging.warning('%s', message)
 
 
 def bare_name(name: str) -> str:
@@ -103,6 +118,15 @@ def shown(names: Sequence[str], most: int = 8) -> str:
   return ', '.join([*map(repr, names[:most]), *rest])
 
 
+def tfds_splits(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[str, ...]:
+  """Names of the splits of a prepared dataset.
+
+  Raises:
+    NotPreparedError: as `open_tfds`.
+  """
+  return tuple(_tfds_builder(name, data_dir).info.splits)
+
+
 def open_tfds(
   name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[tfds.features.FeaturesDict, Sequence[dict[str, Any]]]:
@@ -117,14 +141,7 @@ def open_tfds(
     NotPreparedError: the message says which command prepares it.
     ValueError: there is no such split, or the files have no random access.
   """
-  kwargs = {} if data_dir is None else {'data_dir': os.fspath(data_dir)}
-  try:
-    builder = read_only_builder.builder_from_files(name, **kwargs)
-  except tfds.core.DatasetNotFoundError as error:
-    raise NotPreparedError(
-      f'dataset {name!r} is not prepared in {os.fspath(data_dir or tfds.core.constants.DATA_DIR)}; '
-      f'prepare it with: {_build_command(name, data_dir)}'
-    ) from error
+  builder = _tfds_builder(name, data_dir)
   features = builder.info.features
   decoders = {
     key: tfds.decode.SkipDecoding()
@@ -143,6 +160,19 @@ def open_tfds(
     raise ValueError(
       f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
       "slices of them such as 'train[:90%]'"
+    ) from error
+
+
+def _tfds_builder(
+  name: str, data_dir: str | os.PathLike[str] | None
+) -> read_only_builder.ReadOnlyBuilder:
+  kwargs = {} if data_dir is None else {'data_dir': os.fspath(data_dir)}
+  try:
+    return read_only_builder.builder_from_files(name, **kwargs)
+  except tfds.core.DatasetNotFoundError as error:
+    raise NotPreparedError(
+      f'dataset {name!r} is not prepared in {os.fspath(data_dir or tfds.core.constants.DATA_DIR)}; '
+      f'prepare it with: {_build_command(name, data_dir)}'
     ) from error
 
 

@@ -51,16 +51,19 @@ def upgrade_config(name: str, config: dict[str, Any]) -> None:
   getattr(_module(name), 'upgrade_config', lambda config: None)(config)
 
 
-def complete_config(config: ml_collections.ConfigDict) -> None:
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   """Fills in, in place, what only the data can say and the config leaves open.
 
   These are, where the task has them, the names of the classes (`dataset.class_names`), their number
   (`model.num_classes`), and splits. A run saves them: what uses it then needs no training data.
 
+  Returns:
+    What was chosen, a sentence each, for the person at the terminal.
+
   Raises:
     ValueError: no task has that name, or the data set does not say it.
   """
-  getattr(_module(config.task.name), 'complete_config', lambda config: None)(config)
+  return getattr(_module(config.task.name), 'complete_config', lambda config: [])(config)
 
 
 def create_task(config: ml_collections.ConfigDict) -> Task:

@@ -17,13 +17,21 @@ from crossattn_jax.tasks import base
 _SHOWN = 5
 
 
-def complete_config(config: ml_collections.ConfigDict, examples: type[pipeline.Examples]) -> None:
-  """Sets the names and the number of the classes where the config leaves them to the data set.
+def complete_config(
+  config: ml_collections.ConfigDict, examples: type[pipeline.Examples]
+) -> list[str]:
+  """Sets splits, names and number of the classes where the config leaves them to the data set.
+
+  Returns:
+    What was chosen, for the person at the terminal.
 
   Raises:
-    ValueError: the data set cannot be opened, and the number of classes is not known without it.
+    ValueError: the data set cannot be opened, and what is not set is not known without it.
   """
   dataset, model = config.dataset, config.model
+  notes = []
+  if dataset.train_split is None or dataset.eval_split is None:
+    notes += examples.complete_splits(dataset)
   if not dataset.class_names:
     try:
       dataset.class_names = examples.open_source(dataset, dataset.train_split).class_names
@@ -31,10 +39,11 @@ def complete_config(config: ml_collections.ConfigDict, examples: type[pipeline.E
       # An evaluation may have no training split, and counts without names.
       if model.get('num_classes') is None:
         raise
-      return
+      return notes
   if model.get('num_classes') is None:
     with config.unlocked():
       model.num_classes = len(dataset.class_names)
+  return notes
 
 
 class Predictor(base.Predictor):
@@ -98,7 +107,7 @@ class Classifier(base.Task):
   def class_names(self) -> tuple[str, ...]:
     """Names of the classes; none where neither the config nor the data set at hand says them."""
     dataset = self.config.dataset
-    if dataset.class_names:
+    if dataset.class_names or dataset.train_split is None:
       return tuple(dataset.class_names)
     try:
       return self.Examples.open_source(dataset, dataset.train_split).class_names

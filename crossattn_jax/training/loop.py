@@ -53,7 +53,7 @@ def train(
   """
   started = time.monotonic()
   config_lib.validate(config)
-  tasks.complete_config(config)
+  _complete(config)
   config_lib.refuse_other_classes(config, workdir)
   experiment = experiment_lib.setup(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -77,6 +77,12 @@ def train(
   return metrics
 
 
+def _complete(config: ml_collections.ConfigDict) -> None:
+  """Fills in what only the data can say, and says what was chosen."""
+  for note in tasks.complete_config(config):
+    _say(note)
+
+
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """Evaluates `config.weights`, or else the checkpoint that `config.checkpoint.use` names.
 
@@ -89,7 +95,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   """
   config_lib.validate(config)
   config_lib.take_classes(config, workdir)
-  tasks.complete_config(config)
+  _complete(config)
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import crossvit_digits
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export, loop
@@ -26,38 +27,42 @@ def write_folder(folder, colors, count=4):
       Image.fromarray(pixels).save(folder / name / f'{number}.png')
 
 
-@pytest.fixture
-def config(tiny_config, tmp_path):
-  """Blue and red images; the number of classes is the folder's."""
-  config = tiny_config
-  write_folder(tmp_path / 'data' / 'train', ('blue', 'red'), 8)
-  write_folder(tmp_path / 'data' / 'test', ('blue', 'red'))
-  config.dataset.update(name='image_folder', data_dir=str(tmp_path / 'data'))
+def open_config(data_dir):
+  """An experiment that leaves the classes to its folder."""
+  config = crossvit_digits.get_config()
+  config.model.update(widths=(16, 32), depths=((1, 1, 0),), num_classes=None, num_channels=3)
+  config.dataset.update(name='image_folder', data_dir=str(data_dir))
   config.dataset.mean = config.dataset.std = (0.5, 0.5, 0.5)
-  config.model.update(num_classes=None, num_channels=3)
   config.batch_size = config.evaluation.batch_size = 8
   config.num_steps = 16
+  config.schedule.warmup_epochs = 0.0
+  config.evaluation.every_epochs = None
   return config
 
 
-@pytest.fixture
-def open_config(config):
-  """The config as it is given, before a run fills it in."""
-  return config.copy_and_resolve_references().lock()
-
-
-@pytest.fixture
-def run(config, open_config, tmp_path):
-  """The workdir of a run that tells red from blue, and its data folder."""
-  workdir = epath.Path(tmp_path / 'run')
-  metrics = loop.train(config, workdir)
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The folder of a run that tells red from blue, and of its data."""
+  folder = tmp_path_factory.mktemp('class_names')
+  write_folder(folder / 'data' / 'train', ('blue', 'red'), 8)
+  write_folder(folder / 'data' / 'test', ('blue', 'red'))
+  metrics = loop.train(open_config(folder / 'data'), epath.Path(folder / 'run'))
   assert metrics['accuracy'] == 1
-  return workdir, tmp_path / 'data'
+  return folder
 
 
-def test_a_run_keeps_its_names_and_needs_no_training_data(run, open_config, tmp_path):
-  workdir, data = run
+@pytest.fixture
+def run(trained, tmp_path):
+  """A copy of it: workdir, data, and the config of the workdir."""
+  shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+  workdir = epath.Path(tmp_path / 'run')
   saved = config_lib.load(workdir / 'config.json')
+  saved.dataset.data_dir = str(tmp_path / 'data')
+  return workdir, tmp_path / 'data', saved
+
+
+def test_a_run_keeps_its_names_and_needs_no_training_data(run, tmp_path):
+  workdir, data, saved = run
   assert (saved.dataset.class_names, saved.model.num_classes) == (('blue', 'red'), 2)
   shutil.copytree(data / 'test' / 'red', tmp_path / 'photos')
   # A folder more shifts the numbers of the folders, which are no longer what names are made of.
@@ -69,7 +74,7 @@ def test_a_run_keeps_its_names_and_needs_no_training_data(run, open_config, tmp_
   shutil.rmtree(data / 'train')
   # Also where the experiment's own config, which leaves the classes open, is given.
   records = loop.predict(
-    open_config, workdir, epath.Path(tmp_path / 'photos'), epath.Path(tmp_path / 'p')
+    open_config(data), workdir, epath.Path(tmp_path / 'photos'), epath.Path(tmp_path / 'p')
   )
   assert [record['classes'][0]['name'] for record in records] == ['red'] * 4
   files = export.export_model(saved, workdir, epath.Path(tmp_path / 'e'), platforms=['cpu'])
@@ -82,9 +87,8 @@ def test_a_run_keeps_its_names_and_needs_no_training_data(run, open_config, tmp_
   assert loop.evaluate(saved, workdir)['accuracy'] == 1
 
 
-def test_classes_that_a_run_does_not_know_are_refused_by_name(run, open_config):
-  workdir, data = run
-  saved = config_lib.load(workdir / 'config.json')
+def test_classes_that_a_run_does_not_know_are_refused_by_name(run):
+  workdir, data, saved = run
   write_folder(data / 'test', ('green',))
   with pytest.raises(ValueError, match=r"a class 'green' that is not among .*\('blue', 'red'\)"):
     loop.evaluate(saved, workdir)
@@ -92,14 +96,16 @@ def test_classes_that_a_run_does_not_know_are_refused_by_name(run, open_config):
   with pytest.raises(
     ValueError, match=r"the classes 'blue', 'red'; .* added 'green'. .* another wo"
   ):
-    loop.train(open_config.copy_and_resolve_references(), workdir)
+    loop.train(open_config(data), workdir)
   (data / 'train' / 'green').rename(data / 'train' / 'navy')
   shutil.rmtree(data / 'train' / 'blue')
   with pytest.raises(ValueError, match="added 'navy'; missing 'blue'"):
-    loop.train(open_config.copy_and_resolve_references(), workdir)
+    loop.train(open_config(data), workdir)
 
 
-def test_a_number_of_classes_that_is_not_the_data_s_is_refused(open_config, tmp_path):
-  open_config.model.num_classes = 3
+def test_a_number_of_classes_that_is_not_the_data_s_is_refused(tmp_path):
+  write_folder(tmp_path / 'data' / 'train', ('blue', 'red'), 4)
+  config = open_config(tmp_path / 'data')
+  config.model.num_classes = 3
   with pytest.raises(ValueError, match=r'config.model.num_classes is 3, but .* has 2 classes'):
-    loop.train(open_config, epath.Path(tmp_path / 'other'))
+    loop.train(config, epath.Path(tmp_path / 'other'))

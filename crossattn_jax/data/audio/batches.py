@@ -19,6 +19,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.name = 'wav_folder'
   # The folder of .wav files and tables.
   config.data_dir = ml_collections.config_dict.placeholder(str)
+  # None: as the tables are called; a tenth is held out where there is none to evaluate on.
   config.train_split = 'train'
   config.eval_split = 'eval'
   # Names of the classes in the order of the labels: those of the data set, which `complete_config`
@@ -108,6 +109,11 @@ class Examples(pipeline.Examples):
       # Classes are numbered by name: without those of the training split a missing one would shift.
       names = Examples.open_source(config, config.train_split).class_names
     return sources.create_source(config.name, split, config.data_dir, class_names=names)
+
+  @staticmethod
+  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+    """Sets the splits that the config leaves open; says which."""
+    return sources.complete_splits(config)
 
   def indices(self, seed: int) -> grain.MapDataset:
     """The endless stream of indices: of all clips in turn, or balanced over the classes."""

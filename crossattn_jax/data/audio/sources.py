@@ -10,10 +10,11 @@ import pathlib
 from typing import Protocol, TypedDict
 
 from etils import epy
+import ml_collections
 import numpy as np
 from scipy.io import wavfile
 
-from crossattn_jax.data import pipeline, sources
+from crossattn_jax.data import pipeline, sources, splits
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.data.scenes import tones
 
@@ -63,7 +64,8 @@ def create_source(
 
   Args:
     name: 'tones' (synthesised) or 'wav_folder'.
-    split: of it; for 'wav_folder' the name of a table in `data_dir`, see `WavFolder`.
+    split: of it; for 'wav_folder' the name of a table in `data_dir`, or a share of its files, see
+      `WavFolder`.
     data_dir: the folder of a 'wav_folder'.
     class_names: the classes that the labels of a 'wav_folder' count through, usually those of the
       training split; by default its own.
@@ -82,6 +84,15 @@ def create_source(
     f'unknown audio dataset {name!r}; did you mean {near!r}? there are {TONES!r} and '
     f"{WAV_FOLDER!r}; TFDS's audio needs TensorFlow: write it as .wav files"
   )
+
+
+def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
+  if config.name != WAV_FOLDER:
+    return splits.complete(config, tuple(tones.SIZES))
+  if config.data_dir is None:
+    raise ValueError(f'{WAV_FOLDER!r} needs dataset.data_dir: the folder of the tables')
+  return splits.complete(config, _tables(pathlib.Path(config.data_dir)))
 
 
 class Tones:
@@ -114,6 +125,7 @@ class Tones:
 class WavFolder:
   """`data_dir/split.csv` with columns `file` and `labels`, and the .wav files that it names.
 
+  The split may be a share of its rows, by the names of the files: see `splits.FolderSplit`.
   Files are relative to `data_dir`; the labels of a clip are joined by commas. They are names of
   classes, or, where AudioSet's `class_labels_indices.csv` lies in `data_dir`, its identifiers
   (`/m/09x0r`) or names, and its order is that of the classes. Otherwise classes are in the order of
@@ -127,7 +139,8 @@ class WavFolder:
     self, data_dir: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
   ):
     self._folder = pathlib.Path(data_dir)
-    rows = _read_table(self._folder / f'{split}.csv', ('file', 'labels'))
+    share = splits.FolderSplit.parse(split)
+    rows = _read_table(self._folder / f'{share.name}.csv', ('file', 'labels'))
     named = [[label.strip() for label in row['labels'].split(',') if label.strip()] for row in rows]
     known = _class_table(self._folder)
     if class_names is not None:
@@ -137,18 +150,24 @@ class WavFolder:
     else:
       self.class_names = tuple(sorted({label for labels in named for label in labels}))
     indices = {name: index for index, name in enumerate(self.class_names)}
-    self._files = [row['file'] for row in rows]
-    self._labels = []
-    for file, labels in zip(self._files, named, strict=True):
+    self._files, self._labels = [], []
+    for file, labels in zip([row['file'] for row in rows], named, strict=True):
       names = [known.get(label, label) for label in labels]
       unknown = [name for name in names if name not in indices]
       if unknown:
         raise ValueError(
-          f'{split}.csv gives {file!r} the label {unknown[0]!r}, which is not among the '
+          f'{share.name}.csv gives {file!r} the label {unknown[0]!r}, which is not among the '
           f'{len(indices)} expected classes ({sources.shown(self.class_names)}); correct it, or '
           'train on it in another workdir'
         )
-      self._labels.append(tuple(sorted({indices[name] for name in names})))
+      if share.has(file):
+        self._files.append(file)
+        self._labels.append(tuple(sorted({indices[name] for name in names})))
+    if not self._files:
+      raise ValueError(
+        f'{split!r} of {os.fspath(data_dir)!r} has none of the {len(rows)} clips: take another '
+        f"share of them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
+      )
 
   def __len__(self) -> int:
     return len(self._files)
@@ -162,10 +181,18 @@ class WavFolder:
     return self._labels[index]
 
 
+def _tables(folder: pathlib.Path) -> list[str]:
+  return sorted(
+    file.stem
+    for file in folder.glob('*.csv')
+    if not sources.is_hidden(file.name) and file.name != CLASS_TABLE
+  )
+
+
 def _read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
   if not path.is_file():
-    tables = sorted(entry.name for entry in path.parent.glob('*.csv'))
-    raise ValueError(f'no table {str(path)!r}; there are {", ".join(tables) or "none"}')
+    tables = ', '.join(f'{name}.csv' for name in _tables(path.parent))
+    raise ValueError(f'no table {str(path)!r}; there are {tables or "none"}')
   with path.open(newline='') as file:
     reader = csv.DictReader(file)
     missing = [name for name in columns if name not in (reader.fieldnames or ())]

@@ -27,6 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.name = 'imagenet2012'
   # Folder of TFDS datasets (TFDS's own default if None), or the image folder.
   config.data_dir = ml_collections.config_dict.placeholder(str)
+  # None: as the splits are called; a tenth is held out where there is none to evaluate on.
   config.train_split = 'train'
   config.eval_split = 'validation'
   # Names of the classes in the order of the labels: those of the data set, which `complete_config`
@@ -215,6 +216,11 @@ class Examples(pipeline.Examples):
       # Folders are numbered by name: without the training classes a missing one would shift labels.
       names = sources.class_folders(config.data_dir, config.train_split)
     return sources.create_source(config.name, split, config.data_dir, class_names=names)
+
+  @staticmethod
+  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+    """Sets the splits that the config leaves open; says which."""
+    return sources.complete_splits(config)
 
   @property
   def epoch_length(self) -> int:

@@ -1,13 +1,15 @@
 """Sources of classification examples: random access to encoded images by index."""
 
+import collections
 from collections.abc import Sequence
 import os
 import pathlib
 from typing import Protocol, TypedDict
 
+import ml_collections
 import tensorflow_datasets as tfds
 
-from crossattn_jax.data import sources
+from crossattn_jax.data import sources, splits
 from crossattn_jax.data.classification import digits
 
 DIGITS = 'digits'
@@ -52,8 +54,9 @@ def create_source(
     name: `'digits'` (written on first use), `'image_folder'` (a folder per class), or any image
       classification dataset of TFDS that has been prepared, with its configuration and version if
       wanted: `'imagenet2012'`, `'imagenet_resized/64x64'`, `'cifar10:3.0.2'`.
-    split: a split of it; for TFDS any split expression (`'train[:90%]'`), for an image folder the
-      name of a folder in `data_dir`.
+    split: a split of it, or a slice of one (`'train[:90%]'`). Of an image folder it is the name of
+      a folder in `data_dir`, or `'.'` where the folders of classes are in `data_dir` itself; its
+      slices are those of `splits.FolderSplit`.
     data_dir: folder of TFDS datasets (TFDS's own default if None), or the image folder.
     class_names: the classes that labels count through, usually those of the training split. An
       image folder is mapped to them by name; by default it has its own, in alphabetical order. So
@@ -81,6 +84,17 @@ def create_source(
       f'{IMAGE_FOLDER!r} or a dataset of TFDS (tfds.list_builders(with_community_datasets=False) '
       'shows all)'
     ) from error
+
+
+def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
+  if config.name == IMAGE_FOLDER:
+    if config.data_dir is None:
+      raise ValueError(f'{IMAGE_FOLDER!r} needs dataset.data_dir: the folder of the images')
+    return splits.complete(config, _subfolders(pathlib.Path(config.data_dir)), whole='.')
+  if config.name == DIGITS:
+    digits.prepare(config.data_dir)
+  return splits.complete(config, sources.tfds_splits(config.name, config.data_dir))
 
 
 class TfdsSource:
@@ -126,7 +140,8 @@ class TfdsSource:
 class ImageFolder:
   """`data_dir/split/class/**/image.jpg`, the layout of torchvision's `ImageFolder`.
 
-  Labels number the classes in the order of their names; the images of a class are ordered by path.
+  The split may be a share of the images, see `splits.FolderSplit`. Labels number the classes in the
+  order of their names; the images of a class are ordered by path.
   Only local folders: a bucket is better served by a TFDS dataset in a few large files.
 
   Attributes:
@@ -136,7 +151,8 @@ class ImageFolder:
   def __init__(
     self, data_dir: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
   ):
-    folder = pathlib.Path(data_dir) / split
+    share = splits.FolderSplit.parse(split)
+    folder = pathlib.Path(data_dir) / share.name
     found = class_folders(data_dir, split)
     self.class_names = tuple(found if class_names is None else class_names)
     unknown = sorted(set(found).difference(self.class_names))
@@ -144,18 +160,31 @@ class ImageFolder:
       raise sources.unknown_classes(repr(str(folder)), unknown, self.class_names)
     self._paths: list[str] = []
     self._labels: list[int] = []
+    total, left_out, empty = 0, _beside_classes(folder), []
     for label, name in enumerate(self.class_names):
-      if name not in found:
-        continue
-      paths, _ = sources.find_files(folder / name)
-      if not paths:
+      paths, others = sources.find_files(folder / name)
+      if name in found and not paths:
         extensions = ', '.join(sources.IMAGE_EXTENSIONS)
         raise ValueError(
           f'class folder {str(folder / name)!r} holds no image ({extensions}); add images or '
           'remove the folder'
         )
+      total, left_out = total + len(paths), left_out + others
+      paths = [path for path in paths if share.has(os.path.relpath(path, folder))]
+      if not paths:
+        empty.append(name)
       self._paths += paths
       self._labels += [label] * len(paths)
+    described = f'{split!r} of {os.fspath(data_dir)!r}'
+    if not self._paths:
+      raise ValueError(
+        f'{described} has none of the {total} images: take another share of them, such as '
+        f"'{share.name}[:50%]' and '{share.name}[50%:]'"
+      )
+    if empty:
+      sources.say_once(f'{described} has no image of {sources.shown(empty)}')
+    if left_out:
+      sources.say_once(f'left out of {str(folder)!r}: {sources.counted(left_out)}')
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -172,16 +201,28 @@ def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ..
   Raises:
     ValueError: there is no such split, or no class folder in it.
   """
+  if not os.path.isdir(data_dir):
+    raise ValueError(f'{os.fspath(data_dir)!r} is no folder; set dataset.data_dir')
+  split = splits.FolderSplit.parse(split).name
   folder = pathlib.Path(data_dir) / split
   if not folder.is_dir():
     raise ValueError(
       f'no folder {split!r} in {os.fspath(data_dir)!r}; '
-      f'it has {", ".join(map(repr, _subfolders(folder.parent))) or "no folders"}'
+      f'it has {sources.shown(_subfolders(pathlib.Path(data_dir))) or "no folders"}'
     )
   names = _subfolders(folder)
   if not names:
     raise ValueError(f'{str(folder)!r} has no folders; expected one folder of images per class')
   return tuple(names)
+
+
+def _beside_classes(folder: pathlib.Path) -> collections.Counter[str]:
+  """Files in the folder of a split itself, by their extension."""
+  return collections.Counter(
+    f'{os.path.splitext(entry.name)[1].lower()} beside the folders of classes'
+    for entry in os.scandir(folder)
+    if entry.is_file() and not sources.is_hidden(entry.name)
+  )
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:

@@ -149,7 +149,7 @@ def _cityscapes_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
     pairs = [(root / image, root / label) for image, label in lines]
   else:
     pairs = []
-    for image in sorted((root / 'leftImg8bit' / split).glob('*/*_leftImg8bit.png')):
+    for image in _visible(root / 'leftImg8bit' / split, '*/*_leftImg8bit.png'):
       stem = image.name.removesuffix('_leftImg8bit.png')
       pairs.append(
         (image, root / 'gtFine' / split / image.parent.name / f'{stem}_gtFine_labelIds.png')
@@ -160,9 +160,17 @@ def _cityscapes_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
 
 def _ade20k_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
   """`images/SPLIT/*.jpg` and `annotations/SPLIT/*.png`."""
-  images = sorted((root / 'images' / split).glob('*.jpg'))
+  images = _visible(root / 'images' / split, '*.jpg')
   pairs = [(image, root / 'annotations' / split / f'{image.stem}.png') for image in images]
   return _checked(root, pairs, f'images/{split}/*.jpg and annotations/{split}/*.png')
+
+
+def _visible(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+  return sorted(
+    path
+    for path in folder.glob(pattern)
+    if not any(map(sources.is_hidden, path.relative_to(folder).parts))
+  )
 
 
 def _checked(

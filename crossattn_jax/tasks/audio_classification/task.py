@@ -21,9 +21,9 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def complete_config(config: ml_collections.ConfigDict) -> None:
-  """Takes the classes from the data set; see `tasks.complete_config`."""
-  classifier.complete_config(config, data.Examples)
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+  """Takes classes and splits from the data set; see `tasks.complete_config`."""
+  return classifier.complete_config(config, data.Examples)
 
 
 def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':

@@ -149,3 +149,47 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(image_folder, tmp
   source = sources.create_source('image_folder', 'train', tmp_path)
   assert source.class_names == ('cat', 'dog')
   assert len(source) == 2
+
+
+def test_image_folder_knows_neither_hidden_classes_nor_hidden_images(
+  image_folder, tmp_path, caplog
+):
+  counts = {'cat': 2, 'dog': 1, '.ipynb_checkpoints': 1, '__MACOSX/cat': 1, '.git': 0}
+  data_dir = image_folder('train', counts)
+  (tmp_path / 'train' / 'cat' / '._000.png').write_bytes(b'of macOS')
+  (tmp_path / 'train' / 'cat' / 'notes.txt').write_text('not an image')
+  (tmp_path / 'train' / '000.png').write_bytes(png(0))
+  for _ in range(2):
+    source = sources.create_source('image_folder', 'train', data_dir)
+  assert source.class_names == ('cat', 'dog')
+  assert [source[i]['label'] for i in range(len(source))] == [0, 0, 1]
+  expected = f"left out of '{tmp_path}/train': 1 .png beside the folders of classes, 1 .txt"
+  assert [record.message for record in caplog.records] == [expected]
+
+
+def test_shares_of_class_folders_without_splits_part_their_images(image_folder, tmp_path):
+  data_dir = image_folder('', {'a': 40, 'b': 40})
+  train, held_out = (
+    sources.create_source('image_folder', split, data_dir) for split in ('.[:90%]', '.[90%:]')
+  )
+  keys = [{source[i]['key'] for i in range(len(source))} for source in (train, held_out)]
+  assert len(keys[0] | keys[1]) == len(train) + len(held_out) == 80
+  # Another image moves none of them.
+  (tmp_path / 'a' / 'more.png').write_bytes(png(0))
+  again = sources.create_source('image_folder', '.[90%:]', data_dir)
+  assert {again[i]['key'] for i in range(len(again))} - {f'{data_dir}/a/more.png'} == keys[1]
+  with pytest.raises(ValueError, match=r"has none of the 81 images: .* '\.\[:50%\]'"):
+    sources.create_source('image_folder', '.[:0.001%]', data_dir)
+
+
+def test_tfds_labels_follow_the_names_that_are_expected(tmp_path):
+  features = {
+    'image': tfds.features.Image(shape=(4, 4, 3)),
+    'label': tfds.features.ClassLabel(names=['cat', 'dog']),
+  }
+  write_tfds(tmp_path, 'pets', features, [{'image': png(1), 'label': 0}])
+  for names, label in [(('dog', 'cat'), 1), (('kitten', 'puppy'), 0)]:
+    source = sources.create_source('pets', 'train', tmp_path, class_names=names)
+    assert (source.class_names, source[0]['label']) == (names, label)
+  with pytest.raises(ValueError, match=r"has 2 classes .'cat', 'dog'., but .* are 1 .'cat'."):
+    sources.create_source('pets', 'train', tmp_path, class_names=('cat',))
