@@ -1,52 +1,45 @@
 r"""Trains, evaluates and uses the models of crossattn_jax.
 
-  --mode=train    trains the experiment of --config in --workdir, from its last checkpoint if there
-                  is one. Any key of the config can be set on the command line:
-      python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits \
-        --config.batch_size=256 --config.schedule.learning_rate=2e-3
+  --mode=train    trains an experiment, or continues it from the last checkpoint in its workdir.
+      python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits
+    Any key of the config can be set: --config.batch_size=256 --config.schedule.learning_rate=2e-3.
 
-  --mode=eval     evaluates a workdir's checkpoint and prints the task's metrics as a table and as
-                  one line of JSON. Without --config the workdir's own config is used.
+  --mode=eval     prints the metrics of a run, or of converted weights, as a table and as JSON.
       python main.py --mode=eval --workdir=/tmp/digits --use=best
-    A converted PyTorch checkpoint (see docs/parity.md) is evaluated with its experiment's config:
       python main.py --mode=eval --config=configs/crossvit_imagenet.py:crossvit_small_240 \
         --config.weights=crossvit_small_240.safetensors
 
   --mode=predict  writes predictions.json and a picture for an image, or for each one in a folder.
       python main.py --mode=predict --workdir=/tmp/digits --input=photo.png --output=/tmp/pictures
 
-  --mode=export   writes the model of a workdir or of --config.weights as a folder that jax alone
-                  loads and runs: programs for cpu, tpu and cuda, weights, a description of the
-                  preprocessing, a script. See docs/export.md.
+  --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
 
-  --mode=compile  compiles the training step of --config for a TPU slice that is not here (needs
-                  libtpu, extra `tpu`) and prints memory, FLOPs, collectives and estimated speed as
-                  a table and as one line of JSON. See docs/scaling.md.
+  --mode=compile  compiles the training step for a TPU slice that is not here (docs/scaling.md).
       python main.py --mode=compile --topology=v5e:16x16 \
         --config=configs/crossvit_imagenet.py:crossvit_small_240 --config.mesh.fsdp=16
 
-Several processes (TPU pods, GPU nodes): give each --multihost, and where jax does not detect the
-cluster also --coordinator_address, --num_processes and --process_id.
+Without --config, a workdir's own config is used. docs/training.md says more.
 """
 
 from collections.abc import Sequence
 import json
+import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
 from etils import epath
 import jax
 import ml_collections
-from ml_collections import config_flags
 import rich
 
 from crossattn_jax import parallel
+from crossattn_jax.training import command_line, errors, export, host_memory, loop, metric_writers
 from crossattn_jax.training import config as config_lib
-from crossattn_jax.training import errors, export, host_memory, loop, metric_writers
 from crossattn_jax.training.compile import aot
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
   'config', None, 'Experiment: FILE.py or FILE.py:ARGUMENT. Set its keys by --config.KEY=VALUE.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -80,86 +73,116 @@ _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of pr
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes in all.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, from 0.')
 
+# The modes of the flags that are not for all.
+_MODES = {
+  'input': ('predict',),
+  'output': ('predict', 'export'),
+  'use': ('eval', 'predict', 'export'),
+  'platforms': ('export',),
+  'fixed_batch_size': ('export',),
+  'topology': ('compile',),
+  'compile_effort': ('compile',),
+}
 
-def _read_config(workdir: epath.Path | None) -> ml_collections.ConfigDict:
+
+def _read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+  """Reads the config of --config or of the workdir, with the overrides among the arguments."""
   if _CONFIG.value is not None:
-    config = _CONFIG.value
-  elif workdir is not None and _MODE.value != 'train':
-    config = config_lib.load(workdir / 'config.json')
+    config = command_line.read_file(_CONFIG.value, pathlib.Path(__file__).parent)
+  elif _WORKDIR.value is not None:
+    config = config_lib.load(_path(_WORKDIR.value) / 'config.json')
   else:
-    raise config_lib.ConfigError('give --config=FILE.py, such as configs/crossvit_digits.py')
+    raise config_lib.ConfigError(
+      'give --config=FILE.py, or --workdir=FOLDER of a run; two minutes on a CPU take: '
+      'python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits'
+    )
+  if _MODE.value == 'eval':
+    # There it is clear which split is meant.
+    arguments = [re.sub(r'(config\.dataset)\.split=', r'\1.eval_split=', arg) for arg in arguments]
+  command_line.override(config, arguments)
+  config_lib.expand_user(config)
   if _USE.value is not None:
     config.checkpoint.use = _USE.value
   return config
 
 
-def _require(flag: flags.FlagHolder) -> str:
+def _check_mode() -> None:
+  for name, modes in _MODES.items():
+    if flags.FLAGS[name].present and _MODE.value not in modes:
+      raise config_lib.ConfigError(
+        f'--{name} is for --mode={" and --mode=".join(modes)}, not for --mode={_MODE.value}'
+      )
+
+
+def _required(flag: flags.FlagHolder) -> str:
   if flag.value is None:
     raise config_lib.ConfigError(f'--mode={_MODE.value} needs --{flag.name}')
   return flag.value
 
 
+def _path(text: str) -> epath.Path:
+  return epath.Path(text).expanduser()
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs one mode."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}; see --help')
   try:
-    run()
+    run(argv[1:])
   except errors.USER_ERRORS as error:
     # The message says what to do; a traceback would bury it.
     logging.debug('the error in full', exc_info=True)
     sys.exit(f'error: {error}')
 
 
-def run() -> None:
-  """Runs one mode; errors are raised."""
+def run(overrides: Sequence[str]) -> None:
+  """Runs one mode with `--config.KEY=VALUE` arguments; errors are raised."""
+  _check_mode()
   host_memory.keep_freed_memory()
   if _MULTIHOST.value or _COORDINATOR.value:
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  workdir = None if _WORKDIR.value is None else epath.Path(_WORKDIR.value)
-  config = _read_config(workdir)
+  config = _read_config(overrides)
+  workdir = None if _WORKDIR.value is None else _path(_WORKDIR.value)
   if _MODE.value == 'train':
-    loop.train(config, epath.Path(_require(_WORKDIR)))
+    loop.train(config, _path(_required(_WORKDIR)))
   elif _MODE.value == 'eval':
-    metrics = loop.evaluate(config, workdir)
+    metrics, count = loop.evaluate_and_count(config, workdir)
     if jax.process_index() == 0:
       rich.print(metric_writers.summary_table(metrics))
+      print(f'{count} examples of {config.dataset.name!r}, split {config.dataset.eval_split!r}')
       print(json.dumps(metrics))
   elif _MODE.value == 'export':
     in_workdir = _OUTPUT.value is None and workdir is not None
+    output = workdir / 'export' if in_workdir else _path(_required(_OUTPUT))
     files = export.export_model(
       config,
       workdir,
-      workdir / 'export' if in_workdir else epath.Path(_require(_OUTPUT)),
+      output,
       platforms=_PLATFORMS.value,
       batch_size=_FIXED_BATCH_SIZE.value,
     )
     for file in files:
       print(file)
   elif _MODE.value == 'compile':
-    report = aot.compile_report(config, _require(_TOPOLOGY), _COMPILE_EFFORT.value)
+    report = aot.compile_report(config, _required(_TOPOLOGY), _COMPILE_EFFORT.value)
     rich.print(report.table())
     print(json.dumps(report.to_dict()))
   else:
-    paths = epath.Path(_require(_INPUT)), epath.Path(_require(_OUTPUT))
+    paths = _path(_required(_INPUT)), _path(_required(_OUTPUT))
     for record in loop.predict(config, workdir, *paths):
       print(json.dumps(record))
 
 
 def _parse_flags(args: Sequence[str]) -> list[str]:
+  """Parses all flags but the config's keys, which only the config knows and which are returned."""
+  flags.FLAGS.set_gnu_getopt()
   try:
-    remaining = app.parse_flags_with_usage(args)
-  except (AttributeError, KeyError):
-    # The file alone says which keys there are; config_flags takes overrides from sys.argv.
-    sys.argv = [args[0], *(arg for arg in args if arg.lstrip('-').startswith('config='))]
-    flags.FLAGS(sys.argv)
-    known = config_lib.flat_keys(_CONFIG.value)
-    for argument in args:
-      key, _, _ = argument.lstrip('-').partition('=')
-      if key.startswith('config.') and key.removeprefix('config.') not in known:
-        message = config_lib.unknown_key_message(key.removeprefix('config.'), known)
-        sys.exit(f'error: {message}')
-    raise
+    remaining = flags.FLAGS(args, known_only=True)
+  except flags.Error as error:
+    sys.exit(f'error: {error}')
+  for argument in remaining[1:]:
+    name = re.match(r'--?([a-zA-Z][^=]*)', argument)
+    if name and not re.match(r'(no)?config\.', name[1]):
+      sys.exit(f'error: {command_line.unknown_flag_message(name[1], list(flags.FLAGS))}')
   if flags.FLAGS['verbosity'].using_default_value:
     # Orbax and TFDS tell every detail at level 'info', which absl would choose.
     flags.FLAGS.verbosity = logging.WARNING

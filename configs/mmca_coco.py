@@ -28,6 +28,8 @@ def get_config(split: str = 'dev') -> ml_collections.ConfigDict:
   Args:
     split: of the evaluation: 'dev' or 'test'.
   """
+  if split not in ('dev', 'test'):
+    raise ValueError(f"unknown split {split!r} of mmca_coco.py; 'dev' or 'test'")
   config = recipes.image_sentence_retrieval('mmca_bert_base')
   if split == 'test':
     config.dataset.eval_split = 'testall'

@@ -30,6 +30,8 @@ _BIFORMER_DROP_PATH_RATES = {
 def get_config(network: str = 'biformer_small+semantic_fpn') -> ml_collections.ConfigDict:
   """Returns the experiment of a backbone and a head, joined by '+'."""
   model, _, head = network.partition('+')
+  if head not in _BIFORMER_DROP_PATH_RATES:
+    raise ValueError(f"{network!r} must be BACKBONE+HEAD, such as '{model}+upernet'")
   config = config_lib.default_config('segmentation')
   config.model = models.model_config(network, num_classes=150, dtype='bfloat16')
   recipes.ade20k(config)

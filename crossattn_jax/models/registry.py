@@ -16,6 +16,28 @@ from ml_collections import config_dict
 _DTYPES = ('dtype', 'param_dtype')
 _LINEN_FIELDS = ('parent', 'name')
 
+_WITH_WEIGHTS = 'crossattn_jax.load_pretrained(NAME, FILE_OR_SOURCE) gives a model with its weights'
+_WITH_FEATURES = "every model returns (result, features), maps of a pyramid as 'stage_0', ..."
+# Words of timm and of others -> the field that is meant, or what does it where no field does.
+_SYNONYMS = {
+  'attn_drop_rate': 'attention_drop_rate',
+  'channels': 'num_channels',
+  'checkpoint_path': _WITH_WEIGHTS,
+  'drop': 'drop_rate',
+  'drop_path': 'drop_path_rate',
+  'drop_rate': 'dropout_rate',
+  'features_only': _WITH_FEATURES,
+  'img_size': 'image_size',
+  'in_channels': 'num_channels',
+  'in_chans': 'num_channels',
+  'input_size': 'image_size',
+  'num_labels': 'num_classes',
+  'out_indices': _WITH_FEATURES,
+  'patch_size': 'patch_sizes',
+  'pretrained': _WITH_WEIGHTS,
+  'window_size': 'window',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
@@ -151,12 +173,10 @@ def _find(name: str) -> _Entry:
         f"{', '.join(map(str, _heads[head].strides))}; list_models('*+{head}') shows those that do"
       )
     return _composite(_variants[model], _heads[head])
-  known = list_models('*+*' if plus else '*')
-  nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-  family = nearest.split('_')[0] + ('*+*' if plus else '*')
-  raise ValueError(
-    f'unknown model {name!r}; did you mean {nearest!r}? list_models({family!r}) shows all'
-  )
+  near = difflib.get_close_matches(name, list_models('*+*' if plus else '*'), n=1)
+  hint = f'did you mean {near[0]!r}? ' if near else ''
+  family = (near[0].split('_')[0] + '*' if near else '*') + ('+*' if plus else '')
+  raise ValueError(f'unknown model {name!r}; {hint}list_models({family!r}) shows all')
 
 
 def _fits(model: str, head: str) -> bool:
@@ -198,11 +218,12 @@ def _public_fields(module: type[nn.Module]) -> dict[str, type]:
 def _check_fields(name: str, known: Mapping[str, type], fields: Mapping[str, Any]) -> None:
   for field in fields:
     if field not in known:
-      nearest = difflib.get_close_matches(field, known, n=1, cutoff=0)[0]
-      raise ValueError(
-        f'model {name!r} has no field {field!r}; did you mean {nearest!r}? '
-        f'it has {", ".join(known)}'
-      )
+      near = difflib.get_close_matches(field, known, n=1)
+      meant = _SYNONYMS.get(field) or (near[0] if near else None)
+      hint = f'did you mean {meant!r}? ' if meant in known else ''
+      if meant in (_WITH_WEIGHTS, _WITH_FEATURES):
+        hint = f'{meant}; '
+      raise ValueError(f'model {name!r} has no field {field!r}; {hint}it has {", ".join(known)}')
 
 
 def _plain(field: str, value: Any) -> Any:

@@ -1,8 +1,9 @@
 """The config of an experiment: every key, its default, and what refuses the others."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 import difflib
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -11,7 +12,7 @@ from ml_collections import config_dict
 
 from crossattn_jax import models, tasks
 from crossattn_jax.data import sources
-from crossattn_jax.training import optimizers, schedules
+from crossattn_jax.training import optimizers, schedules, suggestions
 
 
 class ConfigError(ValueError):
@@ -90,16 +91,41 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   return config.lock()
 
 
+def complete_default(
+  config: Mapping[str, Any] | ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """`default_config` of a config's task, with all fields of the models that the config names.
+
+  Raises:
+    ValueError: there is no such task or model.
+  """
+  default = default_config(config.get('task', {}).get('name', 'classification'))
+  with default.unlocked():
+    _add_model_fields(default, config)
+  return default
+
+
+def _add_model_fields(default: ml_collections.ConfigDict, config: Any) -> None:
+  for key, value in default.items():
+    entry = config.get(key)
+    if not (isinstance(value, ml_collections.ConfigDict) and hasattr(entry, 'get')):
+      continue
+    # The fields of a model depend on its name. (A task's own name is known.)
+    if set(value) == {'name'} and value.name is None and entry.get('name') is not None:
+      default[key] = models.model_config(entry['name'])
+    else:
+      _add_model_fields(value, entry)
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Refuses a config that cannot be run.
 
   Raises:
     ConfigError: a key is unknown, missing, or contradicts another; the message names it.
   """
-  task = config.get('task', {}).get('name', 'classification')
-  _compare_keys(config, default_config(task), '')
-  if config.model.name is None:
+  if config.get('model', {}).get('name') is None:
     raise ConfigError('config.model.name is not set; list_models() shows all models')
+  _compare_keys(config)
   if config.num_epochs is None and config.num_steps is None:
     raise ConfigError('set config.num_epochs or config.num_steps')
   for key in ('batch_size', 'accumulation_steps', 'max_bad_steps'):
@@ -117,46 +143,39 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _compare_keys(
-  config: ml_collections.ConfigDict,
-  known: ml_collections.ConfigDict,
-  prefix: str,
-  complete: bool = True,
-) -> None:
-  for key in config:
+def _compare_keys(config: ml_collections.ConfigDict) -> None:
+  given, known = flat(config), flat(complete_default(config))
+  for key, value in given.items():
     if key not in known:
-      raise ConfigError(unknown_key_message(prefix + key, (prefix + name for name in known)))
-    nested = isinstance(known[key], ml_collections.ConfigDict)
-    if nested != isinstance(config[key], ml_collections.ConfigDict):
-      raise ConfigError(f'config.{prefix}{key} must {"" if nested else "not "}be a section of keys')
-    if nested and set(known[key]) == {'name'} and known[key]['name'] is None:
-      # A model's section: its other keys depend on its name. (A task's own name is known.)
-      if config[key].get('name') is not None:
-        fields = models.model_config(config[key].name)
-        _compare_keys(config[key], fields, f'{prefix}{key}.', complete=False)
-    elif nested:
-      _compare_keys(config[key], known[key], f'{prefix}{key}.')
-  missing = [key for key in known if key not in config]
-  if missing and complete:
-    raise ConfigError(f'config.{prefix}{missing[0]} is missing; start from default_config()')
+      raise ConfigError(suggestions.unknown_key_message(key, known))
+    section = isinstance(known[key], ml_collections.ConfigDict)
+    if section != isinstance(value, ml_collections.ConfigDict):
+      raise ConfigError(f'config.{key} must {"" if section else "not "}be a section of keys')
+  # Fields of models may be left out.
+  for key in flat(default_config(config.task.name)):
+    if key not in given:
+      raise ConfigError(f'config.{key} is missing; start from default_config()')
 
 
-def unknown_key_message(key: str, known: Iterable[str]) -> str:
-  """Says that a key is unknown and which known one is nearest."""
-  known = list(known)
-  nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-  hint = f'; did you mean config.{nearest[0]}?' if nearest else ''
-  return f'unknown config key config.{key}{hint}'
-
-
-def flat_keys(config: ml_collections.ConfigDict, prefix: str = '') -> list[str]:
-  """All keys of a config joined by dots, sections included."""
-  keys = []
+def flat(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """All entries of a config by their keys joined by dots, sections included."""
+  entries = {}
   for key, value in config.items():
-    keys.append(prefix + key)
+    entries[prefix + key] = value
     if isinstance(value, ml_collections.ConfigDict):
-      keys.extend(flat_keys(value, f'{prefix}{key}.'))
-  return keys
+      entries |= flat(value, f'{prefix}{key}.')
+  return entries
+
+
+def expand_user(config: ml_collections.ConfigDict) -> None:
+  """Replaces the `~` at the beginning of paths, in place."""
+  config.update_from_flattened_dict(
+    {
+      key: os.path.expanduser(value)
+      for key, value in flat(config).items()
+      if isinstance(value, str) and value.startswith('~')
+    }
+  )
 
 
 def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:
@@ -175,16 +194,15 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
   try:
     saved = json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise ConfigError(
-      f'{path} does not exist: is its folder the workdir of a run? Give --config otherwise'
-    ) from error
+    raise ConfigError(f'{path} does not exist: {_no_run(path.parent)}') from error
   except json.JSONDecodeError as error:
     raise ConfigError(f'{path} is not JSON ({error}); give --config instead') from error
   saved = _tuples(saved)
-  task = saved.get('task', {}).get('name', 'classification')
-  tasks.upgrade_config(task, saved)
-  _add_defaults(saved, default_config(task).to_dict())
-  return ml_collections.ConfigDict(saved).lock()
+  tasks.upgrade_config(saved.get('task', {}).get('name', 'classification'), saved)
+  config = complete_default(saved)
+  with config.unlocked(), config.ignore_type():
+    _fill_in(config, saved)
+  return config
 
 
 def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
@@ -223,17 +241,23 @@ def refuse_other_classes(config: ml_collections.ConfigDict, workdir: epath.Path)
     )
 
 
-def _add_defaults(saved: dict[str, Any], default: dict[str, Any]) -> None:
-  for key, value in default.items():
-    entry = saved.setdefault(key, value)
-    if not (isinstance(entry, dict) and isinstance(value, dict)):
-      continue
-    if value == {'name': None} and entry.get('name') is not None:
-      # A model's section: its other keys depend on its name.
-      given = {field: x for field, x in entry.items() if x is not None}
-      saved[key] = models.model_config(entry['name']).to_dict() | given
-    else:
-      _add_defaults(entry, value)
+def _fill_in(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> None:
+  for key, value in saved.items():
+    if isinstance(value, dict) and isinstance(config.get(key), ml_collections.ConfigDict):
+      _fill_in(config[key], value)
+    elif key in config or value is not None:
+      config[key] = value
+
+
+def _no_run(folder: epath.Path) -> str:
+  """Why a folder is not the workdir of a run, and which one beside it is."""
+  problem = 'its folder is not the workdir of a run' if folder.exists() else 'nor does its folder'
+  runs = []
+  if folder.parent.is_dir():
+    runs = [path.name for path in folder.parent.iterdir() if (path / 'config.json').exists()]
+  near = difflib.get_close_matches(folder.name, runs, n=1)
+  hint = f'did you mean {folder.parent / near[0]}?' if near else 'give --config otherwise'
+  return f'{problem}; {hint}'
 
 
 def _tuples(value: Any) -> Any:

@@ -93,6 +93,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   Returns:
     The task's metrics.
   """
+  return evaluate_and_count(config, workdir)[0]
+
+
+def evaluate_and_count(
+  config: ml_collections.ConfigDict, workdir: epath.Path | None
+) -> tuple[dict[str, float], int]:
+  """The metrics of `evaluate`, and of how many examples they are."""
   config_lib.validate(config)
   config_lib.take_classes(config, workdir)
   _complete(config)
@@ -101,7 +108,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   with jax.set_mesh(experiment.mesh):
-    return run_evaluation(experiment, load_variables(experiment, workdir))
+    return _evaluate_and_count(experiment, load_variables(experiment, workdir))
 
 
 def predict(
@@ -149,6 +156,12 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
   Raises:
     ValueError: no example can be read.
   """
+  return _evaluate_and_count(experiment, variables)[0]
+
+
+def _evaluate_and_count(
+  experiment: experiment_lib.Experiment, variables: Any
+) -> tuple[dict[str, float], int]:
   block, num_blocks = parallel.process_block(experiment.mesh)
   batch_size = experiment_lib.eval_batch_size(experiment.config)
   iterator = iter(experiment.task.eval_data(batch_size, block, num_blocks))
@@ -170,7 +183,7 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
     )
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   joined = experiment.task.evaluate_examples(variables, joined)
-  return experiment.task.metrics(tasks.Evaluation(total, joined))
+  return experiment.task.metrics(tasks.Evaluation(total, joined)), count
 
 
 def _exact(value: np.ndarray) -> np.ndarray:

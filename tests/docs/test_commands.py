@@ -117,7 +117,7 @@ def test_flags_and_config_keys_exist(arguments):
   assert {name for name in given if not name.startswith('config.')} <= flags
   file = flag(arguments, 'config') or '...'
   if file != '...':
-    assert keys <= set(config_lib.flat_keys(experiment(file)))
+    assert keys <= set(config_lib.flat(experiment(file)))
 
 
 @pytest.mark.parametrize('arguments', commands('-m', 'crossattn_jax.parity'))

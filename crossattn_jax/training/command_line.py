@@ -1,0 +1,168 @@
+"""What a command line says of a config: FILE.py or FILE.py:ARGUMENT, and `--config.KEY=VALUE`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import difflib
+import inspect
+import pathlib
+import re
+import runpy
+import traceback
+from typing import Any
+
+from absl import flags
+from etils import epath
+import ml_collections
+from ml_collections import config_flags
+
+from crossattn_jax.training import config as config_lib
+from crossattn_jax.training import suggestions
+
+_OVERRIDE = re.compile(r'--?(?:no)?config\.(?P<key>[\w.]+)')
+
+
+def read_file(source: str, root: pathlib.Path) -> ml_collections.ConfigDict:
+  """Makes the config of a file: calls its `get_config`, or reads the JSON that a run wrote.
+
+  Args:
+    source: FILE.py, FILE.py:ARGUMENT or FILE.json.
+    root: where a file is looked for that is not in the current folder.
+
+  Raises:
+    ConfigError: there is no such file, it takes no or another argument, or is wrong Python.
+  """
+  name, colon, argument = source.partition(':')
+  path = pathlib.Path(name).expanduser()
+  if not path.is_file():
+    path = root / path
+  if not path.is_file():
+    raise config_lib.ConfigError(_missing_file_message(name, colon + argument, root))
+  if path.suffix == '.json':
+    return config_lib.load(epath.Path(path))
+  with _in_one_line(path):
+    get_config = runpy.run_path(str(path), run_name='config').get('get_config')
+  if get_config is None:
+    raise config_lib.ConfigError(f'{path} has no function get_config, which returns the config')
+  parameters = inspect.signature(get_config).parameters
+  if colon and not parameters:
+    raise config_lib.ConfigError(f'{path} takes no argument: leave out {colon + argument!r}')
+  taken = f'{argument!r} was given to get_config({", ".join(map(str, parameters.values()))})'
+  with _in_one_line(path, taken if colon else None):
+    config = get_config(*([argument] if colon else []))
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise config_lib.ConfigError(f'{path}: get_config() must return a ConfigDict, not {config!r}')
+  return config
+
+
+def _missing_file_message(name: str, argument: str, root: pathlib.Path) -> str:
+  path = pathlib.Path(name)
+  files = {
+    file.stem: file
+    for folder in (root / 'configs', root / path.parent, path.expanduser().parent)
+    for file in folder.glob('*.py')
+  }
+  near = difflib.get_close_matches(path.stem, files, n=1)
+  if not near:
+    return f'--config={name}: no such file; {root / "configs"} holds the experiments'
+  file = files[near[0]]
+  shown = file.relative_to(root) if file.is_relative_to(root) else file
+  return f'--config={name}: no such file; did you mean --config={shown}{argument}?'
+
+
+@contextlib.contextmanager
+def _in_one_line(path: pathlib.Path, context: str | None = None) -> Iterator[None]:
+  """Turns an error into the last line of its traceback and the file's own last line in it."""
+  try:
+    yield
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), 1)
+    message = ' '.join(str(error).split())
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+      line, message = error.lineno, error.msg
+    elif unknown := re.search(r'Key "(\w+)" does not exist and cannot be added', message):
+      # ml_collections goes on with the whole config, and at last with a near key of the section.
+      near = re.search(r'Did you mean "(\w+)"', message)
+      keys = config_lib.flat(config_lib.default_config())
+      hint = f'did you mean {near[1]!r}?' if near else suggestions.suggestion(unknown[1], keys)
+      message = '; '.join(filter(None, (f'unknown config key {unknown[1]!r}', hint)))
+    if context and not isinstance(error, ValueError):
+      message += f'; {context}'
+    raise config_lib.ConfigError(f'{path}:{line}: {type(error).__name__}: {message}') from error
+
+
+def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> None:
+  """Sets keys of a config, in place.
+
+  Args:
+    config: of an experiment.
+    arguments: `--config.KEY=VALUE` in any form that `config_flags` takes. None is a value of each
+      key whose default is a placeholder.
+
+  Raises:
+    ConfigError: a key is unknown, a value is of another type, or an argument is no override.
+  """
+  known = config_lib.flat(config)
+  default = config_lib.flat(config_lib.complete_default(config))
+  given: list[str] = []
+  for argument in arguments:
+    match = _OVERRIDE.match(argument)
+    key = match['key'] if match else None
+    if key and key not in known:
+      raise config_lib.ConfigError(suggestions.unknown_key_message(key, known))
+    if key and argument.endswith(f'{key}=None'):
+      if default.get(key) is not None:
+        raise config_lib.ConfigError(f'config.{key} cannot be None; it is {known[key]!r}')
+      config.update_from_flattened_dict({key: None})
+      given = [other for other in given if other.partition('=')[0] != argument.partition('=')[0]]
+    else:
+      given.append(argument)
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=given)
+    words = values(['', *given])[1:]
+  except (flags.Error, ValueError) as error:
+    raise config_lib.ConfigError(_wrong_value_message(str(error), config)) from error
+  if words:
+    raise config_lib.ConfigError(f'unexpected argument {words[0]!r}; see --help')
+  for key, value in config_lib.flat(config).items():
+    if isinstance(value, tuple) and known[key] and _has_text(value) > _has_text(known[key]):
+      raise config_lib.ConfigError(f'config.{key} must be numbers, such as {known[key]!r}')
+
+
+def _has_text(values: Iterable[Any]) -> bool:
+  return any(isinstance(x, str) or (isinstance(x, tuple) and _has_text(x)) for x in values)
+
+
+def _wrong_value_message(error: str, config: ml_collections.ConfigDict) -> str:
+  match = re.match(r'flag --config\.(?P<key>[\w.]+)=', error)
+  if match is None:
+    return error
+  entries = {'': config, **config_lib.flat(config)}
+  section, _, name = match['key'].rpartition('.')
+  kind, value = entries[section].get_type(name), entries[match['key']]
+  if issubclass(kind, ml_collections.ConfigDict):
+    return f'config.{match["key"]} is a section of keys: {", ".join(value)}'
+  example = '' if value in (None, ()) else f', such as {value!r}'
+  return f'config.{match["key"]} must be of type {kind.__name__}{example}; {error}'
+
+
+def unknown_flag_message(name: str, known: Sequence[str]) -> str:
+  """Says that a flag is unknown, and which flag or key is meant.
+
+  Args:
+    name: without dashes.
+    known: the flags that there are.
+  """
+  keys = config_lib.flat(config_lib.default_config())
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+  if name in keys:
+    hint = f'did you mean --config.{name}?'
+  elif near:
+    hint = f'did you mean --{near[0]}?'
+  elif key := suggestions.suggestion(name, keys):
+    hint = key.replace('config.', '--config.')
+  else:
+    hint = 'keys of the experiment are set by --config.KEY=VALUE; --help shows all flags'
+  return f'unknown flag --{name}; {hint}'
