@@ -73,6 +73,10 @@ _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of pr
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes in all.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, from 0.')
 
+_START = """give --config=FILE.py, or --workdir=FOLDER of a run. A first one, of two minutes:
+  python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits
+--help shows what else there is"""
+
 # The modes of the flags that are not for all.
 _MODES = {
   'input': ('predict',),
@@ -92,10 +96,7 @@ def _read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   elif _WORKDIR.value is not None:
     config = config_lib.load(_path(_WORKDIR.value) / 'config.json')
   else:
-    raise config_lib.ConfigError(
-      'give --config=FILE.py, or --workdir=FOLDER of a run; two minutes on a CPU take: '
-      'python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits'
-    )
+    raise config_lib.ConfigError(_START)
   if _MODE.value == 'eval':
     # There it is clear which split is meant.
     arguments = [re.sub(r'(config\.dataset)\.split=', r'\1.eval_split=', arg) for arg in arguments]
