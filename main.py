@@ -9,8 +9,9 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
       python main.py --mode=eval --config=configs/crossvit_imagenet.py:crossvit_small_240 \
         --config.weights=crossvit_small_240.safetensors
 
-  --mode=predict  writes predictions.json and a picture for an image, or for each one in a folder.
-      python main.py --mode=predict --workdir=/tmp/digits --input=photo.png --output=/tmp/pictures
+  --mode=predict  says what a file shows, or each one in a folder and below: a line of JSON each,
+                  and in --output predictions.json and pictures. See docs/predicting.md.
+      python main.py --mode=predict --workdir=/tmp/digits --input=photos --output=/tmp/predictions
 
   --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
@@ -26,7 +27,9 @@ from collections.abc import Sequence
 import json
 import pathlib
 import re
+import signal
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
@@ -34,7 +37,7 @@ import jax
 import ml_collections
 import rich
 
-from crossattn_jax import parallel
+from crossattn_jax import parallel, tasks
 from crossattn_jax.training import command_line, errors, export, host_memory, loop, metric_writers
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training.compile import aot
@@ -46,9 +49,18 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'predict', 'export', 'compile'], 'What to do; see above.'
 )
-_INPUT = flags.DEFINE_string('input', None, 'predict: an image or a folder of images.')
+_INPUT = flags.DEFINE_string('input', None, 'predict: a file, or a folder that is searched.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'predict: folder for results and pictures. export: WORKDIR/export by default.'
+  'output',
+  None,
+  'predict: folder for results and pictures, WORKDIR/predictions by default, or ./predictions. '
+  'export: WORKDIR/export by default.',
+)
+_PICTURES = flags.DEFINE_enum(
+  'pictures',
+  None,
+  tasks.PICTURES,
+  "predict: a picture of 'each' input, a 'sheet' of some, or 'none'. By default each of up to 32.",
 )
 _USE = flags.DEFINE_string(
   'use', None, "eval, predict, export: which checkpoint: 'latest', 'best' or a step."
@@ -168,9 +180,27 @@ def run(overrides: Sequence[str]) -> None:
     rich.print(report.table())
     print(json.dumps(report.to_dict()))
   else:
-    paths = _path(_required(_INPUT)), _path(_required(_OUTPUT))
-    for record in loop.predict(config, workdir, *paths):
-      print(json.dumps(record))
+    _predict(config, workdir)
+
+
+def _predict(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
+  """Prints records as they come, and at last where they are."""
+  inputs = _path(_required(_INPUT))
+  in_workdir = workdir / 'predictions' if workdir is not None else epath.Path('predictions')
+  output = in_workdir if _OUTPUT.value is None else _path(_OUTPUT.value)
+  count = 0
+
+  def show(record: dict[str, Any]) -> None:
+    nonlocal count
+    count += 1
+    print(json.dumps(record), flush=True)
+
+  try:
+    loop.predict(config, workdir, inputs, output, pictures=_PICTURES.value, on_record=show)
+  except KeyboardInterrupt:
+    print(f'stopped: {count} predictions in {output / "predictions.json"}', file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+  print(f'{count} predictions in {output / "predictions.json"}', file=sys.stderr)
 
 
 def _parse_flags(args: Sequence[str]) -> list[str]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from crossattn_jax.tasks.base import Batch, Evaluation, Predictor, Serving, Task, Variables
+from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
+from crossattn_jax.tasks.predictor import PICTURES, Predictor
 
 __all__ = [
+  'PICTURES',
   'Batch',
   'Evaluation',
   'Predictor',

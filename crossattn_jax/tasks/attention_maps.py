@@ -40,11 +40,13 @@ def outputs(model: nn.Module, features: Mapping[str, jax.Array]) -> dict[str, ja
   }
 
 
-def of_example(outputs: Mapping[str, np.ndarray], row: int) -> dict[str, Attention]:
-  """The maps of one example among `outputs`, by name."""
+def of_example(result: Mapping[str, np.ndarray]) -> dict[str, Attention]:
+  """The maps by name, of one example's share of `outputs`."""
   prefix = 'attention_maps/'
-  shown = {}
-  for name in (key.removeprefix(prefix) for key in outputs if key.startswith(prefix)):
-    query = outputs.get(f'attention_queries/{name}')
-    shown[name] = Attention(outputs[prefix + name][row], None if query is None else query[row])
-  return shown
+  return {
+    key.removeprefix(prefix): Attention(
+      weights, result.get(f'attention_queries/{key.removeprefix(prefix)}')
+    )
+    for key, weights in result.items()
+    if key.startswith(prefix)
+  }

@@ -1,16 +1,13 @@
 """What training knows of a task: how it is learnt, looked at and served."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import functools
 import inspect
-import json
 import pathlib
 import types
 from typing import Any, ClassVar
 
-from etils import epath
 from flax import linen as nn
 import grain
 import jax
@@ -19,10 +16,10 @@ import ml_collections
 
 from crossattn_jax import models
 from crossattn_jax.data import pipeline
+from crossattn_jax.tasks import predictor
 
-Batch = Mapping[str, jax.Array]
-Variables = Mapping[str, Any]
-Record = dict[str, Any]
+Batch = predictor.Batch
+Variables = predictor.Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,83 +56,6 @@ class FrozenModel:
   init: Callable[[jax.Array], Variables]
   weights: str | None
   config_key: str
-
-
-class Predictor(abc.ABC):
-  """What a trained model makes of files and of evaluation examples, as people look at it.
-
-  Attributes:
-    task: that was learnt.
-    variables: of its model.
-  """
-
-  def __init__(self, task: 'Task', variables: Variables):
-    self.task, self.variables = task, variables
-
-  @staticmethod
-  def list_inputs(inputs: epath.Path) -> list[epath.Path]:
-    """The files that `--input` names: itself, or those in the folder.
-
-    Raises:
-      FileNotFoundError: there are none.
-    """
-    files = (
-      sorted(path for path in inputs.glob('*') if path.is_file()) if inputs.is_dir() else [inputs]
-    )
-    if not files or not files[0].exists():
-      raise FileNotFoundError(f'--input={inputs}: no such file, or an empty folder')
-    return files
-
-  @abc.abstractmethod
-  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    """Predictions of a batch that needs no labels. Inside jit."""
-
-  @functools.cached_property
-  def _predict(self) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-    return jax.jit(self.predict)
-
-  def outputs(self, batch: Batch) -> dict[str, Any]:
-    """`predict` of a batch, compiled, on the host."""
-    return jax.device_get(self._predict(self.variables, batch))
-
-  def predict_file(self, path: epath.Path, name: str, output: epath.Path) -> Record:
-    """Predicts for a file and writes a picture, named `name`, into a folder; returns a record."""
-    raise NotImplementedError
-
-  def predict_files(self, inputs: Sequence[epath.Path], output: epath.Path) -> list[Record]:
-    """Calls `predict_file` for each file; for tasks whose inputs are no single files, override."""
-    names = _unused_names(path.stem for path in inputs)
-    return [self.predict_file(*each, output) for each in zip(inputs, names, strict=True)]
-
-  def write_predictions(self, inputs: Sequence[epath.Path], output: epath.Path) -> list[Record]:
-    """Predicts for files and writes results and pictures into a folder.
-
-    Args:
-      inputs: files, as `list_inputs` returns them.
-      output: an existing folder.
-
-    Returns:
-      JSON-able records, mostly one per file, which are also in `output/predictions.json`.
-    """
-    records = self.predict_files(inputs, output)
-    (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
-    return records
-
-  @abc.abstractmethod
-  def write_samples(self, path: epath.Path) -> None:
-    """Writes a picture with predictions for some evaluation examples."""
-
-
-def _unused_names(names: Iterable[str]) -> list[str]:
-  """The names; those that were there before get a number."""
-  used: dict[str, None] = {}
-  for name in names:
-    number, candidate = 1, name
-    while candidate in used:
-      number += 1
-      candidate = f'{name}_{number}'
-    used[candidate] = None
-  return list(used)
 
 
 class Serving(abc.ABC):
@@ -195,7 +115,7 @@ class Task(abc.ABC):
   """
 
   Examples: ClassVar[type[pipeline.Examples]]
-  Predictor: ClassVar[type[Predictor]]
+  Predictor: ClassVar[type[predictor.Predictor]]
   Serving: ClassVar[type[Serving]]
   class_names: Sequence[str] = ()
 

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data import pipeline
-from crossattn_jax.tasks import base
+from crossattn_jax.tasks import base, predictor
 
 # Classes in a picture and in a record.
 _SHOWN = 5
@@ -46,7 +46,7 @@ def complete_config(
   return notes
 
 
-class Predictor(base.Predictor):
+class Predictor(predictor.FilePredictor):
   """Names the best classes.
 
   Attributes:
@@ -54,6 +54,7 @@ class Predictor(base.Predictor):
   """
 
   score_name: str
+  batch_size = 32
 
   def best_classes(self, scores: np.ndarray) -> list[dict[str, Any]]:
     """The classes with the largest of the scores `[classes]`, best first."""

@@ -1,5 +1,6 @@
 """Drawing with matplotlib, without a display, and writing of pictures."""
 
+from collections.abc import Sequence
 import io
 
 from etils import epath, epy
@@ -26,13 +27,52 @@ def save(sheet: 'figure.Figure', path: epath.Path) -> None:
   path.write_bytes(buffer.getvalue())
 
 
+def columns(
+  count: int, panels: int, size: tuple[float, float], below: float = 0.0, most: int = 8
+) -> tuple['figure.Figure', np.ndarray]:
+  """A page for examples that each have a column of panels, in bands of at most `most` examples.
+
+  Args:
+    count: of the examples.
+    panels: of each.
+    size: (width, height) of a panel, in inches.
+    below: free height below all, in inches.
+    most: examples beside each other.
+
+  Returns:
+    The page, and the axes `[count, panels]`, of which nothing is seen yet.
+  """
+  across = min(count, most)
+  bands = -(-count // across)
+  page = figure.Figure(
+    figsize=(size[0] * across, size[1] * panels * bands + below), layout='constrained'
+  )
+  grid = page.subplots(bands * panels, across, squeeze=False)
+  for axes in grid.flat:
+    axes.set_axis_off()
+  by_example = grid.reshape(bands, panels, across).swapaxes(1, 2).reshape(-1, panels)
+  return page, by_example[:count]
+
+
+def name_panels(axes: np.ndarray, names: Sequence[str], most: int = 8) -> None:
+  """Writes what panels show beside the first example of each band of `columns`."""
+  for column in axes[::most]:
+    for panel, name in zip(column, names, strict=True):
+      panel.set_title(name, fontsize=7, loc='left')
+
+
+def shortened(name: str, most: int = 24) -> str:
+  """The end of a path, for a title."""
+  return name if len(name) <= most else '…' + name[1 - most :]
+
+
 def show_image(axes, image: np.ndarray | Image.Image) -> None:
-  """Draws an image, floats in [0, 1], without axes."""
+  """Draws an image, bytes or floats in [0, 1], without axes."""
   pixels = np.asarray(image)
   if pixels.ndim == 3 and pixels.shape[-1] == 1:
     pixels = pixels[..., 0]
-  limits = {'vmin': 0, 'vmax': 1} if pixels.dtype.kind == 'f' else {}
-  axes.imshow(pixels, cmap='gray', **limits)
+  # Else matplotlib stretches the levels that occur to black and white.
+  axes.imshow(pixels, cmap='gray', vmin=0, vmax=1 if pixels.dtype.kind == 'f' else 255)
   axes.set_axis_off()
 
 

@@ -112,21 +112,30 @@ def evaluate_and_count(
 
 
 def predict(
-  config: ml_collections.ConfigDict, workdir: epath.Path, inputs: epath.Path, output: epath.Path
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path | None,
+  inputs: epath.Path,
+  output: epath.Path,
+  *,
+  pictures: str | None = None,
+  on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> list[dict[str, Any]]:
-  """Predicts for a file or for every file in a folder.
+  """Predicts for a file or for every file below a folder.
 
   Args:
     config: of the experiment.
-    workdir: of the run.
+    workdir: of the run; None where `config.weights` says what to predict with.
     inputs: a file or a folder, or what else the task takes.
     output: folder for results and pictures; made if it does not exist.
+    pictures: one of `tasks.PICTURES`; by default one of each of a few files, else a sheet.
+    on_record: is called with each record as soon as it is there.
 
   Returns:
-    One record per file.
+    Records, mostly one per file; see `tasks.Predictor.write_predictions`.
 
   Raises:
     FileNotFoundError: there is no input.
+    ValueError: no input can be read.
   """
   config_lib.take_classes(config, workdir)
   # No data set is needed to count steps.
@@ -134,11 +143,10 @@ def predict(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   task = experiment.task
-  files = task.Predictor.list_inputs(inputs)
-  output.mkdir(parents=True, exist_ok=True)
+  task.Predictor.find_inputs(inputs, output)  # Before weights are loaded.
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)
-    return task.Predictor(task, variables).write_predictions(files, output)
+    return task.Predictor(task, variables).write_predictions(inputs, output, pictures, on_record)
 
 
 def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Sources of registered image pairs: random access to an encoded visible and infrared image."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
 import io
 import os
@@ -105,7 +105,7 @@ def _folder_pairs(
   for folder in folders:
     if not folder.is_dir():
       raise ValueError(f'{str(folder)!r} does not exist; expected it below {str(root)!r}')
-  pairs = pair_files(*(list_images(folder) for folder in folders))
+  pairs = pair_files(*(list_images(folder) for folder in folders), *folders)
   if names is not None:
     by_name = {visible.stem: (visible, infrared) for visible, infrared in pairs}
     missing = [name for name in names if pathlib.Path(name).stem not in by_name]
@@ -151,13 +151,18 @@ def find_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | No
 
 
 def pair_files(
-  visible: Sequence[pathlib.Path], infrared: Sequence[pathlib.Path]
+  visible: Iterable[str | os.PathLike[str]],
+  infrared: Iterable[str | os.PathLike[str]],
+  visible_folder: str | os.PathLike[str],
+  infrared_folder: str | os.PathLike[str],
 ) -> list[tuple[pathlib.Path, pathlib.Path]]:
-  """Pairs images whose names are equal but for the extension.
+  """Pairs images whose paths below their folders are equal but for the extension.
 
   Args:
-    visible: files of one folder.
-    infrared: files of another.
+    visible: files.
+    infrared: files.
+    visible_folder: of the visible images, which may lie in folders of it.
+    infrared_folder: of the infrared images.
 
   Returns:
     Pairs in the order of the visible images.
@@ -165,27 +170,29 @@ def pair_files(
   Raises:
     ValueError: an image has no partner; the message names it and where its partner would be.
   """
-  first, second = _by_stem(visible), _by_stem(infrared)
-  for images, partners, files, kind in (
-    (first, second, infrared, 'infrared'),
-    (second, first, visible, 'visible'),
+  first, second = _by_name(visible, visible_folder), _by_name(infrared, infrared_folder)
+  for images, partners, folder in (
+    (first, second, infrared_folder),
+    (second, first, visible_folder),
   ):
-    for stem, path in images.items():
-      if stem not in partners:
-        folder = files[0].parent if files else f'the {kind} folder'
+    for name, path in images.items():
+      if name not in partners:
         raise ValueError(
-          f'{str(path)!r} has no partner: expected {str(folder)!r} to have an image {stem!r}'
-          f'{path.suffix}'
+          f'{str(path)!r} has no partner: expected {os.fspath(folder)!r} to have an image '
+          f'{str(name)!r}{path.suffix}'
         )
-  return [(path, second[stem]) for stem, path in first.items()]
+  return [(path, second[name]) for name, path in first.items()]
 
 
-def _by_stem(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
-  found: dict[str, pathlib.Path] = {}
-  for path in paths:
-    if path.stem in found:
-      raise ValueError(f'{str(found[path.stem])!r} and {str(path)!r} have the same name')
-    found[path.stem] = path
+def _by_name(
+  paths: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]
+) -> dict[pathlib.Path, pathlib.Path]:
+  found: dict[pathlib.Path, pathlib.Path] = {}
+  for path in map(pathlib.Path, paths):
+    name = path.relative_to(folder).with_suffix('')
+    if name in found:
+      raise ValueError(f'{str(found[name])!r} and {str(path)!r} have the same name')
+    found[name] = path
   return found
 
 

@@ -22,6 +22,7 @@ class Clip:
     scores: names and scores of classes, best first.
     true: names of its classes; None where they are not known.
     attention: named maps over the spectrogram.
+    name: of the file, for sheets; '' where it has none.
   """
 
   spectrogram: np.ndarray
@@ -29,6 +30,7 @@ class Clip:
   scores: Sequence[tuple[str, float]]
   true: Sequence[str] | None
   attention: Mapping[str, attention_maps.Attention]
+  name: str = ''
 
 
 def _show_spectrogram(axes, clip: Clip, attention: attention_maps.Attention | None = None) -> None:
@@ -88,10 +90,12 @@ def sheet(path: epath.Path, clips: Sequence[Clip], columns: int = 4) -> None:
   for axes, clip in zip(grid.flat, clips, strict=False):
     _show_spectrogram(axes, clip)
     found = [name for name, score in clip.scores if score > 0.5]
-    right = clip.true is None or set(found) == set(clip.true)
-    axes.set_title(
-      ', '.join(found) + ('' if right else f'\ntrue: {", ".join(clip.true)}'),
-      fontsize=7,
-      color='green' if right else 'red',
-    )
+    title, color = ', '.join(found), 'black'
+    if clip.true is not None:
+      color = 'green' if set(found) == set(clip.true) else 'red'
+    if color == 'red':
+      title += f'\ntrue: {", ".join(clip.true)}'
+    if clip.name:
+      title += f'\n{drawing.shortened(clip.name)}'
+    axes.set_title(title, fontsize=7, color=color)
   drawing.save(page, path)

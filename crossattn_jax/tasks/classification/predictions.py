@@ -1,21 +1,28 @@
 """What a classifier makes of image files and of evaluation images."""
 
+from collections.abc import Mapping
+
 from etils import epath
 import jax
 import jax.numpy as jnp
-import numpy as np
+from PIL import Image
 
 from crossattn_jax.data.classification import batches as data
-from crossattn_jax.tasks import attention_maps, base, classifier
+from crossattn_jax.tasks import attention_maps, base, classifier, predictor
 from crossattn_jax.tasks.classification import pictures
-
-_SAMPLES = 16
 
 
 class Predictor(classifier.Predictor):
   """Draws images with their best classes and where the model looks."""
 
   score_name = 'probability'
+  draw = staticmethod(pictures.classified_image)
+  draw_sheet = staticmethod(pictures.sheet)
+
+  def load(self, source: predictor.Input) -> predictor.Loaded:
+    """An image, and the crop that it was made of."""
+    image, crop = data.read_image(*source.paths, self.task.config.dataset)
+    return predictor.Loaded({'image': image}, crop)
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
     """Class probabilities `[batch, classes]` and attention maps `[batch, rows, columns]`."""
@@ -24,34 +31,25 @@ class Predictor(classifier.Predictor):
     outputs = {'probabilities': jax.nn.softmax(wide, axis=-1)}
     return outputs | attention_maps.outputs(self.task.model, features)
 
-  def predict_file(self, path: epath.Path, name: str, output: epath.Path) -> base.Record:
-    """The best classes of an image, and a picture of it with them and attention."""
-    image, picture = data.read_image(path, self.task.config.dataset)
-    outputs = self.outputs({'image': image[None]})
-    classes = self.best_classes(outputs['probabilities'][0])
-    shown = output / f'{name}.png'
-    pictures.classified_image(
-      shown,
-      picture,
-      [(entry['name'], entry['probability']) for entry in classes],
-      attention_maps.of_example(outputs, 0),
-    )
-    return {'input': str(path), 'classes': classes, 'picture': str(shown)}
+  def record(
+    self, shown: Image.Image, result: predictor.Row, files: Mapping[str, epath.Path]
+  ) -> predictor.Record:
+    """The best classes."""
+    return {'classes': self.best_classes(result['probabilities'])}
 
-  def write_samples(self, path: epath.Path) -> None:
-    """Writes a sheet of evaluation images with predicted and true classes and attention."""
-    batch = next(iter(self.task.eval_data(_SAMPLES, 0, 1)))
-    outputs = self.outputs({'image': batch['image']})
-    shown = data.denormalize(batch['image'], self.task.config.dataset)
-    probabilities = outputs['probabilities']
-    samples = [
-      pictures.Sample(
-        image=shown[row],
-        predicted=self.task.class_name(int(np.argmax(probabilities[row]))),
-        true=self.task.class_name(int(batch['label'][row])),
-        probability=float(np.max(probabilities[row])),
-        attention=attention_maps.of_example(outputs, row),
-      )
-      for row in np.flatnonzero(batch['mask'])
-    ]
-    pictures.sheet(path, samples)
+  def sample(
+    self, shown: Image.Image, result: predictor.Row, true: str | None = None
+  ) -> pictures.Sample:
+    """An image with its best classes and attention."""
+    classes = self.best_classes(result['probabilities'])
+    return pictures.Sample(
+      image=shown,
+      classes=[(entry['name'], entry['probability']) for entry in classes],
+      true=true,
+      attention=attention_maps.of_example(result),
+    )
+
+  def evaluation_sample(self, example: predictor.Row, result: predictor.Row) -> pictures.Sample:
+    """The same, and the true class."""
+    shown = data.denormalize(example['image'], self.task.config.dataset)
+    return self.sample(shown, result, self.task.class_name(int(example['label'])))

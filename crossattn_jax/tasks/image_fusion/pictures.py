@@ -14,45 +14,39 @@ with epy.lazy_imports():  # Slow to import, and few runs need it.
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A pair and what was made of it, uint8 `[height, width]` or `[height, width, 3]`.
+  """A pair and what was made of it.
 
   Attributes:
-    visible: image.
-    infrared: image.
-    fused: image.
+    visible: image, uint8 `[height, width]` or `[height, width, 3]`.
+    infrared: likewise.
+    fused: likewise.
+    attention: named maps over the fused image.
+    name: of the visible file, for sheets; '' where it has none.
   """
 
   visible: np.ndarray
   infrared: np.ndarray
   fused: np.ndarray
+  attention: Mapping[str, attention_maps.Attention]
+  name: str = ''
 
 
-def _show(axes, image: np.ndarray) -> None:
-  if image.ndim == 2:
-    # Else matplotlib stretches the levels that occur to black and white.
-    image = np.repeat(image[..., None], 3, axis=-1)
-  drawing.show_image(axes, image)
-
-
-def side_by_side(
-  path: epath.Path, sample: Sample, attention: Mapping[str, attention_maps.Attention]
-) -> None:
+def side_by_side(path: epath.Path, sample: Sample) -> None:
   """Draws both images, the fused one, and attention maps over it.
 
   Args:
     path: of the PNG.
     sample: of the pair.
-    attention: named maps over the fused image.
   """
   panels = {'visible': sample.visible, 'infrared': sample.infrared, 'fused': sample.fused}
   tall = sample.fused.shape[0] / sample.fused.shape[1]
-  count = len(panels) + len(attention)
+  count = len(panels) + len(sample.attention)
   page = figure.Figure(figsize=(3.4 * count, 3.4 * tall + 0.4), layout='constrained')
   axes = page.subplots(1, count)
   for panel, (title, image) in zip(axes, panels.items(), strict=False):
-    _show(panel, image)
+    drawing.show_image(panel, image)
     panel.set_title(title, fontsize=9)
-  for panel, (title, shown) in zip(axes[len(panels) :], attention.items(), strict=True):
+  for panel, (title, shown) in zip(axes[len(panels) :], sample.attention.items(), strict=True):
     drawing.show_attention(panel, sample.fused, shown)
     panel.set_title(title, fontsize=9)
   drawing.save(page, path)
@@ -65,11 +59,11 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
     path: of the PNG.
     samples: at least one.
   """
-  page = figure.Figure(figsize=(1.9 * len(samples), 6.0), layout='constrained')
-  grid = page.subplots(3, len(samples), squeeze=False)
-  for column, sample in enumerate(samples):
-    for row, title in enumerate(('visible', 'infrared', 'fused')):
-      _show(grid[row, column], getattr(sample, title))
-      if column == 0:
-        grid[row, 0].set_title(title, fontsize=8, loc='left')
+  titles = ('visible', 'infrared', 'fused')
+  page, grid = drawing.columns(len(samples), len(titles), (1.9, 2.0))
+  for axes, sample in zip(grid, samples, strict=True):
+    for panel, title in zip(axes, titles, strict=True):
+      drawing.show_image(panel, getattr(sample, title))
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+  drawing.name_panels(grid, titles)
   drawing.save(page, path)

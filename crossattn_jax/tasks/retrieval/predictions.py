@@ -1,13 +1,14 @@
 """What a retrieval network finds for the queries of a file and in the evaluation split."""
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterator, Sequence
 import functools
 
 from etils import epath
 import jax
 import numpy as np
 
-from crossattn_jax.tasks import base
+from crossattn_jax.tasks import base, predictor
 from crossattn_jax.tasks.retrieval import pictures, scoring, search
 
 # Answers that pictures and records have.
@@ -18,68 +19,73 @@ _SAMPLE_IMAGES = 256
 _SAMPLES = 4
 
 
-class Predictor(base.Predictor):
-  """Searches the evaluation split, and draws what it finds."""
+class Predictor(predictor.Predictor):
+  """Searches the evaluation split for the queries of text files, and draws what it finds.
+
+  A line that is the id of an image of the split finds captions, any other line is a sentence and
+  finds images; without a text encoder it must be one of the split's captions. Of query n,
+  `query_n.png` is a sheet with the five best answers, and `query_n_attention.png` shows what
+  attends to what in the best pair.
+  """
+
+  extensions = ('.txt',)
+  expected = (
+    '.txt files with a query per line, a sentence or the id of an image of the evaluation split'
+  )
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
     """See `scoring.score_batch`."""
     return scoring.score_batch(self.task.model, variables, batch)
 
-  @staticmethod
-  def list_inputs(inputs: epath.Path) -> list[epath.Path]:
-    """Text files with queries: `inputs`, or those in the folder.
+  @classmethod
+  def find_inputs(
+    cls, given: epath.Path, apart_from: epath.Path | None = None
+  ) -> tuple[list[predictor.Input], collections.Counter[str]]:
+    """See `Predictor.find_inputs`; refuses also a file that is no text."""
+    if given.is_file() and given.suffix.lower() not in cls.extensions:
+      raise ValueError(f'--input={given}: expected {cls.expected}, not {given.name!r}')
+    return super().find_inputs(given, apart_from)
 
-    Raises:
-      FileNotFoundError: there are none.
-      ValueError: a file is no text.
-    """
-    files = base.Predictor.list_inputs(inputs)
-    for path in files:
-      if path.suffix.lower() != '.txt':
-        raise ValueError(
-          f'--input={inputs}: expected .txt files with a query per line, a sentence or the id of '
-          f'an image of the evaluation split, not {path.name!r}'
-        )
-    return files
-
-  def predict_files(self, inputs: Sequence[epath.Path], output: epath.Path) -> list[base.Record]:
-    """Searches the evaluation split for the queries of text files.
-
-    A line that is the id of an image of the split finds captions, any other line is a sentence and
-    finds images; without a text encoder it must be one of the split's captions. Written are for
-    query n `query_n.png`, a sheet with the five best answers, and `query_n_attention.png`, what
-    attends to what in the best pair.
-
-    Args:
-      inputs: text files.
-      output: an existing folder.
-
-    Returns:
-      One record per query.
+  def predictions(
+    self,
+    inputs: Sequence[predictor.Input],
+    output: epath.Path,
+    drawn: str | None,
+    unreadable: dict[str, Exception],
+  ) -> Iterator[predictor.Record]:
+    """One record per query.
 
     Raises:
       ValueError: there is no query, or a sentence that cannot be encoded.
     """
-    lines = [line.strip() for path in inputs for line in path.read_text().splitlines()]
-    queries = [line for line in lines if line]
+    queries = []
+    for source in inputs:
+      try:
+        lines = epath.Path(*source.paths).read_text().splitlines()
+        queries += filter(None, map(str.strip, lines))
+      except ValueError as error:
+        unreadable[str(source)] = error
     if not queries:
       raise ValueError(f'{", ".join(map(str, inputs))}: no line with a query')
+    drawn = drawn or predictor.default_pictures(len(queries))
     gallery = self.gallery()
     rows = {key: row for row, key in enumerate(gallery.keys)}
     results = self._search(
       gallery,
       [search.Query(row=rows[x]) if x in rows else search.Query(sentence=x) for x in queries],
     )
-    records = []
     for number, result in enumerate(results, start=1):
-      files = {'picture': output / f'query_{number}.png'}
-      pictures.retrieval_sheet(files['picture'], [result.shown(gallery)])
-      if self.task.model.cross_attention:
-        files['attention'] = output / f'query_{number}_attention.png'
-        self._draw_attention(gallery, result, files['attention'])
-      record = result.record(gallery) | {kind: str(path) for kind, path in files.items()}
-      records.append(record)
-    return records
+      files = {}
+      if drawn == 'each':
+        files['picture'] = output / f'query_{number}.png'
+        pictures.retrieval_sheet(files['picture'], [result.shown(gallery)])
+        if self.task.model.cross_attention:
+          files['attention'] = output / f'query_{number}_attention.png'
+          self._draw_attention(gallery, result, files['attention'])
+      yield result.record(gallery) | {kind: str(path) for kind, path in files.items()}
+    if drawn == 'sheet':
+      shown = predictor.evenly_spread(results, predictor.MOST_PICTURES)
+      pictures.retrieval_sheet(output / predictor.SHEET, [x.shown(gallery) for x in shown])
 
   def write_samples(self, path: epath.Path) -> None:
     """Writes a sheet of captions and images of the evaluation split and what they find in it."""

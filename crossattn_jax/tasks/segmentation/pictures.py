@@ -19,17 +19,23 @@ _OPACITY = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """An evaluation example to be shown.
+  """An image and the classes of its pixels.
 
   Attributes:
     image: uint8 `[height, width, 3]`.
     predicted: classes `[rows, columns]`.
-    true: classes of the same shape, 255 where there are none.
+    true: classes of the same shape, 255 where there are none; None where they are not known.
+    seen: what the network saw, uint8; None without attention.
+    attention: named maps over that.
+    name: of the file, for sheets; '' where it has none.
   """
 
   image: np.ndarray
   predicted: np.ndarray
-  true: np.ndarray
+  true: np.ndarray | None
+  seen: np.ndarray | None
+  attention: Mapping[str, attention_maps.Attention]
+  name: str = ''
 
 
 def _colors(palette: np.ndarray) -> np.ndarray:
@@ -72,42 +78,32 @@ def _legend(
   )
 
 
-def overlay(
-  path: epath.Path,
-  image: np.ndarray,
-  classes: np.ndarray,
-  names: Sequence[str],
-  palette: np.ndarray,
-  attention: tuple[np.ndarray, Mapping[str, attention_maps.Attention]] | None = None,
-) -> None:
+def overlay(path: epath.Path, sample: Sample, names: Sequence[str], palette: np.ndarray) -> None:
   """Draws an image, its classes laid over it with a legend, and attention maps.
 
   Args:
     path: of the PNG.
-    image: uint8 `[height, width, 3]`.
-    classes: `[height, width]`.
+    sample: what is drawn.
     names: of the classes.
     palette: of the classes, uint8 `[classes, 3]`.
-    attention: what the network saw, and its named maps over it.
   """
-  maps = attention[1] if attention else {}
-  panels = 2 + len(maps)
-  tall = image.shape[0] / image.shape[1]
+  panels = 2 + len(sample.attention)
+  tall = sample.image.shape[0] / sample.image.shape[1]
   page = figure.Figure(figsize=(4.2 * panels, 4.2 * tall + 0.8), layout='constrained')
   axes = page.subplots(1, panels)
-  drawing.show_image(axes[0], image)
-  drawing.show_image(axes[1], _laid_over(image, classes, palette))
-  for panel, (name, shown) in zip(axes[2:], maps.items(), strict=True):
-    drawing.show_attention(panel, attention[0], shown)
+  drawing.show_image(axes[0], sample.image)
+  drawing.show_image(axes[1], _laid_over(sample.image, sample.predicted, palette))
+  for panel, (name, shown) in zip(axes[2:], sample.attention.items(), strict=True):
+    drawing.show_attention(panel, sample.seen, shown)
     panel.set_title(name, fontsize=8)
-  _legend(page, [classes], names, palette)
+  _legend(page, [sample.predicted], names, palette)
   drawing.save(page, path)
 
 
 def sheet(
   path: epath.Path, samples: Sequence[Sample], names: Sequence[str], palette: np.ndarray
 ) -> None:
-  """Draws examples in columns: the image, the predicted classes, the true ones.
+  """Draws examples in columns: the image, the predicted classes, the true ones if known.
 
   Args:
     path: of the PNG.
@@ -115,16 +111,19 @@ def sheet(
     names: of the classes.
     palette: of the classes, uint8 `[classes, 3]`.
   """
-  page = figure.Figure(figsize=(1.9 * len(samples), 6.3), layout='constrained')
-  grid = page.subplots(3, len(samples), squeeze=False)
-  for column, sample in enumerate(samples):
-    counted = sample.true != 255
-    right = (sample.predicted == sample.true)[counted].mean() if counted.any() else np.nan
-    drawing.show_image(grid[0, column], sample.image)
-    drawing.show_image(grid[1, column], _laid_over(sample.image, sample.predicted, palette))
-    drawing.show_image(grid[2, column], _laid_over(sample.image, sample.true, palette))
-    grid[1, column].set_title(f'{right:.1%} right', fontsize=8, loc='right')
-  for row, title in enumerate(('image', 'predicted', 'true')):
-    grid[row, 0].set_title(title, fontsize=8, loc='left')
+  titles = ['image', 'predicted', 'true']
+  if samples[0].true is None:
+    titles.remove('true')
+  page, grid = drawing.columns(len(samples), len(titles), (1.9, 1.9), below=0.6)
+  for axes, sample in zip(grid, samples, strict=True):
+    drawing.show_image(axes[0], sample.image)
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+    drawing.show_image(axes[1], _laid_over(sample.image, sample.predicted, palette))
+    if sample.true is not None:
+      counted = sample.true != 255
+      right = (sample.predicted == sample.true)[counted].mean() if counted.any() else np.nan
+      axes[1].set_title(f'{right:.1%} right', fontsize=8, loc='right')
+      drawing.show_image(axes[2], _laid_over(sample.image, sample.true, palette))
+  drawing.name_panels(grid, titles)
   _legend(page, [sample.predicted for sample in samples], names, palette)
   drawing.save(page, path)

@@ -62,7 +62,7 @@ def test_a_sound_gets_a_picture_with_classes_and_attention(config, tmp_path):
   predictor.predict = lambda variables, batch: {'scores': jnp.arange(8.0)[None] / 8, **maps}
   (tmp_path / 'clip.wav').write_bytes(tones.encode(tones.clip('test', 0)[0]))
   output = epath.Path(tmp_path)
-  records = predictor.write_predictions([output / 'clip.wav'], output)
+  records = predictor.write_predictions(output / 'clip.wav', output)
   assert records[0]['classes'][0] == {'index': 7, 'name': 'harmonics', 'score': 0.875}
   assert json.loads((tmp_path / 'predictions.json').read_text()) == records
   with Image.open(records[0]['picture']) as picture:

@@ -24,7 +24,7 @@ def test_what_looks_has_a_frame_where_it_is(tmp_path, framed):
   path = tmp_path / 'picture.png'
   image = np.full((32, 32, 3), 0.5)
   attention = {'stage 1': attention_maps.Attention(weights, query)}
-  pictures.classified_image(path, image, [('cat', 0.75)], attention)
+  pictures.classified_image(path, pictures.Sample(image, [('cat', 0.75)], None, attention))
   frame = _cyan(path)
   assert (len(frame) > 0) == framed
   if framed:
@@ -40,7 +40,10 @@ def test_a_sheet_frames_every_example(tmp_path):
   query[0, 0] = 1
   samples = [
     pictures.Sample(
-      np.full((8, 8, 1), 0.5), '3', '3', 0.9, {'stage 1': attention_maps.Attention(query, query)}
+      np.full((8, 8, 1), 0.5),
+      [('3', 0.9)],
+      '3',
+      {'stage 1': attention_maps.Attention(query, query)},
     )
   ] * 3
   path = tmp_path / 'sheet.png'

@@ -98,11 +98,11 @@ def pair_folders(tmp_path):
 def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_path):
   task = tasks.create_task(small_config())
   variables = variables_of(task)
-  inputs = task.Predictor.list_inputs(epath.Path(pair_folders))
-  assert [path.name for path in inputs] == ['colour.png', 'grey.png'] * 2
+  inputs, _ = task.Predictor.find_inputs(epath.Path(pair_folders))
+  assert [source.name for source in inputs] == ['colour', 'grey']
+  assert inputs[0].paths == tuple(str(pair_folders / kind / 'colour.png') for kind in ('vi', 'ir'))
   output = epath.Path(tmp_path / 'out')
-  output.mkdir()
-  records = task.Predictor(task, variables).write_predictions(inputs, output)
+  records = task.Predictor(task, variables).write_predictions(epath.Path(pair_folders), output)
   assert json.loads((output / 'predictions.json').read_text()) == records
   colour, grey = (Image.open(record['fused']) for record in records)
   assert (colour.mode, colour.size) == ('RGB', (48, 61))
@@ -126,7 +126,7 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
   # Chrominance is the visible image's, but where a level would leave 0..255.
   image, fused = (
     data.read_pair(path, path, data.default_config()).visible
-    for path in (inputs[0], records[0]['fused'])
+    for path in (inputs[0].paths[0], records[0]['fused'])
   )
   inside = np.all((fused > 0) & (fused < 255), axis=-1)
   shifts = [x[inside].astype(int) - colors.luma(x)[inside][:, None] for x in (image, fused)]
@@ -137,15 +137,16 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
 def test_inputs_that_are_no_pairs_are_refused_with_names(pair_folders):
   task = tasks.create_task(small_config())
   with pytest.raises(ValueError, match='expected a folder with one folder of visible images'):
-    task.Predictor.list_inputs(epath.Path(pair_folders / 'vi'))
+    task.Predictor.find_inputs(epath.Path(pair_folders / 'vi'))
   with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
-    task.Predictor.list_inputs(epath.Path(f'{pair_folders}/vi,{pair_folders}/nowhere'))
+    task.Predictor.find_inputs(epath.Path(f'{pair_folders}/vi,{pair_folders}/nowhere'))
   files = [pair_folders / kind / 'grey.png' for kind in ('vi', 'ir')]
   given = epath.Path(','.join(map(str, files)))
-  assert [str(path) for path in task.Predictor.list_inputs(given)] == list(map(str, files))
+  (pair,), _ = task.Predictor.find_inputs(given)
+  assert pair.paths == tuple(map(str, files))
   (pair_folders / 'ir' / 'grey.png').unlink()
   with pytest.raises(ValueError, match=r"vi/grey\.png' has no partner: expected '.*/ir' to have"):
-    task.Predictor.list_inputs(epath.Path(pair_folders))
+    task.Predictor.find_inputs(epath.Path(pair_folders))
 
 
 @pytest.mark.parametrize(

@@ -260,9 +260,7 @@ def test_queries_of_a_file_find_images_and_captions_and_are_drawn(trained, tmp_p
   gallery = predictor.gallery()
   (tmp_path / 'queries.txt').write_text(f'a red star on sand\n\n{gallery.keys[3]}\n')
   output = epath.Path(tmp_path / 'out')
-  output.mkdir()
-  inputs = task.Predictor.list_inputs(epath.Path(tmp_path / 'queries.txt'))
-  records = predictor.write_predictions(inputs, output)
+  records = predictor.write_predictions(epath.Path(tmp_path / 'queries.txt'), output)
   assert json.loads((output / 'predictions.json').read_text()) == records
   sentence, image = records
   assert (sentence['kind'], image['kind']) == ('sentence', 'image')
@@ -281,11 +279,11 @@ def test_inputs_that_hold_no_queries_are_refused(trained, tmp_path):
   task, variables, _, _ = trained
   (tmp_path / 'photo.png').write_bytes(b'')
   with pytest.raises(ValueError, match=r"expected \.txt files with a query per line.*'photo\.png'"):
-    task.Predictor.list_inputs(epath.Path(tmp_path))
+    task.Predictor.find_inputs(epath.Path(tmp_path / 'photo.png'))
   empty = epath.Path(tmp_path / 'queries.txt')
   empty.write_text('\n')
   with pytest.raises(ValueError, match=r'queries\.txt: no line with a query'):
-    task.Predictor(task, variables).write_predictions([empty], epath.Path(tmp_path))
+    task.Predictor(task, variables).write_predictions(empty, epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -374,12 +372,12 @@ def test_a_model_learns_the_same_of_features_and_is_asked_by_captions(trained, t
   caption = gallery.captions(2)[3]
   queries = epath.Path(tmp_path / 'queries.txt')
   queries.write_text(f'{caption}\n{gallery.keys[1]}\n')
-  by_caption, by_image = predictor.write_predictions([queries], epath.Path(tmp_path))
+  by_caption, by_image = predictor.write_predictions(queries, epath.Path(tmp_path))
   assert (by_caption['query'], by_image['query']) == (caption, gallery.keys[1])
   assert Image.open(by_image['attention']).width > 300
   queries.write_text('a dog\n')
   with pytest.raises(ValueError, match=r"'a dog' is no caption of the split: .*ask by a caption"):
-    predictor.write_predictions([queries], epath.Path(tmp_path))
+    predictor.write_predictions(queries, epath.Path(tmp_path))
 
 
 @pytest.mark.extended

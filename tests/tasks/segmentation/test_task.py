@@ -211,11 +211,8 @@ def test_predictions_are_written_in_the_form_of_the_cityscapes_server(tmp_path):
   for name, size in (('a.png', (40, 24)), ('b.jpg', (33, 30))):
     Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(tmp_path / name)
   output = epath.Path(tmp_path / 'out')
-  output.mkdir()
   predictor = task.Predictor(task, variables)
-  records = predictor.write_predictions(
-    [epath.Path(tmp_path / name) for name in ('a.png', 'b.jpg')], output
-  )
+  records = predictor.write_predictions(epath.Path(tmp_path), output)
   assert json.loads((output / 'predictions.json').read_text()) == records
   for record, size in zip(records, ((40, 24), (33, 30)), strict=True):
     labels = np.asarray(Image.open(record['labels']))

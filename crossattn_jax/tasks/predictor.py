@@ -1,0 +1,401 @@
+"""What trained models make of files and of evaluation examples, as people look at it."""
+
+import abc
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from typing import Any, ClassVar
+
+from absl import logging
+from etils import epath
+import grain
+import jax
+import numpy as np
+
+from crossattn_jax.data import sources
+
+Batch = Mapping[str, jax.Array]
+Variables = Mapping[str, Any]
+Record = dict[str, Any]
+# What `predict` made of one example, or what a batch has of it.
+Row = Mapping[str, np.ndarray]
+
+PICTURES = ('none', 'sheet', 'each')
+# Up to so many inputs have a picture each by default, and so many a sheet shows.
+MOST_PICTURES = 32
+SHEET = 'predictions.png'
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """Something to predict for.
+
+  Attributes:
+    name: of its pictures: its path below the folder that was given, without the extension.
+    paths: of the files that it is read from.
+  """
+
+  name: str
+  paths: tuple[str, ...]
+
+  def __str__(self) -> str:
+    return ', '.join(self.paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """An input that was read.
+
+  Attributes:
+    example: what the model takes of it, without a batch axis.
+    shown: what records and pictures are made of besides.
+  """
+
+  example: dict[str, np.ndarray]
+  shown: Any = None
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Only examples of equal shapes share a batch."""
+    return {name: x.shape for name, x in self.example.items()}
+
+
+class Predictor(abc.ABC):
+  """Predicts for what `--input` names, and draws what comes of it.
+
+  Attributes:
+    task: that was learnt.
+    variables: of its model.
+    extensions: of the files that folders are searched for.
+    expected: what `--input` names, for messages.
+  """
+
+  extensions: ClassVar[Sequence[str]] = sources.IMAGE_EXTENSIONS
+  expected: ClassVar[str] = 'an image, or a folder with images'
+
+  def __init__(self, task: Any, variables: Variables):
+    self.task, self.variables = task, variables
+
+  # What is a task's own.
+
+  @abc.abstractmethod
+  def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Predictions of a batch that needs no labels. Inside jit."""
+
+  @abc.abstractmethod
+  def predictions(
+    self,
+    inputs: Sequence[Input],
+    output: epath.Path,
+    drawn: str | None,
+    unreadable: dict[str, Exception],
+  ) -> Iterator[Record]:
+    """Yields records while files and pictures are written; see `write_predictions`.
+
+    Args:
+      inputs: as `find_inputs` returns them.
+      output: an existing folder.
+      drawn: one of `PICTURES`, or None for `default_pictures`.
+      unreadable: is filled with the inputs that cannot be read, and why.
+    """
+
+  @abc.abstractmethod
+  def write_samples(self, path: epath.Path) -> None:
+    """Writes a picture with predictions for some evaluation examples."""
+
+  def summarize(self, records: Sequence[Record], output: epath.Path) -> None:  # noqa: B027  (a hook)
+    """Writes what all records together say into the output folder; nothing by default."""
+
+  # What is the same for all.
+
+  @classmethod
+  def find_inputs(
+    cls, given: epath.Path, apart_from: epath.Path | None = None
+  ) -> tuple[list[Input], collections.Counter[str]]:
+    """What `--input` names: a file, or those below a folder that have one of the `extensions`.
+
+    Args:
+      given: a local file, whatever its name, or a folder.
+      apart_from: a folder whose files are none, as it has the results.
+
+    Returns:
+      The inputs, and how many other files there are, by their extension.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    if not given.exists():
+      raise FileNotFoundError(f'--input={given} does not exist; expected {cls.expected}')
+    if not given.is_dir():
+      return [Input(given.stem, (str(given),))], collections.Counter()
+    paths, left_out = sources.find_files(given, cls.extensions)
+    if apart_from is not None:
+      folder, results = (os.path.join(os.path.abspath(x), '') for x in (given, apart_from))
+      if results != folder and results.startswith(folder):
+        paths = [path for path in paths if not os.path.abspath(path).startswith(results)]
+    if not paths:
+      found = f' but {_counted(left_out)}' if left_out else ''
+      raise FileNotFoundError(
+        f'--input={given}: expected {cls.expected} ({", ".join(cls.extensions)}); there is none in '
+        f'that folder or below{found}'
+      )
+    return [Input(relative_name(path, given), (path,)) for path in paths], left_out
+
+  @functools.cached_property
+  def _predict(self) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+    return jax.jit(self.predict)
+
+  def outputs(self, batch: Batch) -> dict[str, Any]:
+    """`predict` of a batch, compiled, on the host."""
+    return jax.device_get(self._predict(self.variables, batch))
+
+  def write_predictions(
+    self,
+    given: epath.Path,
+    output: epath.Path,
+    pictures: str | None = None,
+    on_record: Callable[[Record], None] = lambda record: None,
+  ) -> list[Record]:
+    """Predicts for files; writes results and pictures into a folder.
+
+    What of a folder is of another kind or cannot be read is left out, which is logged.
+
+    Args:
+      given: a file or a folder, or what else `find_inputs` takes.
+      output: folder of the results, made if it does not exist. `predictions.json` has the records,
+        also where an error or Ctrl-C ended this early.
+      pictures: 'each' draws every input as `NAME.png`, 'sheet' up to `MOST_PICTURES` of them,
+        evenly spread, in `predictions.png`; 'none'. See `default_pictures`.
+      on_record: is called with each record as soon as it is there.
+
+    Returns:
+      JSON-able records, mostly one per file.
+
+    Raises:
+      FileNotFoundError: there is no input.
+      ValueError: no input can be read, or a result would overwrite one.
+    """
+    inputs, left_out = self.find_inputs(given, output)
+    records: list[Record] = []
+    unreadable: dict[str, Exception] = {}
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+      for record in self.predictions(inputs, output, pictures, unreadable):
+        records.append(record)
+        on_record(record)
+      if len(unreadable) == len(inputs):
+        first = next(iter(unreadable.values()))
+        raise (
+          first
+          if len(inputs) == 1
+          else ValueError(f'--input={given}: none of {len(inputs)} files can be read; {first}')
+        )
+    finally:
+      (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
+      self.summarize(records, output)
+      _report(left_out, unreadable)
+    return records
+
+
+class FilePredictor(Predictor):
+  """Predicts for each file, or for each few that belong together, by itself.
+
+  A task says how an input is loaded, what is recorded and what is drawn.
+
+  Attributes:
+    kinds: of the files that are written besides pictures, each in a folder of that name.
+    batch_size: most examples of one shape that are predicted together.
+    num_samples: evaluation examples in the picture of a run.
+  """
+
+  kinds: ClassVar[Sequence[str]] = ()
+  batch_size: ClassVar[int] = 1
+  num_samples: ClassVar[int] = 16
+
+  # What is a task's own.
+
+  @abc.abstractmethod
+  def load(self, source: Input) -> Loaded:
+    """Reads an input; is called in threads.
+
+    Raises:
+      ValueError: it cannot be read.
+      OSError: likewise.
+    """
+
+  @abc.abstractmethod
+  def record(self, shown: Any, result: Row, files: Mapping[str, epath.Path]) -> Record:
+    """What is said of an input, as JSON can hold it; writes the files, one of each of `kinds`."""
+
+  @abc.abstractmethod
+  def sample(self, shown: Any, result: Row) -> Any:
+    """What pictures need of an input, as a dataclass; sheets show its `name` too."""
+
+  @abc.abstractmethod
+  def evaluation_sample(self, example: Row, result: Row) -> Any:
+    """What pictures need of an evaluation example, the truth included."""
+
+  @abc.abstractmethod
+  def draw(self, path: epath.Path, sample: Any) -> None:
+    """Writes the picture of one sample."""
+
+  @abc.abstractmethod
+  def draw_sheet(self, path: epath.Path, samples: Sequence[Any]) -> None:
+    """Writes a picture of several samples."""
+
+  def source_record(self, source: Input) -> Record:
+    """How records name an input."""
+    return {'input': source.paths[0]}
+
+  # What is the same for all.
+
+  def predictions(
+    self,
+    inputs: Sequence[Input],
+    output: epath.Path,
+    drawn: str | None,
+    unreadable: dict[str, Exception],
+  ) -> Iterator[Record]:
+    """See `Predictor.predictions`; records have the order of the inputs."""
+    drawn = drawn or default_pictures(len(inputs))
+    kinds = [*self.kinds, *(['picture'] if drawn == 'each' else [])]
+    files = dict(zip(inputs, output_files(inputs, output, kinds), strict=True))
+    on_sheet = set(evenly_spread(inputs, MOST_PICTURES) if drawn == 'sheet' else ())
+    samples = []
+    for source, shown, result in self._results(inputs, unreadable):
+      for file in files[source].values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+      record = self.source_record(source) | self.record(shown, result, files[source])
+      if drawn == 'each':
+        self.draw(files[source]['picture'], self.sample(shown, result))
+      elif source in on_sheet:
+        samples.append(dataclasses.replace(self.sample(shown, result), name=source.name))
+      yield record | {kind: str(file) for kind, file in files[source].items()}
+    if samples:
+      self.draw_sheet(output / SHEET, samples)
+
+  def _results(
+    self, inputs: Sequence[Input], unreadable: dict[str, Exception]
+  ) -> Iterator[tuple[Input, Any, Row]]:
+    """What is shown of each input and what is predicted for it.
+
+    All batches of examples of one shape have the same size, for one program; in the last one a row
+    is repeated for those that lack.
+    """
+    # No larger than it must be for as few batches.
+    size = -(-len(inputs) // -(-len(inputs) // self.batch_size))
+    readable = self._load_ahead(inputs, unreadable)
+    for _, alike in itertools.groupby(readable, key=lambda pair: pair[1].shapes):
+      while rows := list(itertools.islice(alike, size)):
+        examples = [loaded.example for _, loaded in rows]
+        examples += examples[-1:] * (size - len(rows))
+        outputs = self.outputs(jax.tree.map(lambda *each: np.stack(each), *examples))
+        for number, (source, loaded) in enumerate(rows):
+          yield source, loaded.shown, row_of(outputs, number)
+
+  def _load_ahead(
+    self, inputs: Sequence[Input], unreadable: dict[str, Exception]
+  ) -> Iterator[tuple[Input, Loaded]]:
+    """The inputs that can be read, loaded in threads while the device computes."""
+    threads = self.task.config.dataset.num_threads
+    options = grain.ReadOptions(threads, prefetch_buffer_size=max(threads, self.batch_size))
+    loaded = grain.MapDataset.source(inputs).map(self._try_to_load).to_iter_dataset(options)
+    with contextlib.closing(iter(loaded)) as iterator:
+      for source, result in zip(inputs, iterator, strict=True):
+        if isinstance(result, Exception):
+          unreadable[str(source)] = result
+        else:
+          yield source, result
+
+  def _try_to_load(self, source: Input) -> Loaded | Exception:
+    try:
+      return self.load(source)
+    except (ValueError, OSError) as error:
+      return error
+
+  def write_samples(self, path: epath.Path) -> None:
+    """Writes a picture with predictions for some evaluation examples."""
+    batch = dict(next(iter(self.task.eval_data(self.num_samples, 0, 1))))
+    mask = batch.pop('mask')
+    batch.pop('skipped', None)
+    outputs = self.outputs(batch)
+    samples = [
+      self.evaluation_sample(row_of(batch, row), row_of(outputs, row))
+      for row in np.flatnonzero(mask)
+    ]
+    self.draw_sheet(path, samples)
+
+
+def row_of(batch: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+  """One example of a batch."""
+  return {name: x[row] for name, x in batch.items()}
+
+
+def relative_name(path: str, folder: epath.Path) -> str:
+  """A file's path below a folder, without the extension."""
+  return os.path.splitext(os.path.relpath(path, folder))[0]
+
+
+def output_files(
+  inputs: Sequence[Input], output: epath.Path, kinds: Sequence[str]
+) -> list[dict[str, epath.Path]]:
+  """Files for the results of each input, by kind, of which no two are the same.
+
+  Those of kind 'picture' are `NAME.png` in the folder, others `KIND/NAME.png`. A name that was
+  there before gets a number.
+
+  Raises:
+    ValueError: such a file is an input.
+  """
+  taken = {SHEET}
+  given = {os.path.abspath(path) for source in inputs for path in source.paths}
+  folders = {kind: '' if kind == 'picture' else f'{kind}/' for kind in kinds}
+  results = []
+  for source in inputs:
+    for number in itertools.count(1):
+      name = source.name if number == 1 else f'{source.name}_{number}'
+      files = {kind: f'{folder}{name}.png' for kind, folder in folders.items()}
+      # Some file systems do not tell case.
+      if not taken.intersection(file.lower() for file in files.values()):
+        break
+    taken.update(file.lower() for file in files.values())
+    for file in files.values():
+      if os.path.abspath(output / file) in given:
+        raise ValueError(
+          f'--output={output}: {file} is an input there, and would be overwritten; give another '
+          'folder'
+        )
+    results.append({kind: output / file for kind, file in files.items()})
+  return results
+
+
+def default_pictures(count: int) -> str:
+  """A picture of each of a few inputs, a sheet of some of many."""
+  return 'each' if count <= MOST_PICTURES else 'sheet'
+
+
+def evenly_spread(items: Sequence[Any], most: int) -> list[Any]:
+  """Up to `most` of the items, from the first to the last."""
+  return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
+
+
+def _counted(extensions: Mapping[str, int]) -> str:
+  """'3 .txt, 1 without extension'."""
+  ordered = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))
+  return ', '.join(f'{count} {name or "without extension"}' for name, count in ordered)
+
+
+def _report(left_out: Mapping[str, int], unreadable: Mapping[str, Exception]) -> None:
+  """Logs which files were left out, and why."""
+  for source, error in unreadable.items():
+    logging.warning('left out %s: %s', source, error)
+  parts = [_counted(left_out)] if left_out else []
+  if unreadable:
+    parts.append(f'{len(unreadable)} unreadable')
+  if parts:
+    logging.warning('left out: %s', ', '.join(parts))
