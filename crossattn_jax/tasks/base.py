@@ -1,7 +1,7 @@
 """What training knows of a task: how it is learnt, looked at and served."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import inspect
 import pathlib

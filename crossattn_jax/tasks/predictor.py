@@ -287,8 +287,9 @@ class FilePredictor(Predictor):
     All batches of examples of one shape have the same size, for one program; in the last one a row
     is repeated for those that lack.
     """
+    most = min(self.batch_size, self.task.config.evaluation.batch_size or self.batch_size)
     # No larger than it must be for as few batches.
-    size = -(-len(inputs) // -(-len(inputs) // self.batch_size))
+    size = -(-len(inputs) // -(-len(inputs) // most))
     readable = self._load_ahead(inputs, unreadable)
     for _, alike in itertools.groupby(readable, key=lambda pair: pair[1].shapes):
       while rows := list(itertools.islice(alike, size)):

@@ -52,6 +52,7 @@ class Mean(predictor.FilePredictor):
 
 class _Config:
   dataset = types.SimpleNamespace(num_threads=2)
+  evaluation = types.SimpleNamespace(batch_size=None)
 
 
 def write(folder, levels, size=(2, 2)):
