@@ -11,7 +11,7 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
 
   --mode=predict  says what a file shows, or each one in a folder and below: a line of JSON each,
                   and in --output predictions.json and pictures. See docs/predicting.md.
-      python main.py --mode=predict --workdir=/tmp/digits --input=photos --output=/tmp/predictions
+      python main.py --mode=predict --workdir=/tmp/digits --input=photo.png
 
   --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
@@ -93,6 +93,7 @@ _START = """give --config=FILE.py, or --workdir=FOLDER of a run. A first one, of
 _MODES = {
   'input': ('predict',),
   'output': ('predict', 'export'),
+  'pictures': ('predict',),
   'use': ('eval', 'predict', 'export'),
   'platforms': ('export',),
   'fixed_batch_size': ('export',),
