@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data import pipeline
+from crossattn_jax.data.classification import imagenet
 from crossattn_jax.tasks import base, predictor
 
 # Classes in a picture and in a record.
@@ -110,6 +111,8 @@ class Classifier(base.Task):
     dataset = self.config.dataset
     if dataset.class_names or dataset.train_split is None:
       return tuple(dataset.class_names)
+    if imagenet.has_its_classes(dataset.name, self.model.num_classes):
+      return tuple(imagenet.names())
     try:
       return self.Examples.open_source(dataset, dataset.train_split).class_names
     except (ValueError, FileNotFoundError) as error:
@@ -117,8 +120,9 @@ class Classifier(base.Task):
       return ()
 
   def class_name(self, index: int) -> str:
-    """The name of a class; its number where it has none."""
-    return self.class_names[index] if index < len(self.class_names) else str(index)
+    """The name of a class, in words where that is a WordNet id; its number where it has none."""
+    name = self.class_names[index] if index < len(self.class_names) else str(index)
+    return imagenet.names().get(name, name)
 
   def check_data(self) -> None:
     """Refuses another number of classes than the data set has."""
