@@ -1,4 +1,4 @@
-"""The command line, as a person uses it: in processes of its own."""
+"""The command line, as a person uses it: in processes of its own; refusals in this one."""
 
 import json
 import os
@@ -8,9 +8,15 @@ import subprocess
 import sys
 import time
 
+from absl import flags
+from absl.testing import flagsaver
 import pytest
 
+import main
+
 ROOT = pathlib.Path(__file__).parents[1]
+
+EARLIER = ROOT / 'tests' / 'training' / 'earlier_runs' / 'crossvit_digits'
 
 # A model that compiles in seconds.
 TINY = (
@@ -121,36 +127,77 @@ def test_export_writes_a_model_that_its_script_runs(run, main_environment, train
   assert printed.stdout.count('%') == 5
 
 
+@pytest.fixture
+def run_here(monkeypatch):
+  """Runs a command line in this process."""
+  monkeypatch.setattr(main.host_memory, 'keep_freed_memory', lambda: None)
+
+  def call(*arguments):
+    with flagsaver.flagsaver():
+      for name in flags.FLAGS:
+        flags.FLAGS[name].present = 0
+      main.main(main._parse_flags(['main.py', *map(str, arguments)]))
+
+  return call
+
+
+@pytest.fixture
+def refusal(run_here):
+  """What a command line that is refused says."""
+
+  def call(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+      run_here(*arguments)
+    # Python prints a string to stderr and exits with status 1.
+    assert isinstance(stopped.value.code, str)
+    assert stopped.value.code.startswith('error: ')
+    return stopped.value.code
+
+  return call
+
+
+@pytest.fixture
+def experiment(datasets_dir):
+  """The arguments of a run on digits."""
+  file = f'--config={ROOT}/configs/crossvit_digits.py'
+  return (file, f'--config.dataset.data_dir={datasets_dir}', *TINY)
+
+
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
     ('--config.schedule.lerning_rate=1', 'config.schedule.learning_rate'),
-    pytest.param(
-      '--config.optimiser.name=sgd', 'config.optimizer.name', marks=pytest.mark.extended
-    ),
-    pytest.param(
-      '--config.model.num_head=(2,2)', 'config.model.num_heads', marks=pytest.mark.extended
-    ),
-    pytest.param(
-      '--config.model.name=crosvit_tiny_240',
-      "did you mean 'crossvit_tiny_240'",
-      marks=pytest.mark.extended,
-    ),
+    ('--config.optimiser.name=sgd', 'config.optimizer.name'),
+    ('--config.model.num_head=(2,2)', 'config.model.num_heads'),
+    ('--config.model.name=crosvit_tiny_240', "did you mean 'crossvit_tiny_240'"),
     ('--config.dataset.name=digit', "'digits'"),
     ('--config.mesh.data=3', 'mesh data=3'),
-    pytest.param('--config.profile.steps=3', 'first and the last step', marks=pytest.mark.extended),
+    ('--config.profile.steps=3', 'first and the last step'),
+    ('--config.batch_size=abc', 'config.batch_size must be of type int'),
+    ('--config.num_steps=None --config.num_epochs=None', 'set config.num_epochs or config.num_st'),
+    ('--lr=3', 'unknown flag --lr; did you mean --config.schedule.learning_rate?'),
+    ('--mode=evaluate', '--mode=evaluate: value should be one of <train|eval|'),
+    ('--use=best', '--use is for --mode=eval and --mode=predict and --mode=export, not for --mod'),
+    ('--input=photo.png', '--input is for --mode=predict, not for --mode=train'),
+    ('--mode=compile', '--mode=compile needs --topology'),
+    ('--mode=predict', '--mode=predict needs --input'),
+    ('word', "unexpected argument 'word'"),
   ],
 )
-def test_a_wrong_value_is_refused_by_name_without_a_traceback(run, tmp_path, argument, message):
-  result = run(f'--workdir={tmp_path}/run', '--config.num_steps=2', argument)
-  assert result.returncode == 1
-  assert 'error: ' in result.stderr
-  assert message in result.stderr
-  assert 'Traceback' not in result.stderr
+def test_a_wrong_value_is_refused_by_name(refusal, experiment, tmp_path, argument, message):
+  workdir = f'--workdir={tmp_path}/run'
+  assert message in refusal(*experiment, workdir, '--config.num_steps=2', *argument.split())
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
+def test_an_error_is_one_line_without_a_traceback(run, tmp_path):
+  result = run(f'--workdir={tmp_path}/run', '--config.mesh.data=3')
+  assert result.returncode == 1
+  assert 'mesh data=3' in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_an_unknown_key_in_a_config_file_is_refused_by_name(refusal, tmp_path):
   file = tmp_path / 'experiment.py'
   file.write_text(
     'from configs import crossvit_digits\n'
@@ -159,33 +206,70 @@ def test_an_unknown_key_in_a_config_file_is_refused_by_name(run, tmp_path):
     '  config.optimizer.weight_decy = 0.1\n'
     '  return config\n'
   )
-  result = run(f'--config={file}', f'--workdir={tmp_path}/run', config=False)
-  assert result.returncode == 1
-  assert (
-    'config.optimizer.weight_decy; did you mean config.optimizer.weight_decay?' in result.stderr
-  )
+  message = refusal(f'--config={file}', f'--workdir={tmp_path}/run')
+  assert 'config.optimizer.weight_decy; did you mean config.optimizer.weight_decay?' in message
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    ((), 'python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits\n'),
     (('--mode=train',), '--config'),
-    (('--mode=eval', '--workdir=/nonexistent'), '/nonexistent/config.json'),
     *(
-      pytest.param(
-        (f'--mode={mode}', '--workdir=/nonexistent'),
-        '/nonexistent/config.json',
-        marks=pytest.mark.extended,
-      )
-      for mode in ('predict', 'export')
+      ((f'--mode={mode}', '--workdir=/nonexistent'), '/nonexistent/config.json does not exist')
+      for mode in ('train', 'eval', 'predict', 'export')
     ),
+    (('--mode=eval', f'--workdir={EARLIER.parent}/crosvit_digits'), f'did you mean {EARLIER}?'),
+    (('--config=configs/crosvit_digits.py',), 'did you mean --config=configs/crossvit_digits.py?'),
   ],
 )
-def test_a_missing_flag_is_named(run, arguments, message):
-  result = run(*arguments, config=False)
-  assert result.returncode == 1
-  assert message in result.stderr
-  assert 'Traceback' not in result.stderr
+def test_what_is_missing_is_named(refusal, arguments, message):
+  assert message in refusal(*arguments)
+
+
+@pytest.mark.parametrize(('split', 'count'), [('train', 1442), ('test', 355)])
+def test_another_split_of_a_run_is_evaluated_by_its_name(
+  run_here, datasets_dir, capsys, split, count
+):
+  run_here(
+    '--mode=eval',
+    f'--workdir={EARLIER}',
+    f'--config.dataset.data_dir={datasets_dir}',
+    f'--config.dataset.split={split}',
+  )
+  *_, table, metrics = capsys.readouterr().out.splitlines()
+  assert table == f"{count} examples of 'digits', split '{split}'"
+  assert 0 <= json.loads(metrics)['accuracy'] <= 1
+
+
+def test_a_home_folder_is_meant_in_every_path(run_here, monkeypatch, tmp_path):
+  given = []
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setattr(main.loop, 'train', lambda *arguments: given.extend(arguments))
+  run_here(
+    '--config=configs/crossvit_digits.py',
+    '--workdir=~/run',
+    '--config.dataset.data_dir=~/data',
+    '--config.weights=~',
+    '--config.task.distillation.teacher_weights=~/teacher',
+  )
+  config, workdir = given
+  assert str(workdir) == f'{tmp_path}/run'
+  assert config.dataset.data_dir == f'{tmp_path}/data'
+  assert config.weights == str(tmp_path)
+  assert config.task.distillation.teacher_weights == f'{tmp_path}/teacher'
+
+
+def test_the_paths_of_other_modes_may_be_in_the_home_folder(run_here, monkeypatch, tmp_path):
+  given = []
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setattr(
+    main.export, 'export_model', lambda _, *paths, **__: given.extend(paths) or []
+  )
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text((EARLIER / 'config.json').read_text())
+  run_here('--mode=export', '--workdir=~/run', '--output=~/out')
+  assert list(map(str, given)) == [f'{tmp_path}/run', f'{tmp_path}/out']
 
 
 def test_help_explains_each_mode_with_an_example(run):
