@@ -37,7 +37,9 @@ def below(page: str) -> dict[str, set[str]]:
 
 def room_of(parts: tuple[str, ...]) -> str:
   """The room of a file or module, whose path within the package has these parts."""
-  return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else '__init__.py'
+  name = parts[0].removesuffix('.py') if parts else '__init__'
+  is_room = (PACKAGE / name).is_dir() or (PACKAGE / f'{name}.py').is_file()
+  return name if is_room and name != '__init__' else '__init__.py'
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

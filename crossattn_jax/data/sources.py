@@ -15,6 +15,8 @@ from absl import logging
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from crossattn_jax import config_errors
+
 IMAGE_EXTENSIONS = (
   '.jpg',
   '.jpeg',
@@ -85,10 +87,12 @@ def near_names(name: str, known: Iterable[str], count: int = 1) -> str:
   return f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
 
 
-def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> ValueError:
+def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> config_errors.UnknownName:
   """The error for a name that is none of a task's data sets."""
-  return ValueError(
-    f'unknown dataset {name!r}; {near_names(name, known)}known for {purpose}: {", ".join(known)}'
+  return config_errors.UnknownName(
+    f'unknown dataset {name!r}; {near_names(name, known)}known for {purpose}: {", ".join(known)}',
+    name,
+    known,
   )
 
 
@@ -157,9 +161,11 @@ def open_tfds(
       f'folder: {_build_command(name, data_dir)}'
     ) from error
   except ValueError as error:
-    raise ValueError(
+    raise config_errors.UnknownName(
       f'dataset {name!r} has no split {split!r}; it has {", ".join(builder.info.splits)} and '
-      "slices of them such as 'train[:90%]'"
+      "slices of them such as 'train[:90%]'",
+      split,
+      builder.info.splits,
     ) from error
 
 

@@ -7,6 +7,12 @@ on the host; of equal scores, the larger index comes first.
 import numpy as np
 
 RECALLS = (1, 5, 10)
+# Of each metric of `retrieval_metrics`, whether 'max' or 'min' is best.
+MODES = {'rsum': 'max'} | {
+  f'{direction}_{name}': mode
+  for direction in ('i2t', 't2i')
+  for name, mode in [*((f'r{k}', 'max') for k in RECALLS), ('medr', 'min'), ('meanr', 'min')]
+}
 
 
 def image_to_text_ranks(scores: np.ndarray, captions_per_image: int = 5) -> np.ndarray:

@@ -13,6 +13,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from crossattn_jax import config_errors
+
 _DTYPES = ('dtype', 'param_dtype')
 _LINEN_FIELDS = ('parent', 'name')
 
@@ -173,10 +175,12 @@ def _find(name: str) -> _Entry:
         f"{', '.join(map(str, _heads[head].strides))}; list_models('*+{head}') shows those that do"
       )
     return _composite(_variants[model], _heads[head])
-  near = difflib.get_close_matches(name, list_models('*+*' if plus else '*'), n=1)
+  known = list_models('*+*' if plus else '*')
+  near = difflib.get_close_matches(name, known, n=1)
   hint = f'did you mean {near[0]!r}? ' if near else ''
   family = (near[0].split('_')[0] + '*' if near else '*') + ('+*' if plus else '')
-  raise ValueError(f'unknown model {name!r}; {hint}list_models({family!r}) shows all')
+  message = f'unknown model {name!r}; {hint}list_models({family!r}) shows all'
+  raise config_errors.UnknownName(message, name, known)
 
 
 def _fits(model: str, head: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from crossattn_jax import config_errors
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
 from crossattn_jax.tasks.predictor import PICTURES, Predictor
 
@@ -31,7 +32,8 @@ def _module(name: str) -> types.ModuleType:
   if name not in known:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(f'unknown task {name!r}; {hint}known tasks: {", ".join(known)}')
+    message = f'unknown task {name!r}; {hint}known tasks: {", ".join(known)}'
+    raise config_errors.UnknownName(message, name, known)
   return importlib.import_module(f'{__name__}.{name}.task')
 
 

@@ -123,6 +123,7 @@ class Task(abc.ABC):
     self.config = config
     self.model: nn.Module = self.create_model()
     self.frozen_models: dict[str, FrozenModel] = {}
+    self._examples: dict[str, pipeline.Examples] = {}
 
   # The model.
 
@@ -184,6 +185,16 @@ class Task(abc.ABC):
 
   # Its data.
 
+  def examples(self, split: str) -> pipeline.Examples:
+    """The examples of a split of the data set, which is opened once.
+
+    Raises:
+      ValueError: a wrong value in `config.dataset`, or a data set that cannot be opened.
+    """
+    if split not in self._examples:
+      self._examples[split] = self.Examples(self.config.dataset, split)
+    return self._examples[split]
+
   def check_data(self) -> None:  # noqa: B027  (a hook)
     """Refuses data that the model does not fit; takes all by default.
 
@@ -194,29 +205,34 @@ class Task(abc.ABC):
   def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """Endless batches; rows `block` of `num_blocks` of every global batch of `batch_size`."""
     self.check_data()
-    dataset = self.config.dataset
-    return self.Examples(dataset, dataset.train_split).train_batches(
+    return self.examples(self.config.dataset.train_split).train_batches(
       batch_size=batch_size, seed=self.config.seed, process_index=block, process_count=num_blocks
     )
 
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
     """One pass over the evaluation split; 'mask' `[batch]` is False for padding."""
     self.check_data()
-    dataset = self.config.dataset
-    return self.Examples(dataset, dataset.eval_split).eval_batches(
+    return self.examples(self.config.dataset.eval_split).eval_batches(
       batch_size=batch_size, process_index=block, process_count=num_blocks
     )
 
   def steps_per_epoch(self, batch_size: int) -> int:
     """Training batches in an epoch."""
-    dataset = self.config.dataset
-    return self.Examples(dataset, dataset.train_split).steps_per_epoch(batch_size)
+    return self.examples(self.config.dataset.train_split).steps_per_epoch(batch_size)
 
   # How well it is learnt.
 
   @abc.abstractmethod
   def evaluate(self, variables: Variables, batch: Batch) -> Evaluation:
     """Contribution of one batch of `eval_data`."""
+
+  @property
+  @abc.abstractmethod
+  def metric_modes(self) -> dict[str, str]:
+    """Whether 'max' or 'min' is best of each metric that `metrics` may give, the usual one first.
+
+    Known before anything is evaluated; without 'examples', the number of them.
+    """
 
   @abc.abstractmethod
   def metrics(self, evaluation: Evaluation) -> dict[str, float]:

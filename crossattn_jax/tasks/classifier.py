@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import pipeline
 from crossattn_jax.data.classification import imagenet
 from crossattn_jax.tasks import base, predictor
@@ -127,8 +128,9 @@ class Classifier(base.Task):
   def check_data(self) -> None:
     """Refuses another number of classes than the data set has."""
     if self.class_names and len(self.class_names) != self.model.num_classes:
-      raise ValueError(
+      raise config_errors.ConfigError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
         f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '
-        f'config.model.num_classes={len(self.class_names)}'
+        f'config.model.num_classes={len(self.class_names)}',
+        {'model.num_classes': len(self.class_names)},
       )

@@ -1,7 +1,6 @@
 """The config of an experiment: every key, its default, and what refuses the others."""
 
-from collections.abc import Mapping
-import difflib
+from collections.abc import Iterator, Mapping
 import json
 import os
 from typing import Any
@@ -10,13 +9,24 @@ from etils import epath
 import ml_collections
 from ml_collections import config_dict
 
-from crossattn_jax import models, tasks
+from crossattn_jax import config_errors, models, tasks
 from crossattn_jax.data import sources
 from crossattn_jax.training import optimizers, schedules, suggestions
 
+ConfigError = config_errors.ConfigError
 
-class ConfigError(ValueError):
-  """A config that cannot be run; the message says which key and what to do."""
+_POSITIVE = (
+  'batch_size',
+  'accumulation_steps',
+  'num_epochs',
+  'num_steps',
+  'max_bad_steps',
+  'evaluation.batch_size',
+  'evaluation.every_epochs',
+  'checkpoint.every_epochs',
+  'checkpoint.keep_last',
+  'logging.every_steps',
+)
 
 
 def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
@@ -63,9 +73,10 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
       'every_epochs': config_dict.placeholder(float),
       'keep_last': 2,
       'keep_best': 1,
-      # An evaluation metric, and whether 'max' or 'min' is best.
-      'best_metric': 'accuracy',
-      'best_mode': 'max',
+      # An evaluation metric, the task's first if None, and whether 'max' or 'min' of it is best,
+      # which the task knows if None.
+      'best_metric': config_dict.placeholder(str),
+      'best_mode': config_dict.placeholder(str),
       # Which checkpoint `eval` and `predict` use: 'latest', 'best', or a step.
       'use': 'latest',
     }
@@ -123,23 +134,53 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: a key is unknown, missing, or contradicts another; the message names it.
   """
+  check_keys(config)
+  for problem in value_problems(config):
+    raise problem
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config with other keys than an experiment has.
+
+  Raises:
+    ConfigError: a key is unknown or missing, or there is no model.
+    UnknownName: there is no such task or model.
+  """
   if config.get('model', {}).get('name') is None:
     raise ConfigError('config.model.name is not set; list_models() shows all models')
   _compare_keys(config)
+
+
+def value_problems(config: ml_collections.ConfigDict) -> Iterator[ConfigError]:
+  """Why a config with the right keys cannot be run: an error for each value."""
+  values, defaults = flat(config), flat(default_config())
   if config.num_epochs is None and config.num_steps is None:
-    raise ConfigError('set config.num_epochs or config.num_steps')
-  for key in ('batch_size', 'accumulation_steps', 'max_bad_steps'):
-    if config[key] < 1:
-      raise ConfigError(f'config.{key}={config[key]} must be positive')
-  if config.batch_size % config.accumulation_steps:
-    raise ConfigError(
-      f'config.batch_size={config.batch_size} is not a multiple of '
-      f'config.accumulation_steps={config.accumulation_steps}'
+    yield ConfigError('set config.num_epochs or config.num_steps')
+  for key in _POSITIVE:
+    value = values[key]
+    if value is not None and value <= 0:
+      solution = {} if defaults[key] is None else {key: defaults[key]}
+      yield ConfigError(f'config.{key}={value} must be positive', solution)
+  size, parts = config.batch_size, config.accumulation_steps
+  if size > 0 and parts > 0 and size % parts:
+    yield ConfigError(
+      f'config.batch_size={size} is not a multiple of config.accumulation_steps={parts}',
+      {'batch_size': max(size // parts, 1) * parts},
     )
-  if config.profile.steps and len(config.profile.steps) != 2:
-    raise ConfigError(
-      f'config.profile.steps={config.profile.steps} must be the first and the last step, such as '
-      '10,20'
+  for key in ('evaluation.every_steps', 'checkpoint.every_steps', 'checkpoint.keep_best'):
+    if (values[key] or 0) < 0:
+      yield ConfigError(f'config.{key}={values[key]} must not be negative')
+  if not 0 <= config.ema.decay < 1:
+    yield ConfigError(f'config.ema.decay={config.ema.decay} must be in [0, 1); 0 is off')
+  if config.checkpoint.best_mode not in (None, 'max', 'min'):
+    yield ConfigError(
+      f"config.checkpoint.best_mode={config.checkpoint.best_mode!r} must be 'max', 'min', or None "
+      'for what the metric wants'
+    )
+  steps = tuple(config.profile.steps)
+  if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+    yield ConfigError(
+      f'config.profile.steps={steps} must be the first and the last step, such as 10,20'
     )
 
 

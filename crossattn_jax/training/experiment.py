@@ -64,6 +64,13 @@ class Experiment:
     with jax.set_mesh(self.mesh):
       return build(jax.random.key(self.config.seed))
 
+  @property
+  def best_metric(self) -> tuple[str, str]:
+    """The metric that decides which checkpoint is best, and whether its 'max' or 'min' is."""
+    section, modes = self.config.checkpoint, self.task.metric_modes
+    name = next(iter(modes)) if section.best_metric is None else section.best_metric
+    return name, section.best_mode or modes.get(name, 'max')
+
   @functools.cached_property
   def train_step(self) -> steps.TrainStep:
     """The jitted step `(state, batch) -> (state, metrics)`; the state given is consumed."""
@@ -73,6 +80,12 @@ class Experiment:
       out_shardings=(self.state_shardings, parallel.replicated(self.mesh)),
       donate_argnums=0,
     )
+
+  @functools.cached_property
+  def traced_step(self) -> jax.stages.Traced:
+    """`train_step`, traced for the state and batches of the run: what can be compiled."""
+    with jax.set_mesh(self.mesh):
+      return self.train_step.trace(self.abstract_state, self.abstract_batch)
 
   @functools.cached_property
   def eval_step(self) -> Callable[[Any, tasks.Batch], tuple[tasks.Evaluation, jax.Array]]:
@@ -105,29 +118,63 @@ def setup(
     ConfigError: the config cannot be run.
   """
   config_lib.validate(config)
-  jax.config.update('jax_default_matmul_precision', config.matmul_precision)
   mesh = parallel.create_mesh(**config.mesh) if mesh is None else mesh
-  shards = mesh.shape['data'] * mesh.shape['fsdp']
-  for key, size in (
-    ('batch_size', config.batch_size // config.accumulation_steps),
-    ('evaluation.batch_size', eval_batch_size(config)),
-  ):
-    if size % shards:
-      raise config_lib.ConfigError(
-        f'config.{key}: {size} examples at a time do not split over data * fsdp = {shards} devices'
-      )
+  check_batch_sizes(config, mesh)
   task = tasks.create_task(config)
   if steps_per_epoch is None:
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
-  total_steps = config.num_steps
-  if total_steps is None:
-    total_steps = round(config.num_epochs * steps_per_epoch)
-  schedule = schedules.create_schedule(
+  return assemble(task, mesh, steps_per_epoch, create_schedule(config, steps_per_epoch))
+
+
+def check_batch_sizes(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Refuses batches that the devices of the mesh cannot share evenly.
+
+  Raises:
+    ConfigError: the message names the key.
+  """
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  for key, size, parts in (
+    ('batch_size', config.batch_size // config.accumulation_steps, config.accumulation_steps),
+    ('evaluation.batch_size', eval_batch_size(config), 1),
+  ):
+    if size % shards:
+      raise config_lib.ConfigError(
+        f'config.{key}: {size} examples at a time do not split over data * fsdp = {shards} devices',
+        {key: max(size // shards, 1) * shards * parts},
+      )
+
+
+def count_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+  """Training steps of a run."""
+  if config.num_steps is not None:
+    return config.num_steps
+  return round(config.num_epochs * steps_per_epoch)
+
+
+def create_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+  """The learning rate by step.
+
+  Raises:
+    ValueError: as `schedules.create_schedule`.
+  """
+  return schedules.create_schedule(
     config.schedule,
     base_lr=schedules.scaled_learning_rate(config.schedule, config.batch_size),
-    total_steps=total_steps,
+    total_steps=count_steps(config, steps_per_epoch),
     steps_per_epoch=steps_per_epoch,
   )
+
+
+def assemble(
+  task: tasks.Task, mesh: Mesh, steps_per_epoch: int, schedule: optax.Schedule
+) -> Experiment:
+  """Builds an experiment of parts that fit its config, which is the task's.
+
+  Raises:
+    ValueError: a pattern of the config matches no parameter, or the model refuses its inputs.
+  """
+  config = task.config
+  jax.config.update('jax_default_matmul_precision', config.matmul_precision)
   with jax.set_mesh(mesh):
     # Keys are made while tracing: the devices of the mesh need not be here.
     variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
@@ -139,7 +186,7 @@ def setup(
     task=task,
     mesh=mesh,
     steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
+    total_steps=count_steps(config, steps_per_epoch),
     schedule=schedule,
     optimizer=optimizer,
     abstract_state=jax.tree.map(

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import parallel, tasks
-from crossattn_jax.training import checkpoints, errors, inputs, metric_writers, weights
+from crossattn_jax.training import checkpoints, errors, inputs, metric_writers, preflight, weights
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import state as state_lib
@@ -52,15 +52,13 @@ def train(
     Interrupted: on SIGTERM, after the state is saved.
   """
   started = time.monotonic()
-  config_lib.validate(config)
-  _complete(config)
+  experiment = preflight.setup(config, mesh, say=_say)
   config_lib.refuse_other_classes(config, workdir)
-  experiment = experiment_lib.setup(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(experiment.mesh))
     stop = stack.enter_context(_StopSignal())
-    checkpointer = stack.enter_context(contextlib.closing(_checkpointer(config, workdir)))
+    checkpointer = stack.enter_context(contextlib.closing(_checkpointer(experiment, workdir)))
     state, position = _restore_or_init(experiment, checkpointer)
     if jax.process_index() == 0:
       config_lib.save(config, workdir / 'config.json')
@@ -218,20 +216,21 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
     return weights.load(experiment, epath.Path(config.weights))
   if workdir is None:
     raise config_lib.ConfigError('give --workdir, or --config.weights=FILE')
-  with contextlib.closing(_checkpointer(config, workdir)) as checkpointer:
+  with contextlib.closing(_checkpointer(experiment, workdir)) as checkpointer:
     return weights.restore(experiment, checkpointer, config.checkpoint.use)
 
 
 def _checkpointer(
-  config: ml_collections.ConfigDict, workdir: epath.Path
+  experiment: experiment_lib.Experiment, workdir: epath.Path
 ) -> checkpoints.Checkpointer:
-  section = config.checkpoint
+  section = experiment.config.checkpoint
+  best_metric, best_mode = experiment.best_metric
   return checkpoints.Checkpointer(
     workdir / 'checkpoints',
     keep_last=section.keep_last,
     keep_best=section.keep_best,
-    best_metric=section.best_metric,
-    best_mode=section.best_mode,
+    best_metric=best_metric,
+    best_mode=best_mode,
   )
 
 
@@ -297,7 +296,7 @@ def _train(
     contextlib.closing(iterator),
     metric_writers.ProgressLine(total, batch_size=config.batch_size, start_step=start) as progress,
   ):
-    watch = _Watch(config, writer, progress, checkpointer)
+    watch = _Watch(experiment, writer, progress, checkpointer)
     batches = inputs.device_batches(iterator, experiment.mesh)
     for step in range(start + 1, total + 1):
       loaded = next(batches)
@@ -351,12 +350,13 @@ class _Watch:
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    experiment: experiment_lib.Experiment,
     writer: metric_writers.MetricWriter,
     progress: metric_writers.ProgressLine,
     checkpointer: checkpoints.Checkpointer,
   ):
-    self._config = config
+    self._config = experiment.config
+    self._best_metric, _ = experiment.best_metric
     self._writer = writer
     self._progress = progress
     self._checkpointer = checkpointer
@@ -366,8 +366,8 @@ class _Watch:
 
   def show(self, metrics: dict[str, float]) -> None:
     """Shows the evaluation's deciding metric from now on."""
-    name = self._config.checkpoint.best_metric
-    # A metric that does not exist is refused, with those that do, by the checkpoint that follows.
+    name = self._best_metric
+    # A metric of a class that the split does not have is not there.
     self._evaluated = {f'eval {name}': metrics[name]} if name in metrics else {}
 
   def add(self, step: int, metrics: Any, skipped: int) -> None:

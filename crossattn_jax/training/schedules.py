@@ -15,6 +15,8 @@ import ml_collections
 from ml_collections import config_dict
 import optax
 
+from crossattn_jax import config_errors
+
 SCHEDULES = ('cosine', 'polynomial', 'step', 'constant')
 WARMUPS = ('to_base', 'of_schedule')
 
@@ -101,9 +103,13 @@ def create_schedule(
     )
   warmup_steps = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
   if not 0 <= warmup_steps < total_steps:
-    raise ValueError(
+    key, tenth = 'schedule.warmup_steps', total_steps // 10
+    if not config.warmup_steps:
+      key, tenth = 'schedule.warmup_epochs', float(f'{total_steps / 10 / steps_per_epoch:.2g}')
+    raise config_errors.ConfigError(
       f'the warm-up takes {warmup_steps} steps but the run has {total_steps}; '
-      'shorten schedule.warmup_epochs or schedule.warmup_steps'
+      f'shorten schedule.warmup_epochs or schedule.warmup_steps, as by config.{key}={tenth}',
+      {key: tenth},
     )
   if min(config.epochs_late, config.steps_late) < 0:
     raise ValueError('schedule.epochs_late and schedule.steps_late must not be negative')
@@ -161,6 +167,6 @@ def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
   """Raises ValueError for an unknown name, saying the nearest known one."""
   if name not in known:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    raise ValueError(
-      f'unknown {what} {name!r}; did you mean {nearest!r}? known: {", ".join(known)}'
+    raise config_errors.UnknownName(
+      f'unknown {what} {name!r}; did you mean {nearest!r}? known: {", ".join(known)}', name, known
     )

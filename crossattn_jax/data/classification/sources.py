@@ -9,6 +9,7 @@ from typing import Protocol, TypedDict
 import ml_collections
 import tensorflow_datasets as tfds
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import sources, splits
 from crossattn_jax.data.classification import digits
 
@@ -79,10 +80,12 @@ def create_source(
     bare = sources.bare_name(name)
     if bare in known:
       raise
-    raise ValueError(
+    raise config_errors.UnknownName(
       f'unknown dataset {name!r}; {sources.near_names(bare, known, 3)}expected {DIGITS!r}, '
       f'{IMAGE_FOLDER!r} or a dataset of TFDS (tfds.list_builders(with_community_datasets=False) '
-      'shows all)'
+      'shows all)',
+      name,
+      known,
     ) from error
 
 
@@ -206,9 +209,12 @@ def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ..
   split = splits.FolderSplit.parse(split).name
   folder = pathlib.Path(data_dir) / split
   if not folder.is_dir():
-    raise ValueError(
+    there = _subfolders(pathlib.Path(data_dir))
+    raise config_errors.UnknownName(
       f'no folder {split!r} in {os.fspath(data_dir)!r}; '
-      f'it has {sources.shown(_subfolders(pathlib.Path(data_dir))) or "no folders"}'
+      f'it has {sources.shown(there) or "no folders"}',
+      split,
+      there,
     )
   names = _subfolders(folder)
   if not names:

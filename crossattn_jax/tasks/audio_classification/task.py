@@ -73,6 +73,11 @@ class AudioClassification(classifier.Classifier):
       examples={'logits': logits, 'label': batch['label']},
     )
 
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """Precision is to be high, the loss low."""
+    return {'mean_average_precision': 'max', 'loss': 'min'}
+
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean average precision over the classes that occur, mean loss, the number of clips."""
     count = int(evaluation.sums['count'])

@@ -206,6 +206,11 @@ class Classification(classifier.Classifier):
       }
     )
 
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """Accuracy is to be high, the loss low."""
+    return {'accuracy': 'max', 'accuracy_top_5': 'max', 'loss': 'min'}
+
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Accuracy (top-1), top-5 accuracy, mean loss and the number of examples."""
     sums = evaluation.sums

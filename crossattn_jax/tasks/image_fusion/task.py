@@ -124,6 +124,16 @@ class ImageFusion(base.Task):
     shape = (-1, len(metrics.DIRECTIONS))
     return {kind: np.array(rows, np.float64).reshape(shape) for kind, rows in found.items()}
 
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """Losses are to be low, of the suite each says itself."""
+    modes = dict.fromkeys(('loss', 'gradient_loss', 'intensity_loss'), 'min')
+    modes |= {
+      name: {'up': 'max', 'down': 'min'}[direction]
+      for name, direction in metrics.DIRECTIONS.items()
+    }
+    return modes | ({'better_than_average': 'max'} if self.config.task.compare_with_average else {})
+
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Means of the losses and of the suite of `metrics.image_fusion`, and the number of pairs.
 

@@ -205,20 +205,19 @@ class Retrieval(base.Task):
     config = self.config.task.evaluation
     images, texts = examples['images'], examples['texts']
     count, captions = texts['mask'].shape[:2]
-    score, prefix = self.scorer.all_pairs, ''
+    score = self.scorer.all_pairs
     if config.rerank_topk is not None:
       score = functools.partial(self.scorer.best_pairs, top_k=config.rerank_topk)
-      prefix = f'rerank_top{config.rerank_topk}/'
     scores: dict[str, list[np.ndarray | scoring.Reranked]] = {}
     if config.all_pairs:
-      scores[prefix] = [score(variables, images, scoring.flat(texts))]
+      scores[self._beginning] = [score(variables, images, scoring.flat(texts))]
     if config.folds is not None:
       if count % config.folds:
         raise ValueError(
           f'config.task.evaluation.folds={config.folds} do not divide the {count} images of split '
           f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
         )
-      folds = scores[f'{prefix}folds/'] = []
+      folds = scores[f'{self._beginning}folds/'] = []
       size = count // config.folds
       for start in range(0, count, size):
         rows = slice(start, start + size)
@@ -230,6 +229,23 @@ class Retrieval(base.Task):
           part = score(variables, fold[0], scoring.flat(fold[1]))
         folds.append(part)
     return scores
+
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """Of each part of `evaluate_examples`, all that papers print."""
+    config = self.config.task.evaluation
+    parts = [''] * config.all_pairs + ['folds/'] * (config.folds is not None)
+    return {
+      f'{self._beginning}{part}{name}': mode
+      for part in parts
+      for name, mode in metrics.MODES.items()
+    }
+
+  @property
+  def _beginning(self) -> str:
+    """Of the names of all metrics."""
+    top_k = self.config.task.evaluation.rerank_topk
+    return '' if top_k is None else f'rerank_top{top_k}/'
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """What `metrics.retrieval_metrics` has, means over folds as 'folds/NAME', number of images."""

@@ -9,7 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
-from crossattn_jax import models
+from crossattn_jax import config_errors, models
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
@@ -109,10 +109,11 @@ class Segmentation(base.Task):
         f"as in 'biformer_small+upernet'; list_models('*+*') shows all"
       )
     if self.model.num_classes != self.taxonomy.num_classes:
-      raise ValueError(
+      raise config_errors.ConfigError(
         f'config.model.num_classes is {self.model.num_classes}, but dataset '
         f'{config.dataset.name!r} has {self.taxonomy.num_classes} classes; set '
-        f'config.model.num_classes={self.taxonomy.num_classes}'
+        f'config.model.num_classes={self.taxonomy.num_classes}',
+        {'model.num_classes': self.taxonomy.num_classes},
       )
     self._align_corners = config.task.align_corners
     if self._align_corners is None:
@@ -185,6 +186,13 @@ class Segmentation(base.Task):
         ),
       }
     )
+
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """All are to be high."""
+    names = ['mean_iou', 'pixel_accuracy', 'mean_accuracy']
+    names += [f'iou/{name}' for name in self.taxonomy.class_names]
+    return dict.fromkeys(names, 'max')
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean IoU, pixel accuracy, mean accuracy, the number of images, and the IoU of each class.

@@ -17,7 +17,7 @@ import ml_collections
 import rich.table
 
 from crossattn_jax import parallel
-from crossattn_jax.training import experiment as experiment_lib
+from crossattn_jax.training import preflight
 from crossattn_jax.training.compile import flops, hlo
 
 
@@ -254,11 +254,9 @@ def compile_report(
   chip, devices = topology_devices(topology)
   mesh = parallel.create_mesh(**config.mesh, devices=devices)
   # The length of an epoch changes constants of the schedule, and no data set is needed to count it.
-  experiment = experiment_lib.setup(
-    config, mesh, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
-  )
+  experiment = preflight.setup(config, mesh, with_data=False)
   with jax.set_mesh(mesh):
-    lowered = experiment.train_step.lower(experiment.abstract_state, experiment.abstract_batch)
+    lowered = experiment.traced_step.lower()
     start = time.monotonic()
     try:
       options = {'exec_time_optimization_effort': effort} if effort else None

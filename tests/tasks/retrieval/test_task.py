@@ -92,6 +92,7 @@ def test_every_pair_is_scored_once_whatever_the_blocks(trained, datasets_dir):
   np.testing.assert_allclose(scores, expected, atol=1e-5)
   evaluation = tasks.Evaluation({'count': np.array(10)}, {'': [scores]})
   assert task.metrics(evaluation) == {**metrics.retrieval_metrics(scores), 'examples': 10}
+  assert {*task.metrics(evaluation)} == {*task.metric_modes, 'examples'}
 
 
 def test_blocks_are_split_over_the_devices_without_communication(trained):
@@ -132,6 +133,7 @@ def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
   results = task.metrics(tasks.Evaluation({'count': np.array(10)}, scores))
   halves = metrics.retrieval_metrics(expected, folds=2)
   assert {name: results[f'folds/{name}'] for name in halves} == pytest.approx(halves)
+  assert {*results} == {*task.metric_modes, 'examples'}
   assert ('rsum' in results) == all_pairs
   config.task.evaluation.folds = 3
   with pytest.raises(ValueError, match='folds=3 do not divide the 10 images of split'):
@@ -181,6 +183,7 @@ def test_the_best_pairs_of_folds_are_split_over_the_devices(trained, datasets_di
   results = task.metrics(tasks.Evaluation({'count': np.array(10)}, scores))
   halves = metrics.retrieval_metrics(expected, folds=2)
   assert {name: results[f'rerank_top25/folds/{name}'] for name in halves} == pytest.approx(halves)
+  assert {*results} == {*task.metric_modes, 'examples'}
 
 
 def batch_of(task, size=4):

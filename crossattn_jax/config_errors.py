@@ -1,0 +1,32 @@
+"""Errors of a config that know what would solve them."""
+
+from collections.abc import Iterable, Mapping
+import difflib
+from typing import Any
+
+
+class ConfigError(ValueError):
+  """A config that cannot be run; the message says which key and what to do.
+
+  Attributes:
+    changes: of keys, such as {'model.num_classes': 10}, that solve it; empty where only a person
+      can say.
+  """
+
+  def __init__(self, message: str, changes: Mapping[str, Any] | None = None):
+    super().__init__(message)
+    self.changes = dict(changes or {})
+
+
+class UnknownName(ValueError):
+  """A name that is none of those there are.
+
+  Attributes:
+    name: as given.
+    nearest: the one that was probably meant; None where none is similar.
+  """
+
+  def __init__(self, message: str, name: str = '', known: Iterable[str] = ()):
+    super().__init__(message)
+    self.name = name
+    self.nearest = next(iter(difflib.get_close_matches(str(name), sorted(known), n=1)), None)
