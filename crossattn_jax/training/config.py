@@ -1,6 +1,7 @@
 """The config of an experiment: every key, its default, and what refuses the others."""
 
 from collections.abc import Iterator, Mapping
+import difflib
 import json
 import os
 from typing import Any

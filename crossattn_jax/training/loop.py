@@ -52,8 +52,7 @@ def train(
     Interrupted: on SIGTERM, after the state is saved.
   """
   started = time.monotonic()
-  experiment = preflight.setup(config, mesh, say=_say)
-  config_lib.refuse_other_classes(config, workdir)
+  experiment = preflight.setup(config, mesh, workdir, say=_say)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(experiment.mesh))

@@ -6,6 +6,7 @@ import shlex
 from typing import Any, TypeVar
 
 from absl import logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -27,7 +28,12 @@ class SeveralProblems(config_errors.ConfigError):
 
 
 def setup(
-  config: ml_collections.ConfigDict, mesh: Mesh | None = None, *, with_data: bool = True
+  config: ml_collections.ConfigDict,
+  mesh: Mesh | None = None,
+  workdir: epath.Path | None = None,
+  *,
+  with_data: bool = True,
+  say: Callable[[str], None] = logging.info,
 ) -> experiment_lib.Experiment:
   """Builds an experiment to train, or says all that is wrong with it.
 
@@ -36,7 +42,9 @@ def setup(
   Args:
     config: of the experiment. What only the data can say is filled in, see `tasks.complete_config`.
     mesh: over all devices as the config says by default.
+    workdir: of the run, where there is one.
     with_data: whether the data set is at hand.
+    say: takes what was filled in.
 
   Returns:
     The experiment, its step traced. No array has been made.
@@ -56,8 +64,9 @@ def setup(
     mesh = checks.run(lambda config: parallel.create_mesh(**config.mesh))
   if mesh is not None:
     checks.run(experiment_lib.check_batch_sizes, mesh)
-  if with_data:
-    checks.run(tasks.complete_config)
+  notes = checks.run(tasks.complete_config) if with_data else None
+  if workdir is not None:
+    checks.run(config_lib.refuse_other_classes, workdir)
   steps_per_epoch, experiment = None, None
   has_task = checks.run_task(lambda task: task) is not None
   if has_task:
@@ -76,6 +85,8 @@ def setup(
     raise checks.error()
   with config.unlocked():
     config.update(checks.config)
+  for note in notes or ():
+    say(note)
   _warn_of_image_size(experiment)
   return experiment
 

@@ -47,6 +47,7 @@ def test_clips_that_do_not_count_change_neither_loss_nor_precision(config):
   # The first class ranks 1, 0, 1; the second 1, 1, 0.
   assert metrics['mean_average_precision'] == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
   assert metrics['examples'] == 3
+  assert {*metrics} == {*task.metric_modes, 'examples'}
 
 
 def test_another_number_of_classes_than_the_data_set_s_is_refused(config):

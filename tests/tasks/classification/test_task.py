@@ -36,7 +36,9 @@ def test_every_example_counts_once_whatever_the_batch_size(task, variables, batc
   logits, _ = task.model.apply(variables, images['image'])
   hits = np.asarray(metrics.in_top_k(logits, images['label'], 1)).sum()
   assert abs(int(total['top_1']) - hits) <= 1  # A tie may round apart in another program.
-  assert task.metrics(tasks.Evaluation(total))['accuracy'] == total['top_1'] / 355
+  results = task.metrics(tasks.Evaluation(total))
+  assert results['accuracy'] == total['top_1'] / 355
+  assert {*results} == {*task.metric_modes, 'examples'}
 
 
 def test_training_mixes_and_evaluation_does_not(tiny_config, variables):
