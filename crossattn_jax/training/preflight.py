@@ -154,10 +154,8 @@ class _Checks:
 def _solution(error: Exception, config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The changes of a config that solve a problem of it; none where that is not certain."""
   if isinstance(error, config_errors.UnknownName) and error.nearest is not None:
-    keys = (
-      key for key in config_lib.flat_keys(config) if config_lib.get(config, key) == error.name
-    )
-    return dict.fromkeys(keys, error.nearest)
+    wrong = (key for key, value in config_lib.flat(config).items() if value == error.name)
+    return dict.fromkeys(wrong, error.nearest)
   return getattr(error, 'changes', {})
 
 
