@@ -22,7 +22,6 @@ import safetensors.numpy
 
 from crossattn_jax.conversion import correspondence, optional
 from crossattn_jax.conversion import mapping as mapping_lib
-from crossattn_jax.layers import resize
 from crossattn_jax.models import registry, variables_io
 
 # Keys under which training checkpoints keep the state dict, most specific first.
@@ -272,78 +271,6 @@ def write_torch(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> No
   else:
     torch = optional.require('torch')
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, path)
-
-
-def adapt(
-  conversion: Conversion,
-  *,
-  num_classes: int | None = None,
-  image_size: tuple[int, int] | None = None,
-  seed: int = 0,
-) -> Conversion:
-  """Prepares converted weights for fine-tuning on other classes or at another image size.
-
-  Args:
-    conversion: of the checkpoint as it is.
-    num_classes: replaces the classifiers by freshly initialised ones; 0 removes them.
-    image_size: (height, width); resizes the position embeddings bicubically, the class token's is
-      kept.
-    seed: of the new classifiers' initialisation.
-
-  Raises:
-    mapping.MappingError: the new model differs in more than what was asked for.
-  """
-  name = conversion.name
-  changes = {'num_classes': num_classes, 'image_size': image_size}
-  changes = {field: value for field, value in changes.items() if value is not None}
-  overrides = {**conversion.overrides, **changes}
-  source = registry.create_model(name, **conversion.overrides)
-  target = registry.create_model(name, **overrides)
-  described = correspondence.describe_model(name, target)
-  template = correspondence.model_template(target, described.call, described.inputs)
-  flat = traverse_util.flatten_dict(dict(conversion.variables), sep='/')
-  flat_template = traverse_util.flatten_dict(dict(template), sep='/')
-  head_paths = [path for path in flat_template if _is_head(path, described.heads)]
-  new_heads = _initialise(target, described, seed, head_paths) if num_classes else {}
-  lines = {line.flax_path: line for line in conversion.report}
-
-  adapted, problems = {}, []
-  for path, leaf in flat_template.items():
-    inner = path.split('/', 1)[1]
-    if num_classes is not None and _is_head(path, described.heads):
-      adapted[path] = new_heads[path]
-      lines[path] = Line('', (), path, leaf.shape, _FRESH)
-    elif path in flat and flat[path].shape == leaf.shape:
-      adapted[path] = flat[path]
-    elif path in flat and image_size is not None and inner in described.position_embeddings:
-      branch = described.position_embeddings[inner]
-      grids = source.grids()[branch], target.grids()[branch]
-      adapted[path] = np.asarray(resize.resize_position_embedding(flat[path], *grids))
-      action = 'resized from {} to {} patches'.format(*('x'.join(map(str, g)) for g in grids))
-      lines[path] = dataclasses.replace(lines[path], flax_shape=leaf.shape, action=action)
-    else:
-      had = flat[path].shape if path in flat else 'nothing'
-      problems.append(f'{path}: {leaf.shape} is wanted, the checkpoint has {had}')
-  for path in flat:
-    if path not in adapted:
-      if num_classes == 0 and _is_head(path, correspondence.describe_model(name, source).heads):
-        lines[path] = dataclasses.replace(
-          lines[path], flax_path='', flax_shape=(), action='dropped: no classifier wanted'
-        )
-      else:
-        problems.append(f'{path}: the checkpoint has it, the new model has not')
-  if problems:
-    raise mapping_lib.MappingError(
-      f'{name} with {changes} differs from the checkpoint in more than its heads and '
-      'position embeddings:\n  ' + '\n  '.join(problems)
-    )
-  variables = traverse_util.unflatten_dict(adapted, sep='/')
-  return Conversion(name, overrides, variables, tuple(lines.values()))
-
-
-def _is_head(path: str, heads: Any) -> bool:
-  inner = path.split('/', 1)[1]
-  return any(inner.startswith(f'{head}/') for head in heads)
 
 
 def _initialise(

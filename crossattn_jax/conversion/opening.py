@@ -113,9 +113,10 @@ def _open_file(
 ) -> OpenedWeights:
   if variables_io.is_variables_file(path):
     saved = variables_io.load_variables(path)
-    if saved.name != name:
-      raise ValueError(f'{path}: holds variables of {saved.name!r}, not of {name!r}')
-    return OpenedWeights(name, saved.overrides, saved.variables, told=f'{name}: {path}')
+    told = f'{saved.name}: {path}'
+    return OpenedWeights(
+      saved.name, saved.overrides, saved.variables, tuple(saved.class_names), told
+    )
   conversion = convert.to_flax(name, convert.read_checkpoint(path), overrides)
   return OpenedWeights(
     name,

@@ -7,8 +7,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.conversion import convert, opening
+from crossattn_jax.conversion import fitting, opening
 from crossattn_jax.models import registry
+
+# What a file tells of itself, whatever is wanted.
+_OF_THE_FILE = ('num_classes', 'image_size', 'num_channels')
 
 
 def load_pretrained(
@@ -17,8 +20,7 @@ def load_pretrained(
   *,
   which: str = 'auto',
   cache_dir: str | os.PathLike | None = None,
-  num_classes: int | None = None,
-  image_size: tuple[int, int] | None = None,
+  seed: int = 0,
   **overrides: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
   """Builds a model with published or own weights.
@@ -30,9 +32,9 @@ def load_pretrained(
       variables file.
     which: 'ema', 'raw', or 'auto': the average where the file has one.
     cache_dir: where downloads are kept; `published.default_cache_dir()` by default.
-    num_classes: replaces the classifiers by freshly initialised ones.
-    image_size: (height, width); resizes the position embeddings.
-    **overrides: of `create_model`, such as `dtype='bfloat16'` or `drop_path_rate=0.1`.
+    seed: of what starts fresh.
+    **overrides: of `create_model`, such as `num_classes=5`, `image_size=(384, 384)`,
+      `num_channels=1` or `dtype='bfloat16'`; `fitting.fit` says what becomes of the weights.
 
   Returns:
     The module, and its variables as jax arrays.
@@ -43,9 +45,8 @@ def load_pretrained(
     mapping.MappingError: the weights are not those of the model.
     convert.CheckpointError: the file is damaged, or no checkpoint.
   """
-  opened = opening.open_weights(source, name, overrides, which=which, cache_dir=cache_dir)
-  conversion = convert.Conversion(name, opened.overrides, opened.variables, opened.report)
-  if num_classes is not None or image_size is not None:
-    conversion = convert.adapt(conversion, num_classes=num_classes, image_size=image_size)
-  model = registry.create_model(name, **{**overrides, **conversion.overrides})
-  return model, jax.tree.map(jnp.asarray, dict(conversion.variables))
+  free = {field: x for field, x in overrides.items() if field not in _OF_THE_FILE}
+  opened = opening.open_weights(source, name, free, which=which, cache_dir=cache_dir)
+  opened = fitting.refit(opened, name, overrides, seed=seed)
+  module = registry.create_model(name, **opened.overrides)
+  return module, jax.tree.map(jnp.asarray, dict(opened.variables))

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from crossattn_jax.conversion import convert, correspondence, start
+from crossattn_jax.conversion import convert, correspondence, fitting, opening, start
 from crossattn_jax.models import variables_io
 from crossattn_jax.parity import adapters, bounds, replay, report
 
@@ -54,9 +54,12 @@ def _convert(args: argparse.Namespace) -> int:
   else:
     conversion = convert.to_flax(args.model, state, overrides)
   if args.new_head is not None or args.new_image_size is not None:
-    conversion = convert.adapt(
-      conversion, num_classes=args.new_head, image_size=args.new_image_size
+    opened = opening.OpenedWeights(
+      conversion.name, conversion.overrides, conversion.variables, report=conversion.report
     )
+    changes = {'num_classes': args.new_head, 'image_size': args.new_image_size}
+    fitted = fitting.refit(opened, overrides=changes)
+    conversion = convert.Conversion(fitted.name, fitted.overrides, fitted.variables, fitted.report)
   conversion.save(args.output)
   printer.table(
     ('PyTorch', 'shape', 'Flax', 'shape', 'how'),

@@ -9,7 +9,6 @@ import pytest
 import safetensors.numpy
 
 from crossattn_jax.conversion import convert, mapping
-from crossattn_jax.layers import resize
 from crossattn_jax.models import registry, variables_io
 from crossattn_jax.parity import __main__
 
@@ -89,37 +88,6 @@ def test_a_checkpoint_of_another_model_is_refused_by_name():
 def test_another_number_of_classes_is_never_dropped_silently(state):
   with pytest.raises(mapping.MappingError, match=r'misshapen: head\.0\.weight is \(5, 8\)'):
     convert.to_flax(NAME, state, {**SMALL, 'num_classes': 7})
-
-
-def test_a_new_head_is_initialised_and_the_rest_kept(state):
-  conversion = convert.to_flax(NAME, state, SMALL)
-  adapted = convert.adapt(conversion, num_classes=7)
-  params, old = adapted.variables['params'], conversion.variables['params']
-  assert params['head_1']['kernel'].shape == (16, 7)
-  assert 0 < params['head_1']['kernel'].std() < 0.1
-  assert adapted.overrides['num_classes'] == 7
-  assert {line.action for line in adapted.report if 'head_' in line.flax_path} == {
-    'new: freshly initialised'
-  }
-  for name in set(params) - {'head_0', 'head_1'}:
-    jax.tree.map(np.testing.assert_array_equal, params[name], old[name])
-
-
-def test_removing_the_head_leaves_no_head(state):
-  adapted = convert.adapt(convert.to_flax(NAME, state, SMALL), num_classes=0)
-  assert not [name for name in adapted.variables['params'] if name.startswith('head')]
-  assert 'dropped: no classifier wanted' in {line.action for line in adapted.report}
-
-
-def test_position_embeddings_are_resized_on_request_only(state):
-  conversion = convert.to_flax(NAME, state, SMALL)
-  adapted = convert.adapt(conversion, image_size=(96, 72))
-  old = conversion.variables['params']['embedding_0']['position_embedding']
-  new = adapted.variables['params']['embedding_0']['position_embedding']
-  assert new.shape == (1, 1 + 8 * 6, 8)
-  np.testing.assert_array_equal(new, resize.resize_position_embedding(old, (4, 4), (8, 6)))
-  [line] = [line for line in adapted.report if line.torch_key == 'pos_embed.0']
-  assert line.action == 'resized from 4x4 to 8x6 patches'
 
 
 def test_variables_file_rebuilds_its_model(tmp_path, state):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, correspondence, mapping
+from crossattn_jax.conversion import convert, correspondence, fitting, mapping, opening
 from crossattn_jax.conversion.systems import mmvit as rules
 from crossattn_jax.conversion.systems import mmvit_start as start
 from crossattn_jax.layers import resize
@@ -85,7 +85,8 @@ def test_a_checkpoint_converts_and_its_positions_are_resized():
   np.testing.assert_array_equal(
     qkv['kernel'].reshape(16, -1), state['stages.1.blocks.0.1.qkv.weight'].T
   )
-  larger = convert.adapt(converted, image_size=(64, 48)).variables['params']
+  opened = opening.OpenedWeights('mmvit_tiny', converted.overrides, converted.variables)
+  larger = fitting.refit(opened, overrides={'image_size': (64, 48)}).variables['params']
   assert larger['embedding_0']['positions'].shape == (1 + 16 * 12, 8)
   assert larger['embedding_1']['positions'].shape == (8 * 6, 8)
 

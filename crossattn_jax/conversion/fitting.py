@@ -1,0 +1,449 @@
+"""Weights as they were saved, onto the network that is wanted: what fits is kept, the rest is said.
+
+opened = opening.open_weights('small.pth', 'crossvit_small_240')
+module = registry.create_model('crossvit_small_240', num_classes=5)
+fitted = fit(opened, 'crossvit_small_240', module, template('crossvit_small_240', module))
+print('\n'.join(fitted.lines()))
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import re
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import numpy as np
+
+from crossattn_jax.conversion import convert, correspondence, opening
+from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.layers import resize
+from crossattn_jax.models import registry
+
+# The layers that end in classes.
+_CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(kernel|bias)')
+# Modules at the end of a network, which one use of it has and another has not.
+_END = re.compile(r'\w+/(backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?/')
+_HEAD, _DISTILLATION_HEAD = 'params/head/', 'params/head_distillation/'
+_POSITIONS = re.compile(r'params/embedding_(\d+)/(position_embedding|positions|rows|columns)')
+# Settings that do not change what trained weights mean.
+_FREE = re.compile(
+  r'num_(classes|channels)|(branch_)?image_sizes?|.*_rate|(param_)?dtype|remat|scan_blocks'
+  r'|implementation|backbone|options|name|parent|distillation|auxiliary|frozen_norm'
+  r'|freeze_text_encoder|unused_parameters|cross_zero_init|drop_convolutions'
+)
+# Modules of a line.
+_SHOWN = 3
+
+Arrays = dict[str, np.ndarray]
+# (path, how); see `Change`.
+Note = Callable[[str, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """What became of an array that was not taken as it is.
+
+  Attributes:
+    path: in the variables wanted, of a dropped array in those saved; collection first.
+    how: in words, such as 'resized from 14x14 to 24x24 patches'; the first one says what it is.
+  """
+
+  path: str
+  how: str
+
+  @property
+  def what(self) -> str:
+    """'fresh', 'dropped', 'resized', 'adapted', 'averaged', 'copied' or 'reordered'."""
+    return self.how.split()[0].rstrip(',')
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+  """Weights on the network that is wanted.
+
+  Attributes:
+    arrays: by path, collection first, in the dtypes wanted; without those that start fresh.
+    changes: of all that were not taken as they are.
+    origins: paths in the network that was saved, by those of `arrays` that were taken from it.
+    differences: settings in which the network that was saved computes something else.
+  """
+
+  arrays: Mapping[str, np.ndarray]
+  changes: tuple[Change, ...]
+  origins: Mapping[str, str]
+  differences: tuple[str, ...]
+
+  @property
+  def fresh(self) -> tuple[str, ...]:
+    """Paths of the arrays that the weights do not give."""
+    return tuple(change.path for change in self.changes if change.what == 'fresh')
+
+  def lines(self) -> list[str]:
+    """How much was taken as it is, and a line for the changes of each kind, for people."""
+    untouched = self.arrays.keys() - {change.path for change in self.changes}
+    total = len(self.arrays) + len(self.fresh)
+    lines = [f'{len(untouched)} of {total} arrays are taken as they are']
+    groups = collections.defaultdict(list)
+    for change in self.changes:
+      groups[change.how].append(change.path)
+    for how, paths in groups.items():
+      modules = list(dict.fromkeys(path.split('/', 1)[1].rpartition('/')[0] for path in paths))
+      if len(modules) > _SHOWN:
+        modules = list(dict.fromkeys(module.split('/')[0] for module in modules))
+      more = f' and {len(modules) - _SHOWN} more' if len(modules) > _SHOWN else ''
+      lines.append(f'{", ".join(modules[:_SHOWN])}{more}: {how}')
+    return lines + [f'another setting: {difference}' for difference in self.differences]
+
+
+def fit(
+  opened: opening.OpenedWeights,
+  name: str,
+  module: nn.Module,
+  wanted: Mapping[str, Any],
+  *,
+  fresh: Iterable[str] = (),
+  class_names: Sequence[str] = (),
+) -> Fitted:
+  """Puts the variables of the network as it was saved onto another use of it.
+
+  - Classifiers keep their weights where the number of classes is the same. Where both sides name
+    their classes, other names start fresh, and the same ones in another order take their rows.
+  - A network takes the weights of one of its parts, such as its backbone trained as a classifier,
+    and a part those of the whole; so does another network on the same backbone. What they do not
+    share starts fresh or is dropped.
+  - Without a distillation head, the head becomes the mean of both, as the results were; a
+    distillation head that was not saved starts as the head.
+  - Position embeddings and bias tables are resized, a class token's stays.
+  - Kernels on colours are summed for grey images, and for other numbers of channels repeated and
+    scaled, so that equal channels give the results of before (timm's rule).
+
+  Args:
+    opened: the weights.
+    name: of the network wanted.
+    module: that, built.
+    wanted: its variables, as nested dicts of anything with shapes and dtypes.
+    fresh: patterns, each of whole paths without the collection: what the weights have there is not
+      taken.
+    class_names: of the network wanted, in the order of its outputs; empty where they are not known.
+
+  Raises:
+    mapping.MappingError: anything else differs; the message has every name and both shapes.
+  """
+  wanted = traverse_util.flatten_dict(dict(wanted), sep='/')
+  source = registry.create_model(opened.name, **opened.overrides)
+  given = traverse_util.flatten_dict(dict(opened.variables), sep='/')
+  places, part = _place(given, wanted, source, module)
+  saved = {path: given[key] for key, path in places.items()}
+  changes: dict[str, Change] = {}
+
+  def note(path: str, how: str) -> None:
+    changes[path] = Change(path, how)
+
+  for path in [*wanted, *saved]:
+    if any(re.fullmatch(pattern, path.partition('/')[2]) for pattern in fresh):
+      saved.pop(path, None)
+      note(path, 'fresh, as asked for' if path in wanted else 'dropped, as asked for')
+  _join_distillation(saved, wanted, note)
+  _match_classes(saved, wanted, opened.class_names, class_names, note)
+  _resize_positions(saved, wanted, source, module, note)
+  _adapt_kernels(saved, wanted, _channels(source), _channels(module), note)
+  _resize_biases(saved, wanted, note)
+
+  problems = []
+  for path, leaf in wanted.items():
+    if path in saved and saved[path].shape != leaf.shape:
+      problems.append(f'{path}: {leaf.shape} is wanted, the weights have {saved[path].shape}')
+    elif path not in saved and path not in changes:
+      if (part and _top(path) != part) or _is_absent_end(path, saved):
+        note(path, 'fresh, the weights have none')
+      else:
+        problems.append(f'{path}: {leaf.shape} is wanted, the weights have nothing')
+  for path, array in saved.items():
+    if path not in wanted and path not in changes:
+      if _is_absent_end(path, wanted):
+        note(path, 'dropped, this network has none')
+      else:
+        problems.append(f'{path}: the weights have {array.shape}, nothing is wanted')
+  for path in given.keys() - places.keys():
+    note(path, 'dropped, this network has none')
+  if problems:
+    told = opened.told or opened.name
+    if opened.name != name:
+      told += f', which holds variables of {opened.name!r}, not of {name!r}'
+    raise mapping_lib.MappingError(
+      f'{told}: {len(problems)} arrays differ in more than classes, image size and channels. Build '
+      'the model as it was saved, or let arrays start fresh by config.weights_fresh:\n  '
+      + '\n  '.join(problems)
+    )
+  arrays = {
+    path: np.asarray(saved[path]).astype(leaf.dtype, copy=False)
+    for path, leaf in wanted.items()
+    if path in saved
+  }
+  target = getattr(module, part) if part and hasattr(module, part) else module
+  origins = {path: key for key, path in places.items() if path in arrays}
+  return Fitted(arrays, tuple(changes.values()), origins, tuple(_differences(source, target)))
+
+
+def _place(
+  given: Iterable[str], wanted: Iterable[str], source: nn.Module, module: nn.Module
+) -> tuple[dict[str, str], str]:
+  """Finds what two networks have in common.
+
+  Returns:
+    The paths in the network wanted by those in the one that was saved, without the modules that
+    only the latter has; and the top module that holds them in the network wanted, '' the whole.
+  """
+  backbones = [getattr(network, 'backbone', None) for network in (source, module)]
+  if type(source) is not type(module) and all(isinstance(x, nn.Module) for x in backbones):
+    # Other heads.
+    return {path: path for path in given if _top(path) == 'backbone'}, 'backbone'
+  candidates = [({path: path for path in given}, '')]
+  for part in dict.fromkeys(map(_top, wanted)):
+    candidates.append(({path: _inside(path, part) for path in given}, part))
+  for part in dict.fromkeys(map(_top, given)):
+    of_part = {_inside(path, part): path for path in wanted}
+    candidates.append(({p: of_part.get(p, p) for p in given if _top(p) == part}, ''))
+  wanted = set(wanted)
+  return max(
+    candidates, key=lambda candidate: sum(path in wanted for path in candidate[0].values())
+  )
+
+
+def _top(path: str) -> str:
+  """The top module of a path that begins with the collection."""
+  return path.split('/')[1]
+
+
+def _inside(path: str, part: str) -> str:
+  """The path of an array in a network of which its own network is a part."""
+  collection, _, rest = path.partition('/')
+  return f'{collection}/{part}/{rest}'
+
+
+def _is_absent_end(path: str, others: Iterable[str]) -> bool:
+  """Whether a path is of a module at the end of a network, of which the others have nothing."""
+  end = _END.match(path)
+  return end is not None and not any(other.startswith(end[0]) for other in others)
+
+
+def _join_distillation(saved: Arrays, wanted: Mapping[str, Any], note: Note) -> None:
+  """Makes one head of two, or two of one, with the same results."""
+  for leaf in ('kernel', 'bias'):
+    head, second = _HEAD + leaf, _DISTILLATION_HEAD + leaf
+    if head not in saved or head not in wanted or (second in saved) == (second in wanted):
+      continue
+    if second in wanted:
+      saved[second] = saved[head]
+      note(second, 'copied from head: the weights have no distillation head')
+    else:
+      saved[head] = (saved[head] + saved.pop(second)) / 2
+      note(head, 'averaged with head_distillation, as the results were: this network has one head')
+
+
+def _match_classes(
+  saved: Arrays,
+  wanted: Mapping[str, Any],
+  names: Sequence[str],
+  class_names: Sequence[str],
+  note: Note,
+) -> None:
+  """Takes away classifiers of other classes, and puts rows into the order wanted."""
+  for path in [path for path in wanted if path in saved and _CLASSIFIER.fullmatch(path)]:
+    here, there = wanted[path].shape, saved[path].shape
+    named = len(names) == len(class_names) == here[-1] and tuple(names) != tuple(class_names)
+    if here[:-1] == there[:-1] and here != there:
+      why = f'{there[-1]} classes in the weights, {here[-1]} here'
+    elif here == there and named and set(names) != set(class_names):
+      other = [name for name in class_names if name not in names]
+      more = f' and {len(other) - _SHOWN} more' if len(other) > _SHOWN else ''
+      why = f'other classes here: {", ".join(other[:_SHOWN])}{more}'
+    elif here == there and named:
+      saved[path] = saved[path][..., [names.index(name) for name in class_names]]
+      note(path, 'reordered, the same classes in another order')
+      continue
+    else:
+      continue
+    del saved[path]
+    note(path, f'fresh, {why}')
+
+
+def _resize_positions(
+  saved: Arrays, wanted: Mapping[str, Any], source: nn.Module, module: nn.Module, note: Note
+) -> None:
+  """Resizes learnt positions to other grids of patches, and separates joint ones."""
+  for path in [path for path in saved if _POSITIONS.fullmatch(path)]:
+    folder, _, leaf = path.rpartition('/')
+    index = int(_POSITIONS.fullmatch(path)[1])
+    grid, new_grid = source.grids()[index], module.grids()[index]
+    if path in wanted and saved[path].shape != wanted[path].shape:
+      if leaf in ('rows', 'columns'):
+        axis = ('rows', 'columns').index(leaf)
+        line = resize.resize(saved[path][:, None], (new_grid[axis], 1), 'bilinear')
+        saved[path] = np.asarray(line[:, 0])
+      else:
+        saved[path] = np.asarray(resize.resize_position_embedding(saved[path], grid, new_grid))
+      shapes = ('x'.join(map(str, each)) for each in (grid, new_grid))
+      note(path, 'resized from {} to {} patches'.format(*shapes))
+    elif path not in wanted and f'{folder}/rows' in wanted:
+      table = np.asarray(resize.resize_position_embedding(saved.pop(path), grid, new_grid))
+      extra = len(table) - new_grid[0] * new_grid[1]
+      places = table[extra:].reshape(*new_grid, -1)
+      parts = {
+        'rows': places.mean(axis=1),
+        'columns': places.mean(axis=0) - places.mean(axis=(0, 1)),
+        'class_position': table[:1],
+      }
+      for name, part in parts.items():
+        if f'{folder}/{name}' in wanted:
+          saved[f'{folder}/{name}'] = part
+          note(f'{folder}/{name}', 'adapted, joint positions as sums of rows and columns')
+
+
+def _channels(network: nn.Module) -> int | None:
+  """Of a network's images."""
+  backbone = getattr(network, 'backbone', None)
+  return getattr(backbone if isinstance(backbone, nn.Module) else network, 'num_channels', None)
+
+
+def _adapt_kernels(
+  saved: Arrays, wanted: Mapping[str, Any], there: int | None, here: int | None, note: Note
+) -> None:
+  """Makes convolutions of images with `there` channels take images with `here`."""
+  if there == here:
+    return
+  for path in [path for path in wanted if path in saved and path.endswith('/kernel')]:
+    kernel, shape = saved[path], wanted[path].shape
+    if kernel.ndim != 4 or kernel.shape[-2] != there or shape[-2] != here:
+      continue
+    if here == 1:
+      saved[path] = kernel.sum(axis=-2, keepdims=True)
+      note(path, f'adapted, summed over {there} channels')
+    else:
+      repeated = np.take(kernel, np.arange(here) % there, axis=-2)
+      saved[path] = repeated * (there / here)
+      note(path, f'adapted, {there} channels repeated and scaled for {here}')
+
+
+def _resize_biases(saved: Arrays, wanted: Mapping[str, Any], note: Note) -> None:
+  """Resizes tables of relative position biases `[heads, offsets, offsets]` to other windows."""
+  for path in [path for path in wanted if path in saved]:
+    there, here = saved[path].shape, wanted[path].shape
+    if path.endswith('/relative_position_bias') and there != here and there[0] == here[0]:
+      table = np.moveaxis(saved[path], 0, -1)
+      saved[path] = np.moveaxis(np.asarray(resize.resize(table, here[1:])), -1, 0)
+      note(path, f'resized from {there[1]} to {here[1]} offsets a side')
+
+
+def _differences(source: nn.Module, target: nn.Module) -> list[str]:
+  """Settings in which two networks of one kind compute something else with equal weights."""
+  if type(source) is not type(target):
+    return []
+  owners = [getattr(network, 'options', network) for network in (source, target)]
+  differences = []
+  for field in dataclasses.fields(owners[0]):
+    there, here = (getattr(owner, field.name) for owner in owners)
+    if there != here and not _FREE.fullmatch(field.name):
+      differences.append(f'{field.name}={there!r} in the weights, {here!r} here')
+  backbones = [getattr(network, 'backbone', None) for network in (source, target)]
+  if all(isinstance(backbone, nn.Module) for backbone in backbones):
+    differences += _differences(*backbones)
+  return differences
+
+
+def inherit(
+  opened: opening.OpenedWeights, name: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Fields of the model `name`: those given, and where they are missing or None those saved.
+
+  The number of classes of another network is its own.
+  """
+  known = registry.model_config(name)
+  saved = {field: value for field, value in opened.overrides.items() if field in known}
+  if opened.name != name:
+    saved.pop('num_classes', None)
+  return saved | {field: value for field, value in overrides.items() if value is not None}
+
+
+def refit(
+  opened: opening.OpenedWeights,
+  name: str | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  *,
+  fresh: Iterable[str] = (),
+  seed: int = 0,
+) -> opening.OpenedWeights:
+  """Weights of a model built otherwise, complete: `fit`, and what starts fresh initialised.
+
+  Args:
+    opened: the weights.
+    name: of the model wanted; that of the weights by default.
+    overrides: of `create_model`; where they say nothing the model is as it was saved.
+    fresh: as in `fit`.
+    seed: of the initialisation.
+
+  Returns:
+    The weights, their report with a line for every array that was changed.
+
+  Raises:
+    mapping.MappingError: as in `fit`.
+  """
+  name = opened.name if name is None else name
+  overrides = inherit(opened, name, overrides or {})
+  module = registry.create_model(name, **overrides)
+  fitted = fit(opened, name, module, template(name, module), fresh=fresh)
+  arrays = {**fitted.arrays, **initialise(name, module, fitted.fresh, seed)}
+  report = {line.flax_path or line.torch_key: line for line in opened.report}
+  lines = {}
+  for path, array in arrays.items():
+    line = report.pop(fitted.origins.get(path), convert.Line('', (), path, (), 'as it was'))
+    lines[path] = dataclasses.replace(line, flax_path=path, flax_shape=array.shape)
+  for change in fitted.changes:
+    if change.path in lines:
+      lines[change.path] = dataclasses.replace(lines[change.path], action=change.how)
+    elif change.path in report:
+      line = report.pop(change.path)
+      lines[change.path] = dataclasses.replace(line, flax_path='', flax_shape=(), action=change.how)
+  return dataclasses.replace(
+    opened,
+    name=name,
+    overrides=overrides,
+    variables=traverse_util.unflatten_dict(arrays, sep='/'),
+    report=(*lines.values(), *report.values()),
+  )
+
+
+def template(name: str, module: nn.Module) -> dict[str, Any]:
+  """The shapes and dtypes of the variables of the registered model `name`, built as `module`."""
+  call, inputs = _trial(name, module)
+  return correspondence.model_template(module, call, inputs)
+
+
+def initialise(
+  name: str, module: nn.Module, paths: Sequence[str], seed: int = 0
+) -> dict[str, np.ndarray]:
+  """Initial values of the variables at the paths, collection first."""
+  call, inputs = _trial(name, module)
+
+  # Compiled, the initialisation of everything else is never computed.
+  @jax.jit
+  def initial(inputs):
+    variables = module.init(jax.random.key(seed), inputs, method=call)
+    flat = traverse_util.flatten_dict(dict(variables), sep='/')
+    return {path: flat[path] for path in paths}
+
+  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in inputs.items()}
+  return jax.tree.map(np.asarray, initial(zeros))
+
+
+def _trial(name: str, module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
+  """A call of the model that makes its variables, and the shapes of its inputs."""
+  try:
+    described = correspondence.describe_model(name, module)
+  except correspondence.NoCorrespondence:
+    shape = (1, *module.image_size, _channels(module))
+    return lambda model, inputs: model(**inputs), {'image': jax.ShapeDtypeStruct(shape, np.float32)}
+  return described.call, dict(described.inputs)
