@@ -21,6 +21,9 @@ from configs import crossformer_imagenet, recipes
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
 
+# With settings of their own for it.
+SYSTEMS = ('biformer', 'crossformer', 'swiftformer')
+
 _BIFORMER_DROP_PATH_RATES = {
   'semantic_fpn': {'biformer_small': 0.15, 'biformer_base': 0.3},
   'upernet': {'biformer_small': 0.3, 'biformer_base': 0.4},

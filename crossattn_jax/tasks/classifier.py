@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import config_errors
-from crossattn_jax.data import pipeline
+from crossattn_jax.data import pipeline, sources
 from crossattn_jax.data.classification import imagenet
 from crossattn_jax.tasks import base, predictor
 
@@ -45,6 +45,7 @@ def complete_config(
   if model.get('num_classes') is None:
     with config.unlocked():
       model.num_classes = len(dataset.class_names)
+    notes.append(f'{len(dataset.class_names)} classes: {sources.shown(dataset.class_names)}')
   return notes
 
 

@@ -51,6 +51,19 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   # Weights to start from or to evaluate: a workdir, or a file that
   # `python -m crossattn_jax.parity convert` wrote.
   config.weights = config_dict.placeholder(str)
+  # What takes the place of `schedule.learning_rate` and of the length of the run where those are
+  # None: by whether the run starts from `weights`.
+  for start in ('from_weights', 'from_scratch'):
+    config[start] = ml_collections.ConfigDict(
+      {
+        'learning_rate': config_dict.placeholder(float),
+        'num_epochs': config_dict.placeholder(float),
+      }
+    )
+  # Whether a batch that is too large for the data or does not split over the devices, and a warm-up
+  # longer than the run, are made to fit, which is said, instead of refused. Of few examples the
+  # batch is then an eighth, but at least 8.
+  config.fit_to_data = False
   config.model = ml_collections.ConfigDict({'name': config_dict.placeholder(str)})
   config.update(tasks.default_config(task))
   config.optimizer = optimizers.default_config()
@@ -129,6 +142,27 @@ def _add_model_fields(default: ml_collections.ConfigDict, config: Any) -> None:
       _add_model_fields(value, entry)
 
 
+def complete_start(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets learning rate and length of the run, where they are None, by how the run starts.
+
+  Returns:
+    What was chosen, for the person at the terminal.
+  """
+  start, chosen = _start(config), []
+  if config.schedule.learning_rate is None and start.learning_rate is not None:
+    config.schedule.learning_rate = start.learning_rate
+    chosen.append(f'schedule.learning_rate={start.learning_rate:g}')
+  if config.num_epochs is None and config.num_steps is None and start.num_epochs is not None:
+    config.num_epochs = start.num_epochs
+    chosen.append(f'num_epochs={start.num_epochs:g}')
+  where = 'from scratch' if config.weights is None else f'from {config.weights}'
+  return [f'starting {where}: {", ".join(chosen)}'] if chosen else []
+
+
+def _start(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  return config.from_scratch if config.weights is None else config.from_weights
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Refuses a config that cannot be run.
 
@@ -155,8 +189,10 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 def value_problems(config: ml_collections.ConfigDict) -> Iterator[ConfigError]:
   """Why a config with the right keys cannot be run: an error for each value."""
   values, defaults = flat(config), flat(default_config())
-  if config.num_epochs is None and config.num_steps is None:
+  if config.num_epochs is None and config.num_steps is None and _start(config).num_epochs is None:
     yield ConfigError('set config.num_epochs or config.num_steps')
+  if config.schedule.learning_rate is None and _start(config).learning_rate is None:
+    yield ConfigError('set config.schedule.learning_rate')
   for key in _POSITIVE:
     value = values[key]
     if value is not None and value <= 0:

@@ -118,6 +118,7 @@ def setup(
     ConfigError: the config cannot be run.
   """
   config_lib.validate(config)
+  config_lib.complete_start(config)
   mesh = parallel.create_mesh(**config.mesh) if mesh is None else mesh
   check_batch_sizes(config, mesh)
   task = tasks.create_task(config)

@@ -76,7 +76,7 @@ def train(
 
 def _complete(config: ml_collections.ConfigDict) -> None:
   """Fills in what only the data can say, and says what was chosen."""
-  for note in tasks.complete_config(config):
+  for note in config_lib.complete_start(config) + tasks.complete_config(config):
     _say(note)
 
 

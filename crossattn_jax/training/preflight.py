@@ -21,6 +21,16 @@ _T = TypeVar('_T')
 
 # Of the metrics in a message.
 _SHOWN = 12
+# Changes that `config.fit_to_data` makes.
+_FITTED = {
+  'batch_size',
+  'evaluation.batch_size',
+  'schedule.warmup_epochs',
+  'schedule.warmup_steps',
+}
+# An epoch of few examples is so many steps, unless batches would be smaller than the least.
+_FITTED_STEPS = 8
+_LEAST_FITTED_BATCH = 8
 
 
 class SeveralProblems(config_errors.ConfigError):
@@ -58,13 +68,15 @@ def setup(
     raise checks.error()
   for problem in config_lib.value_problems(checks.config):
     checks.record(problem)
+  notes = config_lib.complete_start(checks.config)
   if not _has_length(checks.config):
     checks.config.num_steps = 10**6  # For the checks that follow.
   if mesh is None:
     mesh = checks.run(lambda config: parallel.create_mesh(**config.mesh))
   if mesh is not None:
     checks.run(experiment_lib.check_batch_sizes, mesh)
-  notes = checks.run(tasks.complete_config) if with_data else None
+  if with_data:
+    notes += checks.run(tasks.complete_config) or []
   if workdir is not None:
     checks.run(config_lib.refuse_other_classes, workdir)
   steps_per_epoch, experiment = None, None
@@ -85,7 +97,7 @@ def setup(
     raise checks.error()
   with config.unlocked():
     config.update(checks.config)
-  for note in notes or ():
+  for note in notes + checks.fitted:
     say(note)
   _warn_of_image_size(experiment)
   return experiment
@@ -97,11 +109,13 @@ class _Checks:
   Attributes:
     config: that is checked: with all changes that solve what was found up to now.
     problems: errors, each with the changes that solve it; none where only a person can say.
+    fitted: what `config.fit_to_data` solved instead, in words.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config.copy_and_resolve_references()
     self.problems: list[tuple[Exception, dict[str, Any]]] = []
+    self.fitted: list[str] = []
     self._task: tasks.Task | None = None
 
   def run(self, check: Callable[..., _T], *args: Any) -> _T | None:
@@ -128,7 +142,11 @@ class _Checks:
     if str(error) in [str(problem) for problem, _ in self.problems]:
       return False
     changes = _solution(error, self.config)
-    self.problems.append((error, changes))
+    if self.config.fit_to_data and changes and changes.keys() <= _FITTED:
+      fitting = ', '.join(f'{key}={value}' for key, value in changes.items())
+      self.fitted.append(f'fitted: {fitting}, since {error}')
+    else:
+      self.problems.append((error, changes))
     if changes:
       with self.config.ignore_type():
         self.config.update_from_flattened_dict(changes)
@@ -209,11 +227,13 @@ def _check_first_example(task: tasks.Task, key: str) -> bool:
 def _steps_per_epoch(task: tasks.Task, mesh: Mesh | None) -> int:
   """Steps of an epoch, which has at least one whole batch."""
   config = task.config
-  length = task.examples(config.dataset.train_split).epoch_length
-  if config.batch_size > length:
+  length = largest = task.examples(config.dataset.train_split).epoch_length
+  if config.fit_to_data:
+    largest = min(length, max(length // _FITTED_STEPS, _LEAST_FITTED_BATCH))
+  if config.batch_size > largest:
     shards = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
     multiple = shards * config.accumulation_steps
-    fitting = length // multiple * multiple
+    fitting = largest // multiple * multiple
     raise config_errors.ConfigError(
       f'config.batch_size={config.batch_size}, but an epoch of {config.dataset.name!r}, split '
       f'{config.dataset.train_split!r}, has {length} examples; '

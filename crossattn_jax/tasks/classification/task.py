@@ -54,8 +54,20 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
-  """Takes classes and splits from the data set; see `tasks.complete_config`."""
-  return classifier.complete_config(config, data.Examples)
+  """Takes classes and splits from the data set; see `tasks.complete_config`.
+
+  The model takes as many channels as images have, where the config leaves that to it.
+  """
+  notes = classifier.complete_config(config, data.Examples)
+  model, channels = config.model, len(config.dataset.mean)
+  if (
+    model.get('num_channels', channels) is None
+    and models.create_model(**model).num_channels != channels
+  ):
+    model.num_channels = channels
+    colors = {1: 'grey', 3: 'RGB'}.get(channels)
+    notes.append(f'the model takes {colors} images, as dataset.mean says')
+  return notes
 
 
 def upgrade_config(config: dict[str, Any]) -> None:
