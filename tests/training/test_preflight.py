@@ -218,7 +218,7 @@ def test_batch_and_warm_up_are_fitted_to_few_examples_where_that_is_asked_for(ti
   preflight.setup(tiny_config, mesh, say=said.append)
   # An eighth of the images.
   assert (tiny_config.batch_size, tiny_config.schedule.warmup_steps) == (11, 1)
-  batch, warm_up = said
+  _, batch, warm_up = said
   assert batch.startswith('fitted: batch_size=11, since config.batch_size=5000, but an epoch of ')
   assert 'has 90 examples' in batch
   assert warm_up.startswith(
