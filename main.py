@@ -112,7 +112,7 @@ def _read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     raise config_lib.ConfigError(_START)
   if _MODE.value == 'eval':
     # There it is clear which split is meant.
-    arguments = [re.sub(r'(config\.dataset)\.split=', r'\1.eval_split=', arg) for arg in arguments]
+    arguments = [re.sub(r'^(--?config\.dataset)\.split\b', r'\1.eval_split', x) for x in arguments]
   command_line.override(config, arguments)
   config_lib.expand_user(config)
   if _USE.value is not None:
@@ -159,10 +159,10 @@ def run(overrides: Sequence[str]) -> None:
   if _MODE.value == 'train':
     loop.train(config, _path(_required(_WORKDIR)))
   elif _MODE.value == 'eval':
-    metrics, count = loop.evaluate_and_count(config, workdir)
+    metrics = loop.evaluate(config, workdir)
     if jax.process_index() == 0:
       rich.print(metric_writers.summary_table(metrics))
-      print(f'{count} examples of {config.dataset.name!r}, split {config.dataset.eval_split!r}')
+      print(f'split {config.dataset.eval_split!r} of {config.dataset.name!r}')
       print(json.dumps(metrics))
   elif _MODE.value == 'export':
     in_workdir = _OUTPUT.value is None and workdir is not None

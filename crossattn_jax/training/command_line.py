@@ -105,18 +105,22 @@ def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> Non
   known = config_lib.flat(config)
   default = config_lib.flat(config_lib.complete_default(config))
   given: list[str] = []
+  problems = []
   for argument in arguments:
     match = _OVERRIDE.match(argument)
     key = match['key'] if match else None
     if key and key not in known:
-      raise config_lib.ConfigError(suggestions.unknown_key_message(key, known))
-    if key and argument.endswith(f'{key}=None'):
+      problems.append(suggestions.unknown_key_message(key, known))
+    elif key and argument.endswith(f'{key}=None'):
       if default.get(key) is not None:
-        raise config_lib.ConfigError(f'config.{key} cannot be None; it is {known[key]!r}')
+        problems.append(f'config.{key} cannot be None; it is {known[key]!r}')
+        continue
       config.update_from_flattened_dict({key: None})
       given = [other for other in given if other.partition('=')[0] != argument.partition('=')[0]]
     else:
       given.append(argument)
+  if problems:
+    raise config_lib.ConfigError('\n'.join(problems))
   values = flags.FlagValues()
   values.set_gnu_getopt()
   try:

@@ -1,6 +1,7 @@
 """The config of an experiment: every key, its default, and what refuses the others."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import difflib
 import json
 import os
@@ -330,12 +331,12 @@ def _fill_in(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> None:
 def _no_run(folder: epath.Path) -> str:
   """Why a folder is not the workdir of a run, and which one beside it is."""
   problem = 'its folder is not the workdir of a run' if folder.exists() else 'nor does its folder'
-  runs = []
-  if folder.parent.is_dir():
-    runs = [path.name for path in folder.parent.iterdir() if (path / 'config.json').exists()]
-  near = difflib.get_close_matches(folder.name, runs, n=1)
-  hint = f'did you mean {folder.parent / near[0]}?' if near else 'give --config otherwise'
-  return f'{problem}; {hint}'
+  with contextlib.suppress(OSError):  # A folder that may not be read holds no hint.
+    beside = [path.name for path in folder.parent.iterdir()]
+    for name in difflib.get_close_matches(folder.name, beside):
+      if (folder.parent / name / 'config.json').exists():
+        return f'{problem}; did you mean {folder.parent / name}?'
+  return f'{problem}; give --config otherwise'
 
 
 def _tuples(value: Any) -> Any:

@@ -90,13 +90,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   Returns:
     The task's metrics.
   """
-  return evaluate_and_count(config, workdir)[0]
-
-
-def evaluate_and_count(
-  config: ml_collections.ConfigDict, workdir: epath.Path | None
-) -> tuple[dict[str, float], int]:
-  """The metrics of `evaluate`, and of how many examples they are."""
   config_lib.validate(config)
   config_lib.take_classes(config, workdir)
   _complete(config)
@@ -105,7 +98,7 @@ def evaluate_and_count(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   with jax.set_mesh(experiment.mesh):
-    return _evaluate_and_count(experiment, load_variables(experiment, workdir))
+    return run_evaluation(experiment, load_variables(experiment, workdir))
 
 
 def predict(
@@ -161,12 +154,6 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
   Raises:
     ValueError: no example can be read.
   """
-  return _evaluate_and_count(experiment, variables)[0]
-
-
-def _evaluate_and_count(
-  experiment: experiment_lib.Experiment, variables: Any
-) -> tuple[dict[str, float], int]:
   block, num_blocks = parallel.process_block(experiment.mesh)
   batch_size = experiment_lib.eval_batch_size(experiment.config)
   iterator = iter(experiment.task.eval_data(batch_size, block, num_blocks))
@@ -188,7 +175,7 @@ def _evaluate_and_count(
     )
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   joined = experiment.task.evaluate_examples(variables, joined)
-  return experiment.task.metrics(tasks.Evaluation(total, joined)), count
+  return experiment.task.metrics(tasks.Evaluation(total, joined))
 
 
 def _exact(value: np.ndarray) -> np.ndarray:
