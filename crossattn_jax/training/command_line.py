@@ -86,9 +86,9 @@ def _in_one_line(path: pathlib.Path, context: str | None = None) -> Iterator[Non
       keys = config_lib.flat(config_lib.default_config())
       hint = f'did you mean {near[1]!r}?' if near else suggestions.suggestion(unknown[1], keys)
       message = '; '.join(filter(None, (f'unknown config key {unknown[1]!r}', hint)))
-    if context and not isinstance(error, ValueError):
-      message += f'; {context}'
-    raise config_lib.ConfigError(f'{path}:{line}: {type(error).__name__}: {message}') from error
+    if not isinstance(error, ValueError):  # Which says by itself what is wrong.
+      message = '; '.join(filter(None, (f'{type(error).__name__}: {message}', context)))
+    raise config_lib.ConfigError(f'{path}:{line}: {message}') from error
 
 
 def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> None:

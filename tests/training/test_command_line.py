@@ -67,7 +67,7 @@ def test_the_config_of_a_run_is_a_file_too():
     ('configs/crossvit_digits.py:tiny', "takes no argument: leave out ':tiny'"),
     (
       'configs/crossvit_imagenet.py:crosvit_small_240',
-      "ValueError: unknown model 'crosvit_small_240'; did you mean 'crossvit_small_240'?",
+      "imagenet.py:24: unknown model 'crosvit_small_240'; did you mean 'crossvit_small_240'?",
     ),
     (
       'configs/biformer_imagenet.py:crossvit_small_240',
@@ -188,6 +188,16 @@ def test_a_wrong_override_is_refused_in_one_line(config, argument, message):
     overridden(argument, config=config)
   assert message in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_all_unknown_keys_are_named_at_once():
+  with pytest.raises(config_lib.ConfigError) as error:
+    overridden('lr=3', 'batch_size=3', 'epochs=5', 'seed=None')
+  assert [line.partition(';')[0] for line in str(error.value).splitlines()] == [
+    'unknown config key config.lr',
+    'unknown config key config.epochs',
+    'config.seed cannot be None',
+  ]
 
 
 def test_a_word_that_is_no_flag_is_refused():
