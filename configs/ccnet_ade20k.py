@@ -20,7 +20,7 @@ from crossattn_jax import models
 def get_config(model: str = 'ccnet_resnet101') -> ml_collections.ConfigDict:
   """Returns the experiment of a `ccnet_*`, `pspnet_*` or `deeplabv3_*`."""
   config = recipes.ccnet()
-  config.model = models.model_config(model, num_classes=150, dtype='bfloat16')
+  config.model = models.model_config(model, dtype='bfloat16')
   recipes.ade20k(config)
   config.dataset.image_size = (513, 513)
   config.task.evaluation.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

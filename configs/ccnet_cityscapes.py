@@ -10,9 +10,8 @@ of the authors' code report PSPNet at 78.0 to 78.5.
 
 The weights to start from are the backbone's of ImageNet; docs/segmentation.md says how to convert
 them. The data set is TFDS's `cityscapes`, or the released folders
-(--config.dataset.name=cityscapes_folder --config.dataset.data_dir=DIR
---config.dataset.eval_split=val). The category consistent loss of the journal version is
---config.model.embedding=16 --config.task.consistency_weight=1.
+(--config.dataset.name=cityscapes_folder --config.dataset.data_dir=DIR). The category consistent
+loss of the journal version is --config.model.embedding=16 --config.task.consistency_weight=1.
 """
 
 import ml_collections
@@ -24,7 +23,7 @@ from crossattn_jax import models
 def get_config(model: str = 'ccnet_resnet101') -> ml_collections.ConfigDict:
   """Returns the experiment of a `ccnet_*`, `pspnet_*` or `deeplabv3_*`."""
   config = recipes.ccnet()
-  config.model = models.model_config(model, num_classes=19, dtype='bfloat16')
+  config.model = models.model_config(model, dtype='bfloat16')
   config.dataset.name = 'cityscapes'
   config.dataset.image_size = (769, 769)
   config.task.loss = 'ohem'

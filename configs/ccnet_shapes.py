@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
   # The attention sees 25 x 25 pixels.
   config.model = models.model_config(
     'ccnet_resnet50',
-    num_classes=7,
     image_size=(97, 97),
     depths=(1, 1, 1, 1),
     widths=(16, 24, 32, 32),

@@ -94,6 +94,7 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   """
   config = config_lib.default_config('segmentation')
   config.dataset.name = 'shape_scenes/64'
+  config.dataset.train_split = config.dataset.eval_split = None
   config.dataset.image_size = (side, side)
   config.dataset.cache = True
   # Scenes differ enough: in a few epochs, other scales than one cost accuracy.
@@ -124,6 +125,7 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
 def ccnet() -> ml_collections.ConfigDict:
   """What CCNet's training script has for every data set: colours, scales, SGD, poly schedule."""
   config = config_lib.default_config('segmentation')
+  config.dataset.train_split = config.dataset.eval_split = None
   config.dataset.channels = 'bgr'
   config.dataset.mean = (104.00698793, 116.66876762, 122.67891434)
   config.dataset.std = (1.0, 1.0, 1.0)
@@ -147,8 +149,7 @@ def ade20k(config: ml_collections.ConfigDict) -> None:
     config: a segmentation experiment, changed in place.
   """
   config.dataset.name = 'ade20k_folder'
-  config.dataset.train_split = 'training'
-  config.dataset.eval_split = 'validation'
+  config.dataset.train_split = config.dataset.eval_split = None
   config.dataset.augmentation.resize = 'ratio'
   config.dataset.augmentation.base_size = (2048, 512)
   config.dataset.augmentation.ratio = (0.5, 2.0)

@@ -36,7 +36,7 @@ def get_config(network: str = 'biformer_small+semantic_fpn') -> ml_collections.C
   if head not in _BIFORMER_DROP_PATH_RATES:
     raise ValueError(f"{network!r} must be BACKBONE+HEAD, such as '{model}+upernet'")
   config = config_lib.default_config('segmentation')
-  config.model = models.model_config(network, num_classes=150, dtype='bfloat16')
+  config.model = models.model_config(network, dtype='bfloat16')
   recipes.ade20k(config)
   config.dataset.image_size = (512, 512)
   config.dataset.evaluation.stretch_to = 32

@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
   # Maps of 24 x 24, 12 x 12, 6 x 6 and 3 x 3.
   config.model = models.model_config(
     'resnet50_deep_stem+semantic_fpn',
-    num_classes=7,
     image_size=(96, 96),
     depths=(1, 1, 1, 1),
     widths=(16, 32, 48, 64),

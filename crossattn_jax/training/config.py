@@ -284,6 +284,10 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
   return config
 
 
+# Keys of `config.dataset` that say which classes a run has, and how files and pictures show them.
+_CLASSES = ('class_names', 'palette', 'class_values')
+
+
 def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
   """Takes the classes that a config leaves open from the run in a workdir, where it has them.
 
@@ -295,7 +299,7 @@ def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) 
   run = load(path)
   names = run.dataset.get('class_names')
   if names and not config.dataset.get('class_names'):
-    config.dataset.class_names = names
+    config.dataset.update({key: run.dataset[key] for key in _CLASSES if key in run.dataset})
     if config.model.get('num_classes') is None:
       with config.unlocked():
         config.model.num_classes = run.model.num_classes

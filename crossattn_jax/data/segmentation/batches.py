@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import io
 import os
 from typing import Any
 
@@ -11,7 +10,13 @@ import numpy as np
 from PIL import Image
 
 from crossattn_jax.data import image_ops, pipeline
-from crossattn_jax.data.segmentation import augmentation, photometric, sources, taxonomies
+from crossattn_jax.data.segmentation import (
+  augmentation,
+  label_maps,
+  photometric,
+  sources,
+  taxonomies,
+)
 
 IGNORE_LABEL = taxonomies.IGNORE_LABEL
 
@@ -29,10 +34,17 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # See `sources.create_source`.
   config.name = 'cityscapes'
-  # Folder of TFDS datasets (TFDS's own default if None), or the folder as it was released.
+  # Folder of TFDS datasets (TFDS's own default if None), or that of the images.
   config.data_dir = ml_collections.config_dict.placeholder(str)
+  # None: as the data set calls them; see `sources.complete_splits`.
   config.train_split = 'train'
   config.eval_split = 'validation'
+  # Names of the classes, a colour (red, green, blue) of each, and the value of each in label maps.
+  # They are the data set's, which `complete_config` fills in, so that a run keeps them. Files of a
+  # data set are mapped to them by name.
+  config.class_names = ()
+  config.palette = ()
+  config.class_values = ()
   # (height, width) of the training crops.
   config.image_size = (769, 769)
   # Order of the colours: 'rgb' or 'bgr'.
@@ -207,8 +219,9 @@ class Examples(pipeline.Examples):
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
     options = config.augmentation
-    self._decoding = image_ops.decoding_of(config, photos=False)
-    self._taxonomy = taxonomies.find_taxonomy(config.name)
+    photos = config.name == taxonomies.SEGMENTATION_FOLDER
+    self._decoding = image_ops.decoding_of(config, photos)
+    self._taxonomy = sources.find_taxonomy(config)
     self._crop = tuple(config.image_size)
     # Of the pixels beyond the image, in RGB: 0 after normalisation.
     self._padding = _reordered(np.asarray(config.mean, np.float32), config)
@@ -264,6 +277,11 @@ class Examples(pipeline.Examples):
     """Opens a split."""
     return sources.create_source(config.name, split, config.data_dir)
 
+  @staticmethod
+  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+    """Sets the splits that the config leaves open; says which."""
+    return sources.complete_splits(config)
+
   def buckets(self) -> list[_Bucket]:
     """Shapes that hold each example."""
     where = self.config.name, self.split, self.config.data_dir
@@ -281,20 +299,30 @@ class Examples(pipeline.Examples):
     image = np.asarray(image_ops.decode(example['image'], 3, **self._decoding))
     name = f'label map {example["label_key"]!r}'
     try:
-      label = self._taxonomy.to_classes(decode_labels(example['label'], self._taxonomy.holds))
+      label = self._taxonomy.to_classes(label_maps.decode(example['label'], self._taxonomy.holds))
     except pipeline.UnreadableError as error:
       raise pipeline.UnreadableError(f'{name}: {error}') from error
     except ValueError as error:
-      raise ValueError(
-        f'{name} of {self._described()} {error}; correct it, or say what it means: see "Your own '
-        'images" in docs/segmentation.md'
-      ) from error
+      raise ValueError(f'{name} of {self._described()} {error}; {self._advice}') from error
     if label.shape != image.shape[:2]:
+      turned = '; dataset.decoding.upright says whether images are turned as their EXIF data says'
       raise pipeline.UnreadableError(
         f'{name} has {label.shape[0]} x {label.shape[1]} pixels, the image '
-        f'{image.shape[0]} x {image.shape[1]}'
+        f'{image.shape[0]} x {image.shape[1]}{turned if label.shape == image.shape[1::-1] else ""}'
       )
     return image, label
+
+  @property
+  def _advice(self) -> str:
+    if self.config.name == taxonomies.SEGMENTATION_FOLDER:
+      return (
+        'give each value a row in classes.csv: VALUE,NAME, or VALUE, without a name where its '
+        'pixels are not to count; leave out the column of values where masks hold colours'
+      )
+    return (
+      f'correct it, or read masks of your own by dataset.name={taxonomies.SEGMENTATION_FOLDER!r} '
+      'and a classes.csv that says what values mean'
+    )
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Scales, crops, mirrors and normalises an image and its label map."""
@@ -353,31 +381,3 @@ class Examples(pipeline.Examples):
       'label': _padded(label.astype(np.int32), bucket.label, IGNORE_LABEL),
       'label_size': np.array(label.shape, np.int32),
     }
-
-
-def decode_labels(data: bytes, holds: str) -> np.ndarray:
-  """Decodes a label map to labels as `taxonomies.Taxonomy` counts them, `[height, width]`.
-
-  Args:
-    data: an encoded image.
-    holds: see `taxonomies.Taxonomy`.
-
-  Raises:
-    UnreadableError: the bytes are damaged or no image.
-    ValueError: colours, where labels are expected.
-  """
-  try:
-    image = Image.open(io.BytesIO(data))
-    labels = np.asarray(image.convert('RGB') if holds == 'color' else image)
-  except image_ops.DECODING_ERRORS as error:
-    raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
-  if holds == 'color':
-    return labels.astype(np.int32) @ (1 << 16, 1 << 8, 1)
-  if labels.ndim == 3:
-    # Beside two or four bands the last one is the opacity.
-    bands = labels[..., : labels.shape[-1] - 1 + labels.shape[-1] % 2]
-    if holds == 'label' and (bands != bands[..., :1]).any():
-      raise ValueError(f'holds colours (mode {image.mode}), not one label per pixel')
-    labels = labels[..., 0]
-  # Of one bit, Pillow makes booleans.
-  return labels.astype(np.uint8) if labels.dtype == bool else labels

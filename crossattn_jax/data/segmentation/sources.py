@@ -5,8 +5,11 @@ import os
 import pathlib
 from typing import Protocol, TypedDict
 
-from crossattn_jax.data import image_ops, sources
+import ml_collections
+
+from crossattn_jax.data import image_ops, sources, splits
 from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.segmentation import class_tables, folders, taxonomies
 
 
 class Example(TypedDict):
@@ -23,6 +26,14 @@ _TFDS = {
   'cityscapes': ('image_left', 'segmentation_label', 'image_id'),
   'scene_parse150': ('image', 'annotation', None),
   'shape_scenes': ('image', 'segmentation_label', 'id'),
+}
+# Names of the splits for training and for evaluation.
+_SPLITS = {
+  'cityscapes': ('train', 'validation'),
+  'scene_parse150': ('train', 'test'),
+  'shape_scenes': ('train', 'validation'),
+  'cityscapes_folder': ('train', 'val'),
+  'ade20k_folder': ('training', 'validation'),
 }
 
 
@@ -42,26 +53,75 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
 
   Args:
     name: `'shape_scenes'` (written on first use), `'cityscapes'` or `'scene_parse150'` of TFDS,
-      prepared, each with its configuration and version if wanted; or folders as they are released:
-      `'cityscapes_folder'`, `'ade20k_folder'`.
+      prepared, each with its configuration and version if wanted; folders as they are released,
+      `'cityscapes_folder'` and `'ade20k_folder'`; or `'segmentation_folder'`, see `folders`.
     split: a split of it; for TFDS any split expression (`'train[:90%]'`), for folders the name of
-      a folder (`'train'`, `'training'`), for Cityscapes also a file that lists pairs.
-    data_dir: folder of TFDS datasets (TFDS's own default if None), or the released folder.
+      a folder (`'train'`, `'training'`), for Cityscapes also a file that lists pairs, for a
+      `'segmentation_folder'` also a share of one.
+    data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the images.
 
   Raises:
     ValueError: there is no such data set or split, or it is empty.
   """
-  folders = {'cityscapes_folder': _cityscapes_pairs, 'ade20k_folder': _ade20k_pairs}
-  if name in folders:
-    if data_dir is None:
-      raise ValueError(f'{name!r} needs data_dir: the folder as it was released')
-    return PairSource(folders[name](pathlib.Path(data_dir), split))
+  find_pairs = {
+    'cityscapes_folder': _cityscapes_pairs,
+    'ade20k_folder': _ade20k_pairs,
+    taxonomies.SEGMENTATION_FOLDER: folders.find_pairs,
+  }
+  if name in find_pairs:
+    return PairSource(find_pairs[name](_checked_folder(name, data_dir), split))
   bare = sources.bare_name(name)
   if bare not in _TFDS:
-    raise sources.unknown_dataset(name, [*_TFDS, *folders], 'segmentation')
+    raise sources.unknown_dataset(name, [*_TFDS, *find_pairs], 'segmentation')
   if bare == 'shape_scenes':
     shapes.prepare(name, data_dir)
   return TfdsSource(name, split, data_dir, *_TFDS[bare])
+
+
+def _checked_folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+  if data_dir is None:
+    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its images and label maps')
+  folder = pathlib.Path(data_dir)
+  if not folder.is_dir():
+    raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
+  return folder
+
+
+def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
+  if config.name == taxonomies.SEGMENTATION_FOLDER:
+    folder = _checked_folder(config.name, config.data_dir)
+    return splits.complete(config, folders.find_splits(folder), whole=folders.WHOLE)
+  names = _SPLITS.get(sources.bare_name(config.name))
+  if names is None:
+    raise sources.unknown_dataset(
+      config.name, [*_SPLITS, taxonomies.SEGMENTATION_FOLDER], 'segmentation'
+    )
+  for key, name in zip(('train_split', 'eval_split'), names, strict=True):
+    if config[key] is None:
+      config[key] = name
+  return []
+
+
+def find_taxonomy(config: ml_collections.ConfigDict) -> taxonomies.Taxonomy:
+  """What the label maps of a data set mean: the classes of `config.dataset`, or else its own.
+
+  Raises:
+    ValueError: nobody says it, or a class of the data set is none of those of the config.
+  """
+  names = tuple(config.class_names)
+  if config.name != taxonomies.SEGMENTATION_FOLDER:
+    found, where = taxonomies.find_taxonomy(config.name), f'dataset {config.name!r}'
+  else:
+    folder = _checked_folder(config.name, config.data_dir)
+    table = class_tables.find_table(folder)
+    if table is None and names:
+      return taxonomies.of_run(config)
+    if table is None:
+      pairs = folders.find_pairs(folder, config.train_split)
+      raise class_tables.missing_table(folder, [mask for _, mask in pairs])
+    found, where = class_tables.read_table(table), repr(str(table))
+  return found.by_name(names, where) if names else found
 
 
 class TfdsSource:

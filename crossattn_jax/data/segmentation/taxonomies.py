@@ -3,11 +3,12 @@
 Source: Cityscapes, Cordts et al. 2016 (arXiv 1604.01685); ADE20K, Zhou et al. 2017.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Literal
 
+import ml_collections
 import numpy as np
 
 from crossattn_jax.data import sources
@@ -15,6 +16,8 @@ from crossattn_jax.data.scenes import shapes
 
 # Of pixels without a class.
 IGNORE_LABEL = 255
+# Folders of images and masks whose classes are their owner's.
+SEGMENTATION_FOLDER = 'segmentation_folder'
 
 # name, label id, colour; in the order of the train ids.
 _CITYSCAPES = (
@@ -80,6 +83,24 @@ class Taxonomy:
     """How many classes there are."""
     return len(self.class_names)
 
+  def by_name(self, class_names: Sequence[str], where: str) -> 'Taxonomy':
+    """The same files mapped to classes in another order, or to more of them, by their names.
+
+    Raises:
+      ValueError: a class is not among those; `where` says whose it is.
+    """
+    unknown = [name for name in self.class_names if name not in class_names]
+    if unknown:
+      raise sources.unknown_classes(where, unknown, class_names)
+    places = [class_names.index(name) for name in self.class_names]
+    palette = default_palette(len(class_names))
+    palette[places] = self.palette
+    labels = {
+      label: index if index == IGNORE_LABEL else places[index]
+      for label, index in self.labels.items()
+    }
+    return Taxonomy(tuple(class_names), palette, labels, self.holds)
+
   def to_classes(self, labels: np.ndarray) -> np.ndarray:
     """Maps labels as files have them to classes and 255, uint8.
 
@@ -99,7 +120,7 @@ class Taxonomy:
     """The other way: a label of every class and of 255, uint8, or a larger type if need be."""
     table = np.zeros(IGNORE_LABEL + 1, np.int64)
     for label, index in reversed(self.labels.items()):
-      table[index] = label
+      table[index] = max(label, 0)
     return table.astype(np.min_scalar_type(table.max()))[classes]
 
   @functools.cached_property
@@ -143,6 +164,17 @@ def voc_palette(size: int = 256) -> np.ndarray:
   return palette
 
 
+def default_palette(num_classes: int) -> np.ndarray:
+  """Colours of classes that have none of their own: VOC's without black."""
+  return voc_palette(num_classes + 1)[1:]
+
+
+def check_number(num_classes: int, where: str) -> None:
+  """Refuses more classes than label maps of bytes hold; `where` says whose they are."""
+  if num_classes > IGNORE_LABEL:
+    raise ValueError(f'{where} has {num_classes} classes; at most {IGNORE_LABEL} are possible')
+
+
 _NO_CLASS = {IGNORE_LABEL: IGNORE_LABEL}
 
 CITYSCAPES = Taxonomy(
@@ -181,12 +213,42 @@ TAXONOMIES = {
 
 
 def find_taxonomy(name: str) -> Taxonomy:
-  """The classes of a data set; needs no files.
+  """The classes of a released data set; needs no files.
 
   Raises:
     ValueError: there is no such data set.
   """
   found = TAXONOMIES.get(sources.bare_name(name))
   if found is None:
-    raise sources.unknown_dataset(name, TAXONOMIES, 'segmentation')
+    raise sources.unknown_dataset(name, [*TAXONOMIES, SEGMENTATION_FOLDER], 'segmentation')
   return found
+
+
+def of_run(config: ml_collections.ConfigDict) -> Taxonomy:
+  """The classes that a network learns; needs no files.
+
+  Args:
+    config: `config.dataset`. Without `class_names` they are those of the data set.
+
+  Raises:
+    ValueError: they are not known, or `palette` and `class_values` are not theirs.
+  """
+  names = tuple(config.class_names)
+  if config.name == SEGMENTATION_FOLDER and not names:
+    raise ValueError(
+      f'the classes of a {config.name!r} are not known before its table of classes is read: set '
+      'dataset.class_names, or call tasks.complete_config(config)'
+    )
+  if config.name != SEGMENTATION_FOLDER:
+    released = find_taxonomy(config.name)
+    if names in ((), released.class_names):
+      return released
+  check_number(len(names), 'dataset.class_names')
+  for key in ('palette', 'class_values'):
+    if len(config[key]) not in (0, len(names)):
+      raise ValueError(
+        f'dataset.{key} has {len(config[key])} entries, dataset.class_names {len(names)}'
+      )
+  palette = np.array(config.palette or default_palette(len(names)), np.uint8)
+  labels = {label: index for index, label in enumerate(config.class_values or range(len(names)))}
+  return Taxonomy(names, palette, {**_NO_CLASS, **labels})

@@ -47,7 +47,8 @@ def main(paths):
     classes = np.asarray(model({'image': pixels[None]})['logits'][0].argmax(-1)).astype(np.uint8)
     classes = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
     for name, table in (('labels', spec['labels']), ('colors', spec['palette'])):
-      written = Image.fromarray(np.asarray(table, np.uint8)[classes])
+      table = np.asarray(table, np.min_scalar_type(np.max(table)))
+      written = Image.fromarray(table[classes])
       written.save(path.with_name(f'{path.stem}_{name}.png'))
     shares = np.bincount(classes.ravel(), minlength=len(spec['classes'])) / classes.size
     best = [index for index in np.argsort(-shares)[:5] if shares[index]]

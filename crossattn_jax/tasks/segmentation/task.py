@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -11,7 +12,7 @@ import numpy as np
 
 from crossattn_jax import config_errors, models
 from crossattn_jax.data.segmentation import batches as data
-from crossattn_jax.data.segmentation import taxonomies
+from crossattn_jax.data.segmentation import sources, taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.tasks import base
@@ -68,6 +69,23 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+  """Takes splits and classes from the data set; see `tasks.complete_config`."""
+  dataset, notes = config.dataset, []
+  if None in (dataset.train_split, dataset.eval_split):
+    notes += data.Examples.complete_splits(dataset)
+  if not dataset.class_names:
+    found = sources.find_taxonomy(dataset)
+    dataset.class_names = found.class_names
+    if dataset.name == taxonomies.SEGMENTATION_FOLDER:
+      dataset.palette = tuple(map(tuple, found.palette.tolist()))
+      if found.holds == 'label':
+        dataset.class_values = tuple(found.to_labels(np.arange(found.num_classes)).tolist())
+  if config.model.num_classes is None:
+    config.model.num_classes = len(dataset.class_names)
+  return notes
+
+
 def upgrade_config(config: dict[str, Any]) -> None:
   """Moves the head that earlier configs had in `task` into the model's name and fields."""
   task, model = config['task'], config['model']
@@ -92,6 +110,7 @@ class Segmentation(base.Task):
 
   Attributes:
     taxonomy: the classes.
+    class_names: their names.
     crop: (height, width) of the images that are learnt from.
   """
 
@@ -100,7 +119,8 @@ class Segmentation(base.Task):
   Serving = serving.Serving
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self.taxonomy = taxonomies.find_taxonomy(config.dataset.name)
+    self.taxonomy = taxonomies.of_run(config.dataset)
+    self.class_names = self.taxonomy.class_names
     _check(config, self.taxonomy.num_classes)
     super().__init__(config)
     if not hasattr(self.model, 'style'):
@@ -119,6 +139,13 @@ class Segmentation(base.Task):
     if self._align_corners is None:
       self._align_corners = self.model.style().corner_aligned
     self.crop = tuple(config.dataset.image_size)
+
+  def create_model(self) -> nn.Module:
+    """Builds the model, which has the data set's number of classes where nobody says another."""
+    fields = dict(self.config.model)
+    if fields.get('num_classes', 0) is None:
+      fields['num_classes'] = self.taxonomy.num_classes
+    return models.create_model(**fields)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Normalised images `[batch, height, width, 3]` and classes `[batch, height, width]`."""

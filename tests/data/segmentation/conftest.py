@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,3 +17,16 @@ def ade20k_dir(tmp_path):
       Image.fromarray(noise).save(tmp_path / 'images' / split / f'{index}.jpg')
       Image.fromarray(label).save(tmp_path / 'annotations' / split / f'{index}.png')
   return str(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def encoded_label():
+  """Bytes of an image file of an array or an image: PNG, or TIFF where PNG cannot hold it."""
+
+  def encode(label):
+    image = label if isinstance(label, Image.Image) else Image.fromarray(label)
+    file = io.BytesIO()
+    image.save(file, 'tiff' if image.mode in ('I', 'F') else 'png')
+    return file.getvalue()
+
+  return encode

@@ -1,6 +1,5 @@
 """Batches of segmentation: the same promises as those of classification, and shapes per bucket."""
 
-import io
 import itertools
 import json
 import pathlib
@@ -215,47 +214,8 @@ def test_a_file_is_prepared_as_evaluation_does(ade20k_config, ade20k_dir):
   assert image.size == (64, 64)
 
 
-def encoded(label):
-  image = label if isinstance(label, Image.Image) else Image.fromarray(label)
-  file = io.BytesIO()
-  image.save(file, 'tiff' if image.mode in ('I', 'F') else 'png')
-  return file.getvalue()
-
-
-def with_palette(label):
-  image = Image.fromarray(label)
-  image.putpalette([7] * 768)
-  return image
-
-
 LABEL = np.tile(np.arange(3, dtype=np.uint8), (2, 1))
 COLORS = np.array([[[128, 64, 128], [0, 0, 1], [0, 0, 0]]] * 2, np.uint8)
-
-
-@pytest.mark.parametrize(
-  'label',
-  [
-    LABEL,
-    LABEL.astype(np.uint16),
-    LABEL.astype(np.int32),
-    LABEL.astype(np.float32),
-    with_palette(LABEL),
-    np.stack([LABEL] * 3, -1),
-    np.stack([LABEL] * 3 + [LABEL + 9], -1),
-    np.stack([LABEL, LABEL + 9], -1),
-  ],
-  ids=['uint8', 'uint16', 'int32', 'float', 'palette', 'grey RGB', 'grey RGBA', 'grey and opacity'],
-)
-def test_labels_are_read_from_every_kind_of_file(label):
-  np.testing.assert_array_equal(data.decode_labels(encoded(label), 'label'), LABEL)
-
-
-def test_labels_of_one_bit_of_red_and_of_colours():
-  bits = data.decode_labels(encoded(LABEL == 1), 'label')
-  np.testing.assert_array_equal(bits, LABEL == 1)
-  np.testing.assert_array_equal(data.decode_labels(encoded(COLORS), 'red'), COLORS[..., 0])
-  colors = data.decode_labels(encoded(COLORS), 'color')
-  np.testing.assert_array_equal(colors, [[0x804080, 1, 0]] * 2)
 
 
 @pytest.mark.parametrize(
@@ -273,11 +233,11 @@ def test_labels_of_one_bit_of_red_and_of_colours():
   ],
 )
 def test_labels_that_are_no_class_are_refused_by_file_and_value(
-  ade20k_config, ade20k_dir, label, message
+  ade20k_config, ade20k_dir, encoded_label, label, message
 ):
   Image.new('RGB', (3, 2)).save(f'{ade20k_dir}/images/training/1.jpg')
   path = pathlib.Path(ade20k_dir, 'annotations/training/1.png')
-  path.write_bytes(encoded(label))
+  path.write_bytes(encoded_label(label))
   examples = data.Examples(ade20k_config, 'training')
   with pytest.raises(ValueError, match=f"label map '{path}'.*{message}"):
     examples.read(1)
