@@ -144,7 +144,8 @@ class _Checks:
     changes = _solution(error, self.config)
     if self.config.fit_to_data and changes and changes.keys() <= _FITTED:
       fitting = ', '.join(f'{key}={value}' for key, value in changes.items())
-      self.fitted.append(f'fitted: {fitting}, since {error}')
+      reason, _, _ = str(error).rpartition('; ')
+      self.fitted.append(f'fitted: {fitting}, since {reason or error}')
     else:
       self.problems.append((error, changes))
     if changes:
