@@ -11,7 +11,7 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
 
   --mode=predict  says what a file shows, or each one in a folder and below: a line of JSON each,
                   and in --output predictions.json and pictures. See docs/predicting.md.
-      python main.py --mode=predict --workdir=/tmp/digits --input=photo.png
+      python main.py --mode=predict --workdir=/tmp/digits --input=crossattn_jax/samples/digits
 
   --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
@@ -186,7 +186,11 @@ def run(overrides: Sequence[str]) -> None:
 
 def _predict(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
   """Prints records as they come, and at last where they are."""
-  inputs = _path(_required(_INPUT))
+  if _INPUT.value is None:
+    raise config_lib.ConfigError(
+      '--mode=predict needs --input: a file or a folder, such as crossattn_jax/samples/digits'
+    )
+  inputs = _path(_INPUT.value)
   in_workdir = workdir / 'predictions' if workdir is not None else epath.Path('predictions')
   output = in_workdir if _OUTPUT.value is None else _path(_OUTPUT.value)
   count = 0

@@ -174,7 +174,7 @@ def call(folder, datasets_dir, main_environment):
     words = [sys.executable, *(word.replace('/tmp/', f'{folder}/') for word in words[1:])]
     if mode:
       words[1] = str(ROOT / 'main.py')
-      words = [word.replace('=configs/', f'={ROOT}/configs/') for word in words]
+      words = [re.sub('=(configs|crossattn_jax)/', rf'={ROOT}/\1/', word) for word in words]
     if mode == 'train':
       words += [*TRAINED, f'--config.dataset.data_dir={datasets_dir}']
       if experiment(config).dataset.name.startswith('shape_scenes/'):

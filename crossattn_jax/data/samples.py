@@ -1,0 +1,47 @@
+"""The small files that ship with the library to predict for; all are made here.
+
+`python -m crossattn_jax.data.samples` writes them into `crossattn_jax/samples`.
+"""
+
+import pathlib
+import tempfile
+
+from absl import app
+from PIL import Image
+
+from crossattn_jax.data.classification import digits, sources
+from crossattn_jax.data.scenes import shapes, tones
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
+
+# Of scenes and clips that no data set has.
+_SEED = 1
+_SCENES = 3
+_CLIP = ('samples', 0)
+_QUERIES = ('a red star on sand', 'a blue disc')
+
+
+def write(folder: pathlib.Path) -> None:
+  """Writes digits of the test split, rendered scenes, pairs of them, a sound, and queries."""
+  for name in ('digits', 'scenes', 'pairs/visible', 'pairs/infrared', 'sounds'):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as data_dir:
+    digits.prepare(data_dir)
+    source = sources.create_source(sources.DIGITS, 'test', data_dir)
+    for example in (source[index] for index in reversed(range(len(source)))):
+      (folder / 'digits' / f'{example["label"]}.png').write_bytes(example['image'])
+  for index in range(_SCENES):
+    scene = shapes.render_scene(_SEED, index)
+    visible, thermal = Image.fromarray(scene.image), Image.fromarray(scene.thermal)
+    visible.save(folder / 'scenes' / f'{index}.jpg', quality=90)
+    if index < 2:
+      visible.save(folder / 'pairs' / 'visible' / f'{index}.jpg', quality=90)
+      thermal.save(folder / 'pairs' / 'infrared' / f'{index}.jpg', quality=90)
+  samples, labels = tones.clip(*_CLIP)
+  name = ', '.join(tones.CLASS_NAMES[label] for label in labels)
+  (folder / 'sounds' / f'{name}.wav').write_bytes(tones.encode(samples))
+  (folder / 'queries.txt').write_text('\n'.join(_QUERIES) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(lambda argv: write(FOLDER))
