@@ -25,6 +25,7 @@ Without --config, a workdir's own config is used. docs/training.md says more.
 
 from collections.abc import Sequence
 import json
+import os
 import pathlib
 import re
 import signal
@@ -88,6 +89,9 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, from 0.
 _START = """give --config=FILE.py, or --workdir=FOLDER of a run. A first one, of two minutes:
   python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits
 --help shows what else there is"""
+
+# Exit status after Ctrl-C, as shells count.
+_STOPPED = 128 + signal.SIGINT
 
 # The modes of the flags that are not for all.
 _MODES = {
@@ -193,19 +197,33 @@ def _predict(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> N
   inputs = _path(_INPUT.value)
   in_workdir = workdir / 'predictions' if workdir is not None else epath.Path('predictions')
   output = in_workdir if _OUTPUT.value is None else _path(_OUTPUT.value)
-  count = 0
-
-  def show(record: dict[str, Any]) -> None:
-    nonlocal count
-    count += 1
-    print(json.dumps(record), flush=True)
-
+  stream = _Stream()
+  signal.signal(signal.SIGINT, stream.interrupt)
   try:
-    loop.predict(config, workdir, inputs, output, pictures=_PICTURES.value, on_record=show)
+    loop.predict(config, workdir, inputs, output, pictures=_PICTURES.value, on_record=stream.show)
   except KeyboardInterrupt:
-    print(f'stopped: {count} predictions in {output / "predictions.json"}', file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
-  print(f'{count} predictions in {output / "predictions.json"}', file=sys.stderr)
+    print(f'stopped: {stream.count} predictions in {output / "predictions.json"}', file=sys.stderr)
+    sys.exit(_STOPPED)
+  print(f'{stream.count} predictions in {output / "predictions.json"}', file=sys.stderr)
+
+
+class _Stream:
+  """Prints records as they come. Ctrl-C stops after the next one, a second one quits at once."""
+
+  def __init__(self):
+    self.count, self._stopping = 0, False
+
+  def show(self, record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+    self.count += 1
+    if self._stopping:
+      raise KeyboardInterrupt
+
+  def interrupt(self, *_: object) -> None:
+    """Raises nothing: an error in a callback of the garbage collector would be ignored."""
+    if self._stopping or not self.count:
+      os._exit(_STOPPED)
+    self._stopping = True
 
 
 def _parse_flags(args: Sequence[str]) -> list[str]:

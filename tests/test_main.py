@@ -93,22 +93,57 @@ def test_eval_prints_a_table_and_json_from_the_workdir_alone(run, trained):
   assert 'accuracy' in result.stdout.splitlines()[3]
 
 
-def test_predict_writes_results_and_pictures(run, trained, tmp_path):
+def test_predict_streams_what_it_can_read_and_counts_the_rest(run, trained, tmp_path):
   from PIL import Image
 
   workdir, _ = trained
-  Image.new('L', (8, 8), 200).save(tmp_path / 'grey.png')
-  result = run(
-    '--mode=predict',
-    f'--workdir={workdir}',
-    f'--input={tmp_path / "grey.png"}',
-    f'--output={tmp_path / "out"}',
-    config=False,
-  )
+  (tmp_path / 'sub').mkdir()
+  Image.new('L', (8, 8), 200).save(tmp_path / 'sub' / 'grey.png')
+  (tmp_path / 'broken.png').write_bytes(b'no image')
+  (tmp_path / 'notes.txt').touch()
+  result = run('--mode=predict', f'--workdir={workdir}', f'--input={tmp_path}', config=False)
   assert result.returncode == 0, result.stderr
-  record = json.loads(result.stdout.splitlines()[-1])
+  (record,) = map(json.loads, result.stdout.splitlines())
   assert len(record['classes']) == 5
+  assert record['picture'] == str(workdir / 'predictions' / 'sub' / 'grey.png')
   assert pathlib.Path(record['picture']).stat().st_size > 1000
+  assert f'cannot read image {str(tmp_path / "broken.png")!r}' in result.stderr
+  *_, counted, last = result.stderr.splitlines()
+  assert counted.endswith('left out: 1 .txt, 1 unreadable')
+  assert last == f'1 predictions in {workdir}/predictions/predictions.json'
+
+
+@pytest.mark.extended
+def test_ctrl_c_leaves_the_predictions_that_there_are(command, main_environment, trained, tmp_path):
+  from PIL import Image
+
+  workdir, _ = trained
+  for number in range(3000):
+    Image.new('L', (8, 8), number % 256).save(tmp_path / f'{number:04}.png')
+  process = subprocess.Popen(
+    command(
+      '--mode=predict',
+      '--pictures=each',
+      f'--workdir={workdir}',
+      f'--input={tmp_path}',
+      f'--output={tmp_path / "out"}',
+      config=False,
+    ),
+    cwd=ROOT,
+    env=main_environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  first = json.loads(process.stdout.readline())
+  process.send_signal(signal.SIGINT)
+  rest, errors = process.communicate(timeout=120)
+  assert process.returncode == 130, errors
+  assert 'Traceback' not in errors
+  written = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+  assert written == [first, *map(json.loads, rest.splitlines())]
+  assert 1 <= len(written) < 3000
+  assert f'stopped: {len(written)} predictions in' in errors
 
 
 def test_export_writes_a_model_that_its_script_runs(run, main_environment, trained):

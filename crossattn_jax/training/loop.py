@@ -125,7 +125,7 @@ def predict(
 
   Raises:
     FileNotFoundError: there is no input.
-    ValueError: no input can be read.
+    ValueError: no input can be read, or the config says how in a way that cannot be.
   """
   config_lib.take_classes(config, workdir)
   # No data set is needed to count steps.
@@ -133,7 +133,9 @@ def predict(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   task = experiment.task
-  task.Predictor.find_inputs(inputs, output)  # Before weights are loaded.
+  # What is wrong shows before weights are loaded.
+  task.Examples.check(config.dataset)
+  task.Predictor.find_inputs(inputs, output)
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)
     return task.Predictor(task, variables).write_predictions(inputs, output, pictures, on_record)

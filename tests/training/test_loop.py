@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax import parallel
+from crossattn_jax import parallel, tasks
+from crossattn_jax.data import samples
+from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import errors, loop, metric_writers
 
@@ -162,6 +164,42 @@ def test_a_best_metric_that_does_not_exist_is_refused_with_those_that_do(tiny_co
   tiny_config.checkpoint.best_metric = 'acuracy'
   with pytest.raises(ValueError, match=r"best_metric='acuracy' is not among .*accuracy"):
     loop.train(tiny_config, workdir)
+
+
+def test_weights_predict_without_a_run_and_imagenet_s_classes_have_names(tiny_config, tmp_path):
+  tiny_config.dataset.name = 'imagenet2012'
+  tiny_config.model.num_classes = 1000
+  variables = jax.jit(tasks.create_task(tiny_config).init)(jax.random.key(0))
+  head = variables['params']['head_0']
+  # The network says a class, whatever it sees.
+  head['bias'] = head['bias'].at[388].set(100.0)
+  file = epath.Path(tmp_path / 'weights.safetensors')
+  overrides = {name: x for name, x in tiny_config.model.items() if x is not None and name != 'name'}
+  variables_io.save_variables(file, variables, tiny_config.model.name, overrides)
+  tiny_config.weights = str(file)
+  (record,) = loop.predict(
+    tiny_config, None, epath.Path(samples.FOLDER / 'digits' / '3.png'), epath.Path(tmp_path / 'out')
+  )
+  assert record['classes'][0]['name'] == 'giant panda'
+  assert record['classes'][0]['index'] == 388
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    (
+      'mean',
+      (0.5, 0.5, 0.5),
+      r'dataset\.mean has 3 values.* images of 1: set config\.model\.num_ch',
+    ),
+    ('std', (0.5, 0.5, 0.5), r'dataset\.std must be 1 positive values, as dataset\.mean'),
+    ('crop_fraction', 2.0, r'dataset\.crop_fraction must be in \(0, 1\]'),
+  ],
+)
+def test_preprocessing_that_cannot_be_is_refused_by_key(tiny_config, workdir, key, value, message):
+  tiny_config.dataset[key] = value
+  with pytest.raises(ValueError, match=message):
+    loop.predict(tiny_config, workdir, epath.Path(samples.FOLDER / 'digits'), workdir / 'out')
 
 
 def test_a_missing_input_is_named(tiny_config, workdir, tmp_path):

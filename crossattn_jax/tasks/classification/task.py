@@ -80,6 +80,16 @@ def create_task(config: ml_collections.ConfigDict) -> 'Classification':
   return Classification(config)
 
 
+def _check_channels(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+  channels, expected = len(config.dataset.mean), model.num_channels
+  if channels != expected:
+    raise ValueError(
+      f'config.dataset.mean has {channels} values, one per channel, but {config.model.name!r} '
+      f'takes images of {expected}: set config.model.num_channels={channels}, or give '
+      f'config.dataset.mean and config.dataset.std {expected} values each'
+    )
+
+
 class Classification(classifier.Classifier):
   """Assigns one of a fixed set of classes to an image."""
 
@@ -90,6 +100,7 @@ class Classification(classifier.Classifier):
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     self.image_shape = (*config.dataset.image_size, len(config.dataset.mean))
+    _check_channels(config, self.model)
     self._teacher = self._create_teacher()
     if self._teacher is not None:
       distillation = config.task.distillation
