@@ -231,7 +231,7 @@ def _parse_flags(args: Sequence[str]) -> list[str]:
   flags.FLAGS.set_gnu_getopt()
   try:
     remaining = flags.FLAGS(args, known_only=True)
-  except flags.Error as error:
+  except (flags.Error, ValueError) as error:
     sys.exit(f'error: {error}')
   for argument in remaining[1:]:
     name = re.match(r'--?([a-zA-Z][^=]*)', argument)

@@ -216,6 +216,7 @@ def experiment(datasets_dir):
     ('--input=photo.png', '--input is for --mode=predict, not for --mode=train'),
     ('--mode=compile', '--mode=compile needs --topology'),
     ('--mode=predict', '--mode=predict needs --input'),
+    ('--nomultihost=1', '--nomultihost=1 does not take an argument'),
     ('word', "unexpected argument 'word'"),
   ],
 )

@@ -97,13 +97,13 @@ def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> Non
   Args:
     config: of an experiment.
     arguments: `--config.KEY=VALUE` in any form that `config_flags` takes. None is a value of each
-      key whose default is a placeholder.
+      key whose default is a placeholder, or another reference.
 
   Raises:
     ConfigError: a key is unknown, a value is of another type, or an argument is no override.
   """
   known = config_lib.flat(config)
-  default = config_lib.flat(config_lib.complete_default(config))
+  optional = config_lib.optional_keys(config_lib.complete_default(config))
   given: list[str] = []
   problems = []
   for argument in arguments:
@@ -112,7 +112,7 @@ def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> Non
     if key and key not in known:
       problems.append(suggestions.unknown_key_message(key, known))
     elif key and argument.endswith(f'{key}=None'):
-      if default.get(key) is not None:
+      if key not in optional:
         problems.append(f'config.{key} cannot be None; it is {known[key]!r}')
         continue
       config.update_from_flattened_dict({key: None})
@@ -147,7 +147,8 @@ def _wrong_value_message(error: str, config: ml_collections.ConfigDict) -> str:
   section, _, name = match['key'].rpartition('.')
   kind, value = entries[section].get_type(name), entries[match['key']]
   if issubclass(kind, ml_collections.ConfigDict):
-    return f'config.{match["key"]} is a section of keys: {", ".join(value)}'
+    hint = f'did you mean config.{match["key"]}.name? ' if 'name' in value else ''
+    return f'config.{match["key"]} is a section; {hint}it has {", ".join(value)}'
   example = '' if value in (None, ()) else f', such as {value!r}'
   return f'config.{match["key"]} must be of type {kind.__name__}{example}; {error}'
 
@@ -161,8 +162,8 @@ def unknown_flag_message(name: str, known: Sequence[str]) -> str:
   """
   keys = config_lib.flat(config_lib.default_config())
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-  if name in keys:
-    hint = f'did you mean --config.{name}?'
+  if f'{name}.name' in keys or name in keys:
+    hint = f'did you mean --config.{name}{".name" if f"{name}.name" in keys else ""}?'
   elif near:
     hint = f'did you mean --{near[0]}?'
   elif key := suggestions.suggestion(name, keys):

@@ -246,6 +246,17 @@ def flat(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, Any]:
   return entries
 
 
+def optional_keys(config: ml_collections.ConfigDict, prefix: str = '') -> set[str]:
+  """The keys of a default config that may be None: those that hold a reference, set or not."""
+  keys = set()
+  for key, value in config.items(preserve_field_references=True):
+    if isinstance(value, config_dict.FieldReference):
+      keys.add(prefix + key)
+    elif isinstance(value, ml_collections.ConfigDict):
+      keys |= optional_keys(value, f'{prefix}{key}.')
+  return keys
+
+
 def expand_user(config: ml_collections.ConfigDict) -> None:
   """Replaces the `~` at the beginning of paths, in place."""
   config.update_from_flattened_dict(

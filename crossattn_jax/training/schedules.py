@@ -48,7 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict()
   config.name = 'cosine'
-  config.learning_rate = 1e-3
+  config.learning_rate = config_dict.FieldReference(1e-3)
   config.reference_batch_size = config_dict.placeholder(int)
   config.minimum = 0.0
   config.power = 1.0

@@ -39,7 +39,7 @@ _SYNONYMS = {
   'config.optimizer.multipliers': 'layer_decay llrd',
   'config.optimizer.name': 'opt optim',
   'config.optimizer.weight_decay': 'decay l2 wd',
-  'config.schedule.learning_rate': 'base_lr init_lr lr lr0 max_lr',
+  'config.schedule.learning_rate': 'base_lr init_lr learning_rate lr lr0 max_lr',
   'config.schedule.minimum': 'final_lr lrf min_lr',
   'config.schedule.name': 'lr_scheduler lr_scheduler_type sched scheduler',
   'config.schedule.warmup_epochs or config.schedule.warmup_steps': 'warmup warmup_iters',
@@ -93,22 +93,28 @@ def suggestion(key: str, known: Iterable[str]) -> str | None:
     known: likewise.
   """
   known = list(known)
-  section, _, word = key.replace('-', '_').lower().rpartition('.')
-  names = {k.rpartition('.')[2]: k for k in known if k.rpartition('.')[0] == section}
-  near = [f'config.{names[name]}' for name in difflib.get_close_matches(word, names, n=1)]
-  synonym = [meant] if (meant := _MEANT.get(word)) and _is_known(meant, known) else []
+  key = key.replace('-', '_').lower()
+  if key in known:
+    return f'did you mean config.{key}?'
+  section, _, word = key.rpartition('.')
+  names = [k.rpartition('.')[2] for k in known if k.rpartition('.')[0] == section]
+  prefix = f'config.{section}.' if section else 'config.'
+  near = next((prefix + name for name in difflib.get_close_matches(word, names, n=1)), None)
+  synonym = _MEANT.get(word)
+  if synonym and not _is_known(synonym, known):
+    synonym = None
   elsewhere = [f'config.{k}' for k in known if k.rpartition('.')[2] == word]
-  # In the right section a slip is likelier than another library's word, unless this is meant there.
-  synonym_first = not section or (synonym and synonym[0].startswith(f'config.{section}.'))
-  same = [' or '.join(elsewhere)] if 1 <= len(elsewhere) <= 2 else []
-  found = synonym + (near + same if section else same + near)
-  if not synonym_first:
-    found = near + found
+  same = ' or '.join(elsewhere) if 1 <= len(elsewhere) <= 2 else None
+  if not section:
+    found = synonym or same or near
+  elif synonym and synonym.startswith(prefix):
+    found = synonym
+  else:  # In the right section a slip is likelier than another library's word.
+    found = near or synonym or same
   if not found and section and section not in known:
-    found = [f'config.{k}' for k in difflib.get_close_matches(key, known, n=1, cutoff=0.8)]
-  if not found:
-    return None
-  return f'did you mean {found[0]}?' if found[0].startswith('config.') else found[0]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    found = f'config.{close[0]}' if close else None
+  return f'did you mean {found}?' if found and found.startswith('config.') else found
 
 
 def _is_known(meant: str, known: list[str]) -> bool:

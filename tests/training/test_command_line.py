@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from configs import crossvit_digits
+from configs import crossvit_digits, finetune
 from crossattn_jax.training import command_line
 from crossattn_jax.training import config as config_lib
 
@@ -166,6 +166,17 @@ def test_none_clears_what_a_placeholder_is_the_default_of(config):
   assert overridden('num_steps=5', 'num_steps=None').num_steps is None
 
 
+@pytest.mark.parametrize('network', ['crossvit_tiny_240', 'ccnet_resnet50', 'mmvit_base_audio'])
+def test_what_fine_tuning_leaves_to_the_data_may_be_set_and_left_again(network):
+  config = finetune.get_config(network)
+  set_ = ('dataset.train_split=train', 'schedule.learning_rate=1e-3', 'model.num_classes=3')
+  overridden(*set_, config=config)
+  assert (config.dataset.train_split, config.schedule.learning_rate) == ('train', 1e-3)
+  overridden(*(argument.split('=')[0] + '=None' for argument in set_), config=config)
+  assert (config.dataset.train_split, config.schedule.learning_rate) == (None, None)
+  assert config.model.num_classes is None
+
+
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
@@ -176,8 +187,9 @@ def test_none_clears_what_a_placeholder_is_the_default_of(config):
     ('dataset.image_size=8,(8', 'config.dataset.image_size must be of type tuple, such as (8, 8)'),
     ('dataset.image_size=abc', 'config.dataset.image_size must be numbers, such as (8, 8)'),
     ('batch_size=None', 'config.batch_size cannot be None; it is 64'),
-    ('dataset.train_split=None', "config.dataset.train_split cannot be None; it is 'train'"),
-    ('ema=0.9', 'config.ema is a section of keys: decay, warmup'),
+    ('schedule.name=None', "config.schedule.name cannot be None; it is 'cosine'"),
+    ('ema=0.9', 'config.ema is a section; it has decay, warmup'),
+    ('optimizer=sgd', 'config.optimizer is a section; did you mean config.optimizer.name? it has '),
     ('batch_size', 'Missing value for flag --config.batch_size'),
     ('lr=3', 'unknown config key config.lr; did you mean config.schedule.learning_rate?'),
     ('model.num_head=3', 'config.model.num_head; did you mean config.model.num_heads?'),
@@ -210,6 +222,8 @@ def test_a_word_that_is_no_flag_is_refused():
   [
     ('workdr', 'did you mean --workdir?'),
     ('batch_size', 'did you mean --config.batch_size?'),
+    ('batch-size', 'did you mean --config.batch_size?'),
+    ('model', 'did you mean --config.model.name?'),
     ('learning-rate', 'did you mean --config.schedule.learning_rate?'),
     ('epochs', 'did you mean --config.num_epochs?'),
     ('resume', 'the command that started a run continues it'),

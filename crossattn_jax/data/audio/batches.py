@@ -20,8 +20,8 @@ def default_config() -> ml_collections.ConfigDict:
   # The folder of .wav files and tables.
   config.data_dir = ml_collections.config_dict.placeholder(str)
   # None: as the tables are called; a tenth is held out where there is none to evaluate on.
-  config.train_split = 'train'
-  config.eval_split = 'eval'
+  config.train_split = ml_collections.config_dict.FieldReference('train')
+  config.eval_split = ml_collections.config_dict.FieldReference('eval')
   # Names of the classes in the order of the labels: those of the data set, which `complete_config`
   # fills in, so that a run keeps them. A table is mapped to them by name.
   config.class_names = ()

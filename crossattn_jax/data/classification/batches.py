@@ -28,8 +28,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Folder of TFDS datasets (TFDS's own default if None), or the image folder.
   config.data_dir = ml_collections.config_dict.placeholder(str)
   # None: as the splits are called; a tenth is held out where there is none to evaluate on.
-  config.train_split = 'train'
-  config.eval_split = 'validation'
+  config.train_split = ml_collections.config_dict.FieldReference('train')
+  config.eval_split = ml_collections.config_dict.FieldReference('validation')
   # Names of the classes in the order of the labels: those of the data set, which `complete_config`
   # fills in, so that a run keeps them. A folder is mapped to them by name.
   config.class_names = ()

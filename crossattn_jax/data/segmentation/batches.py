@@ -37,8 +37,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Folder of TFDS datasets (TFDS's own default if None), or that of the images.
   config.data_dir = ml_collections.config_dict.placeholder(str)
   # None: as the data set calls them; see `sources.complete_splits`.
-  config.train_split = 'train'
-  config.eval_split = 'validation'
+  config.train_split = ml_collections.config_dict.FieldReference('train')
+  config.eval_split = ml_collections.config_dict.FieldReference('validation')
   # Names of the classes, a colour (red, green, blue) of each, and the value of each in label maps.
   # They are the data set's, which `complete_config` fills in, so that a run keeps them. Files of a
   # data set are mapped to them by name.
