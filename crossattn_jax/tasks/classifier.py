@@ -19,21 +19,27 @@ from crossattn_jax.tasks import base, predictor
 _SHOWN = 5
 
 
-def complete_config(
+def complete_splits(
   config: ml_collections.ConfigDict, examples: type[pipeline.Examples]
 ) -> list[str]:
-  """Sets splits, names and number of the classes where the config leaves them to the data set.
+  """Sets the splits that the config leaves to the data set; says which."""
+  dataset = config.dataset
+  is_open = dataset.train_split is None or dataset.eval_split is None
+  return examples.complete_splits(dataset) if is_open else []
+
+
+def complete_classes(
+  config: ml_collections.ConfigDict, examples: type[pipeline.Examples]
+) -> list[str]:
+  """Sets names and number of the classes where the config leaves them to the data set.
 
   Returns:
     What was chosen, for the person at the terminal.
 
   Raises:
-    ValueError: the data set cannot be opened, and what is not set is not known without it.
+    ValueError: the data set cannot be opened, and the number is not known without it.
   """
   dataset, model = config.dataset, config.model
-  notes = []
-  if dataset.train_split is None or dataset.eval_split is None:
-    notes += examples.complete_splits(dataset)
   if not dataset.class_names:
     try:
       dataset.class_names = examples.open_source(dataset, dataset.train_split).class_names
@@ -41,12 +47,12 @@ def complete_config(
       # An evaluation may have no training split, and counts without names.
       if model.get('num_classes') is None:
         raise
-      return notes
-  if model.get('num_classes') is None:
-    with config.unlocked():
-      model.num_classes = len(dataset.class_names)
-    notes.append(f'{len(dataset.class_names)} classes: {sources.shown(dataset.class_names)}')
-  return notes
+      return []
+  if model.get('num_classes') is not None:
+    return []
+  with config.unlocked():
+    model.num_classes = len(dataset.class_names)
+  return [f'{len(dataset.class_names)} classes: {sources.shown(dataset.class_names)}']
 
 
 class Predictor(predictor.FilePredictor):
@@ -81,10 +87,11 @@ class Serving(base.Serving):
 
   @property
   def description(self) -> dict[str, Any]:
-    """How to make an image, and the names of the classes."""
+    """How to make an image, the names of the classes, and what turns logits into scores."""
     return {
       'preprocessing': self.task.describe_preprocessing(),
       'classes': [self.task.class_name(index) for index in range(self.task.model.num_classes)],
+      'scores': 'sigmoid' if self.task.multi_label else 'softmax',
     }
 
   def run(self, variables: base.Variables, inputs: base.Batch) -> dict[str, jax.Array]:
@@ -98,8 +105,10 @@ class Classifier(base.Task):
 
   Attributes:
     image_shape: (height, width, channels) of what the model takes.
+    multi_label: whether an image has any number of classes, rather than one.
   """
 
+  multi_label: bool = False
   Serving = Serving
   image_shape: tuple[int, int, int]
 

@@ -1,7 +1,6 @@
 """Sources of labelled audio: random access to encoded clips by index."""
 
 from collections.abc import Sequence
-import csv
 import difflib
 import io
 import math
@@ -14,7 +13,7 @@ import ml_collections
 import numpy as np
 from scipy.io import wavfile
 
-from crossattn_jax.data import pipeline, sources, splits
+from crossattn_jax.data import label_tables, pipeline, splits
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.data.scenes import tones
 
@@ -92,7 +91,7 @@ def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
     return splits.complete(config, tuple(tones.SIZES))
   if config.data_dir is None:
     raise ValueError(f'{WAV_FOLDER!r} needs dataset.data_dir: the folder of the tables')
-  return splits.complete(config, _tables(pathlib.Path(config.data_dir)))
+  return splits.complete(config, label_tables.find_tables(config.data_dir))
 
 
 class Tones:
@@ -138,72 +137,23 @@ class WavFolder:
   def __init__(
     self, data_dir: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
   ):
-    self._folder = pathlib.Path(data_dir)
-    share = splits.FolderSplit.parse(split)
-    rows = _read_table(self._folder / f'{share.name}.csv', ('file', 'labels'))
-    named = [[label.strip() for label in row['labels'].split(',') if label.strip()] for row in rows]
-    known = _class_table(self._folder)
-    if class_names is not None:
-      self.class_names = tuple(class_names)
-    elif known:
-      self.class_names = tuple(dict.fromkeys(known.values()))
-    else:
-      self.class_names = tuple(sorted({label for labels in named for label in labels}))
-    indices = {name: index for index, name in enumerate(self.class_names)}
-    self._files, self._labels = [], []
-    for file, labels in zip([row['file'] for row in rows], named, strict=True):
-      names = [known.get(label, label) for label in labels]
-      unknown = [name for name in names if name not in indices]
-      if unknown:
-        raise ValueError(
-          f'{share.name}.csv gives {file!r} the label {unknown[0]!r}, which is not among the '
-          f'{len(indices)} expected classes ({sources.shown(self.class_names)}); correct it, or '
-          'train on it in another workdir'
-        )
-      if share.has(file):
-        self._files.append(file)
-        self._labels.append(tuple(sorted({indices[name] for name in names})))
-    if not self._files:
-      raise ValueError(
-        f'{split!r} of {os.fspath(data_dir)!r} has none of the {len(rows)} clips: take another '
-        f"share of them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
-      )
+    known = _class_table(pathlib.Path(data_dir))
+    if class_names is None and known:
+      class_names = tuple(dict.fromkeys(known.values()))
+    self._table = label_tables.LabelTable(data_dir, split, class_names, known)
+    self.class_names = self._table.class_names
 
   def __len__(self) -> int:
-    return len(self._files)
+    return len(self._table)
 
   def __getitem__(self, index: int) -> Example:
-    path = self._folder / self._files[index]
-    return {'audio': path.read_bytes(), 'labels': self._labels[index], 'key': str(path)}
+    path = self._table.paths[index]
+    audio = pathlib.Path(path).read_bytes()
+    return {'audio': audio, 'labels': self._table.labels[index], 'key': path}
 
   def labels(self, index: int) -> tuple[int, ...]:
     """The classes of a clip."""
-    return self._labels[index]
-
-
-def _tables(folder: pathlib.Path) -> list[str]:
-  return sorted(
-    file.stem
-    for file in folder.glob('*.csv')
-    if not sources.is_hidden(file.name) and file.name != CLASS_TABLE
-  )
-
-
-def _read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-  if not path.is_file():
-    tables = ', '.join(f'{name}.csv' for name in _tables(path.parent))
-    raise ValueError(f'no table {str(path)!r}; there are {tables or "none"}')
-  with path.open(newline='') as file:
-    reader = csv.DictReader(file)
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-      raise ValueError(
-        f'{str(path)!r} has no column {missing[0]!r}; expected a first line {",".join(columns)!r}'
-      )
-    rows = list(reader)
-  if not rows:
-    raise ValueError(f'{str(path)!r} has no rows')
-  return rows
+    return self._table.labels[index]
 
 
 def _class_table(folder: pathlib.Path) -> dict[str, str]:
@@ -211,7 +161,7 @@ def _class_table(folder: pathlib.Path) -> dict[str, str]:
   path = folder / CLASS_TABLE
   if not path.exists():
     return {}
-  rows = _read_table(path, ('index', 'mid', 'display_name'))
+  rows = label_tables.read_table(path, ('index', 'mid', 'display_name'))
   rows.sort(key=lambda row: int(row['index']))
   return {key: row['display_name'] for row in rows for key in (row['mid'], row['display_name'])}
 

@@ -23,7 +23,7 @@ _REPEATED_EPOCH_MULTIPLE = 256
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: ImageNet with the augmentation of the CrossViT/DeiT recipe."""
   config = ml_collections.ConfigDict()
-  # 'digits', 'image_folder' or a TFDS dataset that has been prepared.
+  # 'digits', 'image_folder', 'image_table' or a TFDS dataset that has been prepared.
   config.name = 'imagenet2012'
   # Folder of TFDS datasets (TFDS's own default if None), or the image folder.
   config.data_dir = ml_collections.config_dict.placeholder(str)
@@ -33,6 +33,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Names of the classes in the order of the labels: those of the data set, which `complete_config`
   # fills in, so that a run keeps them. A folder is mapped to them by name.
   config.class_names = ()
+  # Whether images have any number of classes, of an 'image_table'. None: as the table says.
+  config.multi_label = ml_collections.config_dict.placeholder(bool)
   # (height, width) of the images in a batch.
   config.image_size = (240, 240)
   # Per channel, of values in [0, 1]. One value each makes grey images, three make RGB.
@@ -120,8 +122,9 @@ def denormalize(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndar
 class Examples(pipeline.Examples):
   """The images of a split.
 
-  Rows of batches are `image`, float32 `[height, width, channels]`, normalised, and `label`, int32.
-  Without repeated augmentation an epoch has every image once. Padding is black, of class 0.
+  Rows of batches are `image`, float32 `[height, width, channels]`, normalised, and `label`, int32,
+  or float32 `[classes]` of 0 and 1 where images have any number of classes. Without repeated
+  augmentation an epoch has every image once. Padding is black, of class 0, or none.
   """
 
   kind = 'image'
@@ -132,6 +135,9 @@ class Examples(pipeline.Examples):
     options = config.augmentation
     photos = config.name == sources.IMAGE_FOLDER
     self._decoding = image_ops.decoding_of(config, photos)
+    self._no_label = np.zeros((), np.int32)
+    if config.multi_label:
+      self._no_label = np.zeros(len(self.source.class_names), np.float32)
     self._size = tuple(config.image_size)
     self._mean, self._std = tuple(config.mean), tuple(config.std)
     self._interpolation = config.interpolation
@@ -211,11 +217,16 @@ class Examples(pipeline.Examples):
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
     """Opens a split, whose labels count through the config's classes, or the training split's."""
+    multi_label = bool(config.multi_label)
     names = config.class_names or None
+    # Classes are numbered by name: without those of the training split a missing one would shift.
     if names is None and config.name == sources.IMAGE_FOLDER and config.data_dir is not None:
-      # Folders are numbered by name: without the training classes a missing one would shift labels.
       names = sources.class_folders(config.data_dir, config.train_split)
-    return sources.create_source(config.name, split, config.data_dir, class_names=names)
+    if names is None and config.name == sources.IMAGE_TABLE and split != config.train_split:
+      names = Examples.open_source(config, config.train_split).class_names
+    return sources.create_source(
+      config.name, split, config.data_dir, class_names=names, multi_label=multi_label
+    )
 
   @staticmethod
   def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
@@ -241,11 +252,11 @@ class Examples(pipeline.Examples):
     images, copies = self.shuffled(len(self.source), seed), self.config.repeated_augmentation
     return images if copies == 1 else _RepeatedAugmentation(images, copies, self.epoch_length)
 
-  def decode(self, index: int) -> tuple[Image.Image, int]:
-    """The image and its class."""
+  def decode(self, index: int) -> tuple[Image.Image, np.ndarray]:
+    """The image and its class, or classes."""
     example = self.source[index]
     image = image_ops.decode(example['image'], len(self._mean), **self._decoding)
-    return image, example['label']
+    return image, np.asarray(example['label'], self._no_label.dtype)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Augments and normalises an image."""
@@ -260,7 +271,7 @@ class Examples(pipeline.Examples):
     pixels = image_ops.normalize(image, self._mean, self._std)
     if self._random_erasing['probability']:
       pixels = augmentation.random_erasing(pixels, rng, **self._random_erasing)
-    return {'image': pixels, 'label': np.int32(label), 'skipped': np.int32(skipped)}
+    return {'image': pixels, 'label': label, 'skipped': np.int32(skipped)}
 
   def _cropped(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     if self._crop == 'random_resized':
@@ -273,16 +284,16 @@ class Examples(pipeline.Examples):
     return image
 
   def eval_example(
-    self, decoded: tuple[Image.Image, int] | None, index: int, bucket: None
+    self, decoded: tuple[Image.Image, np.ndarray] | None, index: int, bucket: None
   ) -> dict[str, np.ndarray]:
     """Cuts out the centre of an image and normalises it."""
     if decoded is None:
-      pixels, label = np.zeros((*self._size, len(self._mean)), np.float32), 0
+      pixels, label = np.zeros((*self._size, len(self._mean)), np.float32), self._no_label
     else:
       image, label = decoded
       image = _evaluation_image(image, self.config)
       pixels = image_ops.normalize(image, self._mean, self._std)
-    return {'image': pixels, 'label': np.int32(label)}
+    return {'image': pixels, 'label': label}
 
 
 class _RepeatedAugmentation(grain.MapDataset):

@@ -7,24 +7,29 @@ import pathlib
 from typing import Protocol, TypedDict
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
 
 from crossattn_jax import config_errors
-from crossattn_jax.data import sources, splits
+from crossattn_jax.data import label_tables, sources, splits
 from crossattn_jax.data.classification import digits
 
 DIGITS = 'digits'
 IMAGE_FOLDER = 'image_folder'
+IMAGE_TABLE = 'image_table'
 
 # Text features by which the datasets of TFDS name an example.
 _KEY_FEATURES = ('file_name', 'filename', 'image/filename', 'id', 'image_id')
 
 
 class Example(TypedDict):
-  """One example: an encoded image (PNG, JPEG, ...), its class, and a name for messages."""
+  """One example: an encoded image (PNG, JPEG, ...), its class, and a name for messages.
+
+  Where images have any number of classes, the label is `[classes]` of 0 and 1.
+  """
 
   image: bytes
-  label: int
+  label: int | np.ndarray
   key: str
 
 
@@ -48,11 +53,13 @@ def create_source(
   data_dir: str | os.PathLike[str] | None = None,
   *,
   class_names: Sequence[str] | None = None,
+  multi_label: bool = False,
 ) -> Source:
   """Opens one split of a dataset.
 
   Args:
-    name: `'digits'` (written on first use), `'image_folder'` (a folder per class), or any image
+    name: `'digits'` (written on first use), `'image_folder'` (a folder per class), `'image_table'`
+      (tables that name files and their classes, see `label_tables.LabelTable`), or any image
       classification dataset of TFDS that has been prepared, with its configuration and version if
       wanted: `'imagenet2012'`, `'imagenet_resized/64x64'`, `'cifar10:3.0.2'`.
     split: a split of it, or a slice of one (`'train[:90%]'`). Of an image folder it is the name of
@@ -62,28 +69,35 @@ def create_source(
     class_names: the classes that labels count through, usually those of the training split. An
       image folder is mapped to them by name; by default it has its own, in alphabetical order. So
       is a TFDS dataset whose own names, in another order, they are; else they rename its classes.
+    multi_label: whether images have any number of classes, of an image table alone.
 
   Raises:
     ValueError: the dataset, its split or a class does not exist or is empty, or it is not prepared
       in a format with random access. The message says what exists or which command to run.
   """
+  if name in (IMAGE_FOLDER, IMAGE_TABLE) and data_dir is None:
+    raise ValueError(f'{name!r} needs data_dir: the folder that holds {split!r}')
+  if name == IMAGE_TABLE:
+    return ImageTable(data_dir, split, class_names, multi_label)
+  if multi_label:
+    raise ValueError(
+      f'dataset.multi_label is for dataset.name={IMAGE_TABLE!r}; images of {name!r} have one class'
+    )
   if name == IMAGE_FOLDER:
-    if data_dir is None:
-      raise ValueError(f'{IMAGE_FOLDER!r} needs data_dir: the folder that holds {split!r}')
     return ImageFolder(data_dir, split, class_names)
   if name == DIGITS:
     digits.prepare(data_dir)
   try:
     return TfdsSource(name, split, data_dir, class_names)
   except sources.NotPreparedError as error:
-    known = {DIGITS, IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)}
+    known = {DIGITS, IMAGE_FOLDER, IMAGE_TABLE, *tfds.list_builders(with_community_datasets=False)}
     bare = sources.bare_name(name)
     if bare in known:
       raise
     raise config_errors.UnknownName(
       f'unknown dataset {name!r}; {sources.near_names(bare, known, 3)}expected {DIGITS!r}, '
-      f'{IMAGE_FOLDER!r} or a dataset of TFDS (tfds.list_builders(with_community_datasets=False) '
-      'shows all)',
+      f'{IMAGE_FOLDER!r}, {IMAGE_TABLE!r} or a dataset of TFDS '
+      '(tfds.list_builders(with_community_datasets=False) shows all)',
       name,
       known,
     ) from error
@@ -91,13 +105,23 @@ def create_source(
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
   """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
+  if config.name in (IMAGE_FOLDER, IMAGE_TABLE) and config.data_dir is None:
+    raise ValueError(f'{config.name!r} needs dataset.data_dir: the folder of the images')
+  if config.name == IMAGE_TABLE:
+    return splits.complete(config, label_tables.find_tables(config.data_dir))
   if config.name == IMAGE_FOLDER:
-    if config.data_dir is None:
-      raise ValueError(f'{IMAGE_FOLDER!r} needs dataset.data_dir: the folder of the images')
     return splits.complete(config, _subfolders(pathlib.Path(config.data_dir)), whole='.')
   if config.name == DIGITS:
     digits.prepare(config.data_dir)
   return splits.complete(config, sources.tfds_splits(config.name, config.data_dir))
+
+
+def is_multi_label(config: ml_collections.ConfigDict) -> bool:
+  """Whether a training image of `config.dataset` has not exactly one class."""
+  if config.name != IMAGE_TABLE:
+    return False
+  table = label_tables.LabelTable(config.data_dir, config.train_split)
+  return any(len(labels) != 1 for labels in table.labels)
 
 
 class TfdsSource:
@@ -196,6 +220,46 @@ class ImageFolder:
     path = self._paths[index]
     with open(path, 'rb') as file:
       return {'image': file.read(), 'label': self._labels[index], 'key': path}
+
+
+class ImageTable:
+  """`data_dir/split.csv` with columns `file` and `labels`, and the images that it names.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+  """
+
+  def __init__(
+    self,
+    data_dir: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None = None,
+    multi_label: bool = False,
+  ):
+    self._table = label_tables.LabelTable(data_dir, split, class_names)
+    self._multi_label = multi_label
+    self.class_names = self._table.class_names
+    missing = [path for path in self._table.paths if not os.path.isfile(path)]
+    if missing:
+      raise ValueError(
+        f'{split!r} of {os.fspath(data_dir)!r} names {len(missing)} of {len(self)} files that are '
+        f'not there, such as {missing[0]!r}; add them or remove their rows'
+      )
+    for path, labels in zip(self._table.paths, self._table.labels, strict=True):
+      if len(labels) != 1 and not multi_label:
+        raise config_errors.ConfigError(
+          f'{path!r} has {len(labels)} classes, where one of each image is expected; set '
+          'dataset.multi_label=True',
+          {'dataset.multi_label': True},
+        )
+
+  def __len__(self) -> int:
+    return len(self._table)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._table.paths[index]
+    label = self._table.target(index) if self._multi_label else self._table.labels[index][0]
+    return {'image': pathlib.Path(path).read_bytes(), 'label': label, 'key': path}
 
 
 def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ...]:

@@ -5,11 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from crossattn_jax.data.audio import batches as data
-from crossattn_jax.metrics import average_precision
-from crossattn_jax.tasks import base, classifier, losses
+from crossattn_jax.tasks import base, classifier, losses, multi_label
 from crossattn_jax.tasks.audio_classification import predictions
 
 
@@ -23,7 +21,8 @@ def default_config() -> ml_collections.ConfigDict:
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   """Takes classes and splits from the data set; see `tasks.complete_config`."""
-  return classifier.complete_config(config, data.Examples)
+  notes = classifier.complete_splits(config, data.Examples)
+  return notes + classifier.complete_classes(config, data.Examples)
 
 
 def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':
@@ -34,6 +33,7 @@ def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':
 class AudioClassification(classifier.Classifier):
   """Says which of a set of classes are heard in a clip."""
 
+  multi_label = True
   Examples = data.Examples
   Predictor = predictions.Predictor
 
@@ -47,10 +47,9 @@ class AudioClassification(classifier.Classifier):
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Spectrograms `[batch, mel bins, frames, 1]` and labels `[batch, classes]` in [0, 1]."""
-    shape = (batch_size, self.model.num_classes)
     return {
       'image': jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32),
-      'label': jax.ShapeDtypeStruct(shape, jnp.float32),
+      'label': multi_label.label_spec(batch_size, self.model.num_classes),
     }
 
   def loss(
@@ -64,28 +63,13 @@ class AudioClassification(classifier.Classifier):
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """The summed loss of a batch, and each clip's logits and labels."""
     logits, _ = self.model.apply(variables, batch['image'])
-    loss = losses.multi_label_cross_entropy(logits, batch['label'])
-    return base.Evaluation(
-      sums={
-        'count': jnp.sum(batch['mask'], dtype=jnp.int32),
-        'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
-      },
-      examples={'logits': logits, 'label': batch['label']},
-    )
+    return multi_label.evaluate(logits, batch)
 
   @property
   def metric_modes(self) -> dict[str, str]:
     """Precision is to be high, the loss low."""
-    return {'mean_average_precision': 'max', 'loss': 'min'}
+    return multi_label.METRIC_MODES
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean average precision over the classes that occur, mean loss, the number of clips."""
-    count = int(evaluation.sums['count'])
-    examples = evaluation.examples
-    return {
-      'mean_average_precision': average_precision.mean_average_precision(
-        np.asarray(examples['logits']), np.asarray(examples['label'])
-      ),
-      'loss': evaluation.sums['loss'] / count,
-      'examples': count,
-    }
+    return multi_label.metrics(evaluation)

@@ -20,14 +20,14 @@ class Sample:
   Attributes:
     image: `[height, width, channels]`, bytes or in [0, 1], or a PIL image.
     classes: names and probabilities, best first.
-    true: name of the true class; None where it is not known.
+    true: names of the true classes, mostly one; None where they are not known.
     attention: named maps over the image.
     name: of the file, for sheets; '' where it has none.
   """
 
   image: np.ndarray | Image.Image
   classes: Sequence[tuple[str, float]]
-  true: str | None
+  true: Sequence[str] | None
   attention: Mapping[str, attention_maps.Attention]
   name: str = ''
 
@@ -45,9 +45,9 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
     predicted, probability = sample.classes[0]
     title, color = f'{predicted} ({probability:.0%})', 'black'
     if sample.true is not None:
-      color = 'green' if predicted == sample.true else 'red'
+      color = 'green' if predicted in sample.true else 'red'
     if color == 'red':
-      title += f'\ntrue: {sample.true}'
+      title += f'\ntrue: {", ".join(sample.true) or "none"}'
     if sample.name:
       title += f'\n{drawing.shortened(sample.name)}'
     drawing.show_image(axes[0], sample.image)

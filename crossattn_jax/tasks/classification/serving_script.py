@@ -45,7 +45,8 @@ def main(paths):
   """Prints the five best classes of each image."""
   spec, model = load(pathlib.Path(__file__).parent)
   images = np.stack([preprocess(path, spec['preprocessing']) for path in paths])
-  for path, row in zip(paths, jax.nn.softmax(model({'image': images})['logits']), strict=True):
+  scores = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[spec['scores']]
+  for path, row in zip(paths, scores(model({'image': images})['logits']), strict=True):
     best = np.argsort(-row)[:5]
     print(path, *(f'{spec["classes"][index]} {row[index]:.1%}' for index in best), sep='  ')
 

@@ -1,4 +1,7 @@
-"""Image classification: cross entropy with label smoothing, mixup and CutMix; top-1 and top-5."""
+"""Image classification: cross entropy with label smoothing, mixup and CutMix; top-1 and top-5.
+
+Where images have any number of classes (`dataset.multi_label`), see `multi_label`.
+"""
 
 from typing import Any
 
@@ -8,11 +11,11 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 
-from crossattn_jax import models
+from crossattn_jax import config_errors, models
 from crossattn_jax.data.classification import batches as data
-from crossattn_jax.data.classification import mixing
+from crossattn_jax.data.classification import mixing, sources
 from crossattn_jax.metrics import classification as metrics
-from crossattn_jax.tasks import base, classifier, losses
+from crossattn_jax.tasks import base, classifier, losses, multi_label
 from crossattn_jax.tasks.classification import predictions, serving
 
 DISTILLATIONS = ('none', 'hard', 'soft')
@@ -58,7 +61,12 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
 
   The model takes as many channels as images have, where the config leaves that to it.
   """
-  notes = classifier.complete_config(config, data.Examples)
+  notes = classifier.complete_splits(config, data.Examples)
+  if config.dataset.multi_label is None:
+    config.dataset.multi_label = sources.is_multi_label(config.dataset)
+    if config.dataset.multi_label:
+      notes.append('images have any number of classes: dataset.multi_label=True')
+  notes += classifier.complete_classes(config, data.Examples)
   model, channels = config.model, len(config.dataset.mean)
   if (
     model.get('num_channels', channels) is None
@@ -91,7 +99,7 @@ def _check_channels(config: ml_collections.ConfigDict, model: nn.Module) -> None
 
 
 class Classification(classifier.Classifier):
-  """Assigns one of a fixed set of classes to an image."""
+  """Assigns one of a fixed set of classes to an image, or any number of them."""
 
   Examples = data.Examples
   Predictor = predictions.Predictor
@@ -100,6 +108,9 @@ class Classification(classifier.Classifier):
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
     self.image_shape = (*config.dataset.image_size, len(config.dataset.mean))
+    self.multi_label = bool(config.dataset.multi_label)
+    if self.multi_label:
+      _refuse_single_label(config.task)
     _check_channels(config, self.model)
     self._teacher = self._create_teacher()
     if self._teacher is not None:
@@ -146,16 +157,24 @@ class Classification(classifier.Classifier):
     return data.describe_preprocessing(self.config.dataset)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Normalised images `[batch, height, width, channels]` and integer labels `[batch]`."""
+    """Normalised images `[batch, height, width, channels]` and integer labels `[batch]`.
+
+    Where images have any number of classes, labels are as `multi_label.label_spec`.
+    """
+    label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    if self.multi_label:
+      label = multi_label.label_spec(batch_size, self.model.num_classes)
     return {
       'image': jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32),
-      'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+      'label': label,
     }
 
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
     """Mean cross entropy of a batch against (mixed, smoothed) labels, and against a teacher."""
+    if self.multi_label:
+      return self._multi_label_loss(variables, batch, rng, train)
     variables = dict(variables)
     teacher_variables = variables.pop('teacher', None)
     config = self.config.task
@@ -190,6 +209,15 @@ class Classification(classifier.Classifier):
       reported |= distilled
     return jnp.mean(per_example), (reported, updated)
 
+  def _multi_label_loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """Mean binary cross entropy over batch and classes against (smoothed) labels."""
+    (logits, _), updated = self.forward(variables, batch, jax.random.split(rng), train)
+    smoothing = self.config.task.label_smoothing if train else 0.0
+    targets = (1 - smoothing) * batch['label'] + smoothing / 2
+    return jnp.mean(losses.multi_label_cross_entropy(logits, targets)), ({}, updated)
+
   def _distill(
     self,
     per_example: jax.Array,
@@ -218,6 +246,8 @@ class Classification(classifier.Classifier):
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Counts of examples and hits and the summed loss of a batch."""
     logits, _ = self.model.apply(variables, batch['image'])
+    if self.multi_label:
+      return multi_label.evaluate(logits, batch)
     labels, mask = batch['label'], batch['mask']
     loss = losses.cross_entropy(logits, labels)
     return base.Evaluation(
@@ -232,10 +262,14 @@ class Classification(classifier.Classifier):
   @property
   def metric_modes(self) -> dict[str, str]:
     """Accuracy is to be high, the loss low."""
+    if self.multi_label:
+      return multi_label.METRIC_MODES
     return {'accuracy': 'max', 'accuracy_top_5': 'max', 'loss': 'min'}
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Accuracy (top-1), top-5 accuracy, mean loss and the number of examples."""
+    if self.multi_label:
+      return multi_label.metrics(evaluation)
     sums = evaluation.sums
     count = int(sums['count'])
     return {
@@ -244,3 +278,16 @@ class Classification(classifier.Classifier):
       'loss': sums['loss'] / count,
       'examples': count,
     }
+
+
+def _refuse_single_label(config: ml_collections.ConfigDict) -> None:
+  """Refuses what is made for images with one class each, where they have any number."""
+  changes = {f'task.{key}': 0.0 for key in ('mixup_alpha', 'cutmix_alpha') if config[key]}
+  if config.distillation.kind != 'none':
+    changes['task.distillation.kind'] = 'none'
+  if changes:
+    flags = ' '.join(f'--config.{key}={value}' for key, value in changes.items())
+    raise config_errors.ConfigError(
+      f'mixing and teachers are for images with one class each (dataset.multi_label); set {flags}',
+      changes,
+    )
