@@ -89,7 +89,8 @@ def create_task(config: ml_collections.ConfigDict) -> 'Classification':
 
 
 def _check_channels(config: ml_collections.ConfigDict, model: nn.Module) -> None:
-  channels, expected = len(config.dataset.mean), model.num_channels
+  channels = len(config.dataset.mean)
+  expected = getattr(model, 'num_channels', channels)
   if channels != expected:
     raise ValueError(
       f'config.dataset.mean has {channels} values, one per channel, but {config.model.name!r} '
