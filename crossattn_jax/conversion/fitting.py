@@ -9,6 +9,7 @@ print('\n'.join(fitted.lines()))
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -21,6 +22,9 @@ from crossattn_jax.conversion import convert, correspondence, opening
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.layers import resize
 from crossattn_jax.models import registry
+
+# Fields of a model in which the network that was saved may differ from the one wanted.
+CHANGED_BY_FITTING = ('num_classes', 'num_channels', 'image_size')
 
 # The layers that end in classes.
 _CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(kernel|bias)')
@@ -155,27 +159,27 @@ def fit(
   problems = []
   for path, leaf in wanted.items():
     if path in saved and saved[path].shape != leaf.shape:
-      problems.append(f'{path}: {leaf.shape} is wanted, the weights have {saved[path].shape}')
+      problems.append(f'{path}: {saved[path].shape} in the file, {leaf.shape} in the model')
     elif path not in saved and path not in changes:
       if (part and _top(path) != part) or _is_absent_end(path, saved):
         note(path, 'fresh, the weights have none')
       else:
-        problems.append(f'{path}: {leaf.shape} is wanted, the weights have nothing')
+        problems.append(f'{path}: missing in the file, {leaf.shape} in the model')
   for path, array in saved.items():
     if path not in wanted and path not in changes:
       if _is_absent_end(path, wanted):
         note(path, 'dropped, this network has none')
       else:
-        problems.append(f'{path}: the weights have {array.shape}, nothing is wanted')
+        problems.append(f'{path}: {array.shape} in the file, none in the model')
   for path in given.keys() - places.keys():
     note(path, 'dropped, this network has none')
   if problems:
-    told = opened.told or opened.name
+    told, of = opened.told or opened.name, ''
     if opened.name != name:
-      told += f', which holds variables of {opened.name!r}, not of {name!r}'
+      of = f' holds variables of {opened.name!r}, not of {name!r}'
     raise mapping_lib.MappingError(
-      f'{told}: {len(problems)} arrays differ in more than classes, image size and channels. Build '
-      'the model as it was saved, or let arrays start fresh by config.weights_fresh:\n  '
+      f'{told}{of}: {len(problems)} arrays differ in more than classes, image size and channels; '
+      'build the model as it was saved, or let arrays start fresh (config.weights_fresh):\n  '
       + '\n  '.join(problems)
     )
   arrays = {
@@ -279,8 +283,11 @@ def _resize_positions(
     folder, _, leaf = path.rpartition('/')
     index = int(_POSITIONS.fullmatch(path)[1])
     grid, new_grid = source.grids()[index], module.grids()[index]
+    joint = leaf not in ('rows', 'columns')
+    if joint and saved[path].shape[-2] - math.prod(grid) not in (0, 1):
+      continue  # Not of the grid that the weights say.
     if path in wanted and saved[path].shape != wanted[path].shape:
-      if leaf in ('rows', 'columns'):
+      if not joint:
         axis = ('rows', 'columns').index(leaf)
         line = resize.resize(saved[path][:, None], (new_grid[axis], 1), 'bilinear')
         saved[path] = np.asarray(line[:, 0])
@@ -290,7 +297,7 @@ def _resize_positions(
       note(path, 'resized from {} to {} patches'.format(*shapes))
     elif path not in wanted and f'{folder}/rows' in wanted:
       table = np.asarray(resize.resize_position_embedding(saved.pop(path), grid, new_grid))
-      extra = len(table) - new_grid[0] * new_grid[1]
+      extra = len(table) - math.prod(new_grid)
       places = table[extra:].reshape(*new_grid, -1)
       parts = {
         'rows': places.mean(axis=1),
@@ -355,17 +362,21 @@ def _differences(source: nn.Module, target: nn.Module) -> list[str]:
 
 
 def inherit(
-  opened: opening.OpenedWeights, name: str, overrides: Mapping[str, Any]
+  saved_name: str, saved: Mapping[str, Any], name: str, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Fields of the model `name`: those given, and where they are missing or None those saved.
 
   The number of classes of another network is its own.
   """
   known = registry.model_config(name)
-  saved = {field: value for field, value in opened.overrides.items() if field in known}
-  if opened.name != name:
+  given = {field: value for field, value in overrides.items() if value is not None}
+  saved = {field: value for field, value in saved.items() if field in known}
+  if saved_name != name:
     saved.pop('num_classes', None)
-  return saved | {field: value for field, value in overrides.items() if value is not None}
+  if tuple(given.get('image_size', ())) != tuple(saved.get('image_size', ())):
+    # What follows from the size of the images.
+    saved.pop('branch_image_sizes', None)
+  return saved | given
 
 
 def refit(
@@ -392,7 +403,7 @@ def refit(
     mapping.MappingError: as in `fit`.
   """
   name = opened.name if name is None else name
-  overrides = inherit(opened, name, overrides or {})
+  overrides = inherit(opened.name, opened.overrides, name, overrides or {})
   module = registry.create_model(name, **overrides)
   fitted = fit(opened, name, module, template(name, module), fresh=fresh)
   arrays = {**fitted.arrays, **initialise(name, module, fitted.fresh, seed)}

@@ -10,9 +10,6 @@ import jax.numpy as jnp
 from crossattn_jax.conversion import fitting, opening
 from crossattn_jax.models import registry
 
-# What a file tells of itself, whatever is wanted.
-_OF_THE_FILE = ('num_classes', 'image_size', 'num_channels')
-
 
 def load_pretrained(
   name: str,
@@ -45,7 +42,7 @@ def load_pretrained(
     mapping.MappingError: the weights are not those of the model.
     convert.CheckpointError: the file is damaged, or no checkpoint.
   """
-  free = {field: x for field, x in overrides.items() if field not in _OF_THE_FILE}
+  free = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
   opened = opening.open_weights(source, name, free, which=which, cache_dir=cache_dir)
   opened = fitting.refit(opened, name, overrides, seed=seed)
   module = registry.create_model(name, **opened.overrides)

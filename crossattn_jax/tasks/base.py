@@ -46,13 +46,14 @@ class FrozenModel:
 
   Attributes:
     name: of the model in the registry.
+    overrides: of `create_model`.
     init: rng -> its variables.
-    weights: a file that `python -m crossattn_jax.parity convert` wrote, or the workdir of a run;
-      None where nobody said.
+    weights: what `config.weights` may be; None where nobody said.
     config_key: that says so, for messages.
   """
 
   name: str
+  overrides: Mapping[str, Any]
   init: Callable[[jax.Array], Variables]
   weights: str | None
   config_key: str

@@ -207,7 +207,8 @@ class Checkpointer:
 
     Args:
       abstract_state: as in `restore`, but the checkpoint may hold more: leave out what is not
-        wanted, with `state.replace(opt_state=None)` or `{'params': ...}`.
+        wanted, with `state.replace(opt_state=None)` or `{'params': ...}`. Or a function that
+        returns it from what the checkpoint holds: [dtype, shape] by path.
       which: 'latest', 'best' or a step. Of the first two an unreadable one is skipped with a
         warning for the next; a given step is not.
       config: as in `restore`.
@@ -303,9 +304,14 @@ class Checkpointer:
       path = self.directory / str(step)
       metadata, reason = _attempt(lambda path=path: _read_metadata(path))
       if reason is None:
-        _check_match(path, metadata, abstract_state, config, partial)
+        abstract = abstract_state
+        if callable(abstract):
+          abstract = abstract(metadata['arrays'])
+        _check_match(path, metadata, abstract, config, partial)
         state, reason = _attempt(
-          lambda path=path, metadata=metadata: _read_state(path, metadata, abstract_state)
+          lambda path=path, metadata=metadata, abstract=abstract: _read_state(
+            path, metadata, abstract
+          )
         )
       if reason is None:
         reason = _damage(metadata, state)

@@ -49,9 +49,16 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   # The length of the run. Steps win where both are set.
   config.num_epochs = config_dict.placeholder(float)
   config.num_steps = config_dict.placeholder(int)
-  # Weights to start from or to evaluate: a workdir, or a file that
-  # `python -m crossattn_jax.parity convert` wrote.
+  # Weights to start from or to evaluate: the workdir of a run (`WORKDIR@best`, `WORKDIR@1200`: its
+  # best checkpoint, that of a step), a file or folder of weights, `official` or `timm`.
+  # docs/fine_tuning.md says what becomes of each array.
   config.weights = config_dict.placeholder(str)
+  # 'ema', 'raw', or 'auto': the average where there is one.
+  config.weights_which = 'auto'
+  # Patterns of parameters that start fresh, whatever the weights have for them.
+  config.weights_fresh = ()
+  # Patterns of parameters that are not trained; their batch norms normalise by running statistics.
+  config.freeze = ()
   # What takes the place of `schedule.learning_rate` and of the length of the run where those are
   # None: by whether the run starts from `weights`.
   for start in ('from_weights', 'from_scratch'):
@@ -266,6 +273,13 @@ def expand_user(config: ml_collections.ConfigDict) -> None:
       if isinstance(value, str) and value.startswith('~')
     }
   )
+
+
+def model_fields(config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any]]:
+  """Name of the model of a config, and its fields that are set."""
+  fields = config.model.to_dict()
+  name = fields.pop('name')
+  return name, {field: value for field, value in fields.items() if value is not None}
 
 
 def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:

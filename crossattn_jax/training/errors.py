@@ -1,5 +1,6 @@
 """The errors whose message is all that a user needs to see."""
 
+from crossattn_jax.conversion import published
 from crossattn_jax.training import checkpoints
 
 
@@ -11,6 +12,7 @@ USER_ERRORS = (
   checkpoints.UnreadableCheckpoints,
   NonFiniteError,
   FileNotFoundError,
+  published.DownloadError,
   # ConfigError, CheckpointMismatch and what models and data refuse.
   ValueError,
 )

@@ -67,9 +67,7 @@ class Experiment:
   @property
   def best_metric(self) -> tuple[str, str]:
     """The metric that decides which checkpoint is best, and whether its 'max' or 'min' is."""
-    section, modes = self.config.checkpoint, self.task.metric_modes
-    name = next(iter(modes)) if section.best_metric is None else section.best_metric
-    return name, section.best_mode or modes.get(name, 'max')
+    return best_metric(self.task)
 
   @functools.cached_property
   def train_step(self) -> steps.TrainStep:
@@ -94,6 +92,13 @@ class Experiment:
       lambda variables, batch: (self.task.evaluate(variables, batch), batch['mask']),
       out_shardings=parallel.replicated(self.mesh),
     )
+
+
+def best_metric(task: tasks.Task) -> tuple[str, str]:
+  """The metric that decides which checkpoint is best, and whether its 'max' or 'min' is."""
+  section, modes = task.config.checkpoint, task.metric_modes
+  name = next(iter(modes)) if section.best_metric is None else section.best_metric
+  return name, section.best_mode or modes.get(name, 'max')
 
 
 def any_steps_per_epoch(config: ml_collections.ConfigDict) -> int:

@@ -21,6 +21,7 @@ from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import loop
+from crossattn_jax.training import weights as weights_lib
 
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
@@ -73,7 +74,7 @@ def export_model(
     FileNotFoundError: there is no such checkpoint.
   """
   _check(platforms, batch_size)
-  config_lib.take_classes(config, workdir)
+  weights_lib.complete_config(config, workdir, classes=True)
   # One device holds the model, whatever mesh trained it; no data set is needed to count steps.
   mesh = parallel.create_mesh(devices=jax.local_devices()[:1])
   experiment = experiment_lib.setup(
@@ -89,7 +90,7 @@ def export_model(
       program = _lower(serving, variables, platform, batch_size, config.model.name)
       programs[platform] = _PROGRAM.format(platform)
       (local / programs[platform]).write_bytes(program.serialize())
-    name, overrides = _model_fields(config)
+    name, overrides = config_lib.model_fields(config)
     variables_io.save_variables(
       local / _WEIGHTS, variables, name, overrides, experiment.task.class_names
     )
@@ -181,12 +182,6 @@ def _lower(
       f'{model_name} cannot be exported for {platform} with an open batch size: {reason}. Fix it '
       f'with --fixed_batch_size=N, or leave {platform} out of --platforms'
     ) from error
-
-
-def _model_fields(config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any]]:
-  fields = config.model.to_dict()
-  name = fields.pop('name')
-  return name, {field: value for field, value in fields.items() if value is not None}
 
 
 def _describe(tree: Any, avals: Sequence[Any], argument: int | None = None) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
     The task's metrics.
   """
   config_lib.validate(config)
-  config_lib.take_classes(config, workdir)
+  for note in weights.complete_config(config, workdir, classes=True):
+    _say(note)
   _complete(config)
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
@@ -127,7 +128,8 @@ def predict(
     FileNotFoundError: there is no input.
     ValueError: no input can be read, or the config says how in a way that cannot be.
   """
-  config_lib.take_classes(config, workdir)
+  for note in weights.complete_config(config, workdir, classes=True):
+    _say(note)
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
@@ -201,7 +203,7 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
   """
   config = experiment.config
   if config.weights is not None:
-    return weights.load(experiment, epath.Path(config.weights))
+    return weights.load(experiment, config.weights, _say)
   if workdir is None:
     raise config_lib.ConfigError('give --workdir, or --config.weights=FILE')
   with contextlib.closing(_checkpointer(experiment, workdir)) as checkpointer:
@@ -246,7 +248,7 @@ def _restore_or_init(
     return restored.state.replace(frozen=frozen), restored.iterator_state
   state = experiment.init_state().replace(frozen=frozen)
   if experiment.config.weights is not None:
-    state = weights.start_from(experiment, state, epath.Path(experiment.config.weights))
+    state = weights.start_from(experiment, state, experiment.config.weights, _say)
   return state, None
 
 

@@ -16,6 +16,7 @@ import optax
 from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
+from crossattn_jax.training import weights
 
 _T = TypeVar('_T')
 
@@ -75,6 +76,7 @@ def setup(
     mesh = checks.run(lambda config: parallel.create_mesh(**config.mesh))
   if mesh is not None:
     checks.run(experiment_lib.check_batch_sizes, mesh)
+  notes += checks.run(weights.complete_config, workdir) or []
   if with_data:
     notes += checks.run(tasks.complete_config) or []
   if workdir is not None:

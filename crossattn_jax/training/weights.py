@@ -1,17 +1,68 @@
 """Weights from a run or from a file, for evaluation and to start from."""
 
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
 from typing import Any
 
+from absl import logging
 from etils import epath
+from flax import traverse_util
 import jax
+import ml_collections
+import numpy as np
 
-from crossattn_jax.models import variables_io
+from crossattn_jax import models, parallel, tasks
+from crossattn_jax.conversion import fitting, opening, published
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import checkpoints
+from crossattn_jax.training import checkpoints, patterns
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import state as state_lib
+
+Say = Callable[[str], None]
+
+# Of a model: what data or a run decide, whatever the weights were trained with.
+_OF_THE_RUN = re.compile(
+  r'num_classes|num_channels|(param_)?dtype|.*_rate|remat|scan_blocks|implementation'
+)
+# Of a data set: what makes the images that weights know.
+_PREPROCESSING = ('image_size', 'mean', 'std')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+  """A network that needs weights.
+
+  Attributes:
+    key: of the config that says which, for messages.
+    name: of the model.
+    overrides: of `create_model`.
+    abstract: shapes, dtypes and shardings of its variables.
+    class_names: in the order of its outputs; empty where they are not known.
+  """
+
+  key: str
+  name: str
+  overrides: Mapping[str, Any]
+  abstract: Any
+  class_names: tuple[str, ...] = ()
+
+
+def _network(experiment: experiment_lib.Experiment) -> _Network:
+  """The network that is trained or evaluated."""
+  config = experiment.config
+  return _Network(
+    'config.weights',
+    *config_lib.model_fields(config),
+    experiment.abstract_state.variables,
+    tuple(config.dataset.get('class_names', ())),
+  )
 
 
 def restore(
@@ -39,32 +90,106 @@ def restore(
   return restored.state.eval_variables
 
 
-def load(experiment: experiment_lib.Experiment, path: epath.Path) -> Any:
-  """Reads variables from another run's workdir or from a converted file.
+def complete_config(
+  config: ml_collections.ConfigDict, workdir: epath.Path | None = None, *, classes: bool = False
+) -> list[str]:
+  """Fills in, in place, what the config leaves open and its weights say.
+
+  Fields of the model that are None are as the weights were saved; the number of classes, the
+  channels of images and what only training knows are not theirs to say. Size and normalisation of
+  images that are None are those of the run that the weights are of, or else the defaults.
+
+  Args:
+    config: of the experiment.
+    workdir: of the run. Once training has begun, the run's own config says all this.
+    classes: whether the classes are those of the weights too, or of the run, as where they are
+      evaluated.
+
+  Returns:
+    What was chosen, for the person at the terminal.
+
+  Raises:
+    ValueError: the weights cannot be read, or are of another model.
+  """
+  notes, run = [], None
+  if classes:
+    config_lib.take_classes(config, workdir)
+  if config.get('weights') is not None:
+    begun = workdir is not None and any((workdir / 'checkpoints').glob('[0-9]*')) and not classes
+    source = str(workdir) if begun else config.weights
+    folder, _ = _run(source)
+    if folder is not None:
+      run = config_lib.load(folder / 'config.json')
+      (name, saved), names = config_lib.model_fields(run), run.dataset.get('class_names', ())
+    else:
+      opened = _open_file(source, *config_lib.model_fields(config), config.weights_which)
+      name, saved, names = opened.name, opened.overrides, opened.class_names
+    if classes:
+      _take_classes(config, name, saved, names)
+    taken = {
+      field: value
+      for field, value in fitting.inherit(name, saved, *config_lib.model_fields(config)).items()
+      if config.model.get(field) is None and not _OF_THE_RUN.fullmatch(field)
+    }
+    with config.unlocked(), config.ignore_type():
+      config.model.update(_plain(taken))
+    if taken:
+      shown = ', '.join(f'{field}={value}' for field, value in taken.items())
+      notes.append(f'the model is built as its weights were saved: {shown}')
+  defaults = tasks.default_config(config.task.name).dataset
+  for key in _PREPROCESSING:
+    if key not in config.dataset or config.dataset[key] is not None:
+      continue
+    value = None if run is None else run.dataset.get(key)
+    if value is None and key == 'image_size':
+      value = getattr(models.create_model(**config.model), key, None)
+    with config.ignore_type():
+      config.dataset[key] = defaults[key] if value is None else tuple(value)
+    if run is not None:
+      notes.append(f'dataset.{key}={config.dataset[key]}, as in {config.weights}')
+  return notes
+
+
+def _take_classes(
+  config: ml_collections.ConfigDict, name: str, saved: Mapping[str, Any], names: Iterable[str]
+) -> None:
+  if 'class_names' not in config.dataset or name != config.model.name:
+    return
+  if names and not config.dataset.class_names:
+    config.dataset.class_names = tuple(names)
+  if config.model.get('num_classes', 0) is None:
+    with config.unlocked():
+      config.model.num_classes = saved.get('num_classes') or len(tuple(names)) or None
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {field: tuple(x) if isinstance(x, list) else x for field, x in fields.items()}
+
+
+def load(experiment: experiment_lib.Experiment, source: str, say: Say = logging.info) -> Any:
+  """Reads variables to evaluate: from a file, a folder or another run's workdir.
 
   Args:
     experiment: which model.
-    path: a workdir, or a file that `python -m crossattn_jax.parity convert` wrote.
+    source: as `config.weights` has it.
+    say: takes what was taken and what was changed, line by line.
 
   Returns:
     Variables on the devices of the experiment's mesh.
 
   Raises:
     FileNotFoundError: there is no such file or checkpoint.
-    ConfigError: the file is of another model; the message names the first differing arrays.
+    ConfigError: the weights are of another model; the message names the arrays that differ.
   """
-  if path.is_dir():
-    checkpointer = checkpoints.Checkpointer(path / 'checkpoints')
-    return restore(experiment, checkpointer, 'latest')
-  model = experiment.config.model.name
-  return _read_file(path, experiment.abstract_state.variables, 'config.weights', model)
+  return _load(_network(experiment), experiment, str(source), say)
 
 
-def load_frozen(experiment: experiment_lib.Experiment) -> dict[str, Any]:
+def load_frozen(experiment: experiment_lib.Experiment, say: Say = logging.info) -> dict[str, Any]:
   """Reads the variables of the task's frozen models, each from its own file or run.
 
   Args:
     experiment: whose task names them.
+    say: as in `load`.
 
   Returns:
     Variables by the model's name in the task, on the devices of the experiment's mesh.
@@ -72,67 +197,58 @@ def load_frozen(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   Raises:
     ConfigError: the config does not say where they are, or they are of another model.
     FileNotFoundError: there is no such file or checkpoint.
-    CheckpointMismatch: the run has other arrays.
   """
   loaded = {}
   for name, model in experiment.task.frozen_models.items():
     if model.weights is None:
       raise config_lib.ConfigError(
-        f'set {model.config_key}: a file of {model.name!r} that `python -m crossattn_jax.parity '
-        'convert` wrote, or the workdir of a run'
+        f'set {model.config_key}: weights of {model.name!r}, such as the workdir of a run, a '
+        'checkpoint, or `timm`'
       )
-    path, abstract = epath.Path(model.weights), experiment.abstract_state.frozen[name]
-    if path.is_dir():
-      loaded[name] = _read_run(path, abstract, model.config_key, model.name)
-    else:
-      loaded[name] = _read_file(path, abstract, model.config_key, model.name)
+    abstract = experiment.abstract_state.frozen[name]
+    network = _Network(model.config_key, model.name, model.overrides, abstract)
+    loaded[name] = _load(network, experiment, model.weights, say)
   return loaded
 
 
-def _read_run(path: epath.Path, abstract: Any, key: str, model: str) -> Any:
-  """Reads the variables that a run would evaluate, whatever model this experiment trains."""
-  config = config_lib.load(path / 'config.json')
-  if config.model.name != model:
-    raise config_lib.ConfigError(
-      f'{key}={str(path)!r} is a run of {config.model.name!r}, not of {model!r}'
-    )
-  rest = {name: tree for name, tree in abstract.items() if name != 'params'}
-  averaged = config.ema.decay > 0
-  wanted = {'ema': abstract} if averaged else {'params': abstract['params'], 'model_state': rest}
-  with contextlib.closing(checkpoints.Checkpointer(path / 'checkpoints')) as checkpointer:
-    state = checkpointer.restore_partial(wanted).state
-  return state['ema'] if averaged else {'params': state['params'], **state['model_state']}
-
-
-def _read_file(path: epath.Path, abstract: Any, key: str, model: str) -> Any:
-  """Reads a variables file into the dtypes and shardings of `abstract`."""
-  saved = variables_io.load_variables(path).variables
-  given, expected = _shapes(saved), _shapes(abstract)
-  different = [
-    f'{name}: {given.get(name, "missing")} in the file, {expected.get(name, "none")} in the model'
-    for name in {**expected, **given}
-    if given.get(name) != expected.get(name)
-  ]
-  if different:
-    raise config_lib.ConfigError(
-      f'{key}={str(path)!r} does not fit model {model!r}: '
-      f'{len(different)} arrays differ:\n  ' + '\n  '.join(different[:5]) + '\n`python -m '
-      'crossattn_jax.parity convert --help` says how to replace heads and resize embeddings'
-    )
-  leaves = parameters.leaves_by_path(saved)
-  return jax.tree_util.tree_map_with_path(
-    lambda key, leaf: jax.device_put(
-      leaves[parameters.path_string(key)].astype(leaf.dtype), leaf.sharding
-    ),
-    abstract,
-  )
-
-
 def start_from(
-  experiment: experiment_lib.Experiment, state: state_lib.TrainState, path: epath.Path
+  experiment: experiment_lib.Experiment,
+  state: state_lib.TrainState,
+  source: str,
+  say: Say = logging.info,
 ) -> state_lib.TrainState:
-  """Replaces the variables of an initial state, and the average, by loaded ones."""
-  variables = load(experiment, path)
+  """Replaces the variables of an initial state, and the average, by loaded ones.
+
+  Args:
+    experiment: which model.
+    state: initial; what the weights do not have stays as it is there.
+    source: as `config.weights` has it.
+    say: takes what was taken and what became of the rest, line by line.
+
+  Returns:
+    The state to start from.
+
+  Raises:
+    ConfigError: as in `load`; or what starts fresh would stay so, since `config.freeze` holds it.
+  """
+  config, network = experiment.config, _network(experiment)
+  opened = _open(str(source), network, experiment)
+  paths = [*_by_path(network.abstract), *_by_path(opened.variables)]
+  inner = dict.fromkeys(path.partition('/')[2] for path in paths)
+  patterns.check('weights_fresh', config.weights_fresh, inner)
+  fitted = _fit(network, opened, str(source), config.weights_fresh)
+  frozen = [
+    path
+    for path in fitted.fresh
+    if path.startswith('params/') and patterns.matches(config.freeze, path.partition('/')[2])
+  ]
+  if frozen:
+    raise config_lib.ConfigError(
+      f'config.freeze holds {len(frozen)} arrays that config.weights={source!r} does not give and '
+      f'that would stay untrained, such as {frozen[0].partition("/")[2]!r}: leave them out of it'
+    )
+  _tell(opened, fitted, say)
+  variables = _on_devices(fitted, network.abstract, _by_path(state.variables))
   params = variables['params']
   model_state = {name: tree for name, tree in variables.items() if name != 'params'}
   # The step donates its state: parameters and average may not share a buffer.
@@ -140,5 +256,151 @@ def start_from(
   return state.replace(params=params, model_state=model_state, ema=ema)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {path: tuple(leaf.shape) for path, leaf in parameters.leaves_by_path(tree).items()}
+def _load(network: _Network, experiment: experiment_lib.Experiment, source: str, say: Say) -> Any:
+  """Variables of which nothing starts fresh."""
+  opened = _open(source, network, experiment)
+  fitted = _fit(network, opened, source)
+  if fitted.fresh:
+    raise config_lib.ConfigError(
+      f'{network.key}={source!r} does not give all of {network.name!r}, which only training could '
+      'add: train with these weights first, or take the classes and settings they have:\n  '
+      + '\n  '.join(fitted.lines())
+    )
+  _tell(opened, fitted, say)
+  return _on_devices(fitted, network.abstract)
+
+
+def _open(
+  source: str, network: _Network, experiment: experiment_lib.Experiment
+) -> opening.OpenedWeights:
+  which = experiment.config.weights_which
+  folder, use = _run(source)
+  if folder is not None:
+    return _open_run(folder, use, which, experiment.mesh)
+  opened = _open_file(source, network.name, network.overrides, which)
+  if opened.report:
+    # Names in others' files are for people, and written in many ways.
+    return dataclasses.replace(opened, class_names=())
+  return opened
+
+
+def _open_file(
+  source: str, name: str, overrides: Mapping[str, Any], which: str
+) -> opening.OpenedWeights:
+  if source not in published.SOURCES and not os.path.exists(source):
+    raise config_lib.ConfigError(
+      f'config.weights={source!r} does not exist: give the workdir of a run, a file or folder of '
+      f'weights, or one of {", ".join(published.SOURCES)}'
+    )
+  overrides = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
+  # Read twice at the beginning of a run, for the config and for the arrays.
+  return _open_file_once(source, name, json.dumps(overrides), which)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_file_once(source: str, name: str, overrides: str, which: str) -> opening.OpenedWeights:
+  return opening.open_weights(source, name, json.loads(overrides), which=which)
+
+
+def _run(source: str) -> tuple[epath.Path | None, str | None]:
+  """The workdir of the run that is meant, 'WORKDIR' or 'WORKDIR@CHECKPOINT', and the checkpoint."""
+  workdir, _, use = source.rpartition('@')
+  for folder, checkpoint in ((source, None), (workdir, use)):
+    path = epath.Path(folder)
+    if folder and (path / 'config.json').exists() and (path / 'checkpoints').exists():
+      return path, checkpoint
+  return None, None
+
+
+def _open_run(
+  workdir: epath.Path, use: str | None, which: str, mesh: jax.sharding.Mesh
+) -> opening.OpenedWeights:
+  """Reads the checkpoint that the run's own evaluation uses, or another one of it."""
+  config = config_lib.load(workdir / 'config.json')
+  use = str(config.checkpoint.use if use is None else use)
+  metric = (None, 'max')
+  if use == 'best':
+    metric = experiment_lib.best_metric(tasks.create_task(config))
+  sharding, average = parallel.replicated(mesh), False
+
+  def wanted(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    nonlocal average
+    average = which != 'raw' and any(path.startswith('ema/') for path in arrays)
+    if which == 'ema' and not average:
+      raise config_lib.ConfigError(
+        f"{workdir} has no average: leave config.weights_which at 'auto'"
+      )
+    tops = ('ema/',) if average else ('params/', 'model_state/')
+    return traverse_util.unflatten_dict(
+      {
+        path: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
+        for path, (dtype, shape) in arrays.items()
+        if path.startswith(tops)
+      },
+      sep='/',
+    )
+
+  with contextlib.closing(
+    checkpoints.Checkpointer(workdir / 'checkpoints', best_metric=metric[0], best_mode=metric[1])
+  ) as checkpointer:
+    restored = checkpointer.restore_partial(wanted, int(use) if use.isdigit() else use)
+  state = jax.tree.map(np.asarray, restored.state)
+  variables = (
+    state['ema'] if average else {'params': state['params'], **state.get('model_state', {})}
+  )
+  name, overrides = config_lib.model_fields(config)
+  return opening.OpenedWeights(
+    name,
+    overrides,
+    variables,
+    tuple(config.dataset.get('class_names', ())),
+    f'run {workdir} of {name}, step {restored.step}{", its average" if average else ""}',
+  )
+
+
+def _fit(
+  network: _Network, opened: opening.OpenedWeights, source: str, fresh: Iterable[str] = ()
+) -> fitting.Fitted:
+  module = models.create_model(network.name, **network.overrides)
+  try:
+    return fitting.fit(
+      opened,
+      network.name,
+      module,
+      network.abstract,
+      fresh=fresh,
+      class_names=network.class_names,
+    )
+  except mapping_lib.MappingError as error:
+    problem = f'does not fit model {network.name!r}'
+    if opened.name != network.name:
+      problem = (
+        f'is {"a run" if _run(source)[0] else ""} of {opened.name!r}, not of {network.name!r}'
+      )
+    raise config_lib.ConfigError(f'{network.key}={source!r} {problem}. {error}') from error
+
+
+def _tell(opened: opening.OpenedWeights, fitted: fitting.Fitted, say: Say) -> None:
+  first, *rest = fitted.lines()
+  say(f'weights: {opened.told}: {first}')
+  for line in rest:
+    say(f'  {line}')
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+  return traverse_util.flatten_dict(dict(tree), sep='/')
+
+
+def _on_devices(
+  fitted: fitting.Fitted, abstract: Any, initial: Mapping[str, Any] | None = None
+) -> Any:
+  """Puts arrays where they belong; what the weights do not give is taken from `initial`."""
+  _open_file_once.cache_clear()
+
+  def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    name = parameters.path_string(path)
+    if name not in fitted.arrays:
+      return initial[name]
+    return jax.device_put(fitted.arrays[name], leaf.sharding)
+
+  return jax.tree_util.tree_map_with_path(place, abstract)

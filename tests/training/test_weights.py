@@ -1,6 +1,5 @@
 """Weights from a file are evaluated and trained on; those of another model are refused."""
 
-from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def saved(tiny_config, tmp_path):
 
 def test_a_file_is_loaded_bit_for_bit_onto_the_mesh(saved):
   experiment, state, path = saved
-  loaded = weights.load(experiment, epath.Path(path))
+  loaded = weights.load(experiment, str(path))
   jax.tree.map(np.testing.assert_array_equal, loaded, state.variables)
   jax.tree.map(
     lambda leaf, spec: leaf.sharding == spec.sharding or pytest.fail(str(leaf.sharding)),
@@ -48,7 +47,7 @@ def test_training_starts_from_a_file(saved, tiny_config):
   _, state, path = saved
   tiny_config.seed = 1
   fresh = experiment_lib.setup(tiny_config).init_state()
-  started = weights.start_from(experiment, fresh, epath.Path(path))
+  started = weights.start_from(experiment, fresh, str(path))
   jax.tree.map(np.testing.assert_array_equal, started.variables, state.variables)
   jax.tree.map(np.testing.assert_array_equal, started.ema, state.variables)
 
@@ -61,4 +60,4 @@ def test_a_file_of_another_model_is_refused_by_name(saved, tiny_config):
     config_lib.ConfigError,
     match=r'does not fit model .*\n.*params/.*32.* in the file, .*48.* in the model',
   ):
-    weights.load(experiment, epath.Path(path))
+    weights.load(experiment, str(path))

@@ -118,6 +118,7 @@ class Classification(classifier.Classifier):
       distillation = config.task.distillation
       self.frozen_models['teacher'] = base.FrozenModel(
         name=distillation.teacher.name,
+        overrides=self._teacher_fields(),
         init=lambda rng: self._teacher.init({'params': rng}, jnp.ones((1, *self.image_shape))),
         weights=distillation.teacher_weights,
         config_key='config.task.distillation.teacher_weights',
@@ -141,10 +142,7 @@ class Classification(classifier.Classifier):
         f'{key}: weight={config.weight} must be in [0, 1], temperature={config.temperature} '
         'positive'
       )
-    teacher = models.create_model(
-      **{'num_classes': self.model.num_classes}
-      | {field: value for field, value in config.teacher.items() if value is not None}
-    )
+    teacher = models.create_model(config.teacher.name, **self._teacher_fields())
     if teacher.num_classes != self.model.num_classes:
       raise ValueError(
         f'the teacher {config.teacher.name!r} has {teacher.num_classes} classes, the student '
@@ -152,6 +150,11 @@ class Classification(classifier.Classifier):
         'or config.model.num_classes'
       )
     return teacher
+
+  def _teacher_fields(self) -> dict[str, Any]:
+    given = self.config.task.distillation.teacher.items()
+    fields = {field: value for field, value in given if field != 'name' and value is not None}
+    return {'num_classes': self.model.num_classes, **fields}
 
   def describe_preprocessing(self) -> dict[str, Any]:
     """What makes an image of a file."""
