@@ -97,6 +97,10 @@ def _segmentation(model: str) -> ml_collections.ConfigDict:
     recipes.ade20k(config)
     config.dataset.image_size = (512, 512)
   config.dataset.name = 'segmentation_folder'
+  # As large as the crops, whatever these are.
+  config.dataset.augmentation.base_size = None
+  config.dataset.evaluation.base_size = None
+  config.task.evaluation.scales, config.task.evaluation.flip = (1.0,), False
   config.model.dtype = None
   config.batch_size = 8
   return config

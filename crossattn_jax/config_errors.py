@@ -18,6 +18,10 @@ class ConfigError(ValueError):
     self.changes = dict(changes or {})
 
 
+class MissingFromData(ConfigError):
+  """What only the data says is not known yet; where it cannot be read, that is the problem."""
+
+
 class UnknownName(ValueError):
   """A name that is none of those there are.
 

@@ -143,6 +143,8 @@ class _Checks:
     """Keeps a problem and solves it in the config, where that is certain: whether it was."""
     if str(error) in [str(problem) for problem, _ in self.problems]:
       return False
+    if self.problems and isinstance(error, config_errors.MissingFromData):
+      return False
     changes = _solution(error, self.config)
     if self.config.fit_to_data and changes and changes.keys() <= _FITTED:
       fitting = ', '.join(f'{key}={value}' for key, value in changes.items())

@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ccnet_shapes, semantic_fpn_shapes
+from configs import ccnet_shapes, finetune, semantic_fpn_shapes
 from crossattn_jax import tasks
+from crossattn_jax.data import sources
+from crossattn_jax.data.scenes import shapes
 from crossattn_jax.training import config as config_lib
-from crossattn_jax.training import export, loop
+from crossattn_jax.training import export, loop, preflight
 
 SIZE = 32
 
@@ -46,8 +48,8 @@ def test_classes_of_a_folder_stay_in_the_config(folder, tmp_path, experiment):
   config = with_folder(experiment.get_config(), folder)
   with pytest.raises(ValueError, match=r"classes of a 'segmentation_folder' are not known"):
     tasks.create_task(config)
-  (note,) = tasks.complete_config(config)
-  assert note.startswith("training on '.[:90%]'")
+  notes = tasks.complete_config(config)
+  assert notes[0].startswith("training on '.[:90%]'")
   config_lib.save(config, epath.Path(tmp_path / 'config.json'))
   shutil.rmtree(folder)
   task = tasks.create_task(config_lib.load(epath.Path(tmp_path / 'config.json')))
@@ -62,9 +64,31 @@ def test_classes_of_a_folder_stay_in_the_config(folder, tmp_path, experiment):
 def test_released_data_sets_need_no_files_for_their_classes():
   config = semantic_fpn_shapes.get_config()
   assert tasks.create_task(config).model.num_classes == 7
-  assert tasks.complete_config(config) == []
+  assert tasks.complete_config(config) == [f'7 classes: {sources.shown(shapes.CLASS_NAMES)}']
   assert config.model.num_classes == len(config.dataset.class_names) == 7
   assert (config.dataset.train_split, config.dataset.eval_split) == ('train', 'validation')
+
+
+def test_any_model_takes_classes_and_splits_from_a_folder(folder):
+  config = finetune.get_config('pyramid_tiny+semantic_fpn')
+  config.dataset.data_dir = str(folder)
+  config.dataset.image_size = (SIZE, SIZE)
+  *_, note = tasks.complete_config(config)
+  assert note == "2 classes: 'field', 'road'"
+  task = tasks.create_task(config)
+  assert task.model.num_classes == 2
+  batch = next(iter(task.train_data(2, 0, 1)))
+  # Images are as large as crops, times 0.5 to 2.
+  assert (batch['label'] != 255).mean() > 0.2
+  assert {*np.unique(batch['label'])} <= {0, 1, 255}
+
+
+def test_a_missing_table_of_classes_is_one_problem(folder):
+  (folder / 'classes.csv').unlink()
+  config = with_folder(semantic_fpn_shapes.get_config(), folder)
+  config.evaluation.batch_size = 8
+  with pytest.raises(ValueError, match=r'^nothing says what the masks .*\nvalue,name\n0,\n255,$'):
+    preflight.setup(config)
 
 
 @pytest.mark.extended

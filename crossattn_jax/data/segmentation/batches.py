@@ -57,7 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
 
   config.augmentation = ml_collections.ConfigDict()
   # 'scales' (CCNet): the image's size times one of `scales`. 'ratio' (mmsegmentation): the image
-  # fits into `base_size` (long side, short side) times a number drawn uniformly from `ratio`.
+  # fits into `base_size` (long side, short side) times a number drawn uniformly from `ratio`. None:
+  # (4 s, s) for crops whose shorter side is s.
   config.augmentation.resize = 'scales'
   config.augmentation.scales = tuple((7 + i) / 10 for i in range(15))
   config.augmentation.base_size = (2048, 512)
@@ -70,8 +71,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation.photometric = False
 
   config.evaluation = ml_collections.ConfigDict()
-  # 'native' leaves images as they are; 'fit' brings them into `base_size`, and then each side to
-  # the next multiple of `stretch_to`. Labels always keep their size.
+  # 'native' leaves images as they are; 'fit' brings them into `base_size`, see above, and then each
+  # side to the next multiple of `stretch_to`. Labels always keep their size.
   config.evaluation.resize = 'native'
   config.evaluation.base_size = (2048, 512)
   config.evaluation.stretch_to = 1
@@ -181,9 +182,14 @@ def _fitted_size(size: Sequence[int], config: ml_collections.ConfigDict) -> list
   options = config.evaluation
   if options.resize == 'native':
     return [tuple(size)]
-  size = fit(size, options.base_size)
+  size = fit(size, _base_size(options.base_size, config))
   step = options.stretch_to
   return [size, tuple(-(-side // step) * step for side in size)]
+
+
+def _base_size(given: tuple[int, int] | None, config: ml_collections.ConfigDict) -> tuple[int, int]:
+  side = min(config.image_size)
+  return (4 * side, side) if given is None else given
 
 
 def _fitted(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
@@ -249,7 +255,8 @@ class Examples(pipeline.Examples):
     require(
       len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
     )
-    is_size('augmentation.base_size', options.base_size, '(long side, short side) in pixels')
+    if options.base_size is not None:
+      is_size('augmentation.base_size', options.base_size, '(long side, short side) in pixels')
     require(
       len(options.ratio) == 2 and 0 < options.ratio[0] <= options.ratio[1],
       'augmentation.ratio',
@@ -267,7 +274,8 @@ class Examples(pipeline.Examples):
       "False, or augmentation.resize 'ratio'",
     )
     is_choice('evaluation.resize', EVAL_SIZES, evaluation.resize)
-    is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
+    if evaluation.base_size is not None:
+      is_size('evaluation.base_size', evaluation.base_size, '(long side, short side) in pixels')
     require(evaluation.stretch_to >= 1, 'evaluation.stretch_to', 'at least 1 pixel')
     require(evaluation.bucket_step >= 1, 'evaluation.bucket_step', 'at least 1 pixel')
     require(evaluation.label_step >= 1, 'evaluation.label_step', 'at least 1 pixel')
@@ -344,7 +352,8 @@ class Examples(pipeline.Examples):
     """As mmsegmentation: what lies beyond the image is padded last, at the bottom and the right."""
     options = self.config.augmentation
     ratio = rng.uniform(*options.ratio)
-    size = fit(label.shape, [int(side * ratio) for side in options.base_size])
+    base_size = _base_size(options.base_size, self.config)
+    size = fit(label.shape, [int(side * ratio) for side in base_size])
     shown = tuple(map(min, size, self._crop))
     for trial in range(_CROP_TRIALS + 1):
       top, left = (

@@ -11,6 +11,7 @@ from typing import Literal
 import ml_collections
 import numpy as np
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import sources
 from crossattn_jax.data.scenes import shapes
 
@@ -235,7 +236,7 @@ def of_run(config: ml_collections.ConfigDict) -> Taxonomy:
   """
   names = tuple(config.class_names)
   if config.name == SEGMENTATION_FOLDER and not names:
-    raise ValueError(
+    raise config_errors.MissingFromData(
       f'the classes of a {config.name!r} are not known before its table of classes is read: set '
       'dataset.class_names, or call tasks.complete_config(config)'
     )

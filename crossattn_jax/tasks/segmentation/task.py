@@ -11,6 +11,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from crossattn_jax import config_errors, models
+from crossattn_jax.data import sources as common
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import sources, taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
@@ -83,6 +84,7 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
         dataset.class_values = tuple(found.to_labels(np.arange(found.num_classes)).tolist())
   if config.model.num_classes is None:
     config.model.num_classes = len(dataset.class_names)
+    notes.append(f'{len(dataset.class_names)} classes: {common.shown(dataset.class_names)}')
   return notes
 
 

@@ -205,6 +205,21 @@ def test_evaluation_fits_and_stretches_images_and_leaves_labels_alone(ade20k_con
   }
 
 
+def test_images_fit_the_crops_where_nobody_says_into_what(ade20k_config):
+  ade20k_config.image_size = (48, 32)
+  ade20k_config.evaluation.resize = 'fit'
+
+  def first_batches(base_size):
+    for options in (ade20k_config.augmentation, ade20k_config.evaluation):
+      options.base_size = base_size
+    return [
+      take(train_batches(ade20k_config, batch_size=4, seed=0), 1)[0],
+      take(eval_batches(ade20k_config, batch_size=1))[0],
+    ]
+
+  assert_equal(first_batches(None), first_batches((128, 32)))
+
+
 def test_a_file_is_prepared_as_evaluation_does(ade20k_config, ade20k_dir):
   ade20k_config.evaluation.bucket_step = 32
   (*_, expected) = take(eval_batches(ade20k_config, batch_size=1))
