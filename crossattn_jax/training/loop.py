@@ -132,7 +132,7 @@ def predict(
     _say(note)
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
-    config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
+    config, _mesh_here(config), steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   task = experiment.task
   # What is wrong shows before weights are loaded.
@@ -141,6 +141,15 @@ def predict(
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)
     return task.Predictor(task, variables).write_predictions(inputs, output, pictures, on_record)
+
+
+def _mesh_here(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the config; one device where it is for another machine, as that of the training."""
+  try:
+    return parallel.create_mesh(**config.mesh)
+  except ValueError as error:
+    logging.info('predicting on one device: %s', error)
+    return parallel.create_mesh(devices=jax.devices()[:1])
 
 
 def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dict[str, float]:

@@ -19,6 +19,7 @@ import numpy as np
 from crossattn_jax import models, parallel, tasks
 from crossattn_jax.conversion import fitting, opening, published
 from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.data.classification import imagenet
 from crossattn_jax.parallel import parameters
 from crossattn_jax.training import checkpoints, patterns
 from crossattn_jax.training import config as config_lib
@@ -124,6 +125,8 @@ def complete_config(
     else:
       opened = _open_file(source, *config_lib.model_fields(config), config.weights_which)
       name, saved, names = opened.name, opened.overrides, opened.class_names
+      if source in published.SOURCES:
+        names = names or _published_classes(name, saved)
     if classes:
       _take_classes(config, name, saved, names)
     taken = {
@@ -148,6 +151,12 @@ def complete_config(
     if run is not None:
       notes.append(f'dataset.{key}={config.dataset[key]}, as in {config.weights}')
   return notes
+
+
+def _published_classes(name: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
+  """Those of ImageNet, where published weights have as many; else nobody says them."""
+  count = getattr(models.create_model(name, **saved), 'num_classes', None)
+  return tuple(imagenet.names()) if count == imagenet.NUM_CLASSES else ()
 
 
 def _take_classes(

@@ -177,6 +177,7 @@ def test_weights_predict_without_a_run_and_imagenet_s_classes_have_names(tiny_co
   overrides = {name: x for name, x in tiny_config.model.items() if x is not None and name != 'name'}
   variables_io.save_variables(file, variables, tiny_config.model.name, overrides)
   tiny_config.weights = str(file)
+  tiny_config.mesh.fsdp = 16  # Of the machine that it was trained on.
   (record,) = loop.predict(
     tiny_config, None, epath.Path(samples.FOLDER / 'digits' / '3.png'), epath.Path(tmp_path / 'out')
   )

@@ -4,6 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import finetune
+from crossattn_jax import tasks
+from crossattn_jax.conversion import opening
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
@@ -61,3 +64,13 @@ def test_a_file_of_another_model_is_refused_by_name(saved, tiny_config):
     match=r'does not fit model .*\n.*params/.*32.* in the file, .*48.* in the model',
   ):
     weights.load(experiment, str(path))
+
+
+def test_published_weights_of_a_thousand_classes_have_the_names_of_imagenet(monkeypatch):
+  config = finetune.get_config('swiftformer_xs')
+  config.weights = 'timm'
+  opened = opening.OpenedWeights('swiftformer_xs', {}, {})
+  monkeypatch.setattr(weights, '_open_file', lambda *_: opened)
+  weights.complete_config(config, classes=True)
+  assert config.model.num_classes == len(config.dataset.class_names) == 1000
+  assert tasks.create_task(config).class_name(388) == 'giant panda'
