@@ -26,6 +26,45 @@ def test_a_misspelt_field_is_refused_with_the_nearest_one():
       make('crossvit_tiny_240', drop_paths_rate=0.1)
 
 
+@pytest.mark.parametrize(
+  ('name', 'hint'),
+  [
+    ('crossvit_tiny_240.in1k', "did you mean 'crossvit_tiny_240'? list_models('crossvit*') shows"),
+    ('timm/swiftformer_xs.dist_in1k', "list_models('*') shows all"),
+    ('crossvit', "list_models('crossvit*') shows all"),
+    ('resnet18', "list_models('*') shows all"),
+    ('zzz+upernet', "list_models('*+*') shows all"),
+  ],
+)
+def test_no_model_is_suggested_where_none_is_near(name, hint):
+  with pytest.raises(ValueError, match='unknown model') as error:
+    models.create_model(name)
+  assert str(error.value).startswith(f'unknown model {name!r}; {hint}')
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'hint'),
+  [
+    ('crossvit_tiny_240', 'img_size', "did you mean 'image_size'? it has "),
+    ('swiftformer_xs', 'in_chans', "did you mean 'num_channels'? it has "),
+    ('biformer_tiny', 'drop_path', "did you mean 'drop_path_rate'? it has "),
+    ('ccnet_resnet50', 'drop_rate', "did you mean 'dropout_rate'? it has "),
+    ('biformer_tiny', 'drop_rate', 'it has '),
+    (
+      'crossvit_tiny_240',
+      'pretrained',
+      'crossattn_jax.load_pretrained(NAME, FILE_OR_SOURCE) gives',
+    ),
+    ('crossformer_small', 'features_only', 'every model returns (result, features), '),
+    ('crossvit_tiny_240', 'zzz', 'it has '),
+  ],
+)
+def test_words_of_other_libraries_are_answered_by_ours(name, field, hint):
+  with pytest.raises(ValueError, match='has no field') as error:
+    models.create_model(name, **{field: 1})
+  assert str(error.value).startswith(f'model {name!r} has no field {field!r}; {hint}')
+
+
 def test_an_unknown_dtype_is_refused():
   with pytest.raises(ValueError, match="dtype='bfloat17' is not a dtype; 'float32'"):
     models.create_model('crossvit_tiny_240', dtype='bfloat17')
