@@ -20,6 +20,7 @@ _SYNONYMS = {
   'config.dataset.num_workers': 'j workers',
   'config.ema.decay': 'ema_decay model_ema model_ema_decay',
   'config.evaluation.every_epochs': 'eval_interval eval_every val_interval',
+  'config.freeze': 'freeze_at freeze_backbone freeze_encoder freeze_layers frozen frozen_stages',
   'config.logging.every_steps': 'log_every log_interval log_steps',
   'config.model.drop_path_rate': 'drop_path',
   'config.model.drop_rate': 'drop dropout',
@@ -63,6 +64,7 @@ _SYNONYMS = {
     'features_only out_indices'
   ),
   'batch norms take the statistics of the whole batch on all devices': 'sync_bn sync_batchnorm',
+  'config.weights_fresh': 'fresh_head ignore_mismatched_sizes reset_classifier reset_head strict',
 }
 _MEANT = {word: meant for meant, words in _SYNONYMS.items() for word in words.split()}
 
