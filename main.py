@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
   except errors.USER_ERRORS as error:
     # The message says what to do; a traceback would bury it.
     logging.debug('the error in full', exc_info=True)
-    sys.exit(f'error: {error}')
+    sys.exit(f'error: {errors.message(error)}')
 
 
 def run(overrides: Sequence[str]) -> None:

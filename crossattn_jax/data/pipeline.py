@@ -205,7 +205,13 @@ class Examples(abc.ABC):
     return self.indices(order_seed).random_map(self.train_example, seed=example_seed)
 
   def train_batches(
-    self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    self,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
   ) -> grain.IterDataset:
     """Returns the endless training batches of one process.
 
@@ -214,6 +220,7 @@ class Examples(abc.ABC):
       seed: of order and augmentation.
       process_index: whose rows.
       process_count: number of processes, which divides `batch_size`.
+      start: number of the first batch; those before it are not read.
 
     Returns:
       Batches of numpy arrays, b = batch_size / process_count: what the task makes of examples, and
@@ -222,7 +229,7 @@ class Examples(abc.ABC):
       of processes and workers.
     """
     stream = self.train_stream(seed)
-    return batches(stream, self.config, batch_size, process_index, process_count)
+    return batches(stream, self.config, batch_size, process_index, process_count, start)
 
   def eval_batches(
     self, *, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -302,6 +309,7 @@ def batches(
   batch_size: int,
   process_index: int,
   process_count: int,
+  start: int = 0,
 ) -> grain.IterDataset:
   """Batches, picks the rows of one process, and works ahead in threads or worker processes.
 
@@ -311,6 +319,7 @@ def batches(
     batch_size: global, over all processes.
     process_index: whose rows.
     process_count: number of processes.
+    start: number of the first batch.
 
   Raises:
     ValueError: the processes do not divide the batch, or there is no such process.
@@ -324,7 +333,9 @@ def batches(
   rows = batch_size // process_count
   # Otherwise Grain rounds the number of batches up in floating point, which overflows where an
   # endless stream has batches of one.
-  own = examples.batch(rows, drop_remainder=True)[process_index::process_count]
+  own = examples.batch(rows, drop_remainder=True)[
+    start * process_count + process_index :: process_count
+  ]
   iterator = own.to_iter_dataset(
     grain.ReadOptions(
       num_threads=config.num_threads, prefetch_buffer_size=max(config.prefetch, config.num_threads)

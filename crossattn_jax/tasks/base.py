@@ -203,11 +203,20 @@ class Task(abc.ABC):
       ValueError: naming the keys that contradict each other.
     """
 
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless batches; rows `block` of `num_blocks` of every global batch of `batch_size`."""
+  def train_data(
+    self, batch_size: int, block: int, num_blocks: int, start: int = 0
+  ) -> grain.IterDataset:
+    """Endless batches from number `start` on.
+
+    They have the rows `block` of `num_blocks` of every global batch of `batch_size`.
+    """
     self.check_data()
     return self.examples(self.config.dataset.train_split).train_batches(
-      batch_size=batch_size, seed=self.config.seed, process_index=block, process_count=num_blocks
+      batch_size=batch_size,
+      seed=self.config.seed,
+      process_index=block,
+      process_count=num_blocks,
+      start=start,
     )
 
   def eval_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:

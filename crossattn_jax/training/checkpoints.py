@@ -1,10 +1,10 @@
 """Checkpoints of a run: asynchronous, verified when they are read, and never silently dropped.
 
 A checkpoint is a folder `<step>` with two Orbax items: `state`, the arrays (OCDBT), and `metadata`,
-a JSON record of what the arrays are (path, shape, dtype, fingerprint), the config, the metrics and
-the position of every process' input pipeline. A fingerprint is a checksum of an array's bits that
-does not depend on how it is split over devices. It is what finds damage that storage reads over:
-TensorStore fills chunks that are missing with zeros.
+a JSON record of what the arrays are (path, shape, dtype, fingerprint), of the config and of the
+metrics. A fingerprint is a checksum of an array's bits that does not depend on how it is split over
+devices. It is what finds damage that storage reads over: TensorStore fills chunks that are missing
+with zeros.
 
 Three things may be wrong with a checkpoint, and are told apart:
   - it is unreadable (half-written, truncated, damaged): the one before it is used, with a warning;
@@ -23,12 +23,12 @@ from etils import epath
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
 from crossattn_jax.parallel import parameters
+from crossattn_jax.training import fingerprints, messages
 
 _STATE = 'state'
 _METADATA = 'metadata'
@@ -36,6 +36,15 @@ _STEP_NAMES = ocp.path.step.standard_name_format()
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _UNREADABLE = '.unreadable'
 _SHOWN_DIFFERENCES = 5
+# Of a config: which examples a step sees. With others the number of a step means something else.
+_STREAM_KEYS = (
+  'batch_size',
+  'seed',
+  'dataset.name',
+  'dataset.train_split',
+  'dataset.shuffle',
+  'dataset.repeated_augmentation',
+)
 
 
 class CheckpointMismatch(ValueError):
@@ -51,13 +60,10 @@ class Restored(NamedTuple):
 
   Attributes:
     state: arrays in the structure, dtypes and shardings that were asked for.
-    iterator_state: of this process' input pipeline. None if the checkpoint was written by another
-      number of processes whose positions differ: advance a new pipeline by `step` batches.
     step: of the checkpoint.
   """
 
   state: Any
-  iterator_state: Any
   step: int
 
 
@@ -68,6 +74,7 @@ class Checkpointer:
 
   Attributes:
     directory: of all checkpoints of a run.
+    best_metric: that decides which of them is best.
   """
 
   def __init__(
@@ -85,8 +92,8 @@ class Checkpointer:
       directory: of all checkpoints of a run.
       keep_last: how many of the newest checkpoints are kept.
       keep_best: how many of the best by `best_metric` are kept besides.
-      best_metric: among the metrics given to `save`; those without it, or where it is not finite,
-        are not candidates.
+      best_metric: among the metrics given to `add_metrics`; checkpoints without it, or where it is
+        not finite, are not candidates.
       best_mode: 'max' or 'min'.
 
     Raises:
@@ -103,19 +110,12 @@ class Checkpointer:
     self.directory = epath.Path(directory).absolute()
     self._keep_last = keep_last
     self._keep_best = keep_best
-    self._best_metric = best_metric
+    self.best_metric = best_metric
     self._best_mode = best_mode
     self._metrics: dict[int, dict[str, float]] = {}
     self._manager: ocp.CheckpointManager | None = None
 
-  def save(
-    self,
-    step: int,
-    state: Any,
-    iterator_state: Any = None,
-    metrics: Mapping[str, float] | None = None,
-    config: ml_collections.ConfigDict | None = None,
-  ) -> bool:
+  def save(self, step: int, state: Any, config: ml_collections.ConfigDict | None = None) -> bool:
     """Starts saving; returns when the arrays may be donated, before they are on disk.
 
     A checkpoint appears under its name only when it is complete, and older ones are removed only
@@ -124,50 +124,68 @@ class Checkpointer:
     Args:
       step: that the state has completed.
       state: pytree of `jax.Array`s; typed PRNG keys are fine.
-      iterator_state: of this process' input pipeline, anything that JSON holds.
-      metrics: of this state's evaluation.
       config: of the run, to recognise it by.
 
     Returns:
       False if there is a checkpoint of this step already, which is kept as it is.
-
-    Raises:
-      ValueError: `metrics` lacks the metric that decides which checkpoint is best.
     """
-    if metrics is not None and self._best_metric is not None and self._best_metric not in metrics:
-      raise ValueError(
-        f'checkpoint.best_metric={self._best_metric!r} is not among the metrics: '
-        f'{", ".join(sorted(metrics))}'
-      )
-    if self._manager is None:
-      self._manager = self._create_manager()
-    if step in self._manager.all_steps():
+    manager = self._open()
+    if step in manager.all_steps():
       return False
     leaves = parameters.leaves_by_path(state)
-    metadata: dict[str, Any] = {
+    metadata = {
       'step': step,
       'arrays': _describe(leaves),
-      'fingerprints': _fingerprints(leaves),
+      'fingerprints': fingerprints.by_path(leaves),
       'key_implementations': {
-        path: str(jax.random.key_impl(leaf)) for path, leaf in leaves.items() if _is_key(leaf)
+        path: str(jax.random.key_impl(leaf))
+        for path, leaf in leaves.items()
+        if fingerprints.is_key(leaf)
       },
-      'iterator_states': _gather(iterator_state),
-      'metrics': {name: float(value) for name, value in (metrics or {}).items()},
+      'metrics': {},
       'config': _plain(config),
     }
-    metadata = json.loads(json.dumps(metadata))  # The checksum is of what will be read back.
-    self._metrics[step] = metadata['metrics']
-    arrays = {path: _raw(leaf) for path, leaf in leaves.items()}
-    return self._manager.save(
+    self._metrics[step] = {}
+    arrays = {path: fingerprints.raw(leaf) for path, leaf in leaves.items()}
+    return manager.save(
       step,
       args=ocp.args.Composite(
         **{
           _STATE: ocp.args.PyTreeSave(_nested(arrays)),
-          _METADATA: ocp.args.JsonSave({'checksum': _checksum(metadata), **metadata}),
+          _METADATA: ocp.args.JsonSave(_with_checksum(metadata)),
         }
       ),
       force=True,
     )
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds the metrics of an evaluation to the checkpoint of its step, which may be the best now.
+
+    Waits until the checkpoint is on disk.
+
+    Args:
+      step: of a checkpoint.
+      metrics: of its evaluation.
+
+    Raises:
+      ValueError: `metrics` lacks the metric that decides which checkpoint is best.
+    """
+    if self.best_metric is not None and self.best_metric not in metrics:
+      raise ValueError(
+        f'checkpoint.best_metric={self.best_metric!r} is not among the metrics: '
+        f'{", ".join(sorted(metrics))}'
+      )
+    steps = self.all_steps()
+    self._metrics[step] = {name: float(value) for name, value in metrics.items()}
+    if jax.process_index() == 0:
+      path = self.directory / str(step)
+      metadata = _read_metadata(path) | {'metrics': self._metrics[step]}
+      file = path / _METADATA / _METADATA
+      replacement = file.with_name(_METADATA + '.tmp')
+      replacement.write_text(json.dumps(_with_checksum(metadata)))
+      replacement.replace(file)
+    for surplus in set(steps) - self._preserved(steps):
+      self._open().delete(surplus)
 
   def restore(
     self, abstract_state: Any, config: ml_collections.ConfigDict | None = None
@@ -181,13 +199,15 @@ class Checkpointer:
       abstract_state: pytree of `jax.ShapeDtypeStruct`s with shardings, or arrays like them; one
         without a sharding goes to the first device. Must have exactly the checkpoint's arrays. The
         shardings need not be those it was saved from.
-      config: of the run: its `model.name` must be the checkpoint's, other differences are logged.
+      config: of the run: its `model.name` and what says which examples a step sees must be the
+        checkpoint's, other differences are logged.
 
     Returns:
       None if the folder has no complete checkpoint.
 
     Raises:
-      CheckpointMismatch: the newest readable checkpoint is of another model or optimizer.
+      CheckpointMismatch: the newest readable checkpoint is of another model or optimizer, or of a
+        run over other examples, as with another batch size.
       UnreadableCheckpoints: there are checkpoints, but none is readable.
     """
     steps = self.all_steps()
@@ -227,7 +247,7 @@ class Checkpointer:
       candidates = self._by_quality(steps)[::-1]
       if not candidates:
         raise FileNotFoundError(
-          f'no checkpoint in {self.directory} has the metric {self._best_metric!r}; use '
+          f'no checkpoint in {self.directory} has the metric {self.best_metric!r}; use '
           f"'latest' or one of the steps {steps}"
         )
     elif which in steps:
@@ -238,12 +258,23 @@ class Checkpointer:
       )
     return self._restore_first(candidates, abstract_state, config, partial=True)
 
+  def metrics(self, step: int) -> dict[str, float]:
+    """Returns the metrics of a checkpoint's evaluation; none if there was no evaluation."""
+    if step not in self._metrics:
+      try:
+        self._metrics[step] = _read_metadata(self.directory / str(step))['metrics']
+      except Exception:  # Whoever restores it says what is wrong with it.
+        self._metrics[step] = {}
+    return self._metrics[step]
+
+  def best_step(self) -> int | None:
+    """Returns the step of the best checkpoint by `best_metric`."""
+    return next(reversed(self._by_quality(self.all_steps())), None)
+
   def all_steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, readable or not, in increasing order."""
     self.wait()
-    found = _STEP_NAMES.find_all(self.directory) if self.directory.exists() else ()
-    # On a network file system the processes may see different lists.
-    return _gather(sorted(checkpoint.step for checkpoint in found))[0]
+    return _of_first_process(find_steps(self.directory))
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint."""
@@ -260,17 +291,19 @@ class Checkpointer:
       self._manager.close()
       self._manager = None
 
-  def _create_manager(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=_Preservation(self._preserved),
-        # What a killed run left half-written; `restore` has warned of it.
-        cleanup_tmp_directories=True,
-        lightweight_initialize=True,
-        save_root_metadata=False,
-      ),
-    )
+  def _open(self) -> ocp.CheckpointManager:
+    if self._manager is None:
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=_Preservation(self._preserved),
+          # What a killed run left half-written; `restore` has warned of it.
+          cleanup_tmp_directories=True,
+          lightweight_initialize=True,
+          save_root_metadata=False,
+        ),
+      )
+    return self._manager
 
   def _preserved(self, steps: Sequence[int]) -> set[int]:
     best = self._by_quality(steps)[-self._keep_best :] if self._keep_best else []
@@ -279,17 +312,9 @@ class Checkpointer:
   def _by_quality(self, steps: Iterable[int]) -> list[int]:
     """Returns those steps that have the metric, the best last; of equals the newest is better."""
     sign = 1 if self._best_mode == 'max' else -1
-    values = {step: self._step_metrics(step).get(self._best_metric, math.nan) for step in steps}
+    values = {step: self.metrics(step).get(self.best_metric, math.nan) for step in steps}
     candidates = [step for step, value in values.items() if math.isfinite(value)]
     return sorted(candidates, key=lambda step: (sign * values[step], step))
-
-  def _step_metrics(self, step: int) -> dict[str, float]:
-    if step not in self._metrics:
-      try:
-        self._metrics[step] = _read_metadata(self.directory / str(step))['metrics']
-      except Exception:  # Whoever restores it says what is wrong with it.
-        self._metrics[step] = {}
-    return self._metrics[step]
 
   def _restore_first(
     self,
@@ -308,6 +333,8 @@ class Checkpointer:
         if callable(abstract):
           abstract = abstract(metadata['arrays'])
         _check_match(path, metadata, abstract, config, partial)
+        if not partial:
+          _check_stream(path, metadata, config)
         state, reason = _attempt(
           lambda path=path, metadata=metadata, abstract=abstract: _read_state(
             path, metadata, abstract
@@ -318,7 +345,7 @@ class Checkpointer:
       if reason is None:
         _warn_of_config(path, metadata, config)
         logging.info('restored checkpoint %s', path)
-        return Restored(state, _own_iterator_state(metadata), step)
+        return Restored(state, step)
       reasons.append(f'{path}: {reason}')
       logging.warning('skipping unreadable checkpoint %s', reasons[-1])
     if reasons:
@@ -350,14 +377,10 @@ class Checkpointer:
       self._manager.reload()
 
 
-def fingerprint(tree: Any) -> jax.Array:
-  """Returns one uint32 for all arrays of a tree, however they are split over devices."""
-  return _joint_fingerprint([_raw(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-@jax.jit
-def _joint_fingerprint(arrays: Sequence[jax.Array]) -> jax.Array:
-  return _fingerprint(jnp.stack([_fingerprint(array) for array in arrays]))
+def find_steps(directory: epath.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a folder, as this process sees it."""
+  found = _STEP_NAMES.find_all(directory) if directory.exists() else ()
+  return sorted(checkpoint.step for checkpoint in found)
 
 
 class _Preservation:
@@ -382,52 +405,18 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(leaves, sep='/')
 
 
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(leaf: jax.Array) -> jax.Array:
-  """Returns the array, of a PRNG key its data."""
-  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
   """Returns [dtype, shape] by path, as JSON holds it."""
   return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
 
 
-def _fingerprint(x: jax.Array) -> jax.Array:
-  """Returns a uint32 checksum of an array's bits: a sum of hashes of (position, element).
-
-  Addition modulo 2**32 is exact, so the order in which shards are added does not matter. Elements
-  are hashed (MurmurHash3's finalizer) because plain weighted sums do not see a change of many
-  exponents at once.
-  """
-  if x.dtype == bool:
-    x = x.astype(jnp.uint8)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-  hashed = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  for dimension in range(hashed.ndim):
-    stride = np.uint32(pow(0x9E3779B1, dimension + 1, 2**32))
-    hashed += stride * jax.lax.broadcasted_iota(jnp.uint32, hashed.shape, dimension)
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    hashed = (hashed ^ (hashed >> shift)) * np.uint32(factor)
-  return jnp.sum(hashed ^ (hashed >> 16), dtype=jnp.uint32)
-
-
-def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
-  sums = jax.device_get(_all_fingerprints([_raw(leaf) for leaf in leaves.values()]))
-  return {path: int(value) for path, value in zip(leaves, sums, strict=True)}
-
-
-@jax.jit
-def _all_fingerprints(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-  """One program, since many small ones with collectives in flight can starve simulated devices."""
-  return [_fingerprint(array) for array in arrays]
-
-
 def _checksum(metadata: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
+def _with_checksum(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  metadata = json.loads(json.dumps(metadata))  # The checksum is of what will be read back.
+  return {'checksum': _checksum(metadata), **metadata}
 
 
 def _plain(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -437,32 +426,13 @@ def _plain(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
   return json.loads(ml_collections.ConfigDict(config).to_json_best_effort())
 
 
-def _gather(iterator_state: Any) -> list[Any]:
-  """Returns every process' iterator state, in the order of the processes."""
+def _of_first_process(steps: list[int]) -> list[int]:
+  """Returns the first process' steps: on a network file system the processes see different ones."""
   if jax.process_count() == 1:
-    return [iterator_state]
-  text = np.frombuffer(json.dumps(iterator_state).encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.asarray(text.size))
-  padded = np.zeros(lengths.max(), np.uint8)
-  padded[: text.size] = text
-  texts = multihost_utils.process_allgather(padded)
-  return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
-
-
-def _own_iterator_state(metadata: Mapping[str, Any]) -> Any:
-  states = metadata['iterator_states']
-  if len(states) == jax.process_count():
-    return states[jax.process_index()]
-  if all(state == states[0] for state in states):
-    return states[0]
-  logging.warning(
-    'the checkpoint of step %d was written by %d processes and is read by %d: the position of the '
-    'input pipeline is not restored',
-    metadata['step'],
-    len(states),
-    jax.process_count(),
-  )
-  return None
+    return steps
+  count = multihost_utils.broadcast_one_to_all(np.asarray(len(steps)))
+  own = np.resize(np.asarray([*steps, 0]), int(count))
+  return multihost_utils.broadcast_one_to_all(own).tolist()
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -517,7 +487,7 @@ def _damage(metadata: Mapping[str, Any], state: Any) -> str | None:
   """Returns which arrays are not what was saved; None if all are."""
   damaged = [
     path
-    for path, fingerprint in _fingerprints(parameters.leaves_by_path(state)).items()
+    for path, fingerprint in fingerprints.by_path(parameters.leaves_by_path(state)).items()
     if fingerprint != metadata['fingerprints'][path]
   ]
   if not damaged:
@@ -551,6 +521,28 @@ def _check_match(
     f'checkpoint {path} is of another model, optimizer or precision:\n  '
     + '\n  '.join(shown)
     + '\nUse the config that wrote it, or another workdir.'
+  )
+
+
+def _check_stream(
+  path: epath.Path, metadata: Mapping[str, Any], config: ml_collections.ConfigDict | None
+) -> None:
+  """Raises CheckpointMismatch where the steps of the checkpoint saw other examples."""
+  there, here = _flat(metadata['config']), _flat(_plain(config))
+  # A key that one of them lacks came later.
+  known = [key for key in _STREAM_KEYS if key in there and key in here]
+  changed = [key for key in known if there[key] != here[key]]
+  if not changed:
+    return
+  workdir = path.parent.parent
+  hint = '; config.accumulation_steps takes a batch in pieces' if 'batch_size' in changed else ''
+  raise CheckpointMismatch(
+    f'step {metadata["step"]} of {workdir} stands for other examples than it would here:\n  '
+    + '\n  '.join(f'{k}: {there[k]!r} in the checkpoint, {here[k]!r} here' for k in changed)
+    + f'\nContinue with what it was{hint}:\n  '
+    + messages.this_command(*(f'--config.{key}={there[key]}' for key in changed))
+    + '\nor begin another run from its weights:\n  '
+    + messages.this_command('--workdir=ANOTHER_WORKDIR', f'--config.weights={workdir}')
   )
 
 

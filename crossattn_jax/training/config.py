@@ -27,6 +27,7 @@ _POSITIVE = (
   'evaluation.every_epochs',
   'checkpoint.every_epochs',
   'checkpoint.keep_last',
+  'checkpoint.patience',
   'logging.every_steps',
 )
 
@@ -99,6 +100,8 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
       # which the task knows if None.
       'best_metric': config_dict.placeholder(str),
       'best_mode': config_dict.placeholder(str),
+      # Ends the run after so many evaluations without a better best_metric. None: never early.
+      'patience': config_dict.placeholder(int),
       # Which checkpoint `eval` and `predict` use: 'latest', 'best', or a step.
       'use': 'latest',
     }
@@ -215,6 +218,13 @@ def value_problems(config: ml_collections.ConfigDict) -> Iterator[ConfigError]:
   for key in ('evaluation.every_steps', 'checkpoint.every_steps', 'checkpoint.keep_best'):
     if (values[key] or 0) < 0:
       yield ConfigError(f'config.{key}={values[key]} must not be negative')
+  evaluation = config.evaluation
+  if config.checkpoint.patience and not (evaluation.every_steps or evaluation.every_epochs):
+    yield ConfigError(
+      f'config.checkpoint.patience={config.checkpoint.patience} counts evaluations, of which there '
+      'is one, at the end; set config.evaluation.every_epochs',
+      {'evaluation.every_epochs': 1.0},
+    )
   if not 0 <= config.ema.decay < 1:
     yield ConfigError(f'config.ema.decay={config.ema.decay} must be in [0, 1); 0 is off')
   if config.checkpoint.best_mode not in (None, 'max', 'min'):

@@ -1,7 +1,7 @@
 """The errors whose message is all that a user needs to see."""
 
 from crossattn_jax.conversion import published
-from crossattn_jax.training import checkpoints
+from crossattn_jax.training import checkpoints, workdir
 
 
 class NonFiniteError(FloatingPointError):
@@ -10,9 +10,16 @@ class NonFiniteError(FloatingPointError):
 
 USER_ERRORS = (
   checkpoints.UnreadableCheckpoints,
+  workdir.StorageError,
+  workdir.WorkdirInUse,
   NonFiniteError,
   FileNotFoundError,
   published.DownloadError,
   # ConfigError, CheckpointMismatch and what models and data refuse.
   ValueError,
 )
+
+
+def message(error: BaseException) -> str:
+  """What a user is told of an error: its message and the notes that were added on its way."""
+  return '\n'.join([str(error), *getattr(error, '__notes__', ())])

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Iterator
 import dataclasses
 import itertools
-from typing import Any
 
 import grain
 import jax
@@ -20,12 +19,10 @@ class LoadedBatch:
 
   Attributes:
     arrays: the batch.
-    position: of the iterator after this batch, to continue from.
     skipped: unreadable examples of this process that were replaced.
   """
 
   arrays: dict[str, jax.Array]
-  position: Any
   skipped: int
 
 
@@ -40,14 +37,13 @@ def device_batches(
     prefetch: batches that are under way while one is in use.
 
   Yields:
-    Each batch with the iterator's position after it, whatever has been read ahead.
+    Each batch in turn.
   """
 
   def load() -> Iterator[LoadedBatch]:
     for batch in iterator:
-      position = iterator.get_state()
       skipped = int(np.sum(batch.pop('skipped', 0)))
-      yield LoadedBatch(parallel.global_batch(batch, mesh), position, skipped)
+      yield LoadedBatch(parallel.global_batch(batch, mesh), skipped)
 
   batches = load()
   queue = collections.deque(itertools.islice(batches, prefetch))

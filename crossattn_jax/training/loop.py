@@ -3,8 +3,7 @@
 import collections
 from collections.abc import Callable
 import contextlib
-import signal
-import sys
+import dataclasses
 import time
 from typing import Any
 
@@ -16,17 +15,24 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import parallel, tasks
-from crossattn_jax.training import checkpoints, errors, inputs, metric_writers, preflight, weights
+from crossattn_jax.training import (
+  checkpoints,
+  errors,
+  fingerprints,
+  inputs,
+  messages,
+  metric_writers,
+  preflight,
+  stopping,
+  weights,
+)
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import state as state_lib
+from crossattn_jax.training import workdir as workdir_lib
 
 # Steps that may be under way on the devices while the host reads the metrics of an earlier one.
 _STEPS_AHEAD = 2
-
-
-class Interrupted(SystemExit):
-  """The run was asked to stop; its state is saved. Exits with status 0."""
 
 
 def train(
@@ -49,35 +55,53 @@ def train(
     ConfigError: the config cannot be run.
     CheckpointMismatch: the workdir holds a run of another model.
     NonFiniteError: the loss is not finite.
-    Interrupted: on SIGTERM, after the state is saved.
+    WorkdirInUse: another run writes into the workdir.
+    StorageError: the workdir cannot be written.
+    Interrupted: on SIGTERM or Ctrl-C, after the state is saved.
   """
   started = time.monotonic()
-  experiment = preflight.setup(config, mesh, workdir, say=_say)
-  workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(jax.set_mesh(experiment.mesh))
-    stop = stack.enter_context(_StopSignal())
+    stop = stack.enter_context(stopping.StopSignal())
+    experiment = preflight.setup(config, mesh, workdir, say=messages.say)
+    stack.enter_context(workdir_lib.storage_errors(workdir))
+    workdir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(workdir_lib.lock(workdir))
     checkpointer = stack.enter_context(contextlib.closing(_checkpointer(experiment, workdir)))
-    state, position = _restore_or_init(experiment, checkpointer)
-    if jax.process_index() == 0:
-      config_lib.save(config, workdir / 'config.json')
-    writer = stack.enter_context(contextlib.closing(metric_writers.MetricWriter(workdir)))
-    writer.truncate(int(state.step))
-    state, metrics = _train(experiment, state, position, workdir, checkpointer, writer, stop)
-  # Outside the mesh: with several processes only one of them draws.
-  _write_samples(experiment, state.eval_variables, workdir)
+    with jax.set_mesh(experiment.mesh):
+      state = _restore_or_init(experiment, checkpointer)
+      if jax.process_index() == 0:
+        config_lib.save(config, workdir / 'config.json')
+      with contextlib.closing(metric_writers.MetricWriter(workdir)) as writer:
+        writer.truncate(int(state.step))
+        run = _Run(experiment, workdir, checkpointer, writer, stop)
+        state, metrics = run.train(state)
+    # Outside the mesh: with several processes only one of them draws.
+    _write_samples(experiment, state.eval_variables, workdir)
+    _show_uses(checkpointer, workdir)
   shown = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
-  _say(
-    f'finished {experiment.total_steps} steps in {time.monotonic() - started:.0f} s: {shown}; '
-    f'metrics, checkpoints and predictions.png in {workdir}'
+  messages.say(
+    f'finished {int(state.step)} steps in {time.monotonic() - started:.0f} s: {shown}; '
+    f'see {workdir}'
   )
   return metrics
+
+
+def _show_uses(checkpointer: checkpoints.Checkpointer, workdir: epath.Path) -> None:
+  """Says which checkpoint is best, and the commands that use what was learnt."""
+  best, use = checkpointer.best_step(), ()
+  if best is not None:
+    name = checkpointer.best_metric
+    messages.say(f'best {name}: {checkpointer.metrics(best)[name]:.6g}, after step {best}')
+    use = ('--use=best',)
+  files = ('--input=FILE_OR_FOLDER', '--output=FOLDER')
+  for mode, flags in (('eval', ()), ('predict', files), ('export', ())):
+    messages.say('  ' + messages.command_for(mode, workdir, *use, *flags))
 
 
 def _complete(config: ml_collections.ConfigDict) -> None:
   """Fills in what only the data can say, and says what was chosen."""
   for note in config_lib.complete_start(config) + tasks.complete_config(config):
-    _say(note)
+    messages.say(note)
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
@@ -92,7 +116,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   """
   config_lib.validate(config)
   for note in weights.complete_config(config, workdir, classes=True):
-    _say(note)
+    messages.say(note)
   _complete(config)
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
@@ -129,7 +153,7 @@ def predict(
     ValueError: no input can be read, or the config says how in a way that cannot be.
   """
   for note in weights.complete_config(config, workdir, classes=True):
-    _say(note)
+    messages.say(note)
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
     config, _mesh_here(config), steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
@@ -212,7 +236,7 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
   """
   config = experiment.config
   if config.weights is not None:
-    return weights.load(experiment, config.weights, _say)
+    return weights.load(experiment, config.weights, messages.say)
   if workdir is None:
     raise config_lib.ConfigError('give --workdir, or --config.weights=FILE')
   with contextlib.closing(_checkpointer(experiment, workdir)) as checkpointer:
@@ -235,97 +259,133 @@ def _checkpointer(
 
 def _restore_or_init(
   experiment: experiment_lib.Experiment, checkpointer: checkpoints.Checkpointer
-) -> tuple[state_lib.TrainState, Any]:
-  """The state to go on from, and the position of the data: None at the beginning."""
+) -> state_lib.TrainState:
+  """The state to go on from."""
   frozen = weights.load_frozen(experiment)
-  fingerprints = _fingerprints(frozen)
+  expected = _fingerprints(frozen)
   sharding = parallel.replicated(experiment.mesh)
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), fingerprints
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
   )
   restored = checkpointer.restore(
     experiment.abstract_state.replace(frozen=abstract), config=experiment.config
   )
   if restored is not None:
     for name, model in experiment.task.frozen_models.items():
-      if int(restored.state.frozen[name]) != int(fingerprints[name]):
+      if int(restored.state.frozen[name]) != int(expected[name]):
         raise checkpoints.CheckpointMismatch(
           f'{model.config_key}={model.weights!r} holds other weights than those with which this '
           f'run was trained until step {restored.step}; put those back, or use another workdir'
         )
-    _say(f'continuing after step {restored.step} of {experiment.total_steps}')
-    return restored.state.replace(frozen=frozen), restored.iterator_state
+    messages.say(f'continuing after step {restored.step} of {experiment.total_steps}')
+    return restored.state.replace(frozen=frozen)
   state = experiment.init_state().replace(frozen=frozen)
   if experiment.config.weights is not None:
-    state = weights.start_from(experiment, state, experiment.config.weights, _say)
-  return state, None
+    state = weights.start_from(experiment, state, experiment.config.weights, messages.say)
+  return state
 
 
 def _fingerprints(frozen: dict[str, Any]) -> dict[str, jax.Array]:
   """What a checkpoint holds in the place of frozen variables."""
-  return {name: checkpoints.fingerprint(variables) for name, variables in frozen.items()}
+  return {name: fingerprints.of_tree(variables) for name, variables in frozen.items()}
 
 
-def _train(
-  experiment: experiment_lib.Experiment,
-  state: state_lib.TrainState,
-  position: Any,
-  workdir: epath.Path,
-  checkpointer: checkpoints.Checkpointer,
-  writer: metric_writers.MetricWriter,
-  stop: '_StopSignal',
-) -> tuple[state_lib.TrainState, dict[str, float]]:
-  """Takes the steps that are left."""
-  config, total = experiment.config, experiment.total_steps
-  block, num_blocks = parallel.process_block(experiment.mesh)
-  iterator = iter(experiment.task.train_data(config.batch_size, block, num_blocks))
-  start = step = int(state.step)
-  if position is not None:
-    iterator.set_state(position)
-  else:
-    # At the beginning nothing; else another number of processes wrote the checkpoint.
-    for _ in range(start):
-      next(iterator)
-  evaluate_at = _every(config.evaluation, experiment)
-  save_at = _every(config.checkpoint, experiment)
-  profiler = _Profiler(config.profile.steps, workdir)
-  metrics: dict[str, float] = {}
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """A training under way."""
 
-  with (
-    contextlib.closing(iterator),
-    metric_writers.ProgressLine(total, batch_size=config.batch_size, start_step=start) as progress,
-  ):
-    watch = _Watch(experiment, writer, progress, checkpointer)
-    batches = inputs.device_batches(iterator, experiment.mesh)
-    for step in range(start + 1, total + 1):
-      loaded = next(batches)
-      profiler.before(step)
-      state, step_metrics = experiment.train_step(state, loaded.arrays)
-      profiler.after(step, step_metrics)
-      watch.add(step, step_metrics, loaded.skipped)
+  experiment: experiment_lib.Experiment
+  workdir: epath.Path
+  checkpointer: checkpoints.Checkpointer
+  writer: metric_writers.MetricWriter
+  stop: stopping.StopSignal
 
-      evaluated = step == total or evaluate_at(step)
-      stopping = stop.requested(step)
-      if evaluated:
-        watch.drain()
-        metrics = run_evaluation(experiment, state.eval_variables)
-        writer.write(step, {f'eval/{name}': value for name, value in metrics.items()})
-        watch.show(metrics)
-      if evaluated or save_at(step) or stopping:
-        watch.drain()
-        checkpointer.save(
-          step,
-          state.replace(frozen=_fingerprints(state.frozen)),
-          loaded.position,
-          metrics if evaluated else None,
-          config,
-        )
-      if stopping and step < total:
-        checkpointer.wait()
-        _say(f'stopped after step {step} of {total}: the same command continues')
-        raise Interrupted(0)
-  checkpointer.wait()
-  return state, metrics or run_evaluation(experiment, state.eval_variables)
+  def train(self, state: state_lib.TrainState) -> tuple[state_lib.TrainState, dict[str, float]]:
+    """Takes the steps that are left; returns the last state and its metrics."""
+    config, total = self.experiment.config, self.experiment.total_steps
+    evaluate_at = _every(config.evaluation, self.experiment)
+    save_at = _every(config.checkpoint, self.experiment)
+    start = int(state.step)
+    metrics: dict[str, float] = {}
+    if start and (start >= total or evaluate_at(start)):
+      # A run may have ended between a checkpoint and its evaluation.
+      metrics = self.checkpointer.metrics(start) or self._evaluate(start, state)
+    if start >= total or self._exhausted():
+      return state, metrics or self._evaluate(start, state)
+
+    block, num_blocks = parallel.process_block(self.experiment.mesh)
+    data = self.experiment.task.train_data(config.batch_size, block, num_blocks, start)
+    profiler = _Profiler(config.profile.steps, self.workdir)
+    with (
+      contextlib.closing(iter(data)) as iterator,
+      metric_writers.ProgressLine(
+        total, batch_size=config.batch_size, start_step=start
+      ) as progress,
+    ):
+      watch = _Watch(self.experiment, self.writer, progress, self.checkpointer)
+      batches = inputs.device_batches(iterator, self.experiment.mesh)
+      for step in range(start + 1, total + 1):
+        loaded = next(batches)
+        profiler.before(step)
+        state, step_metrics = self.experiment.train_step(state, loaded.arrays)
+        self.stop.unsaved = True
+        profiler.after(step, step_metrics)
+        watch.add(step, step_metrics, loaded.skipped)
+
+        evaluated = step == total or evaluate_at(step)
+        stopped = self.stop.requested(step)
+        if evaluated or save_at(step) or stopped:
+          watch.drain()
+          self._save(step, state)
+        if stopped:
+          self._stop(step)
+        if evaluated:
+          metrics = self._evaluate(step, state)
+          watch.show(metrics)
+          if step < total and self._exhausted():
+            break
+    return state, metrics
+
+  def _save(self, step: int, state: state_lib.TrainState) -> None:
+    state = state.replace(frozen=_fingerprints(state.frozen))
+    self.checkpointer.save(step, state, self.experiment.config)
+
+  def _evaluate(self, step: int, state: state_lib.TrainState) -> dict[str, float]:
+    """Evaluates a state that is saved: whatever happens here, no training is lost."""
+    try:
+      metrics = run_evaluation(self.experiment, state.eval_variables)
+      self.writer.write(step, {f'eval/{name}': value for name, value in metrics.items()})
+      self.checkpointer.add_metrics(step, metrics)
+      self.stop.unsaved = False
+    except Exception as error:
+      self.checkpointer.wait()
+      error.add_note(
+        f'The training is not lost: the checkpoint of step {step} is saved. Once this is mended, '
+        f'the same command goes on after it:\n  {messages.this_command()}\n'
+        f'and this evaluates it alone:\n  {messages.command_for("eval", self.workdir)}'
+      )
+      raise
+    return metrics
+
+  def _stop(self, step: int) -> None:
+    messages.say(f'saving step {step}')
+    self.checkpointer.wait()
+    messages.say(
+      f'stopped after step {step} of {self.experiment.total_steps}: the same command continues:\n'
+      f'  {messages.this_command()}'
+    )
+    raise stopping.Interrupted(0)
+
+  def _exhausted(self) -> bool:
+    patience = self.experiment.config.checkpoint.patience
+    name, mode = self.experiment.best_metric
+    if patience is None or stopping.without_improvement(self.workdir, name, mode) < patience:
+      return False
+    messages.say(
+      f'ending early: {name} has not improved for {patience} evaluations '
+      '(config.checkpoint.patience)'
+    )
+    return True
 
 
 def _every(
@@ -336,12 +396,6 @@ def _every(
   if interval is None and section.every_epochs is not None:
     interval = max(1, round(section.every_epochs * experiment.steps_per_epoch))
   return lambda step: bool(interval) and step % interval == 0
-
-
-def _say(message: str) -> None:
-  """Tells the person at the terminal, once for all processes."""
-  if jax.process_index() == 0:
-    print(message, file=sys.stderr, flush=True)
 
 
 class _Watch:
@@ -411,29 +465,6 @@ class _Watch:
     )
 
 
-class _StopSignal:
-  """Turns SIGTERM, which clusters send before they take a machine away, into a clean stop."""
-
-  def __enter__(self) -> '_StopSignal':
-    self._received = False
-    if jax.process_count() == 1:
-      self._previous = signal.signal(signal.SIGTERM, self._handle)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._previous)
-
-  def _handle(self, *_: object) -> None:
-    self._received = True
-
-  def requested(self, step: int) -> bool:
-    """Whether to stop after this step; all processes agree on the step."""
-    if jax.process_count() == 1:
-      return self._received
-    return multihost_utils.reached_preemption_sync_point(step)
-
-
 class _Profiler:
   """Traces the steps from the first to the last that the config names."""
 
@@ -465,4 +496,7 @@ def _write_samples(
     variables = multihost_utils.process_allgather(variables, tiled=True)
   if jax.process_index() == 0:
     task = experiment.task
-    task.Predictor(task, variables).write_samples(workdir / 'predictions.png')
+    try:
+      task.Predictor(task, variables).write_samples(workdir / 'predictions.png')
+    except Exception as error:  # The run itself is finished and saved.
+      logging.warning('no predictions.png: %s', error, exc_info=logging.vlog_is_on(1))

@@ -19,9 +19,11 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 METRICS_FILE = 'metrics.jsonl'
+_FLUSH_SECONDS = 10.0
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
@@ -37,7 +39,9 @@ class MetricWriter:
     self._active = jax.process_index() == 0
     if self._active:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._events = tensorboardX.SummaryWriter(os.fspath(self._path.parent), flush_secs=10)
+      # Not `SummaryWriter`, whose thread ends where the disk is full; the run would wait for it.
+      self._events = event_file_writer.EventsWriter(os.fspath(self._path.with_name('events')))
+      self._last_flush = time.monotonic()
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes scalars.
@@ -59,7 +63,12 @@ class MetricWriter:
     with self._path.open('a') as file:
       file.write(text + '\n')
     for name, value in scalars.items():
-      self._events.add_scalar(name, value, int(step))
+      self._events.write_event(
+        event_pb2.Event(wall_time=line['time'], step=int(step), summary=summary.scalar(name, value))
+      )
+    if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
+      self._events.flush()
+      self._last_flush = time.monotonic()
 
   def truncate(self, step: int) -> None:
     """Drops the JSON lines of steps after `step`, which a resumed run writes again.

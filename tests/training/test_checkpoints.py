@@ -70,7 +70,7 @@ def saved(tmp_path):
   """A checkpointer with the steps 10 and 20."""
   checkpointer = checkpoints.Checkpointer(tmp_path / 'checkpoints', keep_last=3)
   for step in (10, 20):
-    checkpointer.save(step, make_state(step), {'position': step}, config=CONFIG)
+    checkpointer.save(step, make_state(step), CONFIG)
   checkpointer.close()
   return checkpointer
 
@@ -83,11 +83,11 @@ def folder(checkpointer, step):
 def test_restores_every_bit_on_any_number_of_devices(tmp_path, before, after):
   state = make_state(devices=before)
   checkpointer = checkpoints.Checkpointer(tmp_path)
-  assert checkpointer.save(10, state, {'position': [1, 'x', None], 9: 1, 10: 2}, config=CONFIG)
+  assert checkpointer.save(10, state, CONFIG)
   wanted = make_state(devices=after)
-  restored, iterator_state, step = checkpointer.restore(abstract(wanted), CONFIG)
+  restored, step = checkpointer.restore(abstract(wanted), CONFIG)
   assert_equal(restored, wanted)
-  assert (iterator_state, step) == ({'position': [1, 'x', None], '9': 1, '10': 2}, 10)
+  assert step == 10
   np.testing.assert_array_equal(
     jax.random.normal(restored.rng, (4,)), jax.random.normal(wanted.rng, (4,))
   )
@@ -128,8 +128,9 @@ def test_keeps_the_last_and_the_best(tmp_path):
     tmp_path, keep_last=2, keep_best=1, best_metric='loss', best_mode='min'
   )
   for step, loss in {1: 3.0, 2: 1.0, 3: float('nan'), 4: 2.0, 5: None, 6: None}.items():
-    metrics = None if loss is None else {'loss': loss}
-    checkpointer.save(step, make_state(step), metrics=metrics)
+    checkpointer.save(step, make_state(step))
+    if loss is not None:
+      checkpointer.add_metrics(step, {'loss': loss})
   assert checkpointer.all_steps() == [2, 5, 6]
   assert checkpointer.latest_step() == 6
   assert checkpointer.restore_partial(abstract(make_state()), 'best').step == 2
@@ -139,13 +140,17 @@ def test_keeps_the_last_and_the_best(tmp_path):
     tmp_path, keep_last=2, keep_best=1, best_metric='loss', best_mode='min'
   )
   assert_equal(checkpointer.restore_partial(abstract(make_state()), 'best').state, make_state(2))
-  checkpointer.save(7, make_state(7), metrics={'loss': 1.5})
-  checkpointer.save(8, make_state(8), metrics={'loss': 0.5})
+  for step, loss in {7: 1.5, 8: 0.5}.items():
+    checkpointer.save(step, make_state(step))
+    checkpointer.add_metrics(step, {'loss': loss})
+    # What is no longer among the last or the best goes at once.
+    assert checkpointer.all_steps() == {7: [2, 6, 7], 8: [7, 8]}[step]
+  assert checkpointer.best_step() == 8
   checkpointer.save(9, make_state(9))
   checkpointer.save(10, make_state(10))
   assert checkpointer.all_steps() == [8, 9, 10]
   with pytest.raises(ValueError, match="best_metric='loss' is not among the metrics: accuracy"):
-    checkpointer.save(11, make_state(), metrics={'accuracy': 1.0})
+    checkpointer.add_metrics(10, {'accuracy': 1.0})
   checkpointer.close()
 
 
@@ -222,11 +227,11 @@ def test_a_damaged_checkpoint_is_skipped_by_name_and_its_step_can_be_saved_again
   with caplog.at_level(logging.WARNING):
     restored = saved.restore(abstract(wanted), CONFIG)
   assert_equal(restored.state, wanted)
-  assert (restored.step, restored.iterator_state) == (10, {'position': 10})
+  assert restored.step == 10
   assert f'skipping unreadable checkpoint {folder(saved, 20)}: ' in caplog.text
   assert saved.all_steps() == [10]
   assert (folder(saved, 20).parent / '20.unreadable').exists()
-  assert saved.save(20, make_state(20), config=CONFIG)
+  assert saved.save(20, make_state(20), CONFIG)
   assert saved.restore(abstract(wanted), CONFIG).step == 20
   saved.close()
 
@@ -319,6 +324,27 @@ def test_another_model_name_is_refused_and_other_differences_are_listed(saved, c
     assert saved.restore(abstract(make_state()), config).step == 20
   assert 'lr: 0.1 in the checkpoint, 0.2 here' in caplog.text
   assert 'sizes' not in caplog.text
+
+
+def test_steps_of_another_batch_size_or_order_are_refused_with_commands_that_go_on(tmp_path):
+  config = ml_collections.ConfigDict(
+    {'batch_size': 8, 'seed': 0, 'dataset': {'name': 'digits', 'train_split': 'train'}}
+  )
+  checkpointer = checkpoints.Checkpointer(tmp_path / 'checkpoints')
+  checkpointer.save(24, make_state(), config)
+  changed = config.copy_and_resolve_references()
+  changed.batch_size = 16
+  changed.seed = 1
+  with pytest.raises(checkpoints.CheckpointMismatch) as error:
+    checkpointer.restore(abstract(make_state()), changed)
+  message = str(error.value)
+  assert f'step 24 of {tmp_path} stands for other examples' in message
+  assert 'batch_size: 8 in the checkpoint, 16 here' in message
+  assert message.count(' --config.batch_size=8 --config.seed=0\n') == 1
+  assert f'--workdir=ANOTHER_WORKDIR --config.weights={tmp_path}' in message
+  # To evaluate, they are the same parameters.
+  assert checkpointer.restore_partial(abstract(make_state()), config=changed).step == 24
+  checkpointer.close()
 
 
 @pytest.mark.parametrize(
@@ -419,14 +445,14 @@ def make(step):
 
 checkpointer = checkpoints.Checkpointer(directory)
 for step in (10, 20):
-  checkpointer.save(step, make(step), {'process': index, 'text': 'x' * (1 + 5 * index)})
+  checkpointer.save(step, make(step))
+  checkpointer.add_metrics(step, {'loss': 1 / step})
 abstract = jax.tree.map(
   lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make(0)
 )
 for step in (20, 10):
   restored = checkpointer.restore(abstract)
   assert restored.step == step, restored.step
-  assert restored.iterator_state == {'process': index, 'text': 'x' * (1 + 5 * index)}
   for shard in restored.state['x'].addressable_shards:
     np.testing.assert_array_equal(shard.data, step * wanted[shard.index])
   if index == 0 and step == 20:
@@ -452,4 +478,4 @@ def test_two_processes_save_restore_and_agree_on_damage_that_one_of_them_sees(tm
   struct = jax.ShapeDtypeStruct(wanted.shape, wanted.dtype, sharding=sharding)
   restored = checkpoints.Checkpointer(tmp_path / 'checkpoints').restore_partial({'x': struct})
   np.testing.assert_array_equal(restored.state['x'], wanted)
-  assert restored.iterator_state is None
+  assert checkpoints.Checkpointer(tmp_path / 'checkpoints').metrics(10) == {'loss': 0.1}

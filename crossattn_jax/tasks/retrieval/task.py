@@ -157,8 +157,10 @@ class Retrieval(base.Task):
         'config.model.vocab_size, or the vocabulary of its text encoder'
       )
 
-  def train_data(self, batch_size: int, block: int, num_blocks: int) -> grain.IterDataset:
-    """Endless batches of pairs.
+  def train_data(
+    self, batch_size: int, block: int, num_blocks: int, start: int = 0
+  ) -> grain.IterDataset:
+    """Endless batches of pairs, from number `start` on.
 
     Raises:
       ValueError: a frozen text encoder has no weights.
@@ -171,7 +173,7 @@ class Retrieval(base.Task):
         f'{self.config.model.name} BERT_CHECKPOINT FILE --fresh=0` wrote, or '
         'config.model.freeze_text_encoder=False'
       )
-    return super().train_data(batch_size, block, num_blocks)
+    return super().train_data(batch_size, block, num_blocks, start)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Encodes images `[batch, ...]` and their captions `[batch, captions, ...]`, each alone."""

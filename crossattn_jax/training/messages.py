@@ -1,0 +1,41 @@
+"""What a run says to the person at the terminal, and commands to paste that go on from there."""
+
+import shlex
+import sys
+
+from etils import epath
+import jax
+
+
+def say(message: str) -> None:
+  """Tells the person at the terminal, once for all processes."""
+  if jax.process_index() == 0:
+    print(message, file=sys.stderr, flush=True)
+
+
+def this_command(*flags: str) -> str:
+  """The command that this program was started with.
+
+  Args:
+    *flags: further ones, which win over its own.
+
+  Returns:
+    One line for a shell. In an interactive session, where there is no such command, words.
+  """
+  if hasattr(sys, 'ps1'):
+    return ' '.join(['the same call', *flags])
+  return shlex.join([*sys.orig_argv, *flags])
+
+
+def command_for(mode: str, workdir: epath.PathLike, *flags: str) -> str:
+  """The command that uses what a run has learnt.
+
+  Args:
+    mode: 'eval', 'predict' or 'export'.
+    workdir: of the run.
+    *flags: further ones.
+
+  Returns:
+    One line for a shell.
+  """
+  return shlex.join(['python', 'main.py', f'--mode={mode}', f'--workdir={workdir}', *flags])

@@ -1,0 +1,166 @@
+"""The folder of a run: one run at a time writes into it, and what storage refuses is said."""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging as python_logging
+import os
+import socket
+import sys
+import types
+from typing import IO
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from crossattn_jax.training import checkpoints, messages
+
+_LOCK = 'run.lock'
+_ADVICE = {
+  errno.ENOSPC: 'free some space there (config.checkpoint.keep_last and keep_best say how many '
+  'checkpoints there are)',
+  errno.EDQUOT: 'free some of your quota there',
+  errno.EFBIG: 'raise the limit of a file there (`ulimit -f`)',
+  errno.EROFS: 'make it writable, or give another --workdir',
+  errno.EACCES: 'make it writable, or give another --workdir',
+  errno.EPERM: 'make it writable, or give another --workdir',
+  errno.ENOTDIR: 'give another --workdir',
+  errno.EEXIST: 'give another --workdir',
+}
+
+
+class WorkdirInUse(RuntimeError):
+  """Another run writes into the workdir."""
+
+
+class StorageError(OSError):
+  """The workdir cannot be written."""
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+  """Keeps other runs out of a workdir; the processes of one run share it.
+
+  The lock is the operating system's (`flock`) on the file `run.lock`, which says who holds it. It
+  goes with its process, however that ends, so no lock is ever stale. Between hosts it reaches as
+  far as their file system passes locks on (NFS does). On a bucket there are none: nothing is
+  locked.
+
+  Args:
+    workdir: of the run, an existing folder.
+
+  Raises:
+    WorkdirInUse: another run holds it; the message names its process, its host and since when.
+  """
+  file = holder = None
+  if jax.process_index() == 0 and '://' not in os.fspath(workdir):
+    file = open(workdir / _LOCK, 'a+')  # noqa: SIM115  (closed below)
+    holder = _acquire(file)
+  # All processes of a run stop, not only the one that asks.
+  refused = np.asarray(holder is not None)
+  if jax.process_count() > 1:
+    refused = multihost_utils.broadcast_one_to_all(refused)
+  with file or contextlib.nullcontext():
+    if refused:
+      raise WorkdirInUse(
+        f'{workdir} is in use by {holder or "another run"}: stop that run, or give another '
+        '--workdir. (--mode=eval and --mode=predict may use it meanwhile)'
+      )
+    yield
+    if file:
+      file.truncate(0)
+
+
+def _acquire(file: IO[str]) -> str | None:
+  """Locks a file and writes into it who holds it; returns who does if it is another."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    try:
+      return 'process {pid} on {host}, since {since}'.format(**json.load(file))
+    except (ValueError, KeyError):  # It is about to write it.
+      return 'another run'
+  except OSError as error:
+    logging.warning('%s cannot be locked (%s): start no other run there', file.name, error.strerror)
+  now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+  file.truncate(0)
+  json.dump({'pid': os.getpid(), 'host': socket.gethostname(), 'since': now}, file)
+  file.flush()
+  return None
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: epath.Path) -> Iterator[None]:
+  """Says in one line what storage refuses: a full disk, a folder that cannot be written.
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    StorageError: instead of what Python and TensorStore raise.
+  """
+  try:
+    with _without_echoes():
+      yield
+  except (OSError, ValueError) as error:
+    number = _storage_errno(error, workdir)
+    if number is None:
+      raise
+    kept = max(checkpoints.find_steps(workdir / 'checkpoints'), default=None)
+    intact = kept and (
+      f'. The checkpoint of step {kept} is intact; then this continues after it:\n'
+      f'  {messages.this_command()}'
+    )
+    raise StorageError(
+      f'cannot write to {workdir}: {os.strerror(number)}; {_ADVICE[number]}{intact or ""}'
+    ) from error
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+  """Keeps the threads of Orbax and TensorStore from printing the errors that they also raise."""
+
+  def is_news(record: python_logging.LogRecord) -> bool:
+    return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+
+  def show(kind: type[BaseException], error: BaseException, trace: types.TracebackType) -> None:
+    if 'Event loop is closed' not in str(error):
+      hook(kind, error, trace)
+
+  logger, hook = python_logging.getLogger('absl'), sys.excepthook
+  logger.addFilter(is_news)
+  sys.excepthook = show
+  try:
+    yield
+  except Exception:
+    # Futures that nobody awaits any more tell it when they are collected, which may be much later.
+    python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
+    raise
+  finally:
+    logger.removeFilter(is_news)
+    sys.excepthook = hook
+
+
+def _storage_errno(error: Exception, workdir: epath.Path) -> int | None:
+  """The number of the operating system's error, if it is about the workdir."""
+  if isinstance(error, OSError) and error.errno is not None:
+    number, name = error.errno, error.filename
+    # A parent of the workdir is what cannot be made it in.
+    about = name is None or _related(os.fspath(name), os.fspath(workdir))
+  else:
+    # TensorStore says it in words alone.
+    number = next((n for n in _ADVICE if os.strerror(n) in str(error)), None)
+    about = os.fspath(workdir) in str(error)
+  return number if about and number in _ADVICE else None
+
+
+def _related(name: str, workdir: str) -> bool:
+  name, workdir = os.path.abspath(name), os.path.abspath(workdir)
+  return os.path.commonpath([name, workdir]) in (name, workdir)
