@@ -1,16 +1,12 @@
 """Checkpoints of the PyTorch originals to this library's variables, and back.
 
-Reading a checkpoint never executes it: `.pth` files go through `torch.load(weights_only=True)`,
-`.safetensors` files through the safetensors library. What does not fit the model is refused by
-name; nothing is dropped, resized or initialised unless asked for.
+What does not fit the model is refused by name; nothing is dropped, resized or initialised unless
+asked for.
 """
 
-import argparse
-import collections
 from collections.abc import Collection, Mapping
 import dataclasses
 import pathlib
-import pickle
 from typing import Any
 
 from flax import linen as nn
@@ -20,18 +16,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from crossattn_jax.conversion import correspondence, optional
+from crossattn_jax.conversion import correspondence, optional, recognition
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry, variables_io
 
-# Keys under which training checkpoints keep the state dict, most specific first.
-_WRAPPERS = ('model_state', 'model', 'state_dict')
 # What became of an array that the checkpoint lacks.
 _FRESH = 'new: freshly initialised'
-
-
-class CheckpointError(ValueError):
-  """A checkpoint that cannot be read, or must not be; the message names the file and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,102 +52,18 @@ class Conversion:
     overrides: of `create_model`.
     variables: nested dicts of numpy arrays.
     report: a line per tensor.
+    class_names: in the order of the classifier's outputs; empty where they are not known.
   """
 
   name: str
   overrides: Mapping[str, Any]
   variables: Mapping[str, Any]
   report: tuple[Line, ...]
+  class_names: tuple[str, ...] = ()
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the variables file that `models.variables_io.load_variables` reads."""
-    variables_io.save_variables(path, self.variables, self.name, self.overrides)
-
-
-def read_checkpoint(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a PyTorch state dict without executing anything.
-
-  Training checkpoints (a dict with 'model' or 'state_dict' among other things) are unwrapped, and
-  the prefix 'module.' of data-parallel training is removed. Of a list of state dicts, keys are
-  prefixed by their place, '0.' the first. Half-precision tensors are widened to float32, which
-  loses nothing.
-
-  Args:
-    path: `.safetensors`, or what `torch.save` wrote.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    CheckpointError: it is unreadable, or loading it would execute code.
-    ImportError: the file needs PyTorch, which is not installed.
-  """
-  path = pathlib.Path(path)
-  if not path.exists():
-    raise FileNotFoundError(f'{path}: no such checkpoint')
-  if path.suffix == '.safetensors':
-    try:
-      state = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-      raise CheckpointError(
-        f'{path}: cannot be read as safetensors ({error}); download it again'
-      ) from error
-  else:
-    state = {key: _to_numpy(tensor) for key, tensor in _load_torch(path).items()}
-  if state and all(key.startswith('module.') for key in state):
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-  return {
-    key: value.astype(np.float32) if value.dtype.name in ('float16', 'bfloat16') else value
-    for key, value in state.items()
-  }
-
-
-def _load_torch(path: pathlib.Path) -> dict[str, Any]:
-  torch = optional.require('torch')
-  try:
-    # The options of the run, which training scripts keep beside the weights: plain attributes, or
-    # a dict of yacs (torch knows how to fill an OrderedDict, and no class derived from dict).
-    options = [argparse.Namespace, (collections.OrderedDict, 'yacs.config.CfgNode')]
-    with torch.serialization.safe_globals(options):
-      content = torch.load(path, map_location='cpu', weights_only=True)
-  except pickle.UnpicklingError as error:
-    raise CheckpointError(
-      f'{path}: refused: it is damaged, or loading it would execute code (torch.load with '
-      f'weights_only=True says: {str(error).splitlines()[0]}). Where you trust it, save its state '
-      'dict as .safetensors'
-    ) from error
-  except (RuntimeError, EOFError, OSError) as error:
-    raise CheckpointError(f'{path}: cannot be read ({error}); download it again') from error
-  for wrapper in _WRAPPERS:
-    wrapped = content.get(wrapper) if isinstance(content, dict) else None
-    if isinstance(wrapped, list) and all(isinstance(part, dict) for part in wrapped):
-      # State dicts of several modules.
-      wrapped = {f'{i}.{key}': x for i, part in enumerate(wrapped) for key, x in part.items()}
-    if isinstance(wrapped, dict):
-      content = wrapped
-      break
-  if not isinstance(content, dict) or not all(
-    isinstance(value, torch.Tensor) for value in content.values()
-  ):
-    raise CheckpointError(
-      f'{path}: holds no state dict: expected a dict of tensors, or one under '
-      f'{" or ".join(map(repr, _WRAPPERS))}'
-    )
-  return content
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-  torch = optional.require('torch')
-  if tensor.dtype == torch.bfloat16:
-    tensor = tensor.float()
-  return tensor.detach().cpu().numpy()
-
-
-def model_mapping(
-  name: str, module: nn.Module, spelling: str = ''
-) -> tuple[mapping_lib.Mapping, Mapping[str, Any]]:
-  """The mapping of a registered model built as `module`, and the template of its variables."""
-  described = correspondence.describe_model(name, module)
-  template = correspondence.model_template(module, described.call, described.inputs)
-  return mapping_lib.build_mapping(described.rules, template, spelling=spelling), template
+    variables_io.save_variables(path, self.variables, self.name, self.overrides, self.class_names)
 
 
 def to_flax(
@@ -167,16 +73,14 @@ def to_flax(
 
   Args:
     name: of the model.
-    state: as `read_checkpoint` returns it, in the original's or in timm's spelling.
-    overrides: of `create_model`, such as the number of classes of a fine-tuned checkpoint.
+    state: in the original's spelling or in another that is known.
+    overrides: of `create_model`, for what the state dict does not tell.
 
   Raises:
     mapping.MappingError: naming every missing, unexpected and misshapen key.
   """
-  overrides = dict(overrides or {})
-  described = correspondence.describe_model(name, registry.create_model(name, **overrides))
-  overrides = {**described.fields({key: x.shape for key, x in state.items()}), **overrides}
-  mapping, _ = model_mapping(name, registry.create_model(name, **overrides))
+  shapes = {key: x.shape for key, x in state.items()}
+  overrides, mapping = recognition.match(name, shapes, overrides or {})
   try:
     variables = mapping.to_flax(state)
   except mapping_lib.MappingError as error:
@@ -208,7 +112,7 @@ def to_flax_in_part(
 
   Args:
     name: of the model.
-    state: as `read_checkpoint` returns it. A module that it has anything of, it must have whole.
+    state: a module that it has anything of, it must have whole.
     overrides: of `create_model`.
     seed: of the initialisation.
 
@@ -217,7 +121,7 @@ def to_flax_in_part(
   """
   overrides = dict(overrides or {})
   module = registry.create_model(name, **overrides)
-  mapping, template = model_mapping(name, module)
+  mapping, template = correspondence.model_mapping(name, module)
   entries = [mapping.find(key) for key in state]
   given = {(entry.collection, entry.path[0]) for entry in entries if entry is not None}
   if not given:
@@ -258,7 +162,8 @@ def to_torch(
   Raises:
     mapping.MappingError: naming every missing, unexpected and misshapen array.
   """
-  mapping, _ = model_mapping(name, registry.create_model(name, **dict(overrides or {})), spelling)
+  module = registry.create_model(name, **dict(overrides or {}))
+  mapping, _ = correspondence.model_mapping(name, module, spelling)
   state = mapping.to_torch(jax.tree.map(np.asarray, dict(variables)))
   return {key: np.array(value, order='C') for key, value in state.items()}
 

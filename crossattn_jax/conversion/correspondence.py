@@ -19,9 +19,10 @@ from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion import systems
 
 Arrays = dict[str, jax.Array]
+Shapes = Mapping[str, Sequence[int]]
 
 
-class NoCorrespondence(LookupError):
+class NoCorrespondence(LookupError, ValueError):
   """A model or backbone without a PyTorch original; the message says which have one."""
 
 
@@ -72,8 +73,12 @@ class Correspondence:
       {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
     classifier_rules: between the classifier that the network may start from and the paths within
       its 'backbone'; those of the classifier's own head tell what is left out.
-    fields: the shapes of a state dict by their keys -> the fields of the model that they tell, such
-      as the number of classes.
+    fields: the shapes of a state dict by their keys -> the fields of the model that they tell,
+      besides the numbers of classes and channels, which are found for every model.
+    settings: the shapes of a state dict by their keys -> fields that no array shows, but that these
+      weights mean something else without, as the spelling of the keys tells.
+    config: what Hugging Face's config.json may say for the model to be the same, as
+      {entry: {value: the fields that it stands for}}.
   """
 
   rules: Sequence[mapping_lib.Rule]
@@ -83,7 +88,9 @@ class Correspondence:
   heads: Sequence[str] = ()
   position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
   classifier_rules: Sequence[mapping_lib.Rule] = ()
-  fields: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]] = lambda shapes: {}
+  fields: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
+  settings: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
+  config: Mapping[str, Mapping[Any, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 _backbones: dict[type[nn.Module], Callable[[nn.Module], Sequence[mapping_lib.Rule]]] = {}
@@ -160,3 +167,12 @@ def model_template(
     lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
   )
   return {name: tree for name, tree in variables.items() if name != 'intermediates'}
+
+
+def model_mapping(
+  name: str, module: nn.Module, spelling: str = ''
+) -> tuple[mapping_lib.Mapping, Mapping[str, Any]]:
+  """The mapping of a registered model built as `module`, and the template of its variables."""
+  described = describe_model(name, module)
+  template = model_template(module, described.call, described.inputs)
+  return mapping_lib.build_mapping(described.rules, template, spelling=spelling), template

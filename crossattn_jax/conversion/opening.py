@@ -6,16 +6,23 @@ print(opened.told)
 
 from collections.abc import Mapping
 import dataclasses
+import json
 import os
 import pathlib
 from typing import Any
 
-from crossattn_jax.conversion import convert, published
+import numpy as np
+
+from crossattn_jax.conversion import convert, correspondence, published, reading, recognition
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry, variables_io
 
-# Files of weights that a folder may hold, the first that is there is taken.
-_FOLDER_FILES = ('weights.safetensors', 'model.safetensors', 'pytorch_model.bin')
+# Files of weights that a folder may hold; the first that is there is taken.
+_FOLDER_FILES = tuple(
+  f'{name}{index}'
+  for name in ('weights.safetensors', 'model.safetensors', 'pytorch_model.bin')
+  for index in ('', '.index.json')
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +30,13 @@ class OpenedWeights:
   """Weights as their network was saved.
 
   Attributes:
-    name: of the model.
+    name: of the model. Where the one asked for starts from a classifier, or is a part of what was
+      saved, or the other way round, it is another one: the one that was saved.
     overrides: of `create_model`: in what the network that was saved differs from `name`.
     variables: nested dicts of numpy arrays, collections first.
     class_names: in the order of the classifier's outputs; empty where they are not known.
     told: a sentence that says what was taken.
+    settings: those of the overrides that the weights mean something else without.
     report: a line per tensor that was converted.
   """
 
@@ -36,6 +45,7 @@ class OpenedWeights:
   variables: Mapping[str, Any]
   class_names: tuple[str, ...] = ()
   told: str = ''
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   report: tuple[convert.Line, ...] = ()
 
 
@@ -47,7 +57,7 @@ def open_weights(
   which: str = 'auto',
   cache_dir: str | os.PathLike | None = None,
 ) -> OpenedWeights:
-  """Reads weights of a registered model, nothing dropped, resized or initialised.
+  """Reads weights for a registered model as they were saved: nothing dropped, resized or new.
 
   Args:
     source: 'official' (the authors' release), 'timm' or 'transformers' (their copy), or a path: of
@@ -55,47 +65,60 @@ def open_weights(
       the folder of an exported model or of one of Hugging Face.
     name: of the model.
     overrides: of `create_model`; what the file tells itself wins.
-    which: 'ema', 'raw', or 'auto': the average where the file has one.
+    which: 'ema', 'raw', or 'auto': the average where the file has one. Or the name of the entry
+      with the weights.
     cache_dir: of downloads; `published.default_cache_dir()` by default.
 
   Raises:
-    ValueError: the name, a field or the source is unknown, or the source has no such weights.
+    ValueError: the name, a field or the source is unknown, the source has no such weights, or they
+      mean something else than the overrides say.
     published.DownloadError: the file cannot be had; says which file to put where.
-    mapping.MappingError: the weights are not those of the model.
-    convert.CheckpointError: the file is damaged, or no checkpoint.
+    mapping.MappingError: the weights are not those of the model; says which they resemble.
+    reading.CheckpointError: the file is damaged, or no checkpoint.
   """
   overrides = dict(overrides or {})
   registry.create_model(name, **overrides)  # A wrong name or field shows before any download.
   if source in published.SOURCES:
-    return _open_published(name, str(source), overrides, which, cache_dir)
-  if not os.path.exists(source):
+    opened = _open_published(name, str(source), which, cache_dir)
+  elif os.path.exists(source):
+    opened = _open_path(pathlib.Path(source), name, overrides, which)
+  else:
     sources = ' nor '.join(map(repr, published.SOURCES))
     raise ValueError(f'source is {str(source)!r}: neither {sources} nor an existing file')
-  path = pathlib.Path(source)
-  if path.is_dir():
-    path = _file_in(path)
-  return _open_file(name, path, overrides, which)
+  for field, value in opened.settings.items():
+    if overrides.get(field, value) != value:
+      raise ValueError(
+        f'{opened.told}: these weights are for {field}={value!r} and mean nothing with '
+        f'{overrides[field]!r}; leave {field} out'
+      )
+  return opened
 
 
 def _open_published(
-  name: str,
-  source: str,
-  overrides: Mapping[str, Any],
-  which: str,
-  cache_dir: str | os.PathLike | None,
+  name: str, source: str, which: str, cache_dir: str | os.PathLike | None
 ) -> OpenedWeights:
-  cache = pathlib.Path(cache_dir or published.default_cache_dir())
-  path = published.fetch(name, source, cache)
-  weights = published.SOURCES[source][name]
+  path = published.fetch(name, source, pathlib.Path(cache_dir or published.default_cache_dir()))
   try:
-    opened = _open_file(name, path, {**overrides, **dict(weights.overrides)}, which)
-  except (convert.CheckpointError, mapping_lib.MappingError) as error:
+    return _open_path(path, name, {}, which)
+  except (reading.CheckpointError, mapping_lib.MappingError) as error:
     path.unlink()
+    url = published.SOURCES[source][name].url
     raise published.DownloadError(
-      f'what {weights.url} served is not the {source} checkpoint of {name}, and was deleted; try '
-      f'again, or put the right file at {path}. {error}'
+      f'what {url} served is not the {source} checkpoint of {name}, and was deleted; try again, or '
+      f'put the right file at {path}. {error}'
     ) from error
-  return dataclasses.replace(opened, told=f'{name}, {source}: {weights.url}')
+
+
+def _open_path(
+  path: pathlib.Path, name: str, overrides: Mapping[str, Any], which: str
+) -> OpenedWeights:
+  if path.is_dir():
+    path = _file_in(path)
+  if variables_io.is_variables_file(path):
+    saved = variables_io.load_variables(path)
+    told = f'{path}: variables of {saved.name}'
+    return OpenedWeights(saved.name, saved.overrides, saved.variables, saved.class_names, told)
+  return _open_checkpoint(path, name, overrides, which)
 
 
 def _file_in(folder: pathlib.Path) -> pathlib.Path:
@@ -103,25 +126,110 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
     if (folder / file).exists():
       return folder / file
   held = ', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'
-  raise convert.CheckpointError(
-    f'{folder}: holds none of {", ".join(_FOLDER_FILES)}, but {held}; pass the file of the weights'
+  raise reading.CheckpointError(
+    f'{folder}: has none of {", ".join(_FOLDER_FILES)}, but {held}; pass the file of the weights'
   )
 
 
-def _open_file(
-  name: str, path: pathlib.Path, overrides: Mapping[str, Any], which: str
+def _open_checkpoint(
+  path: pathlib.Path, name: str, overrides: Mapping[str, Any], which: str
 ) -> OpenedWeights:
-  if variables_io.is_variables_file(path):
-    saved = variables_io.load_variables(path)
-    told = f'{saved.name}: {path}'
-    return OpenedWeights(
-      saved.name, saved.overrides, saved.variables, tuple(saved.class_names), told
-    )
-  conversion = convert.to_flax(name, convert.read_checkpoint(path), overrides)
+  checkpoint = reading.read_checkpoint(path, which)
+  try:
+    name, conversion = _convert(name, checkpoint.state, overrides)
+  except mapping_lib.MappingError as error:
+    raise mapping_lib.MappingError(f'{path}: {error}') from error
+  shapes = {key: x.shape for key, x in checkpoint.state.items()}
+  module = registry.create_model(name, **conversion.overrides)
+  described = correspondence.describe_model(name, module)
+  config = _hugging_face_config(path.parent)
+  settings = {**described.settings(shapes), **_configured(config, described, path, name)}
+  told = f'{path}: {recognition.owner(described.rules, shapes)}{name}, {checkpoint.told}'
+  if settings:
+    told += f', for {", ".join(f"{field}={x!r}" for field, x in settings.items())}'
+  default = registry.create_model(name)
+  saved = {**conversion.overrides, **settings}
   return OpenedWeights(
     name,
-    conversion.overrides,
+    {f: x for f, x in saved.items() if x != recognition.field_of(default, f)},
     conversion.variables,
-    told=f'{name}: {path}',
-    report=conversion.report,
+    checkpoint.class_names or _labels(config),
+    told,
+    settings,
+    conversion.report,
   )
+
+
+def _convert(
+  name: str, state: Mapping[str, np.ndarray], overrides: Mapping[str, Any]
+) -> tuple[str, convert.Conversion]:
+  """Converts a state dict as the network that was saved, and names that."""
+  shapes = {key: x.shape for key, x in state.items()}
+  described = correspondence.describe_model(name, registry.create_model(name, **overrides))
+  backbone, plus, _ = name.partition('+')
+  if plus and all(recognition.knows(described.classifier_rules, key) for key in shapes):
+    fields = registry.model_config(backbone)
+    name, overrides = backbone, {field: x for field, x in overrides.items() if field in fields}
+  try:
+    told = {'num_channels', *recognition.told_fields(name, shapes, overrides)}
+    untold = {field: x for field, x in overrides.items() if field not in told}
+    return name, convert.to_flax(name, state, untold)
+  except mapping_lib.MappingError as error:
+    found = recognition.recognise(shapes, name)
+    if not found:
+      raise
+    if _shares_modules(name, found, described, shapes):
+      return found, convert.to_flax(found, state)
+    raise mapping_lib.MappingError(
+      f'holds weights of {found!r}, not of {name!r}: use that name'
+    ) from error
+
+
+def _shares_modules(
+  name: str, found: str, described: correspondence.Correspondence, shapes: correspondence.Shapes
+) -> bool:
+  """Whether one of two networks is a part of the other, or both have the same backbone."""
+  if type(registry.create_model(name)) is type(registry.create_model(found)):
+    return False
+  if name.partition('+')[0] == found.partition('+')[0]:
+    return True
+  rules = [*described.rules, *described.classifier_rules]
+  return all(recognition.knows(rules, key) for key in shapes)
+
+
+def _hugging_face_config(folder: pathlib.Path) -> Mapping[str, Any]:
+  """The config.json of Hugging Face or timm beside the weights; empty if there is none."""
+  path = folder / 'config.json'
+  config = json.loads(path.read_text()) if path.exists() else {}
+  return config if {'model_type', 'architectures', 'architecture'} & {*config} else {}
+
+
+def _configured(
+  config: Mapping[str, Any],
+  described: correspondence.Correspondence,
+  path: pathlib.Path,
+  name: str,
+) -> dict[str, Any]:
+  """The fields that Hugging Face's config.json tells.
+
+  Raises:
+    mapping.MappingError: it is of a network that computes something else with such weights.
+  """
+  fields = {}
+  for entry, known in described.config.items():
+    if entry in config:
+      if config[entry] not in known:
+        raise mapping_lib.MappingError(
+          f'{path.with_name("config.json")}: {entry} is {config[entry]!r}, but {name} computes '
+          f'what {" or ".join(map(repr, known))} stands for'
+        )
+      fields |= known[config[entry]]
+  return fields
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """The names of the classes in Hugging Face's config.json, but for placeholders."""
+  names = config.get('label_names') or []
+  if 'id2label' in config:
+    names = [name for _, name in sorted((int(i), name) for i, name in config['id2label'].items())]
+  return () if all(name.startswith('LABEL_') for name in names) else tuple(names)

@@ -24,10 +24,10 @@ def load_pretrained(
 
   Args:
     name: of the model, as `list_models` shows it.
-    source: 'official' (the authors' release; needs PyTorch to read), 'timm' (timm's copy of it,
-      needs nothing), 'transformers' (needs PyTorch), or the path of a PyTorch checkpoint or of a
-      variables file.
-    which: 'ema', 'raw', or 'auto': the average where the file has one.
+    source: 'official' (the authors' release), 'timm' or 'transformers' (their copy), or the path of
+      a checkpoint, a variables file or a folder with weights; see `opening.open_weights`.
+    which: 'ema', 'raw', or 'auto': the average where the file has one. Or the name of the entry
+      with the weights.
     cache_dir: where downloads are kept; `published.default_cache_dir()` by default.
     seed: of what starts fresh.
     **overrides: of `create_model`, such as `num_classes=5`, `image_size=(384, 384)`,
@@ -40,7 +40,7 @@ def load_pretrained(
     ValueError: the name or the source is unknown.
     DownloadError: the file cannot be had; says which file to put where.
     mapping.MappingError: the weights are not those of the model.
-    convert.CheckpointError: the file is damaged, or no checkpoint.
+    reading.CheckpointError: the file is damaged, or no checkpoint.
   """
   free = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
   opened = opening.open_weights(source, name, free, which=which, cache_dir=cache_dir)

@@ -9,7 +9,6 @@ import http.client
 import os
 import pathlib
 import time
-from typing import Any
 import urllib.error
 import urllib.request
 
@@ -34,13 +33,11 @@ class Weights:
     url: where it is.
     size: in bytes; None where it is not known beforehand.
     sha256: in hexadecimal; None where it is not known beforehand.
-    overrides: fields of the model that these weights are for, as (field, value) pairs.
   """
 
   url: str
   size: int | None = None
   sha256: str | None = None
-  overrides: tuple[tuple[str, Any], ...] = ()
 
   @property
   def file_name(self) -> str:
@@ -75,10 +72,8 @@ for _variant in ('xs', 's', 'l1', 'l3'):
   SOURCES['timm'][f'swiftformer_{_variant}'] = Weights(
     f'{_TIMM_HUB}/swiftformer_{_variant}.dist_in1k/resolve/main/model.safetensors'
   )
-  # Converted from the first release, and read by code of its kind.
   SOURCES['transformers'][f'swiftformer_{_variant}'] = Weights(
     f'https://huggingface.co/MBZUAI/swiftformer-{_variant}/resolve/main/pytorch_model.bin',
-    overrides=(('attn_weights', 'ones'),),
   )
 SOURCES['transformers']['bert_base_uncased'] = Weights(
   'https://huggingface.co/google-bert/bert-base-uncased/resolve/main/model.safetensors'

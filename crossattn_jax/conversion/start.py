@@ -25,7 +25,7 @@ def start_from_classifier(
 
   Args:
     name: of the network, such as 'ccnet_resnet101' or 'biformer_small+upernet'.
-    state: of the classifier, as `convert.read_checkpoint` returns it.
+    state: of the classifier, as `reading.read_checkpoint` finds it.
     num_classes: of the network.
     overrides: of `create_model`.
     seed: of what the classifier does not have: the heads, and the norms of a backbone's results.

@@ -1,13 +1,21 @@
 """The command line of the parity tools: `python -m crossattn_jax.parity COMMAND --help`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import sys
 from typing import Any
 
-from crossattn_jax.conversion import convert, correspondence, fitting, opening, start
-from crossattn_jax.models import variables_io
+from crossattn_jax.conversion import (
+  convert,
+  correspondence,
+  fitting,
+  opening,
+  reading,
+  recognition,
+  start,
+)
+from crossattn_jax.models import registry, variables_io
 from crossattn_jax.parity import adapters, bounds, replay, report
 
 
@@ -46,20 +54,33 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
   if args.fresh is not None and args.start is not None:
     raise ValueError('--fresh initialises what a checkpoint lacks; so does --start, for a head')
-  state = convert.read_checkpoint(args.input)
-  if args.start is not None:
-    conversion = start.start_from_classifier(args.model, state, args.start, overrides)
-  elif args.fresh is not None:
-    conversion = convert.to_flax_in_part(args.model, state, overrides, args.fresh)
+  if args.start is not None or args.fresh is not None:
+    state = reading.read_checkpoint(args.input, args.which).state
+    if args.start is not None:
+      conversion = start.start_from_classifier(args.model, state, args.start, overrides)
+    else:
+      conversion = convert.to_flax_in_part(args.model, state, overrides, args.fresh)
   else:
-    conversion = convert.to_flax(args.model, state, overrides)
+    opened = opening.open_weights(args.input, args.model, overrides, which=args.which)
+    _refuse_differences(opened, args.model, overrides)
+    printer.line(opened.told)
+    conversion = convert.Conversion(
+      args.model, opened.overrides, opened.variables, opened.report, opened.class_names
+    )
   if args.new_head is not None or args.new_image_size is not None:
+    names = () if args.new_head is not None else conversion.class_names
     opened = opening.OpenedWeights(
-      conversion.name, conversion.overrides, conversion.variables, report=conversion.report
+      conversion.name,
+      conversion.overrides,
+      conversion.variables,
+      names,
+      report=conversion.report,
     )
     changes = {'num_classes': args.new_head, 'image_size': args.new_image_size}
     fitted = fitting.refit(opened, overrides=changes)
-    conversion = convert.Conversion(fitted.name, fitted.overrides, fitted.variables, fitted.report)
+    conversion = convert.Conversion(
+      fitted.name, fitted.overrides, fitted.variables, fitted.report, names
+    )
   conversion.save(args.output)
   printer.table(
     ('PyTorch', 'shape', 'Flax', 'shape', 'how'),
@@ -77,6 +98,24 @@ def _convert(args: argparse.Namespace) -> int:
   count = sum(bool(line.flax_path) for line in conversion.report)
   printer.line(f'{args.output}: {count} arrays of {conversion.name}')
   return 0
+
+
+def _refuse_differences(
+  opened: opening.OpenedWeights, name: str, overrides: Mapping[str, Any]
+) -> None:
+  if opened.name != name:
+    raise ValueError(
+      f'{opened.told}: not the whole of {name!r}; --start=CLASSES takes the backbone of a '
+      'classifier, --fresh=SEED initialises the modules that are missing'
+    )
+  saved, wanted = (registry.create_model(name, **x) for x in (opened.overrides, overrides))
+  for field in overrides:
+    has, asked = recognition.field_of(saved, field), recognition.field_of(wanted, field)
+    if has != asked:
+      raise ValueError(
+        f'{opened.told}: has {field}={has}, not {asked}; leave --override={field} out. What was '
+        'converted is changed by --new-head and --new-image-size'
+      )
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -155,12 +194,18 @@ def _parser() -> argparse.ArgumentParser:
   )
   command.add_argument('model', metavar='MODEL', help='registered name, such as crossvit_tiny_240')
   command.add_argument(
-    'input', metavar='INPUT', help='.pth or .safetensors checkpoint, or a variables file'
+    'input', metavar='INPUT', help='checkpoint, folder of Hugging Face, or a variables file'
   )
   command.add_argument(
     'output', metavar='OUTPUT', help='.safetensors; .pth too where the result is for PyTorch'
   )
-  _add_override(command, 'field of the model that the checkpoint differs in: num_classes=10')
+  _add_override(command, 'field of the model that the checkpoint differs in and does not tell')
+  command.add_argument(
+    '--which',
+    default='auto',
+    help='of several weights in INPUT: ema, raw, or the name of the entry that holds them; the '
+    'average where there is one by default',
+  )
   command.add_argument(
     '--new-head', type=int, metavar='CLASSES', help='replace the classifiers by fresh ones'
   )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.conversion import convert, correspondence, optional
+from crossattn_jax.conversion import correspondence, optional, reading
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry
 from crossattn_jax.parity import adapters, bounds, cases, hooks, record
@@ -160,7 +160,7 @@ def compare(
   shapes = {key: tuple(tensor.shape) for key, tensor in torch_module.state_dict().items()}
   mapping = mapping_lib.build_mapping(parity.rules, template, shapes)
   if weights is not None:
-    variables = mapping.to_flax(convert.read_checkpoint(weights))
+    variables = mapping.to_flax(reading.read_checkpoint(weights).state)
     state = {key: torch.from_numpy(np.array(x)) for key, x in mapping.to_torch(variables).items()}
     torch_module.load_state_dict(state, strict=False)
   else:

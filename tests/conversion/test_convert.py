@@ -1,6 +1,5 @@
 """Checkpoints of the originals to this library's variables and back."""
 
-import argparse
 import re
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crossattn_jax.conversion import convert, mapping
+from crossattn_jax.conversion import convert, correspondence, mapping
 from crossattn_jax.models import registry, variables_io
 from crossattn_jax.parity import __main__
 
@@ -25,7 +24,7 @@ SMALL = {
 @pytest.fixture(scope='module')
 def state():
   """A state dict of the small model, in the official spelling, without running anything."""
-  converter, _ = convert.model_mapping(NAME, registry.create_model(NAME, **SMALL))
+  converter, _ = correspondence.model_mapping(NAME, registry.create_model(NAME, **SMALL))
   random = np.random.default_rng(0)
   return {
     entry.torch_key: random.normal(size=entry.torch_shape).astype(np.float32)
@@ -76,7 +75,7 @@ def test_the_report_has_a_line_per_tensor(state):
 
 def test_a_checkpoint_of_another_model_is_refused_by_name():
   other = 'crossvit_9_240'
-  converter, _ = convert.model_mapping(other, registry.create_model(other))
+  converter, _ = correspondence.model_mapping(other, registry.create_model(other))
   state = {e.torch_key: np.broadcast_to(np.float32(0), e.torch_shape) for e in converter.entries}
   with pytest.raises(mapping.MappingError) as error:
     convert.to_flax('crossvit_9_dagger_240', state)
@@ -130,79 +129,23 @@ def test_the_command_refuses_what_does_not_fit(tmp_path, checkpoint, capsys):
   assert not output.exists()
 
 
-def test_a_truncated_safetensors_checkpoint_is_refused(checkpoint):
-  checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
-  with pytest.raises(convert.CheckpointError, match='download it again'):
-    convert.read_checkpoint(checkpoint)
+def test_the_command_refuses_a_field_that_the_checkpoint_contradicts(tmp_path, checkpoint, capsys):
+  output = str(tmp_path / 'ours.safetensors')
+  arguments = ['convert', NAME, str(checkpoint), output, *small_overrides()]
+  assert __main__.main([*arguments, '--override=num_classes=1000']) == 2
+  assert 'has num_classes=5, not 1000' in capsys.readouterr().err
+  assert __main__.main([x for x in arguments if 'num_classes' not in x]) == 0
+  assert variables_io.load_variables(output).overrides['num_classes'] == 5
 
 
-def test_half_precision_is_widened(tmp_path):
-  half = np.arange(4, dtype=np.float16)
-  safetensors.numpy.save_file({'w': half}, tmp_path / 'half.safetensors')
-  state = convert.read_checkpoint(tmp_path / 'half.safetensors')
-  assert state['w'].dtype == np.float32
-  np.testing.assert_array_equal(state['w'], half.astype(np.float32))
-
-
-def test_without_pytorch_a_pth_names_the_extra(tmp_path, monkeypatch):
+def test_without_pytorch_writing_a_pth_names_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'torch', None)
-  (tmp_path / 'checkpoint.pth').write_bytes(b'')
   with pytest.raises(ImportError, match=r"pip install 'crossattn_jax\[torch\]'"):
-    convert.read_checkpoint(tmp_path / 'checkpoint.pth')
+    convert.write_torch(tmp_path / 'checkpoint.pth', {})
 
 
 @pytest.mark.torch
-class TestTorchFiles:
-  def save(self, path, content):
-    import torch
-
-    torch.save(content, path)
-    return path
-
-  def tensors(self, state):
-    import torch
-
-    return {key: torch.from_numpy(value) for key, value in state.items()}
-
-  def test_a_flat_state_dict_is_read(self, tmp_path, state):
-    path = self.save(tmp_path / 'model.pth', self.tensors(state))
-    assert list(convert.read_checkpoint(path)) == list(state)
-
-  def test_a_training_checkpoint_is_unwrapped(self, tmp_path, state):
-    content = {
-      'model': {f'module.{key}': tensor for key, tensor in self.tensors(state).items()},
-      'optimizer': {'state': {}, 'param_groups': []},
-      'epoch': 3,
-      'args': argparse.Namespace(lr=0.1),
-    }
-    result = convert.read_checkpoint(self.save(tmp_path / 'checkpoint.pth', content))
-    assert list(result) == list(state)
-    np.testing.assert_array_equal(result['head.0.weight'], state['head.0.weight'])
-
-  def test_a_file_that_would_execute_code_is_refused(self, tmp_path):
-    witness = tmp_path / 'executed'
-
-    class Evil:
-      def __reduce__(self):
-        return (open, (str(witness), 'w'))
-
-    path = self.save(tmp_path / 'evil.pth', {'model': Evil()})
-    with pytest.raises(convert.CheckpointError, match=r'evil\.pth: refused'):
-      convert.read_checkpoint(path)
-    assert not witness.exists()
-
-  @pytest.mark.parametrize('content', [b'', b'<html>not found</html>', b'PK\x03\x04truncated'])
-  def test_a_damaged_file_is_refused(self, tmp_path, content):
-    path = tmp_path / 'damaged.pth'
-    path.write_bytes(content)
-    with pytest.raises(convert.CheckpointError, match=r'damaged\.pth'):
-      convert.read_checkpoint(path)
-
-  def test_what_is_no_state_dict_is_refused(self, tmp_path):
-    path = self.save(tmp_path / 'numbers.pth', {'epoch': 3})
-    with pytest.raises(convert.CheckpointError, match='holds no state dict'):
-      convert.read_checkpoint(path)
-
+class TestTorch:
   def test_a_pth_is_written_that_torch_loads(self, tmp_path, state):
     import torch
 

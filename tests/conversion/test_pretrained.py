@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import crossattn_jax
-from crossattn_jax.conversion import convert, mapping, pretrained, published
+from crossattn_jax.conversion import convert, correspondence, mapping, pretrained, published
 from crossattn_jax.models import registry
 
 NAME = 'crossvit_tiny_240'
@@ -70,7 +70,7 @@ class Server:
 
 @pytest.fixture(scope='module')
 def state():
-  converter, _ = convert.model_mapping(NAME, registry.create_model(NAME, **SMALL))
+  converter, _ = correspondence.model_mapping(NAME, registry.create_model(NAME, **SMALL))
   random = np.random.default_rng(0)
   return {
     entry.torch_key: random.normal(size=entry.torch_shape).astype(np.float32)

@@ -108,5 +108,9 @@ def describe(module: atfuse.ATFuse) -> correspondence.Correspondence:
     }
 
   return correspondence.Correspondence(
-    rules=model_rules(module), call=call, inputs={'vi': image, 'ir': image}, taps=model_taps()
+    rules=model_rules(module),
+    call=call,
+    inputs={'vi': image, 'ir': image},
+    taps=model_taps(),
+    fields=lambda shapes: {'feature_sum': 'up_scale1_aggregate.conv11_headSum.weight' in shapes},
   )

@@ -152,4 +152,5 @@ def describe(module: biformer.BiFormer) -> correspondence.Correspondence:
     inputs={'image': image},
     taps=model_taps(module),
     heads=('head',) if module.num_classes and not module.options.backbone else (),
+    fields=lambda shapes: {'backbone': 'norm.weight' not in shapes},
   )

@@ -1,6 +1,7 @@
 """CCNet, PSPNet, DeepLabv3 and their ResNet beside their PyTorch original: speedinghzl/CCNet."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -137,6 +138,10 @@ def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
       outputs['dsn_logits'] = channels_first(features['auxiliary_logits'])
     return outputs
 
+  def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
+    embedding = shapes.get('head.embedding.weight', (0,))[0]
+    return {'auxiliary': 'dsn.0.weight' in shapes, 'embedding': embedding}
+
   return correspondence.Correspondence(
     rules=model_rules(module),
     call=call,
@@ -144,6 +149,7 @@ def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
     taps=model_taps(module),
     heads=('head/classifier', 'auxiliary_head/classifier'),
     classifier_rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
+    fields=fields,
   )
 
 

@@ -94,4 +94,5 @@ def describe(module: crossformer.CrossFormer) -> correspondence.Correspondence:
     inputs={'image': image},
     taps=model_taps(module),
     heads=('head',) if module.num_classes and not module.backbone else (),
+    fields=lambda shapes: {'backbone': 'norm.weight' not in shapes},
   )

@@ -1,6 +1,10 @@
 """CrossViT and its PyTorch originals: IBM/CrossViT (on timm 0.4.12) and timm's own `CrossVit`."""
 
 from collections.abc import Sequence
+import contextlib
+import functools
+import math
+from typing import Any
 
 from einops import rearrange
 import jax
@@ -8,7 +12,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion.layouts import channels_first, channels_last
-from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.mapping import MappingError, Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossvit
 
@@ -183,6 +187,36 @@ def model_taps(module: crossvit.CrossViT) -> dict[str, correspondence.TapLike | 
   return taps
 
 
+def saved_sizes(module: crossvit.CrossViT, shapes: correspondence.Shapes) -> dict[str, Any]:
+  """The image sizes that the position embeddings of a state dict are for, square ones.
+
+  Raises:
+    mapping.MappingError: a branch has as many patches as no square image.
+  """
+  grids = []
+  for d, grid in enumerate(module.grids()):
+    shape = shapes.get(f'pos_embed.{d}', shapes.get(f'pos_embed_{d}'))
+    if shape is None:
+      return {}
+    patches = shape[1] - 1
+    grids.append(grid if patches == math.prod(grid) else (math.isqrt(patches),) * 2)
+    if patches != math.prod(grids[d]):
+      raise MappingError(
+        f'branch {d} has positions of {patches} patches, which no square image has: say image_size'
+      )
+  if tuple(grids) == module.grids():
+    return {}
+  sizes = [
+    tuple(side * patch for side in grid)
+    for grid, patch in zip(grids, module.patch_sizes, strict=True)
+  ]
+  told = {'image_size': sizes[0], 'branch_image_sizes': None}
+  with contextlib.suppress(ValueError):  # Convolutions need whole patches.
+    if module.clone(**told).grids() == tuple(grids):
+      return told
+  return told | {'branch_image_sizes': tuple(sizes)}
+
+
 @correspondence.register_models('crossvit', 'crossvit_*')
 def describe(module: crossvit.CrossViT) -> correspondence.Correspondence:
   """Says how a registered CrossViT corresponds to the official model and to timm's."""
@@ -195,4 +229,6 @@ def describe(module: crossvit.CrossViT) -> correspondence.Correspondence:
     taps=model_taps(module),
     heads=[f'head_{d}' for d in branches] if module.num_classes else (),
     position_embeddings={f'embedding_{d}/position_embedding': d for d in branches},
+    fields=functools.partial(saved_sizes, module),
+    config={'global_pool': {'token': {}, 'avg': {'global_pool': 'avg'}}},
   )

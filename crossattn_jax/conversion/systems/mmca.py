@@ -4,6 +4,7 @@ MMCA has the state dict of a PyTorch module that was written from its specificat
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -173,10 +174,28 @@ def describe_bert(module: bert.Bert) -> correspondence.Correspondence:
     outputs = {'last_hidden_state': words}
     return outputs | ({'pooler_output': features['pooled']} if module.pooler else {})
 
+  def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
+    bare = {key.removeprefix('bert.'): shape for key, shape in shapes.items()}
+    tables = {
+      'vocab_size': 'embeddings.word_embeddings.weight',
+      'max_positions': 'embeddings.position_embeddings.weight',
+      'num_segments': 'embeddings.token_type_embeddings.weight',
+    }
+    sizes = {field: bare[key][0] for field, key in tables.items() if key in bare}
+    return sizes | {'pooler': 'pooler.dense.weight' in bare}
+
   return correspondence.Correspondence(
     rules=[*rules, *prefixed(rules, 'bert.')],
     call=call,
     inputs={'input_ids': ids, 'attention_mask': ids},
+    fields=fields,
+    config={
+      'model_type': {'bert': {}},
+      'hidden_act': {'gelu': {}},
+      'layer_norm_eps': {1e-12: {}},
+      'position_embedding_type': {'absolute': {}},
+      'is_decoder': {False: {}},
+    },
   )
 
 

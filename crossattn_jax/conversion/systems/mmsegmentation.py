@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -128,6 +129,11 @@ def describe(module: segmentor.Segmentor) -> correspondence.Correspondence:
       )
     return found
 
+  def settings(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    # CrossFormer's first release keeps these, and its dense predictors group the whole map.
+    first = any(key.endswith('.attn.biases') for key in shapes)
+    return {'lda': 'global'} if first else {}
+
   is_fpn = isinstance(module, segmentor.SemanticFPN)
   return correspondence.Correspondence(
     rules=segmentor_rules(module),
@@ -141,4 +147,5 @@ def describe(module: segmentor.Segmentor) -> correspondence.Correspondence:
       *correspondence.backbone_rules(_with_classifier(module.backbone)),
     ],
     fields=fields,
+    settings=settings,
   )

@@ -4,6 +4,10 @@ There is no official code and no published checkpoint: the rules name the keys o
 the recorded cases are of.
 """
 
+import functools
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -56,6 +60,27 @@ MODEL = [
 ]
 
 
+def saved_fields(module: mmvit.MMViT, shapes: correspondence.Shapes) -> dict[str, Any]:
+  """The fields of `module` that the shapes of a state dict tell; the image a square one."""
+  token = 'cls_token' in shapes
+  told: dict[str, Any] = {'global_pool': 'token' if token else 'avg'}
+  stride = module.patch_strides[0]
+  if 'pos0_h' in shapes:
+    grid = shapes['pos0_h'][0], shapes['pos0_w'][0]
+    told['positions'] = 'separable'
+  elif 'pos0' in shapes:
+    patches = shapes['pos0'][1] - token
+    grid = (math.isqrt(patches),) * 2
+    told['positions'] = 'joint'
+    if patches == math.prod(module.grids()[0]):
+      grid = module.grids()[0]
+  else:
+    return told
+  if grid != module.grids()[0]:
+    told['image_size'] = tuple(side * stride for side in grid)
+  return told
+
+
 @correspondence.register_models('mmvit', 'mmvit_*')
 def describe(module: mmvit.MMViT) -> correspondence.Correspondence:
   """Says how a registered MMViT corresponds to the module of the specification."""
@@ -67,4 +92,5 @@ def describe(module: mmvit.MMViT) -> correspondence.Correspondence:
     inputs={'image': image},
     heads=('head',) if module.num_classes else (),
     position_embeddings=positions if module.positions == 'joint' else {},
+    fields=functools.partial(saved_fields, module),
   )

@@ -54,7 +54,7 @@ def warm_start(
   Args:
     name: of a registered model as wide and as deep as the checkpoint: a `depths` of n numbers has
       sum(depths) + n - 1 blocks.
-    state: as `convert.read_checkpoint` reads it.
+    state: as `reading.read_checkpoint` finds it.
     seed: of the initialisation.
     **overrides: of `create_model`. A classifier with another number of classes is initialised.
 

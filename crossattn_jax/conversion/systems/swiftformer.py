@@ -1,5 +1,7 @@
 """SwiftFormer and its PyTorch originals: Amshaker/SwiftFormer, timm, transformers; its teacher."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,15 @@ def describe(module: swiftformer.SwiftFormer) -> correspondence.Correspondence:
       return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
     return {'logits': result}
 
+  def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
+    second = {'dist_head.weight', 'head_dist.weight'}
+    return {'backbone': 'norm.weight' not in shapes, 'distillation': not second.isdisjoint(shapes)}
+
+  def settings(shapes: correspondence.Shapes) -> dict[str, Any]:
+    # The port in transformers, and its files, are of the first generation.
+    port = any(key.startswith('swiftformer.') for key in shapes)
+    return {'attn_weights': 'ones'} if port else {}
+
   heads = ('head', 'head_distillation') if module.distillation else ('head',)
   return correspondence.Correspondence(
     rules=model_rules(module),
@@ -160,6 +171,9 @@ def describe(module: swiftformer.SwiftFormer) -> correspondence.Correspondence:
     inputs={'image': image},
     taps=model_taps(module),
     heads=heads if module.num_classes and not module.backbone else (),
+    fields=fields,
+    settings=settings,
+    config={'hidden_act': {'gelu': {}}, 'batch_norm_eps': {1e-5: {}}},
   )
 
 

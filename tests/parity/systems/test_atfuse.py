@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, correspondence, mapping, published
+from crossattn_jax.conversion import convert, correspondence, mapping, published, reading
 from crossattn_jax.parity import adapters, arguments, cases
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'atfuse'
@@ -64,7 +64,7 @@ def test_a_data_parallel_training_checkpoint_is_read(tmp_path):
   wrapped = {f'module.{key}': torch.from_numpy(value) for key, value in state.items()}
   content = {'epoch': 3, 'state_dict': wrapped, 'optimizer': {}, 'best_pred': 1.5, 'records': {}}
   torch.save(content, tmp_path / 'best_ckp.pth')
-  read = convert.read_checkpoint(tmp_path / 'best_ckp.pth')
+  read = reading.read_checkpoint(tmp_path / 'best_ckp.pth').state
   assert set(read) == set(state)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, correspondence, mapping, pretrained
+from crossattn_jax.conversion import correspondence, mapping, pretrained, reading
 from crossattn_jax.conversion.systems import crossformer
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.crossformer import adapters as crossformer_cases
@@ -137,7 +137,7 @@ def test_official_files_are_read_without_their_configuration_s_library(tmp_path,
   )
   monkeypatch.delitem(sys.modules, 'yacs.config')
   monkeypatch.delitem(sys.modules, 'yacs')
-  read = convert.read_checkpoint(path)
+  read = reading.read_checkpoint(path).state
   assert list(read) == list(state)
   np.testing.assert_array_equal(read['head.weight'], state['head.weight'])
 

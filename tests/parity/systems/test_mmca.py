@@ -8,7 +8,14 @@ import pytest
 import safetensors.numpy
 
 from crossattn_jax import models
-from crossattn_jax.conversion import convert, mapping, pretrained, published
+from crossattn_jax.conversion import (
+  convert,
+  correspondence,
+  mapping,
+  pretrained,
+  published,
+  reading,
+)
 from crossattn_jax.parity import __main__ as command_line
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.arguments import ArgumentError
@@ -99,7 +106,7 @@ def test_checkpoints_convert_both_ways_without_losing_a_bit(case, fields):
 
 def test_several_image_units_have_their_own_names():
   fields = {**MMCA, 'image_units': 2}
-  _, template = convert.model_mapping('mmca', models.create_model('mmca', **fields))
+  _, template = correspondence.model_mapping('mmca', models.create_model('mmca', **fields))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), template)
   state = convert.to_torch('mmca', zeros, fields)
   assert {'img_self.0.attn.q.weight', 'img_self.1.ln2.bias'} < set(state)
@@ -111,7 +118,7 @@ BRANCHES = {'image_branch': 'gru', 'text_branch': 'gru', 'gru_dim': 5}
 
 def test_branches_without_an_original_have_names_of_their_own():
   fields = {**MMCA, **BRANCHES}
-  _, template = convert.model_mapping('saem', models.create_model('saem', **fields))
+  _, template = correspondence.model_mapping('saem', models.create_model('saem', **fields))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda x: rng.random(x.shape, np.float32), template)
   state = convert.to_torch('saem', variables, fields)
@@ -153,7 +160,7 @@ def test_a_training_checkpoint_of_saem_is_read_and_kept_whole(tmp_path):
   ]
   content = {'epoch': 3, 'model': halves, 'best_rsum': 400.0, 'Eiters': 9}
   torch.save(content, tmp_path / 'model_best.pth.tar')
-  read = convert.read_checkpoint(tmp_path / 'model_best.pth.tar')
+  read = reading.read_checkpoint(tmp_path / 'model_best.pth.tar').state
   _assert_same(read, state)
 
 

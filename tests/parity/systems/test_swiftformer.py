@@ -9,6 +9,7 @@ import pytest
 from crossattn_jax import models
 from crossattn_jax.conversion import convert, correspondence, mapping, pretrained, published
 from crossattn_jax.conversion.systems import swiftformer
+from crossattn_jax.models import registry
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.arguments import ArgumentError
 
@@ -124,15 +125,16 @@ def test_the_generation_of_downloaded_weights_is_recorded(tmp_path, monkeypatch)
     convert.write_torch(path.with_suffix('.safetensors'), state)
     path.with_suffix('.safetensors').rename(path)
 
-  source = published.SOURCES['transformers']['swiftformer_xs']
-  weights = published.Weights(
-    'https://somewhere/ours.safetensors', overrides=(*source.overrides, *SMALL.items())
-  )
-  monkeypatch.setitem(published.SOURCES['transformers'], 'swiftformer_xs', weights)
+  create = registry.create_model
+  monkeypatch.setattr(registry, 'create_model', lambda name, **kw: create(name, **{**SMALL, **kw}))
   monkeypatch.setattr(published, 'download', download)
   for _ in range(2):
     model, _ = pretrained.load_pretrained('swiftformer_xs', 'transformers', cache_dir=tmp_path)
     assert model.attn_weights == 'ones'
+  with pytest.raises(ValueError, match=r"are for attn_weights='ones' and mean nothing with 'l2'"):
+    pretrained.load_pretrained(
+      'swiftformer_xs', 'transformers', cache_dir=tmp_path, attn_weights='l2'
+    )
 
 
 def test_official_weights_that_no_program_can_download_are_said_to_be_so():
