@@ -102,37 +102,44 @@ def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> Non
   Raises:
     ConfigError: a key is unknown, a value is of another type, or an argument is no override.
   """
+  before = config_lib.flat(config)
+  arguments = _clear(config, arguments)
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=arguments)
+    words = values(['', *arguments])[1:]
+  except (flags.Error, ValueError) as error:
+    raise config_lib.ConfigError(_wrong_value_message(str(error), config)) from error
+  if words:
+    raise config_lib.ConfigError(f'unexpected argument {words[0]!r}; see --help')
+  for key, value in config_lib.flat(config).items():
+    example = before.get(key)
+    if isinstance(value, tuple) and example and _has_text(value) > _has_text(example):
+      raise config_lib.ConfigError(f'config.{key} must be numbers, such as {example!r}')
+
+
+def _clear(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> list[str]:
+  """Sets keys to None; returns the arguments that are then left, whose keys are all known."""
   known = config_lib.flat(config)
   optional = config_lib.optional_keys(config_lib.complete_default(config))
-  given: list[str] = []
+  left: list[str] = []
   problems = []
   for argument in arguments:
     match = _OVERRIDE.match(argument)
     key = match['key'] if match else None
     if key and key not in known:
       problems.append(suggestions.unknown_key_message(key, known))
-    elif key and argument.endswith(f'{key}=None'):
-      if key not in optional:
-        problems.append(f'config.{key} cannot be None; it is {known[key]!r}')
-        continue
+    elif not key or not argument.endswith(f'{key}=None'):
+      left.append(argument)
+    elif key in optional:
       config.update_from_flattened_dict({key: None})
-      given = [other for other in given if other.partition('=')[0] != argument.partition('=')[0]]
+      left = [other for other in left if other.partition('=')[0] != argument.partition('=')[0]]
     else:
-      given.append(argument)
+      problems.append(f'config.{key} cannot be None; it is {known[key]!r}')
   if problems:
     raise config_lib.ConfigError('\n'.join(problems))
-  values = flags.FlagValues()
-  values.set_gnu_getopt()
-  try:
-    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=given)
-    words = values(['', *given])[1:]
-  except (flags.Error, ValueError) as error:
-    raise config_lib.ConfigError(_wrong_value_message(str(error), config)) from error
-  if words:
-    raise config_lib.ConfigError(f'unexpected argument {words[0]!r}; see --help')
-  for key, value in config_lib.flat(config).items():
-    if isinstance(value, tuple) and known[key] and _has_text(value) > _has_text(known[key]):
-      raise config_lib.ConfigError(f'config.{key} must be numbers, such as {known[key]!r}')
+  return left
 
 
 def _has_text(values: Iterable[Any]) -> bool:

@@ -35,6 +35,8 @@ _POSITIVE = (
 def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   """Every key of an experiment with its default.
 
+  Keys that may be None hold a reference: a placeholder, or one with a value.
+
   Args:
     task: name of the task, which brings the sections `task` and `dataset`.
 

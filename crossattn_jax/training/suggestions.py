@@ -52,6 +52,7 @@ _SYNONYMS = {
     'checkpoint_path ckpt finetune from_pretrained init_from initial_checkpoint load_from '
     'pretrained pretrained_weights'
   ),
+  'config.weights_fresh': 'fresh_head ignore_mismatched_sizes reset_classifier reset_head strict',
   'the command that started a run continues it from its last checkpoint': (
     'auto_resume resume resume_from resume_from_checkpoint'
   ),
@@ -64,7 +65,6 @@ _SYNONYMS = {
     'features_only out_indices'
   ),
   'batch norms take the statistics of the whole batch on all devices': 'sync_bn sync_batchnorm',
-  'config.weights_fresh': 'fresh_head ignore_mismatched_sizes reset_classifier reset_head strict',
 }
 _MEANT = {word: meant for meant, words in _SYNONYMS.items() for word in words.split()}
 
