@@ -94,6 +94,11 @@ class Examples(abc.ABC):
     """
     check_options(config)
     self.check(config)
+    if split is None:
+      raise ValueError(
+        'dataset.train_split or dataset.eval_split is None: name a split, or let '
+        'tasks.complete_config(config) find it'
+      )
     self.config, self.split = config, split
     self.source = self.open_source(config, split)
     self._cache: dict[int, tuple[Any, int, int]] | None = {} if config.cache else None

@@ -78,7 +78,9 @@ def setup(
     checks.run(experiment_lib.check_batch_sizes, mesh)
   notes += checks.run(weights.complete_config, workdir) or []
   if with_data:
-    notes += checks.run(tasks.complete_config) or []
+    found = checks.run(tasks.complete_config)
+    notes += found or []
+    with_data = found is not None  # Else it is not known what to check.
   if workdir is not None:
     checks.run(config_lib.refuse_other_classes, workdir)
   steps_per_epoch, experiment = None, None

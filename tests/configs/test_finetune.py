@@ -73,3 +73,38 @@ def test_a_folder_says_classes_and_splits_and_the_model_follows_size_and_colours
   assert (config.dataset.train_split, config.dataset.eval_split) == ('.[:90%]', '.[90%:]')
   model = models.create_model(**config.model)
   assert (model.num_classes, model.num_channels, model.image_size) == (2, 1, (48, 48))
+
+
+def test_folders_that_cannot_be_trained_on_are_one_sentence(tmp_path):
+  def error(data_dir, **dataset):
+    config = finetune.get_config('crossvit_tiny_240')
+    config.dataset.data_dir = data_dir and str(data_dir)
+    config.dataset.update(dataset)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+      tasks.complete_config(config)
+    return str(raised.value)
+
+  (tmp_path / 'only' / 'val').mkdir(parents=True)
+  Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'only' / 'val' / '0.png')
+  (tmp_path / 'tables').mkdir()
+  (tmp_path / 'one' / 'cat').mkdir(parents=True)
+  Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'one' / 'cat' / '0.png')
+  assert error(None) == "'image_folder' needs dataset.data_dir: the folder of the images"
+  assert error('/nowhere') == "'/nowhere' is no folder; set dataset.data_dir"
+  assert error(tmp_path / 'tables').endswith(
+    'has no folders; expected one folder of images per class'
+  )
+  assert "has no split 'train', but 'val'; set dataset.train_split" in error(tmp_path / 'only')
+  assert "has one class only, 'cat'" in error(tmp_path / 'one', train_split='.', eval_split='.')
+  assert "has no split 'train', but none" in error(tmp_path / 'tables', name='image_table')
+
+
+def test_sounds_of_a_folder_say_classes_and_splits(tmp_path):
+  rows = [f'{number}.wav,{("hum", "beep")[number % 2]}' for number in range(40)]
+  (tmp_path / 'train.csv').write_text('\n'.join(['file,labels', *rows]))
+  config = finetune.get_config('mmvit_base_audio')
+  config.dataset.data_dir = str(tmp_path)
+  tasks.complete_config(config)
+  assert (config.dataset.class_names, config.model.num_classes) == (('beep', 'hum'), 2)
+  assert (config.dataset.train_split, config.dataset.eval_split) == ('train[:90%]', 'train[90%:]')
+  assert tasks.create_task(config).batch_spec(4)['label'].shape == (4, 2)

@@ -227,3 +227,9 @@ def test_batch_and_warm_up_are_fitted_to_few_examples_where_that_is_asked_for(ti
   tiny_config.dataset.train_split = 'train[:5]'
   preflight.setup(tiny_config, mesh, say=said.append)
   assert tiny_config.batch_size == 5
+
+
+def test_a_folder_of_which_nothing_is_known_is_one_problem(tiny_config, mesh):
+  tiny_config.dataset.update(name='image_folder', data_dir=None, train_split=None, eval_split=None)
+  with pytest.raises(ValueError, match=r"^'image_folder' needs dataset.data_dir: the folder"):
+    preflight.setup(tiny_config, mesh)

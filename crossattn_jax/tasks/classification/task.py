@@ -66,7 +66,13 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
     config.dataset.multi_label = sources.is_multi_label(config.dataset)
     if config.dataset.multi_label:
       notes.append('images have any number of classes: dataset.multi_label=True')
-  notes += classifier.complete_classes(config, data.Examples)
+  classes = classifier.complete_classes(config, data.Examples)
+  if classes and config.model.num_classes == 1 and not config.dataset.multi_label:
+    raise ValueError(
+      f'dataset {config.dataset.name!r} has one class only, {config.dataset.class_names[0]!r}: '
+      'expected a folder of images per class in dataset.data_dir, or in its train and val'
+    )
+  notes += classes
   model, channels = config.model, len(config.dataset.mean)
   if (
     model.get('num_channels', channels) is None
