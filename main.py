@@ -214,14 +214,20 @@ class _Stream:
     self.count, self._stopping = 0, False
 
   def show(self, record: dict[str, Any]) -> None:
-    print(json.dumps(record), flush=True)
     self.count += 1
+    try:
+      print(json.dumps(record), flush=True)
+    except BrokenPipeError:
+      # Whoever reads has enough; nothing is left to be flushed at the end.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      self._stopping = True
     if self._stopping:
       raise KeyboardInterrupt
 
   def interrupt(self, *_: object) -> None:
     """Raises nothing: an error in a callback of the garbage collector would be ignored."""
     if self._stopping or not self.count:
+      print('stopped', file=sys.stderr, flush=True)
       os._exit(_STOPPED)
     self._stopping = True
 

@@ -180,6 +180,8 @@ class Predictor(abc.ABC):
       FileNotFoundError: there is no input.
       ValueError: no input can be read, or a result would overwrite one.
     """
+    if pictures not in (None, *PICTURES):
+      raise ValueError(f'pictures={pictures!r} is not one of {", ".join(PICTURES)}')
     inputs, left_out = self.find_inputs(given, output)
     records: list[Record] = []
     unreadable: dict[str, Exception] = {}

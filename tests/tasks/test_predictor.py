@@ -161,6 +161,11 @@ def test_an_input_is_never_overwritten(folder):
   assert Mean().write_predictions(folder, folder, 'none')[0]['mean'] == 1
 
 
+def test_an_unknown_kind_of_pictures_is_refused(folder, output):
+  with pytest.raises(ValueError, match="pictures='all' is not one of none, sheet, each"):
+    Mean().write_predictions(folder, output, 'all')
+
+
 def test_many_inputs_have_a_sheet_of_some(folder, output):
   count = predictor.MOST_PICTURES + 8
   write(folder, {f'{i:02}.png': i for i in range(count)})
