@@ -1,7 +1,7 @@
 """The errors whose message is all that a user needs to see."""
 
 from crossattn_jax.conversion import published
-from crossattn_jax.training import checkpoints, workdir
+from crossattn_jax.training import checkpoints, device_memory, workdir
 
 
 class NonFiniteError(FloatingPointError):
@@ -13,6 +13,7 @@ USER_ERRORS = (
   workdir.StorageError,
   workdir.WorkdirInUse,
   NonFiniteError,
+  device_memory.OutOfMemoryError,
   FileNotFoundError,
   published.DownloadError,
   # ConfigError, CheckpointMismatch and what models and data refuse.

@@ -86,6 +86,12 @@ class Experiment:
       return self.train_step.trace(self.abstract_state, self.abstract_batch)
 
   @functools.cached_property
+  def compiled_step(self) -> jax.stages.Compiled:
+    """`train_step` as a program for the devices of the mesh."""
+    with jax.set_mesh(self.mesh):
+      return self.traced_step.lower().compile()
+
+  @functools.cached_property
   def eval_step(self) -> Callable[[Any, tasks.Batch], tuple[tasks.Evaluation, jax.Array]]:
     """The jitted step `(variables, batch) -> (Evaluation, mask)`, which every device then holds."""
     return jax.jit(

@@ -2,9 +2,12 @@
 
 import ctypes
 import importlib.metadata
+import pathlib
 
 import jax
 
+# Of control groups, version 2: a number of bytes, or 'max'.
+_CONTAINER_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
 # glibc, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -30,6 +33,18 @@ def keep_freed_memory() -> bool:
   # One arena, for those of threads cannot hold large blocks.
   options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
   return all(mallopt(option, value) for option, value in options.items())
+
+
+def available() -> int | None:
+  """Bytes that this process can still allocate without swapping; None where nobody says."""
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  fields = dict(line.split(':') for line in lines)
+  found = int(fields['MemAvailable'].split()[0]) * 1024
+  limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.exists() else 'max'
+  return found if limit == 'max' else min(found, int(limit))
 
 
 def _runs_on_cpu() -> bool:

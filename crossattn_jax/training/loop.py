@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from crossattn_jax import parallel, tasks
 from crossattn_jax.training import (
   checkpoints,
+  device_memory,
   errors,
   fingerprints,
   inputs,
@@ -57,6 +59,7 @@ def train(
     NonFiniteError: the loss is not finite.
     WorkdirInUse: another run writes into the workdir.
     StorageError: the workdir cannot be written.
+    OutOfMemoryError: the run does not fit into the memory that is free.
     Interrupted: on SIGTERM or Ctrl-C, after the state is saved.
   """
   started = time.monotonic()
@@ -66,6 +69,8 @@ def train(
     stack.enter_context(workdir_lib.storage_errors(workdir))
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(workdir_lib.lock(workdir))
+    advice = functools.partial(device_memory.training_advice, experiment)
+    stack.enter_context(device_memory.explained(advice))
     checkpointer = stack.enter_context(contextlib.closing(_checkpointer(experiment, workdir)))
     with jax.set_mesh(experiment.mesh):
       state = _restore_or_init(experiment, checkpointer)
@@ -195,7 +200,8 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
   batch_size = experiment_lib.eval_batch_size(experiment.config)
   iterator = iter(experiment.task.eval_data(batch_size, block, num_blocks))
   total, examples, count = None, [], 0
-  with contextlib.closing(iterator):
+  advice = functools.partial(device_memory.evaluation_advice, experiment)
+  with contextlib.closing(iterator), device_memory.explained(advice):
     for loaded in inputs.device_batches(iterator, experiment.mesh):
       evaluation, mask = jax.device_get(experiment.eval_step(variables, loaded.arrays))
       count += np.count_nonzero(mask)
@@ -313,6 +319,7 @@ class _Run:
     if start >= total or self._exhausted():
       return state, metrics or self._evaluate(start, state)
 
+    device_memory.check_step(self.experiment)
     block, num_blocks = parallel.process_block(self.experiment.mesh)
     data = self.experiment.task.train_data(config.batch_size, block, num_blocks, start)
     profiler = _Profiler(config.profile.steps, self.workdir)
@@ -327,7 +334,7 @@ class _Run:
       for step in range(start + 1, total + 1):
         loaded = next(batches)
         profiler.before(step)
-        state, step_metrics = self.experiment.train_step(state, loaded.arrays)
+        state, step_metrics = self.experiment.compiled_step(state, loaded.arrays)
         self.stop.unsaved = True
         profiler.after(step, step_metrics)
         watch.add(step, step_metrics, loaded.skipped)

@@ -17,7 +17,7 @@ import ml_collections
 import rich.table
 
 from crossattn_jax import parallel
-from crossattn_jax.training import preflight
+from crossattn_jax.training import device_memory, preflight
 from crossattn_jax.training.compile import flops, hlo
 
 
@@ -67,30 +67,6 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-  """Bytes on one device while the step runs.
-
-  Attributes:
-    arguments: state and batch.
-    outputs: the new state and the metrics.
-    aliased: outputs that take the place of arguments, because the step consumes its state.
-    temporaries: activations, gradients, gathered parameters.
-    code: of the program.
-  """
-
-  arguments: int
-  outputs: int
-  aliased: int
-  temporaries: int
-  code: int
-
-  @property
-  def total(self) -> int:
-    """All that must be there at once."""
-    return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
-
-
-@dataclasses.dataclass(frozen=True)
 class CompileReport:
   """What the compiler says about one training step. "Per device" means per chip.
 
@@ -129,7 +105,7 @@ class CompileReport:
   mesh: dict[str, int]
   batch_size: int
   parameters: int
-  memory: Memory
+  memory: device_memory.Memory
   flops: float
   model_flops: float
   hbm_bytes: float
@@ -180,7 +156,8 @@ class CompileReport:
 
   def table(self) -> rich.table.Table:
     """Returns the report as a table for a terminal."""
-    mesh = ', '.join(f'{axis} {size}' for axis, size in self.mesh.items() if size > 1)
+    size = device_memory.size_string
+    mesh = ', '.join(f'{axis} {count}' for axis, count in self.mesh.items() if count > 1)
     table = rich.table.Table(
       title=f'{self.model} on {self.topology}: static estimates of the compiler', show_header=False
     )
@@ -193,21 +170,21 @@ class CompileReport:
     table.add_row('batch', str(self.batch_size), f'{self.batch_size / self.devices:g} per device')
     table.add_row('parameters', f'{self.parameters:,}', '')
     table.add_section()
-    table.add_row('arguments', _size(self.memory.arguments), 'per device: state and batch')
-    table.add_row('new outputs', _size(self.memory.outputs - self.memory.aliased), 'not in place')
-    table.add_row('temporaries', _size(self.memory.temporaries), 'activations, gradients, ...')
-    table.add_row('code', _size(self.memory.code), '')
+    table.add_row('arguments', size(self.memory.arguments), 'per device: state and batch')
+    table.add_row('new outputs', size(self.memory.outputs - self.memory.aliased), 'not in place')
+    table.add_row('temporaries', size(self.memory.temporaries), 'activations, gradients, ...')
+    table.add_row('code', size(self.memory.code), '')
     table.add_row(
-      'total', _size(self.memory.total), f'{verdict}: {share:.1%} of {_size(self.chip.hbm_bytes)}'
+      'total', size(self.memory.total), f'{verdict}: {share:.1%} of {size(self.chip.hbm_bytes)}'
     )
     table.add_section()
     table.add_row('computed', f'{self.flops / 1e12:.4g} TFLOP', 'per device and step')
     table.add_row(
       'needed by the model', f'{self.model_flops / self.devices / 1e12:.4g} TFLOP', 'the same'
     )
-    table.add_row('HBM traffic', _size(self.hbm_bytes), 'the same')
+    table.add_row('HBM traffic', size(self.hbm_bytes), 'the same')
     for kind, collective in sorted(self.collectives.items()):
-      table.add_row(kind, _size(collective.bytes), f'{collective.count} per step')
+      table.add_row(kind, size(collective.bytes), f'{collective.count} per step')
     table.add_section()
     if self.kernels:
       table.add_row(
@@ -272,7 +249,7 @@ def compile_report(
         f'compiler says: {first.removeprefix("RESOURCE_EXHAUSTED: ")}'
       ) from error
   seconds = time.monotonic() - start
-  memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+  analysis = compiled.cost_analysis()
   costs = hlo.program_costs(compiled.as_text())
   return CompileReport(
     model=config.model.name,
@@ -283,13 +260,7 @@ def compile_report(
     mesh=dict(mesh.shape),
     batch_size=config.batch_size,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract_state.params)),
-    memory=Memory(
-      arguments=memory.argument_size_in_bytes,
-      outputs=memory.output_size_in_bytes,
-      aliased=memory.alias_size_in_bytes,
-      temporaries=memory.temp_size_in_bytes,
-      code=memory.generated_code_size_in_bytes,
-    ),
+    memory=device_memory.Memory.of(compiled),
     flops=analysis['flops'],
     model_flops=flops.training_flops(experiment),
     hbm_bytes=analysis['bytes accessed'],
@@ -352,11 +323,3 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
   except jax.errors.JaxRuntimeError as error:
     raise CompileError(f'libtpu refuses topology {topology!r}: {error}') from error
   return chip, described.devices
-
-
-def _size(size: float) -> str:
-  for unit in ('B', 'KiB', 'MiB'):
-    if size < 1024:
-      return f'{size:.4g} {unit}'
-    size /= 1024
-  return f'{size:.4g} GiB'
