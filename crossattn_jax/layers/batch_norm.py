@@ -39,6 +39,9 @@ class BatchNorm(module.Module):
       x: activations.
       train: whether to normalise by the batch, and update the running statistics where the
         collection 'batch_stats' is mutable; otherwise by the running statistics.
+
+    Raises:
+      ValueError: there is a single value of each channel to normalise by.
     """
     shape = x.shape[-1:]
     scale = self.param('scale', self.scale_init, shape, self.param_dtype)
@@ -48,12 +51,19 @@ class BatchNorm(module.Module):
     x, scale, bias = nn.dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
+      count = x.size // x.shape[-1]
+      if count == 1 and not self.is_initializing():
+        # Its mean is the value itself: nothing but the bias would be left.
+        raise ValueError(
+          f'{"/".join(self.path) or "BatchNorm"}: expected more than 1 value per channel when '
+          f'training, got inputs of shape {x.shape}; take larger batches (config.batch_size / '
+          'config.accumulation_steps) or larger images'
+        )
       axes = tuple(range(x.ndim - 1))
       mean = wide.mean(axes)
       variance = jnp.square(wide - mean).mean(axes)
       if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
-        count = x.size // x.shape[-1]
-        unbiased = variance * (count / max(count - 1, 1))
+        unbiased = variance * (count / (count - 1))
         for running, new in ((running_mean, mean), (running_var, unbiased)):
           new = new.astype(running.value.dtype)
           running.value = self.momentum * running.value + (1 - self.momentum) * new

@@ -1,3 +1,4 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +80,21 @@ def test_an_activated_norm_scales_by_the_magnitude_and_keeps_the_gradient_s_sign
   gradient = jax.grad(lambda v: norm.apply(v, x).sum())(variables)['params']['scale']
   # Inplace-ABN: as if the scale 0 were positive.
   np.testing.assert_allclose(gradient, normal.sum(0) * np.array([1, -1, 1]), rtol=1e-5)
+
+
+def test_a_single_value_per_channel_is_refused_in_training_alone():
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      x = x.mean((1, 2), keepdims=True)
+      return batch_norm.BatchNorm(name='norm')(x, train)
+
+  network, one, two = Network(), jnp.ones((1, 4, 4, 3)), jnp.ones((2, 4, 4, 3))
+  variables = network.init(jax.random.key(0), one, True)
+  network.apply(variables, one, False)
+  network.apply(variables, two, True, mutable=['batch_stats'])
+  with pytest.raises(
+    ValueError,
+    match=r'norm: expected more than 1 value per channel .* \(1, 1, 1, 3\); .*batch_size',
+  ):
+    network.apply(variables, one, True, mutable=['batch_stats'])
