@@ -34,7 +34,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluation.batch_size = 16
   config.evaluation.every_epochs = 50.0
   config.logging.every_steps = 50
-  config.checkpoint.best_metric = 'loss'
-  config.checkpoint.best_mode = 'min'
   config.checkpoint.use = 'best'
   return config

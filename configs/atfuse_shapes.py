@@ -38,6 +38,4 @@ def get_config() -> ml_collections.ConfigDict:
   config.schedule.warmup_steps = 50
   config.evaluation.batch_size = 60
   config.logging.every_steps = 20
-  config.checkpoint.best_metric = 'loss'
-  config.checkpoint.best_mode = 'min'
   return config

@@ -36,6 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.schedule.learning_rate = 2e-3
   config.schedule.warmup_steps = 100
   config.evaluation.batch_size = 60
-  config.checkpoint.best_metric = 'rsum'
   config.logging.every_steps = 25
   return config

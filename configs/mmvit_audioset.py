@@ -50,6 +50,5 @@ def get_config(clips: str = 'full') -> ml_collections.ConfigDict:
   config.schedule.warmup_steps = 1000
   config.schedule.decay_after_warmup = False
   config.evaluation.every_epochs = 1.0
-  config.checkpoint.best_metric = 'mean_average_precision'
   config.logging.every_steps = 50
   return config

@@ -42,6 +42,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.clip_norm = 1.0
   config.evaluation.batch_size = 128
   config.evaluation.every_epochs = 2.0
-  config.checkpoint.best_metric = 'mean_average_precision'
   config.logging.every_steps = 32
   return config

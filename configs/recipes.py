@@ -118,7 +118,6 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   config.evaluation.batch_size = 50
   config.evaluation.every_epochs = 2.5
   config.logging.every_steps = 20
-  config.checkpoint.best_metric = 'mean_iou'
   return config
 
 
@@ -137,7 +136,6 @@ def ccnet() -> ml_collections.ConfigDict:
   config.schedule.name = 'polynomial'
   config.schedule.power = 0.9
   config.schedule.learning_rate = 1e-2
-  config.checkpoint.best_metric = 'mean_iou'
   config.logging.every_steps = 50
   return config
 
@@ -159,7 +157,6 @@ def ade20k(config: ml_collections.ConfigDict) -> None:
   config.dataset.evaluation.base_size = (2048, 512)
   config.task.evaluation.average_probabilities = True
   config.task.evaluation.absent_classes = 'skip'
-  config.checkpoint.best_metric = 'mean_iou'
   config.logging.every_steps = 50
 
 
@@ -189,7 +186,6 @@ def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
   config.schedule.factor = 0.1
   config.evaluation.every_steps = 1000
   config.checkpoint.every_epochs = 1.0
-  config.checkpoint.best_metric = 'rsum'
   config.checkpoint.use = 'best'
   config.logging.every_steps = 50
   return config
