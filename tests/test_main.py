@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -313,6 +314,25 @@ def test_help_explains_each_mode_with_an_example(run):
   for mode in ('train', 'eval', 'predict', 'export', 'compile'):
     assert f'--mode={mode}' in result.stdout
   assert result.stdout.count('python main.py') >= 4
+
+
+@pytest.mark.extended
+def test_the_last_line_of_several_problems_is_flags_with_which_it_trains(run, tmp_path):
+  mistakes = (
+    f'--workdir={tmp_path}/run',
+    '--config.num_steps=2',
+    '--config.model.num_classes=7',
+    '--config.checkpoint.best_metric=acuracy',
+    '--config.dataset.eval_split=tset',
+    '--config.schedule.warmup_steps=20',
+  )
+  result = run(*mistakes)
+  assert result.returncode == 1
+  assert 'error: 4 problems before step 1:' in result.stderr
+  assert 'Traceback' not in result.stderr
+  result = run(*mistakes, *shlex.split(result.stderr.splitlines()[-1]))
+  assert result.returncode == 0, result.stderr
+  assert 'finished 2 steps' in result.stderr
 
 
 def wait_for_step(process, workdir, step):

@@ -157,10 +157,20 @@ def check_batch_sizes(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def count_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
-  """Training steps of a run."""
+  """Training steps of a run.
+
+  Raises:
+    ConfigError: there is not one.
+  """
   if config.num_steps is not None:
     return config.num_steps
-  return round(config.num_epochs * steps_per_epoch)
+  steps = round(config.num_epochs * steps_per_epoch)
+  if not steps:
+    raise config_lib.ConfigError(
+      f'config.num_epochs={config.num_epochs} of {steps_per_epoch} steps is less than a step; '
+      'train for longer, or set config.num_steps'
+    )
+  return steps
 
 
 def create_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -94,6 +94,7 @@ def setup(
       steps_per_epoch = checks.run_task(_steps_per_epoch, mesh)
   if steps_per_epoch is None:
     steps_per_epoch = experiment_lib.any_steps_per_epoch(checks.config)
+  checks.run(_check_profile, steps_per_epoch)
   schedule = checks.run(experiment_lib.create_schedule, steps_per_epoch)
   if has_task and mesh is not None:
     experiment = checks.run_task(_assemble, mesh, steps_per_epoch, schedule)
@@ -192,6 +193,15 @@ def _has_its_keys(config: ml_collections.ConfigDict) -> bool:
 def _has_length(config: ml_collections.ConfigDict) -> bool:
   length = config.num_epochs if config.num_steps is None else config.num_steps
   return length is not None and length > 0
+
+
+def _check_profile(config: ml_collections.ConfigDict, steps_per_epoch: int) -> None:
+  """Refuses a profile that would not end, and so not be written."""
+  total = experiment_lib.count_steps(config, steps_per_epoch)
+  if config.profile.steps and config.profile.steps[-1] > total:
+    raise config_errors.ConfigError(
+      f'config.profile.steps={tuple(config.profile.steps)} ends after the {total} steps of the run'
+    )
 
 
 def _check_best_metric(task: tasks.Task) -> None:

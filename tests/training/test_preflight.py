@@ -125,6 +125,8 @@ def test_problems_that_only_a_person_can_solve_are_listed_beside_the_others(tiny
     ({'checkpoint.best_metric': 'mean_iou'}, "best_metric='mean_iou' is not among", {}),
     ({'checkpoint.best_mode': 'highest'}, r"best_mode='highest' must be 'max', 'min'", {}),
     ({'num_steps': None, 'num_epochs': 0.0}, r'config.num_epochs=0.0 must be positive', {}),
+    ({'num_steps': None, 'num_epochs': 0.01}, r'num_epochs=0.01 of 22 steps is less', {}),
+    ({'profile.steps': (10, 20)}, r'profile.steps=\(10, 20\) ends after the 12 steps', {}),
     ({'evaluation.every_epochs': 0.0}, r'evaluation.every_epochs=0.0 must be positive', {}),
     ({'ema.decay': 1.0}, r'ema.decay=1.0 must be in \[0, 1\)', {}),
     ({'profile.steps': (20, 10)}, r'must be the first and the last step', {}),

@@ -147,7 +147,9 @@ class Retrieval(base.Task):
     return loss, (reported, {})
 
   def check_data(self) -> None:
-    """Refuses word pieces that the text encoder does not know."""
+    """Refuses word pieces that the text encoder does not know, and folds of unequal size."""
+    if self.config.task.evaluation.folds is not None:
+      self._check_folds(len(self.examples(self.config.dataset.eval_split).buckets()))
     if self.takes_features:
       return
     size, known = len(self.tokenizer.vocabulary), self.model.vocab_size
@@ -214,11 +216,7 @@ class Retrieval(base.Task):
     if config.all_pairs:
       scores[self._beginning] = [score(variables, images, scoring.flat(texts))]
     if config.folds is not None:
-      if count % config.folds:
-        raise ValueError(
-          f'config.task.evaluation.folds={config.folds} do not divide the {count} images of split '
-          f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
-        )
+      self._check_folds(count)
       folds = scores[f'{self._beginning}folds/'] = []
       size = count // config.folds
       for start in range(0, count, size):
@@ -231,6 +229,14 @@ class Retrieval(base.Task):
           part = score(variables, fold[0], scoring.flat(fold[1]))
         folds.append(part)
     return scores
+
+  def _check_folds(self, images: int) -> None:
+    folds = self.config.task.evaluation.folds
+    if images % folds:
+      raise ValueError(
+        f'config.task.evaluation.folds={folds} do not divide the {images} images of split '
+        f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
+      )
 
   @property
   def metric_modes(self) -> dict[str, str]:

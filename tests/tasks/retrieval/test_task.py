@@ -137,7 +137,7 @@ def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
   assert ('rsum' in results) == all_pairs
   config.task.evaluation.folds = 3
   with pytest.raises(ValueError, match='folds=3 do not divide the 10 images of split'):
-    tasks.create_task(config).evaluate_examples(variables, examples)
+    tasks.create_task(config).check_data()
 
 
 @pytest.mark.extended
