@@ -41,17 +41,29 @@ def is_hidden(name: str) -> bool:
 
 
 def find_files(
-  folder: str | os.PathLike[str], extensions: Sequence[str] = IMAGE_EXTENSIONS
+  folder: str | os.PathLike[str],
+  extensions: Sequence[str] = IMAGE_EXTENSIONS,
+  apart_from: str | os.PathLike[str] | None = None,
 ) -> tuple[list[str], collections.Counter[str]]:
   """Lists the files below a local folder but for hidden ones and those in hidden folders.
+
+  Args:
+    folder: that is searched.
+    extensions: in lower case.
+    apart_from: a folder below it that is not searched, such as one for results.
 
   Returns:
     The paths that end in one of the extensions, in the order of their folders and names; and how
     many other files there are, by their extension, '' where they have none.
   """
+  passed_over = None if apart_from is None else os.path.abspath(apart_from)
   walked = []
   for parent, folders, names in os.walk(folder, followlinks=True):
-    folders[:] = [name for name in folders if not is_hidden(name)]
+    folders[:] = [
+      name
+      for name in folders
+      if not is_hidden(name) and os.path.abspath(os.path.join(parent, name)) != passed_over
+    ]
     walked.append((parent, sorted(name for name in names if not is_hidden(name))))
   found, left_out = [], collections.Counter()
   for parent, names in sorted(walked):

@@ -29,6 +29,8 @@ PICTURES = ('none', 'sheet', 'each')
 # Up to so many inputs have a picture each by default, and so many a sheet shows.
 MOST_PICTURES = 32
 SHEET = 'predictions.png'
+# Files that cannot be read, in messages.
+_MOST_NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +135,9 @@ class Predictor(abc.ABC):
       raise FileNotFoundError(f'--input={given} does not exist; expected {cls.expected}')
     if not given.is_dir():
       return [Input(given.stem, (str(given),))], collections.Counter()
-    paths, left_out = sources.find_files(given, cls.extensions)
-    if apart_from is not None:
-      folder, results = (os.path.join(os.path.abspath(x), '') for x in (given, apart_from))
-      if results != folder and results.startswith(folder):
-        paths = [path for path in paths if not os.path.abspath(path).startswith(results)]
+    paths, left_out = sources.find_files(given, cls.extensions, apart_from)
     if not paths:
-      found = f' but {_counted(left_out)}' if left_out else ''
+      found = f' but {sources.counted(left_out)}' if left_out else ''
       raise FileNotFoundError(
         f'--input={given}: expected {cls.expected} ({", ".join(cls.extensions)}); there is none in '
         f'that folder or below{found}'
@@ -191,16 +189,11 @@ class Predictor(abc.ABC):
         records.append(record)
         on_record(record)
       if len(unreadable) == len(inputs):
-        first = next(iter(unreadable.values()))
-        raise (
-          first
-          if len(inputs) == 1
-          else ValueError(f'--input={given}: none of {len(inputs)} files can be read; {first}')
-        )
+        raise _none_readable(given, unreadable)
     finally:
       (output / 'predictions.json').write_text(json.dumps(records, indent=2) + '\n')
       self.summarize(records, output)
-      _report(left_out, unreadable)
+      _report(left_out, unreadable if records else {})
     return records
 
 
@@ -387,18 +380,22 @@ def evenly_spread(items: Sequence[Any], most: int) -> list[Any]:
   return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
 
 
-def _counted(extensions: Mapping[str, int]) -> str:
-  """'3 .txt, 1 without extension'."""
-  ordered = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))
-  return ', '.join(f'{count} {name or "without extension"}' for name, count in ordered)
+def _none_readable(given: epath.Path, unreadable: Mapping[str, Exception]) -> Exception:
+  """The error where nothing could be read: that of the only input, or of the first."""
+  first = next(iter(unreadable.values()))
+  if len(unreadable) == 1:
+    return first
+  return ValueError(f'--input={given}: none of {len(unreadable)} files can be read; {first}')
 
 
 def _report(left_out: Mapping[str, int], unreadable: Mapping[str, Exception]) -> None:
-  """Logs which files were left out, and why."""
-  for source, error in unreadable.items():
+  """Logs how many files were left out, and which could not be read and why."""
+  for source, error in itertools.islice(unreadable.items(), _MOST_NAMED):
     logging.warning('left out %s: %s', source, error)
-  parts = [_counted(left_out)] if left_out else []
+  parts = [sources.counted(left_out)] if left_out else []
   if unreadable:
     parts.append(f'{len(unreadable)} unreadable')
+  if len(unreadable) > _MOST_NAMED:
+    parts.append(f'of which {_MOST_NAMED} are named above')
   if parts:
     logging.warning('left out: %s', ', '.join(parts))

@@ -27,3 +27,7 @@ def test_files_below_a_folder_are_found_without_hidden_ones_and_others_are_count
   assert sources.find_files(tmp_path, ('.txt',))[0] == [
     str(tmp_path / name) for name in ('readme.TXT', 'b/notes.txt')
   ]
+  assert sources.find_files(tmp_path, apart_from=tmp_path / 'b') == (
+    [str(tmp_path / 'a.jpg')],
+    {'.txt': 1, '': 1},
+  )
