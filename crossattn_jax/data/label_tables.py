@@ -40,6 +40,7 @@ class LabelTable:
     Raises:
       ValueError: there is no such table, it has not these columns, or a label is no class.
     """
+    self._described = f'{split!r} of {os.fspath(data_dir)!r}'
     share, folder = splits.FolderSplit.parse(split), pathlib.Path(data_dir)
     rows = read_table(folder / f'{share.name}.csv', ('file', 'labels'))
     named = [[label.strip() for label in row['labels'].split(',') if label.strip()] for row in rows]
@@ -70,6 +71,15 @@ class LabelTable:
 
   def __len__(self) -> int:
     return len(self.paths)
+
+  def check_files(self) -> None:
+    """Refuses files that are not there; the message names one and counts them."""
+    missing = [path for path in self.paths if not os.path.isfile(path)]
+    if missing:
+      raise ValueError(
+        f'{self._described} names {len(missing)} of {len(self)} files that are not there, such as '
+        f'{missing[0]!r}; add them or remove their rows'
+      )
 
   def target(self, index: int) -> np.ndarray:
     """The classes of a file as `[classes]` of 0 and 1, float32."""

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 import difflib
 import functools
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from crossattn_jax import config_errors
+
+_Path = TypeVar('_Path', bound=str | os.PathLike[str])
 
 IMAGE_EXTENSIONS = (
   '.jpg',
@@ -73,6 +75,23 @@ def find_files(
       else:
         left_out[os.path.splitext(name)[1].lower()] += 1
   return found, left_out
+
+
+def by_stem(paths: Iterable[_Path], folder: str | os.PathLike[str]) -> dict[str, _Path]:
+  """Files by their path below a folder without its extension, by which they find their partners.
+
+  Raises:
+    ValueError: two are called the same.
+  """
+  found: dict[str, _Path] = {}
+  for path in paths:
+    stem = os.path.splitext(os.path.relpath(path, folder))[0]
+    if stem in found:
+      raise ValueError(
+        f'{os.fspath(found[stem])!r} and {os.fspath(path)!r} have the same name; remove one'
+      )
+    found[stem] = path
+  return found
 
 
 def counted(left_out: collections.Counter[str]) -> str:

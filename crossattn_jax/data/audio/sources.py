@@ -142,6 +142,7 @@ class WavFolder:
       class_names = tuple(dict.fromkeys(known.values()))
     self._table = label_tables.LabelTable(data_dir, split, class_names, known)
     self.class_names = self._table.class_names
+    self._table.check_files()
 
   def __len__(self) -> int:
     return len(self._table)
@@ -170,7 +171,7 @@ def decode(data: bytes) -> np.ndarray:
   """Decodes a .wav file to mono at 16 kHz: float32 `[samples]`, full scale 1.
 
   Raises:
-    UnreadableError: it is no .wav file, or has no samples.
+    UnreadableError: it is no .wav file, has no samples, or some that are not finite.
   """
   try:
     rate, samples = wavfile.read(io.BytesIO(data))
@@ -178,6 +179,8 @@ def decode(data: bytes) -> np.ndarray:
     raise pipeline.UnreadableError(f'no readable .wav file ({error})') from error
   if not samples.size:
     raise pipeline.UnreadableError('no samples')
+  if not np.isfinite(samples).all():
+    raise pipeline.UnreadableError('samples that are not finite')
   if samples.dtype == np.uint8:
     scaled = (samples.astype(np.float32) - 128) / 128
   elif samples.dtype.kind == 'i':

@@ -161,7 +161,13 @@ class TfdsSource:
     key = f'{self._name}/{self._split}[{index}]'
     if self._key is not None:
       key += f' ({example[self._key].decode()})'
-    return {'image': example[self._image], 'label': self._labels[example[self._label]], 'key': key}
+    label = int(example[self._label])
+    if not 0 <= label < len(self._labels):
+      raise ValueError(
+        f'{key} has the label {label}, which is none of the {len(self._labels)} classes; splits '
+        'without labels have -1: set dataset.eval_split, or dataset.train_split, to another'
+      )
+    return {'image': example[self._image], 'label': self._labels[label], 'key': key}
 
 
 class ImageFolder:
@@ -239,12 +245,7 @@ class ImageTable:
     self._table = label_tables.LabelTable(data_dir, split, class_names)
     self._multi_label = multi_label
     self.class_names = self._table.class_names
-    missing = [path for path in self._table.paths if not os.path.isfile(path)]
-    if missing:
-      raise ValueError(
-        f'{split!r} of {os.fspath(data_dir)!r} names {len(missing)} of {len(self)} files that are '
-        f'not there, such as {missing[0]!r}; add them or remove their rows'
-      )
+    self._table.check_files()
     for path, labels in zip(self._table.paths, self._table.labels, strict=True):
       if len(labels) != 1 and not multi_label:
         raise config_errors.ConfigError(

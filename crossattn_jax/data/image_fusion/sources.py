@@ -168,32 +168,22 @@ def pair_files(
     Pairs in the order of the visible images.
 
   Raises:
-    ValueError: an image has no partner; the message names it and where its partner would be.
+    ValueError: images have no partner; the message names one and where its partner would be, and
+      counts the others.
   """
-  first, second = _by_name(visible, visible_folder), _by_name(infrared, infrared_folder)
-  for images, partners, folder in (
-    (first, second, infrared_folder),
-    (second, first, visible_folder),
-  ):
-    for name, path in images.items():
-      if name not in partners:
-        raise ValueError(
-          f'{str(path)!r} has no partner: expected {os.fspath(folder)!r} to have an image '
-          f'{str(name)!r}{path.suffix}'
-        )
+  first = sources.by_stem(map(pathlib.Path, visible), visible_folder)
+  second = sources.by_stem(map(pathlib.Path, infrared), infrared_folder)
+  lonely = [(name, infrared_folder) for name in first if name not in second]
+  lonely += [(name, visible_folder) for name in second if name not in first]
+  if lonely:
+    name, folder = lonely[0]
+    path = first.get(name) or second[name]
+    more = f'; so have {len(lonely) - 1} other images' if len(lonely) > 1 else ''
+    raise ValueError(
+      f'{str(path)!r} has no partner: expected {os.fspath(folder)!r} to have an image '
+      f'{name!r}{path.suffix}{more}'
+    )
   return [(path, second[name]) for name, path in first.items()]
-
-
-def _by_name(
-  paths: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]
-) -> dict[pathlib.Path, pathlib.Path]:
-  found: dict[pathlib.Path, pathlib.Path] = {}
-  for path in map(pathlib.Path, paths):
-    name = path.relative_to(folder).with_suffix('')
-    if name in found:
-      raise ValueError(f'{str(found[name])!r} and {str(path)!r} have the same name')
-    found[name] = path
-  return found
 
 
 class PairSource:

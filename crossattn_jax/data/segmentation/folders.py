@@ -52,8 +52,8 @@ def find_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
     raise ValueError(
       f'the masks in {str(masks)!r} are JPEG files, which do not keep values: save them as PNG'
     )
-  by_stem = _by_stem(mask_files, masks)
-  pairs = _by_stem(image_files, images)
+  by_stem = sources.by_stem(mask_files, masks)
+  pairs = sources.by_stem(image_files, images)
   missing = [path for stem, path in pairs.items() if stem not in by_stem]
   if missing:
     stem = os.path.splitext(os.path.relpath(missing[0], images))[0]
@@ -102,14 +102,3 @@ def _split_folders(root: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib
 
 def _folders(root: pathlib.Path) -> Iterable[pathlib.Path]:
   return (path for path in root.iterdir() if path.is_dir() and not sources.is_hidden(path.name))
-
-
-def _by_stem(paths: Iterable[str], folder: pathlib.Path) -> dict[str, str]:
-  """Files by their path in a folder without its extension."""
-  found: dict[str, str] = {}
-  for path in paths:
-    stem = os.path.splitext(os.path.relpath(path, folder))[0]
-    if stem in found:
-      raise ValueError(f'{found[stem]!r} and {path!r} have the same name; remove one')
-    found[stem] = path
-  return found

@@ -238,8 +238,11 @@ def _checked(
 ) -> list[tuple[str, str]]:
   if not pairs:
     raise ValueError(f'no examples in {str(root)!r}; expected {expected}')
-  for image, label in pairs:
-    for path in (image, label):
-      if not path.is_file():
-        raise ValueError(f'{str(path)!r} does not exist; {str(image)!r} needs {str(label)!r}')
+  missing = [(pair, path) for pair in pairs for path in pair if not path.is_file()]
+  if missing:
+    (image, label), path = missing[0]
+    raise ValueError(
+      f'{str(path)!r} does not exist; {str(image)!r} needs {str(label)!r}; {len(missing)} files of '
+      f'{len(pairs)} examples are missing'
+    )
   return [(str(image), str(label)) for image, label in pairs]

@@ -29,6 +29,17 @@ def test_every_format_decodes_to_the_same_sound():
     np.testing.assert_allclose(decoded, wave, atol=1 / 128)
   with pytest.raises(pipeline.UnreadableError, match=r'no readable \.wav file'):
     sources.decode(b'no sound')
+  wave[3] = np.nan
+  file = io.BytesIO()
+  wavfile.write(file, 16_000, wave.astype(np.float32))
+  with pytest.raises(pipeline.UnreadableError, match='samples that are not finite'):
+    sources.decode(file.getvalue())
+
+
+def test_sounds_that_are_not_there_are_named_and_counted(folder):
+  (folder / 'train.csv').write_text('file,labels\nlow.wav,hum\nlost.wav,hum\nalso.wav,hum\n')
+  with pytest.raises(ValueError, match=r"names 2 of 3 files .* not there, such as '.*lost\.wav'"):
+    sources.create_source('wav_folder', 'train', folder)
 
 
 def test_other_rates_are_resampled(folder):

@@ -63,6 +63,19 @@ def test_tfds_example_without_a_name_is_named_by_its_index(tmp_path):
   assert source[0] == {'image': png(1), 'label': 1, 'key': 'pets/train[0]'}
 
 
+def test_a_label_that_is_no_class_is_refused_by_name(tmp_path):
+  features = {
+    'image': tfds.features.Image(shape=(4, 4, 3)),
+    'label': tfds.features.ClassLabel(num_classes=2),
+  }
+  write_tfds(tmp_path, 'pets', features, [{'image': png(1), 'label': -1}])
+  source = sources.create_source('pets', 'train', tmp_path)
+  with pytest.raises(
+    ValueError, match=r'pets/train\[0\] has the label -1, .* none of the 2 classes'
+  ):
+    source[0]
+
+
 def test_tfds_split_may_be_a_slice(digits_dir):
   source = sources.create_source('digits', 'train[10:14]', digits_dir)
   whole = sources.create_source('digits', 'train', digits_dir)

@@ -39,6 +39,9 @@ def test_an_image_without_partner_is_named_and_where_it_would_be(
   expected = rf"train/{lonely}/d\.png' has no partner: expected '.*train/{where}' to have"
   with pytest.raises(ValueError, match=expected):
     train_stream(config, 0)
+  write_images(tmp_path / 'train' / where, ('e', 'f'))
+  with pytest.raises(ValueError, match=r'has no partner.*; so have 2 other images'):
+    train_stream(config, 0)
 
 
 def test_a_pair_of_two_sizes_is_refused_by_both_names(config, tmp_path, write_images):
