@@ -106,4 +106,4 @@ def complete(
   if held_out is None:
     train, held_out = f'{train}[:90%]', f'{train}[90%:]'
   config.train_split, config.eval_split = train, held_out
-  return [f'training on {train!r} of {where}, evaluating on {held_out!r}']
+  return [f'splits of {where}: {train!r} for training, {held_out!r} for evaluation']

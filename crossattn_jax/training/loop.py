@@ -103,12 +103,6 @@ def _show_uses(checkpointer: checkpoints.Checkpointer, workdir: epath.Path) -> N
     messages.say('  ' + messages.command_for(mode, workdir, *use, *flags))
 
 
-def _complete(config: ml_collections.ConfigDict) -> None:
-  """Fills in what only the data can say, and says what was chosen."""
-  for note in config_lib.complete_start(config) + tasks.complete_config(config):
-    messages.say(note)
-
-
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """Evaluates `config.weights`, or else the checkpoint that `config.checkpoint.use` names.
 
@@ -122,7 +116,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str
   config_lib.validate(config)
   for note in weights.complete_config(config, workdir, classes=True):
     messages.say(note)
-  _complete(config)
+  for note in tasks.complete_config(config):
+    messages.say(note)
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)

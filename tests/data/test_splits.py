@@ -60,7 +60,7 @@ def test_splits_are_found_by_their_names_or_held_out(available, whole, expected)
   config.train_split = config.eval_split = None
   (note,) = splits.complete(config, available, whole)
   assert (config.train_split, config.eval_split) == expected
-  assert note == f"training on {expected[0]!r} of '/d', evaluating on {expected[1]!r}"
+  assert note == f"splits of '/d': {expected[0]!r} for training, {expected[1]!r} for evaluation"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_classes_and_splits_are_those_of_the_data(open_config):
   assert open_config.dataset.class_names == tuple('0123456789')
   assert open_config.model.num_classes == 10
   assert (open_config.dataset.train_split, open_config.dataset.eval_split) == ('train', 'test')
-  assert splits.startswith("training on 'train' of ")
+  assert splits.endswith("'train' for training, 'test' for evaluation")
   assert classes == "10 classes: '0', '1', '2', '3', '4', '5', '6', '7', 2 more"
   assert channels == 'the model takes grey images, as dataset.mean says'
   assert open_config.model.num_channels == 1

@@ -56,7 +56,7 @@ def test_a_table_of_images_trains_to_the_right_classes(config, tmp_path, capsys)
   metrics = loop.train(config, workdir)
   said = capsys.readouterr().err
   assert 'images have any number of classes: dataset.multi_label=True' in said
-  assert "training on 'train[:90%]'" in said
+  assert "'train[:90%]' for training" in said
   assert metrics['mean_average_precision'] == 1
   assert config.dataset.class_names == ('blue', 'green', 'red')
   magenta = np.full((20, 30, 3), (240, 20, 240), np.uint8)

@@ -49,7 +49,7 @@ def test_classes_of_a_folder_stay_in_the_config(folder, tmp_path, experiment):
   with pytest.raises(ValueError, match=r"classes of a 'segmentation_folder' are not known"):
     tasks.create_task(config)
   notes = tasks.complete_config(config)
-  assert notes[0].startswith("training on '.[:90%]'")
+  assert notes[0].endswith("'.[:90%]' for training, '.[90%:]' for evaluation")
   config_lib.save(config, epath.Path(tmp_path / 'config.json'))
   shutil.rmtree(folder)
   task = tasks.create_task(config_lib.load(epath.Path(tmp_path / 'config.json')))

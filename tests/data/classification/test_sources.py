@@ -206,3 +206,16 @@ def test_tfds_labels_follow_the_names_that_are_expected(tmp_path):
     assert (source.class_names, source[0]['label']) == (names, label)
   with pytest.raises(ValueError, match=r"has 2 classes .'cat', 'dog'., but .* are 1 .'cat'."):
     sources.create_source('pets', 'train', tmp_path, class_names=('cat',))
+
+
+def test_a_folder_is_mapped_to_expected_classes_by_name(image_folder, caplog):
+  data_dir = image_folder('train', {'a': 1, 'b': 1})
+  names = ('c', 'b', 'a')
+  source = sources.create_source('image_folder', 'train', data_dir, class_names=names)
+  labels = {source[i]['key'].split('/')[-2]: source[i]['label'] for i in range(2)}
+  assert (source.class_names, labels) == (names, {'b': 1, 'a': 2})
+  assert f"'train' of '{data_dir}' has no image of 'c'" in caplog.text
+  with pytest.raises(
+    ValueError, match=r"a class 'b' that is not among the 1 expected classes .'a'."
+  ):
+    sources.create_source('image_folder', 'train', data_dir, class_names=('a',))
