@@ -10,6 +10,7 @@ _SYNONYMS = {
   'config.accumulation_steps': 'accum_iter accumulate_grad_batches gradient_accumulation_steps',
   'config.batch_size': 'batch batchsize bs per_device_train_batch_size train_batch_size',
   'config.checkpoint.every_epochs': 'save_every save_freq save_interval save_steps',
+  'config.checkpoint.patience': 'early_stop early_stopping early_stopping_patience',
   'config.dataset.augmentation.flip': 'hflip horizontal_flip',
   'config.dataset.augmentation.rand_augment.num_ops': 'aa auto_augment randaug randaugment',
   'config.dataset.augmentation.random_erasing.probability': 'reprob',
