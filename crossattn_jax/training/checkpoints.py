@@ -556,14 +556,14 @@ def _format(description: Sequence[Any] | None) -> str:
 def _warn_of_config(
   path: epath.Path, metadata: Mapping[str, Any], config: ml_collections.ConfigDict | None
 ) -> None:
-  """Logs the keys in which the checkpoint's config and this one differ."""
+  """Logs the keys that have another value in the checkpoint's config; not those that came later."""
   if metadata['config'] is None or config is None:
     return
   there, here = _flat(metadata['config']), _flat(_plain(config))
   changed = [
-    f'{key}: {there.get(key)!r} in the checkpoint, {here.get(key)!r} here'
-    for key in {**here, **there}
-    if there.get(key) != here.get(key)
+    f'{key}: {there[key]!r} in the checkpoint, {here[key]!r} here'
+    for key in here
+    if key in there and there[key] != here[key]
   ]
   if changed:
     logging.warning('config differs from that of checkpoint %s:\n  %s', path, '\n  '.join(changed))

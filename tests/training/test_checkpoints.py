@@ -320,10 +320,12 @@ def test_another_model_name_is_refused_and_other_differences_are_listed(saved, c
     saved.restore(abstract(make_state()), config)
   config.model.name = 'tiny'
   config.lr = 0.2
+  config.key_of_a_later_version = False
   with caplog.at_level(logging.WARNING):
     assert saved.restore(abstract(make_state()), config).step == 20
   assert 'lr: 0.1 in the checkpoint, 0.2 here' in caplog.text
   assert 'sizes' not in caplog.text
+  assert 'key_of_a_later_version' not in caplog.text
 
 
 def test_steps_of_another_batch_size_or_order_are_refused_with_commands_that_go_on(tmp_path):
