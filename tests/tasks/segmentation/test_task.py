@@ -287,6 +287,7 @@ def test_the_exported_model_labels_images_without_this_library(config, tmp_path,
   rng = np.random.default_rng(0)
   Image.fromarray(rng.integers(256, size=(66, 33, 3), dtype=np.uint8)).save(tmp_path / 'a.png')
   script = str(tmp_path / 'exported' / 'load_and_run.py')
+  monkeypatch.syspath_prepend(tmp_path / 'exported')  # As python does for a script.
   monkeypatch.setattr(sys, 'argv', [script, str(tmp_path / 'a.png')])
   runpy.run_path(script, run_name='__main__')
 
