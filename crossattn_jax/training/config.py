@@ -333,9 +333,12 @@ def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) 
   path = None if workdir is None else workdir / 'config.json'
   if config.get('weights') is not None or path is None or not path.exists():
     return
-  run = load(path)
-  names = run.dataset.get('class_names')
-  if names and not config.dataset.get('class_names'):
+  copy_classes(load(path), config)
+
+
+def copy_classes(run: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
+  """Takes the classes that a config leaves open from that of a run, where it has them."""
+  if run.dataset.get('class_names') and not config.dataset.get('class_names'):
     config.dataset.update({key: run.dataset[key] for key in _CLASSES if key in run.dataset})
     if config.model.get('num_classes') is None:
       with config.unlocked():

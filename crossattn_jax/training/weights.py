@@ -127,6 +127,8 @@ def complete_config(
       name, saved, names = opened.name, opened.overrides, opened.class_names
       if source in published.SOURCES:
         names = names or _published_classes(name, saved)
+    if classes and run is not None and name == config.model.name:
+      config_lib.copy_classes(run, config)
     if classes:
       _take_classes(config, name, saved, names)
     taken = {

@@ -52,6 +52,10 @@ def test_classes_of_a_folder_stay_in_the_config(folder, tmp_path, experiment):
   assert notes[0].endswith("'.[:90%]' for training, '.[90%:]' for evaluation")
   config_lib.save(config, epath.Path(tmp_path / 'config.json'))
   shutil.rmtree(folder)
+  other = with_folder(experiment.get_config(), folder)
+  config_lib.take_classes(other, epath.Path(tmp_path))
+  for key in ('class_names', 'palette', 'class_values'):
+    assert other.dataset[key] == config.dataset[key]
   task = tasks.create_task(config_lib.load(epath.Path(tmp_path / 'config.json')))
   assert task.model.num_classes == 2
   assert task.class_names == ('field', 'road')
