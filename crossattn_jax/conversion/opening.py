@@ -24,6 +24,9 @@ _FOLDER_FILES = tuple(
   for index in ('', '.index.json')
 )
 
+# ImageNet's, by which all but a few networks have their images normalised.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 @dataclasses.dataclass(frozen=True)
 class OpenedWeights:
@@ -147,6 +150,7 @@ def _open_checkpoint(
   told = f'{path}: {recognition.owner(described.rules, shapes)}{name}, {checkpoint.told}'
   if settings:
     told += f', for {", ".join(f"{field}={x!r}" for field, x in settings.items())}'
+  told += _other_images(config, path.parent)
   default = registry.create_model(name)
   saved = {**conversion.overrides, **settings}
   return OpenedWeights(
@@ -176,6 +180,11 @@ def _convert(
     return name, convert.to_flax(name, state, untold)
   except mapping_lib.MappingError as error:
     found = recognition.recognise(shapes, name)
+    if not found and not any(recognition.knows(described.rules, key) for key in shapes):
+      keys = ', '.join(list(shapes)[:5])
+      raise mapping_lib.MappingError(
+        f'holds {len(shapes)} arrays of no registered model, none of {name!r}; unexpected: {keys}'
+      ) from error
     if not found:
       raise
     if _shares_modules(name, found, described, shapes):
@@ -225,6 +234,18 @@ def _configured(
         )
       fields |= known[config[entry]]
   return fields
+
+
+def _other_images(config: Mapping[str, Any], folder: pathlib.Path) -> str:
+  """What to know of the images, where they are not normalised as this library's configs do it."""
+  path = folder / 'preprocessor_config.json'
+  images = json.loads(path.read_text()) if path.exists() else config.get('pretrained_cfg', {})
+  said = []
+  for kind, usual in (('mean', _MEAN), ('std', _STD)):
+    value = images.get(f'image_{kind}', images.get(kind))
+    if value is not None and tuple(value) != usual:
+      said.append(f'{kind} {tuple(value)}')
+  return f', for images of {" and ".join(said)}' if said else ''
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -113,8 +113,8 @@ def _refuse_differences(
     has, asked = recognition.field_of(saved, field), recognition.field_of(wanted, field)
     if has != asked:
       raise ValueError(
-        f'{opened.told}: has {field}={has}, not {asked}; leave --override={field} out. What was '
-        'converted is changed by --new-head and --new-image-size'
+        f'{opened.told}: has {field}={has}, not {asked}: leave --override={field} out. '
+        f'load_pretrained({name!r}, OUTPUT, {field}={asked!r}) and config.weights adapt the result'
       )
 
 

@@ -135,6 +135,15 @@ def test_a_folder_of_hugging_face_is_opened_with_its_classes(tmp_path):
   assert opening.open_weights(tmp_path, name, TINY[name]).class_names == ()
 
 
+def test_images_that_are_normalised_otherwise_are_told(tmp_path):
+  name = 'swiftformer_xs'
+  path = write(tmp_path / 'model.safetensors', state_of(name, **TINY[name]))
+  preprocessing = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.229, 0.224, 0.225]}
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(preprocessing))
+  told = opening.open_weights(path, name, TINY[name]).told
+  assert told.endswith(', weights, for images of mean (0.5, 0.5, 0.5)')
+
+
 def test_files_of_this_library_say_all_of_themselves(tmp_path):
   variables = {'params': {'head': {'kernel': np.ones((2, 3), np.float32)}}}
   path = tmp_path / 'weights.safetensors'
@@ -159,6 +168,12 @@ def test_weights_of_another_registered_model_name_it(tmp_path):
     opening.open_weights(path, 'crossvit_tiny_240')
   with pytest.raises(mapping.MappingError, match=r"of 'swiftformer_s', not of .*: use that name"):
     opening.open_weights(path, 'swiftformer_xs')
+
+
+def test_weights_of_no_registered_model_are_named(tmp_path):
+  path = write(tmp_path / 'x.safetensors', {f'a.{i}': np.ones(2, np.float32) for i in range(99)})
+  with pytest.raises(mapping.MappingError, match=r'99 arrays of no registered model.*a\.0, a\.1'):
+    opening.open_weights(path, 'crossvit_tiny_240')
 
 
 RELATED = [
