@@ -9,6 +9,7 @@ import zlib
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
+import PIL
 from PIL import Image
 
 from crossattn_jax.data import decoding, pipeline
@@ -94,6 +95,9 @@ def decode(data: bytes, channels: int, **options: Any) -> Image.Image:
     return decoding.decode(data, 'RGB' if channels == 3 else 'L', **options)
   except ValueError as error:
     raise pipeline.UnreadableError(str(error)) from error
+  except PIL.UnidentifiedImageError as error:
+    what = 'in no image format that Pillow knows' if data else 'empty'
+    raise pipeline.UnreadableError(f'the file is {what}') from error
   except DECODING_ERRORS as error:
     raise pipeline.UnreadableError(f'{type(error).__name__}: {error}') from error
 

@@ -93,3 +93,9 @@ def test_normalize_is_the_formula_in_float32_and_denormalize_its_inverse():
   expected = (np.asarray(image).astype(np.float64) / 255 - mean) / std
   np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(image_ops.denormalize(result, mean, std), np.asarray(image))
+
+
+def test_files_that_are_no_images_are_refused_in_words():
+  for data, message in ((b'hello', 'in no image format that Pillow knows'), (b'', 'empty')):
+    with pytest.raises(pipeline.UnreadableError, match=f'the file is {message}$'):
+      image_ops.decode(data, 3)
