@@ -1,6 +1,6 @@
 """What a command line says of a config: FILE.py or FILE.py:ARGUMENT, and `--config.KEY=VALUE`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import difflib
 import inspect
@@ -62,6 +62,8 @@ def _missing_file_message(name: str, argument: str, root: pathlib.Path) -> str:
     for file in folder.glob('*.py')
   }
   near = difflib.get_close_matches(path.stem, files, n=1)
+  if (root / path.expanduser() / 'config.json').is_file():
+    return f'--config={name} is the workdir of a run; did you mean --workdir={name}?'
   if not near:
     return f'--config={name}: no such file; {root / "configs"} holds the experiments'
   file = files[near[0]]
@@ -113,7 +115,10 @@ def override(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> Non
     raise config_lib.ConfigError(_wrong_value_message(str(error), config)) from error
   if words:
     raise config_lib.ConfigError(f'unexpected argument {words[0]!r}; see --help')
-  for key, value in config_lib.flat(config).items():
+  after = config_lib.flat(config)
+  given = {match['key'] for match in map(_OVERRIDE.match, arguments) if match}
+  _refuse_epochs_without_effect(after, given)
+  for key, value in after.items():
     example = before.get(key)
     if isinstance(value, tuple) and example and _has_text(value) > _has_text(example):
       raise config_lib.ConfigError(f'config.{key} must be numbers, such as {example!r}')
@@ -140,6 +145,17 @@ def _clear(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> list[
   if problems:
     raise config_lib.ConfigError('\n'.join(problems))
   return left
+
+
+def _refuse_epochs_without_effect(values: Mapping[str, Any], given: Collection[str]) -> None:
+  """Steps win where both are set, which whoever sets epochs may not know of."""
+  for key in given:
+    steps = re.sub(r'\b(num|every)_epochs$', r'\1_steps', key)
+    if steps not in given and values[key] and values.get(steps):
+      raise config_lib.ConfigError(
+        f'config.{key}={values[key]} has no effect beside config.{steps}={values[steps]}; add '
+        f'--config.{steps}=None'
+      )
 
 
 def _has_text(values: Iterable[Any]) -> bool:

@@ -64,6 +64,7 @@ def test_the_config_of_a_run_is_a_file_too():
     ),
     ('zzz.py', f'--config=zzz.py: no such file; {ROOT / "configs"} holds the experiments'),
     ('configs', '--config=configs: no such file'),
+    (str(EARLIER), f'is the workdir of a run; did you mean --workdir={EARLIER}?'),
     ('configs/crossvit_digits.py:tiny', "takes no argument: leave out ':tiny'"),
     (
       'configs/crossvit_imagenet.py:crosvit_small_240',
@@ -210,6 +211,21 @@ def test_all_unknown_keys_are_named_at_once():
     'unknown config key config.epochs',
     'config.seed cannot be None',
   ]
+
+
+def test_epochs_beside_steps_that_win_are_refused():
+  config = crossvit_digits.get_config()
+  config.num_steps = config.evaluation.every_steps = 12
+  for key, steps in (
+    ('num_epochs', 'num_steps'),
+    ('evaluation.every_epochs', 'evaluation.every_st'),
+  ):
+    message = rf'config.{key}=5.0 has no effect beside .*; add --config.{steps}.*=None'
+    with pytest.raises(config_lib.ConfigError, match=message):
+      overridden(f'{key}=5', config=config)
+    overridden(f'{key}=None', config=config)
+  overridden('num_epochs=5', 'num_steps=None', config=config)
+  assert (config.num_epochs, config.num_steps) == (5.0, None)
 
 
 def test_a_word_that_is_no_flag_is_refused():
