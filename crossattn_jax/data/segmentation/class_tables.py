@@ -65,8 +65,7 @@ def read_table(path: pathlib.Path) -> taxonomies.Taxonomy:
 
   Its columns are `value`, `name` and, if wanted, `color`; a JSON file is a list of objects with
   these keys. Without the column `value` masks hold the colours themselves. Classes are in the order
-  in which their names come first; several values may be of one class. What has no name is no class,
-  and so is the value 255 where it has no row.
+  in which their names come first; several values may be of one class. What has no name is no class.
 
   Args:
     path: of the file. A colour is '#rrggbb' or a name of CSS; in JSON also a list of three levels.
@@ -100,8 +99,6 @@ def read_table(path: pathlib.Path) -> taxonomies.Taxonomy:
   if not names:
     raise ValueError(f'{str(path)!r} names no class; expected rows such as:\n{_EXAMPLE}')
   taxonomies.check_number(len(names), repr(str(path)))
-  if holds == 'label':
-    labels.setdefault(taxonomies.IGNORE_LABEL, taxonomies.IGNORE_LABEL)
   palette = taxonomies.default_palette(len(names))
   for name, color in colors.items():
     palette[names.index(name)] = color

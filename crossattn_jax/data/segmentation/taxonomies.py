@@ -176,32 +176,27 @@ def check_number(num_classes: int, where: str) -> None:
     raise ValueError(f'{where} has {num_classes} classes; at most {IGNORE_LABEL} are possible')
 
 
-_NO_CLASS = {IGNORE_LABEL: IGNORE_LABEL}
-
 CITYSCAPES = Taxonomy(
   tuple(name for name, _, _ in _CITYSCAPES),
   np.array([color for _, _, color in _CITYSCAPES], np.uint8),
   # Ids that are not evaluated are no class; the test server calls those unlabelled. License plates
   # have the id -1, which files hold as 255.
-  dict.fromkeys(range(34), IGNORE_LABEL)
-  | {label_id: index for index, (_, label_id, _) in enumerate(_CITYSCAPES)}
-  | _NO_CLASS,
+  dict.fromkeys([*range(34), 255], IGNORE_LABEL)
+  | {label_id: index for index, (_, label_id, _) in enumerate(_CITYSCAPES)},
 )
 ADE20K = Taxonomy(
   tuple(name.strip() for name in _ADE20K.split(',')),
   voc_palette(151)[1:],
-  {0: IGNORE_LABEL} | _counted(1, 150) | _NO_CLASS,
+  {0: IGNORE_LABEL} | _counted(1, 150),
 )
 # The things of ADE20K's instance segmentation, which TFDS's `scene_parse150` holds.
 ADE20K_THINGS = Taxonomy(
   tuple(f'thing {number}' for number in range(1, 101)),
   voc_palette(101)[1:],
-  {0: IGNORE_LABEL} | _counted(1, 100) | _NO_CLASS,
+  {0: IGNORE_LABEL} | _counted(1, 100),
   holds='red',
 )
-SHAPE_SCENES = Taxonomy(
-  shapes.CLASS_NAMES, shapes.PALETTE, _counted(0, len(shapes.CLASS_NAMES)) | _NO_CLASS
-)
+SHAPE_SCENES = Taxonomy(shapes.CLASS_NAMES, shapes.PALETTE, _counted(0, len(shapes.CLASS_NAMES)))
 
 # By the name of the data set.
 TAXONOMIES = {
@@ -252,4 +247,4 @@ def of_run(config: ml_collections.ConfigDict) -> Taxonomy:
       )
   palette = np.array(config.palette or default_palette(len(names)), np.uint8)
   labels = {label: index for index, label in enumerate(config.class_values or range(len(names)))}
-  return Taxonomy(names, palette, {**_NO_CLASS, **labels})
+  return Taxonomy(names, palette, labels)

@@ -237,7 +237,7 @@ COLORS = np.array([[[128, 64, 128], [0, 0, 1], [0, 0, 0]]] * 2, np.uint8)
   ('label', 'message'),
   [
     (LABEL + np.uint8(200), r'holds 200, 201, 202 in 100\.00% of its pixels, which is no class'),
-    (LABEL.astype(np.uint16) + np.uint16(255), r'holds 256, 257 in 66\.67%'),
+    (LABEL.astype(np.uint16) + np.uint16(255), r'holds 255, 256, 257 in 100\.00%'),
     (
       LABEL.astype(np.int32) - 1,
       r"holds -1 in 33\.33%.*expected 0, 1 'wall', 2 'building', .*more",

@@ -26,12 +26,13 @@ def test_values_names_and_colours_are_those_of_the_table(tmp_path):
     table.to_classes(np.full((2, 2), 1, np.uint8))
 
 
-def test_the_value_255_is_no_class_where_it_has_no_row(tmp_path):
+def test_values_may_be_large_and_255_is_as_any_other(tmp_path):
   table = read(tmp_path, 'name, value\nsky, 1000\nsea, 2\n')
-  labels = np.array([[1000, 2, 255]], np.uint16)
-  assert table.to_classes(labels).tolist() == [[0, 1, 255]]
+  assert table.to_classes(np.array([[1000, 2]], np.uint16)).tolist() == [[0, 1]]
   written = table.to_labels(np.arange(2))
   assert (written.dtype, written.tolist()) == (np.uint16, [1000, 2])
+  with pytest.raises(ValueError, match='holds 255 in'):
+    table.to_classes(np.array([[255, 2]], np.uint8))
 
 
 def test_without_values_masks_hold_colours(tmp_path):
@@ -98,7 +99,7 @@ def test_a_missing_table_is_proposed_from_what_masks_hold(tmp_path, masks, rows)
 
 
 def test_classes_are_mapped_by_name_and_others_refused(tmp_path):
-  table = read(tmp_path, 'value,name\n1,sky\n2,sea\n')
+  table = read(tmp_path, 'value,name\n1,sky\n2,sea\n255,\n')
   moved = table.by_name(('land', 'sea', 'sky'), 'the table')
   labels = np.array([[1, 2, 255]], np.uint8)
   assert moved.to_classes(labels).tolist() == [[2, 1, 255]]

@@ -135,6 +135,14 @@ def test_a_value_that_is_no_class_is_refused_with_the_row_to_write(config, tmp_p
     data.Examples(config, 'train').read(0)
 
 
+def test_roads_of_255_are_never_ignored_in_silence(config, tmp_path):
+  (tmp_path / 'classes.csv').write_text('value,name\n0,background\n1,road\n7,\n')
+  with pytest.raises(
+    ValueError, match=r"holds 255 in 33\.33% .*expected 0 'background', 1 'road', 7"
+  ):
+    data.Examples(config, 'train').read(0)
+
+
 def test_a_mask_of_another_size_is_named(config, tmp_path):
   write(tmp_path / 'masks/train/a.png', size=(4, 6))
   with pytest.raises(ValueError, match=r"a\.png' has 6 x 4 pixels, the image 4 x 6; .*upright"):
