@@ -81,13 +81,14 @@ def open_weights(
   """
   overrides = dict(overrides or {})
   registry.create_model(name, **overrides)  # A wrong name or field shows before any download.
+  source = os.path.expanduser(source)
   if source in published.SOURCES:
-    opened = _open_published(name, str(source), which, cache_dir)
+    opened = _open_published(name, source, which, cache_dir)
   elif os.path.exists(source):
     opened = _open_path(pathlib.Path(source), name, overrides, which)
   else:
     sources = ' nor '.join(map(repr, published.SOURCES))
-    raise ValueError(f'source is {str(source)!r}: neither {sources} nor an existing file')
+    raise ValueError(f'source is {source!r}: neither {sources} nor an existing file')
   for field, value in opened.settings.items():
     if overrides.get(field, value) != value:
       raise ValueError(
@@ -128,6 +129,11 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
   for file in _FOLDER_FILES:
     if (folder / file).exists():
       return folder / file
+  if (folder / 'checkpoints').is_dir():
+    raise reading.CheckpointError(
+      f'{folder}: is the workdir of a run, which config.weights takes; elsewhere take what '
+      f'`python main.py --mode=export --workdir={folder} --output=FOLDER` writes'
+    )
   held = ', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'
   raise reading.CheckpointError(
     f'{folder}: has none of {", ".join(_FOLDER_FILES)}, but {held}; pass the file of the weights'

@@ -204,6 +204,9 @@ def _tell(taken: _Path, found: Sequence[_Path], content: Any) -> str:
     if isinstance(content, dict) and type(content.get(unit)) is int:
       told += f' of {unit} {content[unit]}'
       break
+  same = [path for path in found if path != taken and path not in others]
+  if same:
+    told += f', without {", ".join(repr(".".join(path)) for path in same)}'
   if others:
     other = 'raw' if _is_average(taken) else 'ema'
     told += f'; which={other!r} takes {".".join(others[0])!r}'

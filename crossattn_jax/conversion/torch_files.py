@@ -18,7 +18,7 @@ import sys
 from typing import Any, BinaryIO
 import zipfile
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 # A storage's class in torch -> the numbers in it.
@@ -26,7 +26,7 @@ _STORAGES = {
   'DoubleStorage': np.float64,
   'FloatStorage': np.float32,
   'HalfStorage': np.float16,
-  'BFloat16Storage': ml_dtypes.bfloat16,
+  'BFloat16Storage': jnp.bfloat16,
   'LongStorage': np.int64,
   'IntStorage': np.int32,
   'ShortStorage': np.int16,

@@ -156,6 +156,19 @@ def test_files_of_this_library_say_all_of_themselves(tmp_path):
     np.testing.assert_array_equal(opened.variables['params']['head']['kernel'], np.ones((2, 3)))
 
 
+def test_the_workdir_of_a_run_is_named(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(reading.CheckpointError, match=r'workdir of a run.*--mode=export'):
+    opening.open_weights(tmp_path, 'swiftformer_xs')
+
+
+def test_a_path_of_the_home_folder_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  write(tmp_path / 'x.safetensors', {'a': np.ones(1, np.float32)})
+  with pytest.raises(mapping.MappingError, match='arrays of no registered model'):
+    opening.open_weights('~/x.safetensors', 'swiftformer_xs')
+
+
 def test_a_folder_without_weights_is_named(tmp_path):
   (tmp_path / 'notes.txt').touch()
   with pytest.raises(reading.CheckpointError, match=r'has none of weights.*, but notes\.txt'):

@@ -79,6 +79,9 @@ def test_what_was_taken_is_told(tmp_path, monkeypatch):
   told = read(tmp_path, monkeypatch, content, 'raw').told
   assert told == "raw weights ('model') of epoch 299; which='ema' takes 'model_ema'"
   assert read(tmp_path, monkeypatch, {'model': RAW}).told == "weights ('model')"
+  content = {'state_dict': {**under('model', RAW), **under('encoder', AVERAGE)}}
+  told = read(tmp_path, monkeypatch, content).told
+  assert told == "weights ('state_dict.model'), without 'state_dict.encoder'"
 
 
 def test_an_entry_can_be_named(tmp_path, monkeypatch):
