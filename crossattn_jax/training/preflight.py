@@ -275,22 +275,31 @@ def _assemble(
 
 
 def _warn_of_image_size(experiment: experiment_lib.Experiment) -> None:
-  """Warns of images in a size for which the model would have other parameters."""
-  image = experiment.abstract_batch.get('image')
+  """Warns of images in a size for which the model would have other parameters, or cannot be."""
+  config, image = experiment.config, experiment.abstract_batch.get('image')
   natural = getattr(experiment.task.model, 'image_size', None)
-  if natural is None or image is None or image.ndim != 4 or image.shape[1:3] == tuple(natural):
+  if natural is None or 'image_size' not in config.model or image is None or image.ndim != 4:
     return
   size = image.shape[1:3]
-  config = experiment.config.copy_and_resolve_references()
-  config.model.image_size = size
-  task = tasks.create_task(config)
-  with jax.set_mesh(experiment.mesh):
-    variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-  params = experiment.abstract_state.params
-  if jax.tree.map(jnp.shape, variables['params']) != jax.tree.map(jnp.shape, params):
+  if size != tuple(natural) and _parameter_shapes(config, size) != _parameter_shapes(config):
     logging.warning(
       'images of %d x %d pixels for a model of %d x %d, which resizes them or its positions; set '
       'config.model.image_size or config.dataset.image_size where that is not meant',
       *size,
       *natural,
     )
+
+
+def _parameter_shapes(
+  config: ml_collections.ConfigDict, image_size: tuple[int, int] | None = None
+) -> Any:
+  """Of a model for images of another size; None where there is none."""
+  if image_size is not None:
+    config = config.copy_and_resolve_references()
+    config.model.image_size = image_size
+  try:
+    task = tasks.create_task(config)
+    variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+  except ValueError:
+    return None
+  return jax.tree.map(jnp.shape, variables['params'])

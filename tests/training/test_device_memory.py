@@ -119,8 +119,16 @@ def test_memory_that_is_exhausted_while_running_becomes_advice(experiment):
     allocate()
   with pytest.raises(jax.errors.JaxRuntimeError), device_memory.explained(advice):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: ran out of memory in memory space vmem')
-  assert device_memory.evaluation_advice(experiment(32)).endswith('evaluation.batch_size=32')
   assert issubclass(device_memory.OutOfMemoryError, errors.USER_ERRORS)
+
+
+def test_an_evaluation_that_exhausts_memory_is_told_its_batch_size(tiny_config):
+  tiny_config.evaluation.batch_size = 64
+  experiment = preflight.setup(tiny_config, parallel.create_mesh(devices=jax.devices()[:1]))
+  allocate = jax.jit(lambda variables, batch: jnp.zeros((2**45,)))
+  vars(experiment)['eval_step'] = allocate
+  with pytest.raises(device_memory.OutOfMemoryError, match=r'config.evaluation.batch_size=32$'):
+    loop.run_evaluation(experiment, {})
 
 
 def test_training_does_not_begin_without_the_memory(tiny_config, tmp_path, monkeypatch):

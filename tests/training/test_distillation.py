@@ -180,7 +180,7 @@ def test_the_teacher_may_be_a_run(config, tmp_path):
   [
     ({'kind': 'hart'}, r"kind='hart' is not one of none, hard, soft"),
     ({'teacher': {'name': None}}, r'needs a teacher: set config\.task\.distillation\.teacher'),
-    ({'teacher': {'name': 'regnetx'}}, r"unknown model 'regnetx'; did you mean"),
+    ({'teacher': {'name': 'test_two_headz'}}, r"unknown model 'test_two_headz'; did you mean"),
     ({'teacher': {'name': 'test_two_heads', 'widht': 3}}, r'teacher\.widht; did you mean .*width'),
     (
       {'teacher': {'name': 'test_two_heads', 'num_classes': 7}},

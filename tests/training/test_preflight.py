@@ -200,7 +200,10 @@ def test_images_of_another_size_than_the_model_is_for_are_said(tiny_config, mesh
   tiny_config.dataset.image_size = (16, 16)
   preflight.setup(tiny_config, mesh)
   (message,) = caplog.messages
-  assert message.startswith('images of 16 x 16 pixels for a model of')
+  assert message.startswith('images of 16 x 16 pixels for a model of 8 x 8, which resizes them')
+  tiny_config.model.image_size = (16, 16)
+  preflight.setup(tiny_config, mesh)
+  assert len(caplog.messages) == 1
 
 
 def test_training_does_not_begin_with_a_problem(tiny_config, tmp_path):
