@@ -68,13 +68,16 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
 
 def _classification(model: str, image_size: tuple[int, int]) -> ml_collections.ConfigDict:
   config = config_lib.default_config('classification')
-  # One value in two places: images of another size are asked for by either key.
-  size = ml_collections.FieldReference(tuple(image_size))
+  # One value in two places: images of another size are asked for by either key. As the weights'
+  # own, or the model's.
+  size = ml_collections.FieldReference(None, field_type=tuple)
   config.model = models.model_config(model)
   if 'image_size' in config.model:
     config.model.image_size = size
   config.dataset.name = 'image_folder'
   config.dataset.image_size = size
+  config.dataset.mean = None
+  config.dataset.std = None
   # Networks for large images see all of them.
   config.dataset.crop_fraction = 1.0 if min(image_size) > 240 else 224 / 256
   config.dataset.augmentation.scale = (0.35, 1.0)

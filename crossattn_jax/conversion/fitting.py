@@ -373,7 +373,7 @@ def inherit(
   saved = {field: value for field, value in saved.items() if field in known}
   if saved_name != name:
     saved.pop('num_classes', None)
-  if tuple(given.get('image_size', ())) != tuple(saved.get('image_size', ())):
+  if 'image_size' in given and tuple(given['image_size']) != tuple(saved.get('image_size', ())):
     # What follows from the size of the images.
     saved.pop('branch_image_sizes', None)
   return saved | given

@@ -1,5 +1,9 @@
 """Batch normalisation with PyTorch's running statistics."""
 
+from collections.abc import Callable
+import contextlib
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,3 +80,22 @@ class BatchNorm(module.Module):
       scale = jnp.where(scale < 0, -scale, scale) + self.epsilon
     factor = jax.lax.rsqrt(variance + self.epsilon) * scale
     return ((wide - mean) * factor + bias.astype(wide.dtype)).astype(x.dtype)
+
+
+def frozen(is_frozen: Callable[[str], bool]) -> contextlib.AbstractContextManager[None]:
+  """Within it, some norms are called as in evaluation, whatever the model is.
+
+  Norms in a stack of blocks that is a loop (`layers.stack`) do not know their path.
+
+  Args:
+    is_frozen: takes the path of a `BatchNorm` in the model that is applied, joined by '/'.
+  """
+
+  def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    norm = context.module
+    called = isinstance(norm, BatchNorm) and context.method_name == '__call__'
+    if called and is_frozen('/'.join(norm.path)):
+      return call(args[0], train=False)
+    return call(*args, **kwargs)
+
+  return nn.intercept_methods(intercept)

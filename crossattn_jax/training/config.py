@@ -172,6 +172,18 @@ def complete_start(config: ml_collections.ConfigDict) -> list[str]:
   return [f'starting {where}: {", ".join(chosen)}'] if chosen else []
 
 
+def complete_images(config: ml_collections.ConfigDict) -> None:
+  """Sets size and normalisation of images where they are None: the model's size, the defaults."""
+  dataset = config.dataset
+  defaults = tasks.default_config(config.task.name).dataset
+  if dataset.get('image_size', ()) is None:
+    size = getattr(models.create_model(**config.model), 'image_size', defaults.image_size)
+    dataset.image_size = tuple(size)
+  for key in ('mean', 'std'):
+    if dataset.get(key, ()) is None:
+      dataset[key] = defaults[key]
+
+
 def _start(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config.from_scratch if config.weights is None else config.from_weights
 

@@ -130,6 +130,7 @@ def setup(
   """
   config_lib.validate(config)
   config_lib.complete_start(config)
+  config_lib.complete_images(config)
   mesh = parallel.create_mesh(**config.mesh) if mesh is None else mesh
   check_batch_sizes(config, mesh)
   task = tasks.create_task(config)
@@ -200,8 +201,15 @@ def assemble(
   with jax.set_mesh(mesh):
     # Keys are made while tracing: the devices of the mesh need not be here.
     variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    optimizer = optimizers.create_optimizer(config.optimizer, schedule, variables['params'])
+    optimizer = optimizers.create_optimizer(
+      config.optimizer, schedule, variables['params'], config.freeze
+    )
     abstract = jax.eval_shape(lambda: state.init_state(jax.random.key(0), task, optimizer, config))
+  if config.freeze and config.model.get('scan_blocks') and 'batch_stats' in variables:
+    raise config_lib.ConfigError(
+      'config.freeze does not reach the batch norms of blocks that are a loop',
+      {'model.scan_blocks': False},
+    )
   shardings = state.state_shardings(abstract, mesh, config)
   return Experiment(
     config=config,

@@ -74,7 +74,7 @@ def export_model(
     FileNotFoundError: there is no such checkpoint.
   """
   _check(platforms, batch_size)
-  weights_lib.complete_config(config, workdir, classes=True)
+  weights_lib.complete_config(config, workdir, classes=True, with_data=False)
   # One device holds the model, whatever mesh trained it; no data set is needed to count steps.
   mesh = parallel.create_mesh(devices=jax.local_devices()[:1])
   experiment = experiment_lib.setup(

@@ -152,7 +152,7 @@ def predict(
     FileNotFoundError: there is no input.
     ValueError: no input can be read, or the config says how in a way that cannot be.
   """
-  for note in weights.complete_config(config, workdir, classes=True):
+  for note in weights.complete_config(config, workdir, classes=True, with_data=False):
     messages.say(note)
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(

@@ -10,7 +10,7 @@ then multiplied by the parameter's multiplier and by minus the learning rate. Ev
 computed, and every moment kept, in at least float32, whatever the parameters' dtype.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import re
@@ -24,7 +24,7 @@ import optax
 from optax import contrib
 
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import patterns, schedules
+from crossattn_jax.training import layer_depth, patterns, schedules
 
 OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb', 'muon')
 
@@ -65,6 +65,8 @@ def default_config() -> ml_collections.ConfigDict:
     decay_include: patterns of parameters that are decayed whatever the other two say.
     multipliers: ordered (pattern, factor) pairs; the first match multiplies the learning rate, and
       with it the decay. Factor 0 freezes: no state, no part in the norm for clipping.
+    layer_decay: layer-wise decay of the rate: a layer has this many times the rate of the one after
+      it, the last one the full rate (see `layer_depth.layers`); multiplied with `multipliers`.
     clip_norm, clip_value, clip_adaptive: clips gradients to a global norm, to [-value, value], or
       unit by unit to a fraction of the weights' norm (see `adaptive_clip`); at most one.
     clip_adaptive_elements: patterns of parameters that `clip_adaptive` treats element by element,
@@ -86,6 +88,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.decay_exclude = ()
   config.decay_include = ()
   config.multipliers = ()
+  config.layer_decay = 1.0
   config.clip_norm = config_dict.placeholder(float)
   config.clip_value = config_dict.placeholder(float)
   config.clip_adaptive = config_dict.placeholder(float)
@@ -95,21 +98,29 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def parameter_settings(
-  config: ml_collections.ConfigDict, params: optax.Params
+  config: ml_collections.ConfigDict, params: optax.Params, freeze: Sequence[str] = ()
 ) -> dict[str, ParameterSettings]:
   """Returns how each parameter is trained, by path, in the order of the tree.
 
   Args:
     config: as `default_config` documents.
     params: arrays or `jax.ShapeDtypeStruct`s.
+    freeze: patterns of parameters that are not trained, whatever the multipliers say.
 
   Raises:
-    ValueError: a pattern matches no parameter; the message names it and the nearest path.
+    ValueError: a pattern matches no parameter, and the message names it and the nearest path; or
+      the model has no layers to decay.
   """
   leaves = parameters.leaves_by_path(params)
   for key in ('decay_exclude', 'decay_include', 'muon_exclude', 'clip_adaptive_elements'):
     patterns.check(f'optimizer.{key}', config[key], leaves)
   patterns.check('optimizer.multipliers', [pattern for pattern, _ in config.multipliers], leaves)
+  patterns.check('freeze', freeze, leaves)
+  rates = dict.fromkeys(leaves, 1.0)
+  if config.layer_decay != 1:
+    layers = layer_depth.layers(leaves)
+    last = max(layers.values())
+    rates = {path: config.layer_decay ** (last - layer) for path, layer in layers.items()}
 
   settings = {}
   for path, leaf in leaves.items():
@@ -119,13 +130,16 @@ def parameter_settings(
     matching = (factor for pattern, factor in config.multipliers if re.fullmatch(pattern, path))
     settings[path] = ParameterSettings(
       decayed=not excluded or patterns.matches(config.decay_include, path),
-      multiplier=float(next(matching, 1.0)),
+      multiplier=0.0 if patterns.matches(freeze, path) else next(matching, 1.0) * rates[path],
     )
   return settings
 
 
 def create_optimizer(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule, params: optax.Params
+  config: ml_collections.ConfigDict,
+  schedule: optax.Schedule,
+  params: optax.Params,
+  freeze: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer of a run.
 
@@ -133,6 +147,7 @@ def create_optimizer(
     config: as `default_config` documents.
     schedule: from the index of the update to the learning rate.
     params: arrays or `jax.ShapeDtypeStruct`s; only their paths and shapes are used.
+    freeze: patterns of parameters that are not trained.
 
   Returns:
     A transformation whose `update` needs `params`, and takes the loss as `value`. Trees in its
@@ -145,7 +160,7 @@ def create_optimizer(
   schedules.check_choice('optimizer', config.name, OPTIMIZERS)
   if config.decoupled_weight_decay and config.name == 'adam':
     raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
-  settings = parameter_settings(config, params)
+  settings = parameter_settings(config, params, freeze)
 
   # By path, not by a tree of the parameters' structure: the trees may lack the frozen ones.
   def per_parameter(name: str, tree: optax.Params) -> Any:

@@ -9,6 +9,8 @@ import ml_collections
 import optax
 
 from crossattn_jax import tasks
+from crossattn_jax.layers import batch_norm
+from crossattn_jax.training import patterns
 from crossattn_jax.training import state as state_lib
 
 Metrics = dict[str, jax.Array]
@@ -23,13 +25,15 @@ def make_train_step(
 ) -> TrainStep:
   """Builds the step `(state, batch) -> (state, metrics)`.
 
+  Batch norms that `config.freeze` holds normalise by their running statistics and keep them.
   A step whose loss or gradient is not finite changes nothing but the counters. Metrics are the
   task's and `loss`, `gradient_norm`, `learning_rate`, `bad_steps`.
   """
 
   def gradients(params: Any, model_state: Any, frozen: Any, batch: tasks.Batch, rng: jax.Array):
     def loss(params):
-      return task.loss({'params': params, **model_state, **frozen}, batch, rng, train=True)
+      with batch_norm.frozen(lambda path: patterns.matches(config.freeze, f'{path}/scale')):
+        return task.loss({'params': params, **model_state, **frozen}, batch, rng, train=True)
 
     (value, (metrics, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return grads, {'loss': value, **metrics}, model_state

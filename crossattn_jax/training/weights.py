@@ -92,7 +92,11 @@ def restore(
 
 
 def complete_config(
-  config: ml_collections.ConfigDict, workdir: epath.Path | None = None, *, classes: bool = False
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path | None = None,
+  *,
+  classes: bool = False,
+  with_data: bool = True,
 ) -> list[str]:
   """Fills in, in place, what the config leaves open and its weights say.
 
@@ -104,7 +108,9 @@ def complete_config(
     config: of the experiment.
     workdir: of the run. Once training has begun, the run's own config says all this.
     classes: whether the classes are those of the weights too, or of the run, as where they are
-      evaluated.
+      evaluated. Weights with which the run began are then those of the run.
+    with_data: whether a data set is read, whose names of classes then count before those in the
+      files of others, which are for people.
 
   Returns:
     What was chosen, for the person at the terminal.
@@ -113,10 +119,13 @@ def complete_config(
     ValueError: the weights cannot be read, or are of another model.
   """
   notes, run = [], None
+  begun = workdir is not None and any((workdir / 'checkpoints').glob('[0-9]*'))
   if classes:
+    if begun and config_lib.load(workdir / 'config.json').weights == config.weights:
+      config.weights = None  # With which the run began.
     config_lib.take_classes(config, workdir)
+    begun = False
   if config.get('weights') is not None:
-    begun = workdir is not None and any((workdir / 'checkpoints').glob('[0-9]*')) and not classes
     source = str(workdir) if begun else config.weights
     folder, _ = _run(source)
     if folder is not None:
@@ -127,6 +136,8 @@ def complete_config(
       name, saved, names = opened.name, opened.overrides, opened.class_names
       if source in published.SOURCES:
         names = names or _published_classes(name, saved)
+      if opened.report and with_data:
+        names = ()
     if classes and run is not None and name == config.model.name:
       config_lib.copy_classes(run, config)
     if classes:
@@ -141,17 +152,14 @@ def complete_config(
     if taken:
       shown = ', '.join(f'{field}={value}' for field, value in taken.items())
       notes.append(f'the model is built as its weights were saved: {shown}')
-  defaults = tasks.default_config(config.task.name).dataset
-  for key in _PREPROCESSING:
-    if key not in config.dataset or config.dataset[key] is not None:
-      continue
-    value = None if run is None else run.dataset.get(key)
-    if value is None and key == 'image_size':
-      value = getattr(models.create_model(**config.model), key, None)
-    with config.ignore_type():
-      config.dataset[key] = defaults[key] if value is None else tuple(value)
-    if run is not None:
-      notes.append(f'dataset.{key}={config.dataset[key]}, as in {config.weights}')
+  chosen = {}
+  for key in _PREPROCESSING if run is not None else ():
+    if config.dataset.get(key, ()) is None and run.dataset.get(key) is not None:
+      config.dataset[key] = chosen[key] = run.dataset[key]
+  if chosen:
+    shown = ', '.join(f'{key}={value}' for key, value in chosen.items())
+    notes.append(f'images are made as those of {config.weights}: {shown}')
+  config_lib.complete_images(config)
   return notes
 
 

@@ -345,3 +345,28 @@ def test_state_takes_the_shardings_of_the_parameters(name, frozen):
 def test_unknown_names_patterns_without_a_match_and_contradictions_are_refused(keys, message):
   with pytest.raises(ValueError, match=message):
     optimizers.create_optimizer(make_config(**keys), lambda step: 0.1, make_tree(0))
+
+
+def test_layer_decay_multiplies_rates_from_the_last_layer_down():
+  params = {name: jnp.zeros(2) for name in ('stem', 'layer_0', 'layer_1', 'head')}
+  params = {name: {'kernel': value} for name, value in params.items()}
+  config = make_config(layer_decay=0.5, multipliers=((r'layer_1/kernel', 10.0),))
+  settings = optimizers.parameter_settings(config, params, freeze=('stem/.*',))
+  assert {path: setting.multiplier for path, setting in settings.items()} == {
+    'stem/kernel': 0.0,
+    'layer_0/kernel': 0.25,
+    'layer_1/kernel': 5.0,
+    'head/kernel': 1.0,
+  }
+
+
+def test_frozen_parameters_stay_and_a_pattern_that_freezes_nothing_is_refused():
+  params = make_tree(0)
+  optimizer = optimizers.create_optimizer(
+    make_config(), lambda step: LEARNING_RATE, params, freeze=('block/.*',)
+  )
+  updates, _ = optimizer.update(make_tree(1), optimizer.init(params), params)
+  updates = flat(updates)
+  assert {path for path, update in updates.items() if np.any(update)} == {'pos_embed_0', 'gate'}
+  with pytest.raises(ValueError, match=r"freeze: the pattern 'blocks/\.\*' matches none.*block/"):
+    optimizers.parameter_settings(make_config(), params, freeze=('blocks/.*',))
