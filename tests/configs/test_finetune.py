@@ -22,6 +22,7 @@ def test_every_model_with_classes_has_an_experiment(model):
   config = finetune.get_config(model)
   config_lib.validate(config)
   assert (config.model.name, config.model.num_classes) == (model, None)
+  config_lib.complete_images(config)
   size = getattr(models.create_model(model), 'image_size', None)
   if config.task.name == 'classification':
     assert config.dataset.image_size == size

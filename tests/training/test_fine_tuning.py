@@ -53,6 +53,7 @@ def test_a_run_gives_the_checkpoint_and_the_average_that_are_meant(
   assert ('its average' in said[0]) == bool(added)
 
 
+@pytest.mark.extended
 def test_an_average_begins_at_weights_without_one(run, tiny_config, tmp_path):
   workdir, saved = run
   path = tmp_path / 'raw.safetensors'
@@ -96,6 +97,7 @@ def test_other_classes_start_as_the_seed_says_and_the_same_ones_in_their_order(r
     weights.load(experiment, str(workdir))
 
 
+@pytest.mark.extended
 def test_what_is_fresh_can_be_asked_for_and_not_frozen(run, tiny_config):
   workdir, _ = run
   tiny_config.weights_fresh = ('norm_1/.*',)
