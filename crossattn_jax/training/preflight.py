@@ -89,9 +89,9 @@ def setup(
     checks.run_task(_check_best_metric)
   if has_task and with_data:
     checks.run_task(_check_first_example, 'eval_split')
-    if checks.run_task(_check_first_example, 'train_split'):
-      checks.run_task(lambda task: task.check_data())
-      steps_per_epoch = checks.run_task(_steps_per_epoch, mesh)
+    checks.run_task(_check_first_example, 'train_split')
+    checks.run_task(lambda task: task.check_data())
+    steps_per_epoch = checks.run_task(_steps_per_epoch, mesh)
   if steps_per_epoch is None:
     steps_per_epoch = experiment_lib.any_steps_per_epoch(checks.config)
   checks.run(_check_profile, steps_per_epoch)
@@ -227,7 +227,7 @@ def _check_best_metric(task: tasks.Task) -> None:
     )
 
 
-def _check_first_example(task: tasks.Task, key: str) -> bool:
+def _check_first_example(task: tasks.Task, key: str) -> None:
   """Opens a split and reads one example; of a training split, augments one too."""
   split = task.config.dataset[key]
   examples = task.examples(split)
@@ -238,7 +238,6 @@ def _check_first_example(task: tasks.Task, key: str) -> bool:
   examples.read(0)
   if key == 'train_split':
     examples.train_stream(task.config.seed)[0]
-  return True
 
 
 def _steps_per_epoch(task: tasks.Task, mesh: Mesh | None) -> int:

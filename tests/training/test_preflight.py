@@ -184,10 +184,12 @@ def test_images_that_cannot_be_read_and_splits_without_images_are_found(
   assert preflight.setup(folder_config, mesh).steps_per_epoch == 1
   for split in ('train', 'validation'):
     (tmp_path / 'images' / split / 'a' / '0.png').write_bytes(b'not an image')
-  with pytest.raises(preflight.SeveralProblems) as raised:
+  folder_config.batch_size = 6
+  with pytest.raises(preflight.SeveralProblems, match=r'3 problems[\s\S]*has 4 ex') as raised:
     preflight.setup(folder_config, mesh)
   found = re.findall(r"unreadable image '.*?/images/(\w+)/a/0.png'", str(raised.value))
   assert found == ['validation', 'train']
+  folder_config.batch_size = 4
   for file in (tmp_path / 'images' / 'validation').rglob('*.png'):
     file.unlink()
   with pytest.raises(ValueError, match=r'2 problems[\s\S]*validation/a.* holds no image'):
