@@ -176,9 +176,9 @@ def _find(name: str) -> _Entry:
       )
     return _composite(_variants[model], _heads[head])
   known = list_models('*+*' if plus else '*')
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
   hint = f'did you mean {near[0]!r}? ' if near else ''
-  family = near[0].split('_')[0] if near else model if list_models(f'{model}*') else ''
+  family = near[0].split('_')[0] if near else ''
   pattern = f'{family}*+*' if plus else f'{family}*'
   message = f'unknown model {name!r}; {hint}list_models({pattern!r}) shows all'
   raise config_errors.UnknownName(message, name, near)

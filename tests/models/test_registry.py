@@ -30,8 +30,8 @@ def test_a_misspelt_field_is_refused_with_the_nearest_one():
   ('name', 'hint'),
   [
     ('crossvit_tiny_240.in1k', "did you mean 'crossvit_tiny_240'? list_models('crossvit*') shows"),
-    ('timm/swiftformer_xs.dist_in1k', "list_models('*') shows all"),
-    ('crossvit', "list_models('crossvit*') shows all"),
+    ('timm/swiftformer_xs.dist_in1k', "did you mean 'swiftformer_xs'? "),
+    ('crossvit', "did you mean 'crossvit_9_240'? list_models('crossvit*') shows all"),
     ('resnet18', "list_models('*') shows all"),
     ('zzz+upernet', "list_models('*+*') shows all"),
   ],
