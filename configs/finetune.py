@@ -57,7 +57,7 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
   config.schedule.learning_rate = None
   config.num_steps = None
   config.num_epochs = None
-  config.from_weights.update(learning_rate=1e-4, num_epochs=20.0)
+  config.from_weights.update(learning_rate=2e-4, num_epochs=20.0)
   config.from_scratch.update(learning_rate=1e-3, num_epochs=100.0)
   config.evaluation.every_steps = None
   config.evaluation.every_epochs = 1.0

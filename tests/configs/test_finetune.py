@@ -1,5 +1,11 @@
 """Any model with classes trains on a folder that nothing is known about."""
 
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -8,6 +14,7 @@ from configs import finetune
 from crossattn_jax import models, tasks
 from crossattn_jax.training import config as config_lib
 
+ROOT = pathlib.Path(__file__).parents[2]
 CLASSIFIERS = [
   name
   for name in models.list_models()
@@ -46,7 +53,7 @@ def test_a_wrong_argument_is_one_line(model, message):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(('weights', 'rate'), [(None, 1e-3), ('run', 1e-4)])
+@pytest.mark.parametrize(('weights', 'rate'), [(None, 1e-3), ('run', 2e-4)])
 def test_rate_and_length_are_those_of_the_start_unless_they_are_given(weights, rate):
   config = finetune.get_config()
   config.weights = weights
@@ -109,3 +116,39 @@ def test_sounds_of_a_folder_say_classes_and_splits(tmp_path):
   assert (config.dataset.class_names, config.model.num_classes) == (('beep', 'hum'), 2)
   assert (config.dataset.train_split, config.dataset.eval_split) == ('train[:90%]', 'train[90%:]')
   assert tasks.create_task(config).batch_spec(4)['label'].shape == (4, 2)
+
+
+@pytest.mark.extended
+def test_one_command_trains_from_nothing_and_one_from_that_run_on_other_classes(
+  tmp_path, main_environment
+):
+  rng = np.random.default_rng(0)
+  colors = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255), 'grey': (99, 99, 99)}
+  for folder, names in {'first': ('red', 'green'), 'second': ('blue', 'grey', 'red')}.items():
+    for name in names:
+      (tmp_path / folder / name).mkdir(parents=True)
+      for number in range(30):
+        pixels = np.abs(np.array(colors[name]) - rng.integers(0, 40, (12, 10, 3)))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / name / f'{number}.jpg')
+
+  def train(data, workdir, *flags):
+    command = [sys.executable, 'main.py', '--config=configs/finetune.py:crossvit_tiny_240']
+    command += [f'--workdir={tmp_path / workdir}', f'--config.dataset.data_dir={tmp_path / data}']
+    command += ['--config.dataset.image_size=(48, 48)', '--config.evaluation.every_epochs=5']
+    command += ['--config.model.widths=(48, 96)', '--config.model.depths=((1, 1, 0),)', *flags]
+    result = subprocess.run(
+      command, cwd=ROOT, env=main_environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stderr, json.loads((tmp_path / workdir / 'config.json').read_text())
+
+  said, config = train('first', 'from_scratch', '--config.num_epochs=5')
+  assert 'starting from scratch: schedule.learning_rate=0.001\n' in said
+  assert "2 classes: 'green', 'red'" in said
+  assert 'fitted: batch_size=8, since config.batch_size=64, but an epoch of ' in said
+  said, config = train('second', 'from_run', f'--config.weights={tmp_path / "from_scratch"}')
+  assert 'schedule.learning_rate=0.0002, num_epochs=20' in said
+  assert config['dataset']['class_names'] == ['blue', 'grey', 'red']
+  assert re.search(r'head_0, head_1: fresh', said)
+  last = json.loads((tmp_path / 'from_run' / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert last['eval/accuracy'] == 1
