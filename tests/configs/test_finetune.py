@@ -109,6 +109,8 @@ def test_folders_that_cannot_be_trained_on_are_one_sentence(tmp_path):
 
 def test_sounds_of_a_folder_say_classes_and_splits(tmp_path):
   rows = [f'{number}.wav,{("hum", "beep")[number % 2]}' for number in range(40)]
+  for number in range(40):
+    (tmp_path / f'{number}.wav').touch()
   (tmp_path / 'train.csv').write_text('\n'.join(['file,labels', *rows]))
   config = finetune.get_config('mmvit_base_audio')
   config.dataset.data_dir = str(tmp_path)
