@@ -106,10 +106,9 @@ def find_builder(kind: str) -> Builder:
     ValueError: nothing is.
   """
   if kind not in _builders:
-    nearest = difflib.get_close_matches(kind, _builders, n=1, cutoff=0)[0]
-    raise ValueError(
-      f'unknown attention {kind!r}; did you mean {nearest!r}? known: {", ".join(list_attentions())}'
-    )
+    near = difflib.get_close_matches(kind, _builders, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ValueError(f'unknown attention {kind!r}; {hint}known: {", ".join(list_attentions())}')
   return _builders[kind]
 
 

@@ -164,9 +164,10 @@ def _create_decay(
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
-  """Raises ValueError for an unknown name, saying the nearest known one."""
+  """Raises UnknownName for a name that is not known, with one that is near, and all."""
   if name not in known:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
     raise config_errors.UnknownName(
-      f'unknown {what} {name!r}; did you mean {nearest!r}? known: {", ".join(known)}', name, known
+      f'unknown {what} {name!r}; {hint}known: {", ".join(known)}', name, known
     )

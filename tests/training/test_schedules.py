@@ -153,6 +153,7 @@ def test_learning_rate_scales_with_the_global_batch_only_if_asked():
   [
     ({'name': 'cosin'}, "unknown schedule 'cosin'; did you mean 'cosine'"),
     ({'warmup': 'base'}, "unknown warm-up 'base'; did you mean 'to_base'"),
+    ({'name': 'exponential'}, "unknown schedule 'exponential'; known: cosine, "),
     ({'warmup_epochs': 1.0, 'warmup_steps': 3}, 'both set'),
     ({'warmup_epochs': 10.0}, 'warm-up takes 100 steps but the run has 100'),
     ({'name': 'step', 'boundary_epochs': (3.0, 2.0)}, 'boundary_epochs'),
