@@ -76,8 +76,8 @@ def _classification(model: str, image_size: tuple[int, int]) -> ml_collections.C
     config.model.image_size = size
   config.dataset.name = 'image_folder'
   config.dataset.image_size = size
-  config.dataset.mean = None
-  config.dataset.std = None
+  config.dataset.mean = ml_collections.config_dict.placeholder(tuple)
+  config.dataset.std = ml_collections.config_dict.placeholder(tuple)
   # Networks for large images see all of them.
   config.dataset.crop_fraction = 1.0 if min(image_size) > 240 else 224 / 256
   config.dataset.augmentation.scale = (0.35, 1.0)

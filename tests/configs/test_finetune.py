@@ -12,6 +12,7 @@ import pytest
 
 from configs import finetune
 from crossattn_jax import models, tasks
+from crossattn_jax.training import command_line
 from crossattn_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -81,6 +82,16 @@ def test_a_folder_says_classes_and_splits_and_the_model_follows_size_and_colours
   assert (config.dataset.train_split, config.dataset.eval_split) == ('.[:90%]', '.[90%:]')
   model = models.create_model(**config.model)
   assert (model.num_classes, model.num_channels, model.image_size) == (2, 1, (48, 48))
+
+
+def test_images_may_be_set_on_the_command_line():
+  config = finetune.get_config('swiftformer_xs')
+  command_line.override(
+    config, ['--config.dataset.mean=(0.5,)', '--config.dataset.image_size=(64, 96)']
+  )
+  config_lib.complete_images(config)
+  assert (config.dataset.mean, len(config.dataset.std)) == ((0.5,), 3)
+  assert config.dataset.image_size == config.model.image_size == (64, 96)
 
 
 def test_folders_that_cannot_be_trained_on_are_one_sentence(tmp_path):

@@ -268,6 +268,27 @@ def test_own_files_are_loaded(tmp_path, state, small_model):
     pretrained.load_pretrained('crossvit_9_240', converted)
 
 
+def test_files_of_variables_are_fitted_too(tmp_path, state, small_model):
+  path = tmp_path / 'converted.safetensors'
+  convert.to_flax(NAME, state).save(path)
+  kernel = state['patch_embed.0.proj.weight'].sum(1)
+  for _ in range(2):
+    model, variables = pretrained.load_pretrained(
+      NAME, path, image_size=(96, 96), num_channels=1, num_classes=1000
+    )
+    embedding = variables['params']['embedding_0']
+    assert embedding['position_embedding'].shape == (1, 65, 8)
+    np.testing.assert_allclose(
+      embedding['patch_embedding']['conv']['kernel'][..., 0, :],
+      kernel.transpose(1, 2, 0),
+      rtol=1e-6,
+    )
+    # As many classes as there are: they are kept.
+    np.testing.assert_array_equal(variables['params']['head_0']['kernel'], state['head.0.weight'].T)
+    image = np.zeros((1, 96, 96, 1), np.float32)
+    assert jax.eval_shape(model.apply, variables, image)[0].shape == (1, 1000)
+
+
 def test_wrong_requests_are_refused_before_any_download(tmp_path):
   with pytest.raises(ValueError, match='did you mean'):
     pretrained.load_pretrained('crosvit_tiny_240', cache_dir=tmp_path)

@@ -32,7 +32,7 @@ NOT_RUN = {
   r'pip install|-m venv|-m pytest': '.ci/run makes an environment and runs the tests in it',
   r'test_arguments\.py': 'writes what that file tests',
   r'mkdocs build': 'tests/docs/test_site.py builds the site',
-  r'tfds build': 'needs the network',
+  r'tfds build|weights=(?:timm|official)': 'needs the network',
   r'-m benchmarks\.': 'measures, for minutes to hours',
   r'gs://|--multihost|--num_processes': 'needs a cluster',
   r'parity convert|parity compare .*--weights|retrieval\.words': "needs somebody's checkpoint",
@@ -143,6 +143,8 @@ def stories():
     name = flag(words, 'workdir') or flag(words, 'topology') or '/tmp/digits'
     found.setdefault(name.removeprefix('/tmp/'), []).append(words)
   for name, group in found.items():
+    if flag(group[0], 'workdir') and 'train' not in map(mode_of, group):
+      continue  # Of a run that no tier trains.
     marks = [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
     # Training comes first.
     group.sort(key=lambda words: mode_of(words) != 'train')
@@ -155,6 +157,10 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('commands')
   for name in ('photo.png', 'another.png'):
     Image.new('RGB', (64, 64), (200, 100, 50)).save(folder / name)
+  for name in ('low/zero', 'low/one', 'high/five', 'high/six'):
+    (folder / 'pngs' / name).mkdir(parents=True)
+    for i in range(50):
+      Image.new('L', (8, 8), 5 * i).save(folder / 'pngs' / name / f'{i}.png')
   (folder / 'queries.txt').write_text('a red circle\n')
   with wave.open(str(folder / 'clip.wav'), 'wb') as clip:
     clip.setparams((1, 2, 16000, 0, 'NONE', ''))
@@ -176,7 +182,9 @@ def call(folder, datasets_dir, main_environment):
       words[1] = str(ROOT / 'main.py')
       words = [re.sub('=(configs|crossattn_jax)/', rf'={ROOT}/\1/', word) for word in words]
     if mode == 'train':
-      words += [*TRAINED, f'--config.dataset.data_dir={datasets_dir}']
+      words += TRAINED
+      if not flag(words, 'config.dataset.data_dir'):
+        words.append(f'--config.dataset.data_dir={datasets_dir}')
       if experiment(config).dataset.name.startswith('shape_scenes/'):
         words += ['--config.dataset.name=shape_scenes/tiny']
     elif mode == 'compile':
@@ -193,9 +201,10 @@ def call(folder, datasets_dir, main_environment):
 @pytest.mark.parametrize('story', list(stories()))
 def test_what_needs_nothing_from_elsewhere_runs(story, call):
   for words in story:
-    teacher = flag(words, 'config.task.distillation.teacher_weights')
-    if teacher:
-      call(next(other for _, other in COMMANDS if flag(other, 'workdir') == teacher))
+    for key in ('config.task.distillation.teacher_weights', 'config.weights'):
+      run = flag(words, key) or ''
+      if run.startswith('/tmp/'):
+        call(next(other for _, other in COMMANDS if flag(other, 'workdir') == run))
     call(words)
 
 
