@@ -40,7 +40,7 @@ def missing_table(folder: str | os.PathLike[str], masks: Sequence[str]) -> Value
     labels, holds = _labels_in(masks[:_SEEN_MASKS], 'label'), 'value'
   except label_maps.ColorsError:
     labels, holds = _labels_in(masks[:_SEEN_MASKS], 'color'), 'color'
-  rows = [f'#{label:06x},' if holds == 'color' else f'{label},' for label in sorted(labels)]
+  rows = [f'#{label:06x},' if holds == 'color' else f'{label:g},' for label in sorted(labels)]
   more = f'\n... ({len(rows) - _SHOWN_ROWS} more)' if len(rows) > _SHOWN_ROWS else ''
   path = pathlib.Path(folder, FILES[0])
   return ValueError(

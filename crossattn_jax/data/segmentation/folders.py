@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import os
 import pathlib
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import sources, splits
 
 IMAGES = 'images'
@@ -93,10 +94,13 @@ def _split_folders(root: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib
         f'{" or ".join(repr(str(place(kind))) for kind in MASKS)}; there is {found}'
       )
     return place(IMAGES), masks[0]
-  raise ValueError(
-    f'{str(root)!r} has no images of split {name!r}, but of '
-    f'{sources.shown(find_splits(root)) or "none"}; expected {IMAGES}/SPLIT and {MASKS[0]}/SPLIT, '
-    f'SPLIT/{IMAGES} and SPLIT/{MASKS[0]}, or {IMAGES} and {MASKS[0]}'
+  there = find_splits(root)
+  raise config_errors.UnknownName(
+    f'{str(root)!r} has no images of split {name!r}, but of {sources.shown(there) or "none"}; '
+    f'expected {IMAGES}/SPLIT and {MASKS[0]}/SPLIT, SPLIT/{IMAGES} and SPLIT/{MASKS[0]}, or '
+    f'{IMAGES} and {MASKS[0]}',
+    name,
+    there,
   )
 
 
