@@ -250,4 +250,7 @@ def _parse_flags(args: Sequence[str]) -> list[str]:
 
 
 if __name__ == '__main__':
+  # Ctrl-C ends the program at once where nothing else takes the signal. As an exception it might
+  # come out of a compilation, after which the process crashes.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   app.run(main, flags_parser=_parse_flags)

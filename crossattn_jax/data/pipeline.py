@@ -9,6 +9,7 @@ an example depends on (seed, position) only.
 import abc
 from collections.abc import Callable, Hashable, Iterable, Sequence
 import functools
+import signal
 from typing import Any, TypeVar
 
 from absl import flags, logging
@@ -353,6 +354,13 @@ def batches(
     iterator = iterator.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=config.num_workers, per_worker_buffer_size=max(1, config.prefetch)
-      )
+      ),
+      worker_init_fn=_ignore_interrupts,
     )
   return iterator
+
+
+def _ignore_interrupts(worker: int, num_workers: int) -> None:
+  """A terminal sends Ctrl-C to the workers too, but they end when their program says so."""
+  del worker, num_workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

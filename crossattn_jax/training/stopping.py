@@ -1,10 +1,12 @@
 """How a run ends before its last step: on a signal, or because it no longer improves."""
 
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from etils import epath
@@ -16,6 +18,8 @@ from crossattn_jax.training import messages, metric_writers
 
 # The exit status of a program that SIGINT ended, as shells count.
 _QUIT = 128 + signal.SIGINT
+# A program that starts this one, such as `timeout`, may pass a Ctrl-C on that both received.
+_SECONDS_BETWEEN = 0.2
 
 
 class Interrupted(SystemExit):
@@ -41,7 +45,7 @@ class StopSignal:
   def __init__(self) -> None:
     self.unsaved = False
     self._requested = False
-    self._interrupts = 0
+    self._last_interrupt = -math.inf
     self._interactive = hasattr(sys, 'ps1')
 
   def __enter__(self) -> 'StopSignal':
@@ -86,19 +90,27 @@ class StopSignal:
         self._receive(byte[0])
 
   def _receive(self, number: int) -> None:
-    first, self._requested = not self._requested, True
-    self._interrupts += number == signal.SIGINT
-    if number == signal.SIGINT and (self._interrupts > 1 or not self.unsaved):
-      if self._interactive:
-        raise KeyboardInterrupt
-      messages.say(
-        f'quit; what was saved is kept, and this continues:\n  {messages.this_command()}'
-      )
-      os._exit(_QUIT)
-    if first:
+    again = self._requested
+    if number == signal.SIGINT:
+      previous, self._last_interrupt = self._last_interrupt, time.monotonic()
+      if self._last_interrupt - previous < _SECONDS_BETWEEN:
+        return
+      if previous > -math.inf or not self.unsaved:
+        self._quit()
+    self._requested = True
+    if not again:
       messages.say('stopping: this step is finished and saved; Ctrl-C again quits at once')
       if jax.process_count() > 1:
         os.kill(os.getpid(), signal.SIGTERM)
+
+  def _quit(self) -> None:
+    if self._interactive:
+      raise KeyboardInterrupt
+    command = messages.this_command()
+    messages.say(f'quit; what was saved is kept, and this continues:\n  {command}')
+    for worker in multiprocessing.active_children():
+      worker.kill()
+    os._exit(_QUIT)
 
 
 def without_improvement(workdir: epath.Path, metric: str, mode: str) -> int:

@@ -1,0 +1,100 @@
+"""One run at a time writes into a workdir; what storage refuses is said in one line."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from etils import epath
+import pytest
+
+from crossattn_jax.training import workdir as workdir_lib
+
+# Holds the lock of a folder until it is killed.
+HOLD = """
+import sys, time
+from etils import epath
+from crossattn_jax.training import workdir
+with workdir.lock(epath.Path(sys.argv[1])):
+  print('held', flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_and_names_the_first(tmp_path):
+  workdir = epath.Path(tmp_path)
+  with workdir_lib.lock(workdir):
+    name = rf'in use by process {os.getpid()} on {socket.gethostname()}, since \d{{4}}-'
+    with pytest.raises(workdir_lib.WorkdirInUse, match=name), workdir_lib.lock(workdir):
+      pass
+  with workdir_lib.lock(workdir):
+    pass
+
+
+@pytest.mark.extended
+def test_the_lock_of_a_killed_run_is_free(tmp_path, main_environment):
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(tmp_path)],
+    env=main_environment,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'held\n'
+  refused = pytest.raises(workdir_lib.WorkdirInUse, match=f'process {process.pid} on')
+  with refused, workdir_lib.lock(epath.Path(tmp_path)):
+    pass
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  with workdir_lib.lock(epath.Path(tmp_path)):
+    pass
+
+
+def test_a_bucket_is_not_locked():
+  with workdir_lib.lock(epath.Path('gs://bucket/run')):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (OSError(errno.ENOSPC, 'x'), r'run: No space left on device; free some space there'),
+    (OSError(errno.EROFS, 'x', '{workdir}/config.json'), 'Read-only file system; make it writable'),
+    (PermissionError(errno.EACCES, 'x', '{parent}'), 'Permission denied; make it writable'),
+    (FileExistsError(errno.EEXIST, 'x', '{workdir}'), 'File exists; give another --workdir'),
+    (
+      ValueError('RESOURCE_EXHAUSTED: "{workdir}/checkpoints/4": No space left on device'),
+      'No space left on device; free some space',
+    ),
+  ],
+  ids=['full', 'read-only', 'parent', 'a file', 'TensorStore'],
+)
+def test_what_storage_refuses_is_one_line_with_what_to_do(tmp_path, error, message):
+  workdir = epath.Path(tmp_path / 'run')
+  places = {'workdir': workdir, 'parent': tmp_path}
+  error.args = tuple(x.format(**places) if isinstance(x, str) else x for x in error.args)
+  if getattr(error, 'filename', None):
+    error.filename = error.filename.format(**places)
+  (workdir / 'checkpoints' / '2').mkdir(parents=True)
+  with pytest.raises(workdir_lib.StorageError, match=message) as refused:  # noqa: SIM117
+    with workdir_lib.storage_errors(workdir):
+      raise error
+  first, *rest = str(refused.value).splitlines()
+  assert first.endswith('The checkpoint of step 2 is intact; then this continues after it:')
+  assert len(rest) == 1
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    FileNotFoundError(errno.ENOENT, 'x', 'image.png'),
+    PermissionError(errno.EACCES, 'x', '/data/images/a.png'),
+    ValueError('a wrong value'),
+  ],
+  ids=str,
+)
+def test_other_errors_are_left_as_they_are(tmp_path, error):
+  with pytest.raises(type(error)) as raised, workdir_lib.storage_errors(epath.Path(tmp_path)):
+    raise error
+  assert raised.value is error
