@@ -82,6 +82,14 @@ def test_train_shows_progress_and_a_summary(trained):
   assert str(workdir) in result.stderr.splitlines()[-1]
 
 
+def test_train_ends_with_the_best_checkpoint_and_commands_that_use_it(trained):
+  workdir, result = trained
+  accuracy = history(workdir)[-1]['eval/accuracy']
+  assert f'best accuracy: {accuracy:.6g}, after step 12' in result.stderr
+  for mode in ('eval', 'predict', 'export'):
+    assert f'  python main.py --mode={mode} --workdir={workdir} --use=best' in result.stderr
+
+
 def test_eval_prints_a_table_and_json_from_the_workdir_alone(run, trained):
   workdir, _ = trained
   result = run('--mode=eval', f'--workdir={workdir}', config=False)
@@ -351,17 +359,37 @@ def start(command, environment, *arguments):
 
 
 @pytest.mark.extended
-def test_sigterm_saves_and_exits_with_status_0(command, run, main_environment, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_status_0(command, main_environment, tmp_path, number):
   workdir = tmp_path / 'run'
   arguments = (f'--workdir={workdir}', '--config.num_steps=100000')
   process = start(command, main_environment, *arguments)
   wait_for_step(process, workdir, 3)
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
+  assert 'stopping: this step is finished and saved' in errors
   assert 'the same command continues' in errors
+  assert errors.splitlines()[-1].strip() == shlex.join(command(*arguments))
   stopped = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
   assert stopped == history(workdir)[-1]['step']
+
+
+@pytest.mark.extended
+def test_an_interrupt_while_the_first_step_compiles_ends_cleanly(
+  command, main_environment, tmp_path
+):
+  environment = dict(main_environment)
+  environment.pop('JAX_COMPILATION_CACHE_DIR')
+  process = start(command, environment, f'--workdir={tmp_path}/run', '--config.num_steps=3')
+  while process.poll() is None and not (tmp_path / 'run' / 'config.json').exists():
+    time.sleep(0.01)  # Polls another process.
+  time.sleep(1)  # The step is traced and compiled in several.
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 130, errors
+  assert 'quit; what was saved is kept, and this continues:' in errors
+  assert 'Traceback' not in errors
 
 
 def kill_and_resume(command, run, environment, workdir, reference, steps, kill_at):

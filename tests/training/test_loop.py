@@ -1,7 +1,9 @@
 """The loop writes what it promises, resumes bit for bit, and stops in good order."""
 
+import itertools
 import json
 import pathlib
+import resource
 import shutil
 
 from etils import epath
@@ -15,6 +17,7 @@ from crossattn_jax.data import samples
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import errors, loop, metric_writers
+from crossattn_jax.training import workdir as workdir_lib
 
 
 def _history(workdir):
@@ -67,6 +70,124 @@ def test_an_interrupted_run_continues_bit_for_bit(tiny_config, workdir, tmp_path
     shutil.rmtree(other / 'checkpoints' / step)
   loop.train(tiny_config, other)
   assert _history(other) == _history(workdir)
+
+
+@pytest.mark.extended
+def test_another_number_of_workers_continues_at_the_same_example(tiny_config, workdir):
+  tiny_config.checkpoint.every_steps = 5
+  loop.train(tiny_config, workdir)
+  expected = _history(workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '12')
+  tiny_config.dataset.num_workers = 2
+  loop.train(tiny_config, workdir)
+  assert _history(workdir) == expected
+
+
+@pytest.mark.extended
+def test_another_batch_size_is_refused_and_changes_nothing(tiny_config, workdir):
+  tiny_config.num_steps = 4
+  loop.train(tiny_config, workdir)
+  history, saved = _history(workdir), (workdir / 'config.json').read_text()
+  for batch_size in (16, 128):
+    tiny_config.batch_size = batch_size
+    with pytest.raises(ValueError, match=rf'batch_size: 64 in the checkpoint, {batch_size} here'):
+      loop.train(tiny_config, workdir)
+  assert _history(workdir) == history
+  assert (workdir / 'config.json').read_text() == saved
+
+
+@pytest.mark.extended
+def test_an_evaluation_that_fails_loses_no_training(tiny_config, workdir, tmp_path):
+  data = tmp_path / 'images'
+  rng = np.random.default_rng(0)
+  for split, name, index in itertools.product(('train', 'val'), 'ab', range(4)):
+    file = data / split / name / f'{index}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(file)
+  corrupt = data / 'val' / 'a' / '1.png'
+  good = corrupt.read_bytes()
+  corrupt.write_bytes(good[: len(good) // 2])
+  tiny_config.dataset.update(
+    name='image_folder', data_dir=str(data), train_split='train', eval_split='val'
+  )
+  tiny_config.model.num_classes = 2
+  tiny_config.batch_size = 8
+  tiny_config.num_steps = 3
+  with pytest.raises(ValueError, match=r'1\.png') as error:
+    loop.train(tiny_config, workdir)
+  message = errors.message(error.value)
+  assert 'The training is not lost: the checkpoint of step 3 is saved' in message
+  assert f'python main.py --mode=eval --workdir={workdir}' in message
+  assert [line['step'] for line in _history(workdir)] == [1, 2, 3]
+  corrupt.write_bytes(good)
+  metrics = loop.train(tiny_config, workdir)
+  assert metrics['examples'] == 8
+  assert _history(workdir)[3] == {'step': 3} | {f'eval/{name}': metrics[name] for name in metrics}
+  # It is known from now on, and the best.
+  assert loop.train(tiny_config, workdir) == metrics
+  tiny_config.checkpoint.use = 'best'
+  assert loop.evaluate(tiny_config, workdir) == metrics
+
+
+@pytest.mark.extended
+def test_a_picture_that_fails_is_said_and_loses_nothing(tiny_config, workdir, monkeypatch, caplog):
+  def fail(*_):
+    raise RuntimeError('no font')
+
+  monkeypatch.setattr(tasks.create_task(tiny_config).Predictor, 'write_samples', fail)
+  tiny_config.num_steps = 3
+  assert loop.train(tiny_config, workdir)['examples'] == 355
+  assert 'no predictions.png: no font' in caplog.text
+
+
+@pytest.mark.extended
+def test_patience_ends_a_run_that_no_longer_improves_also_after_a_restart(
+  tiny_config, workdir, capsys
+):
+  tiny_config.evaluation.every_steps = 2
+  tiny_config.checkpoint.patience = 2
+  tiny_config.schedule.learning_rate = 1e-9
+  tiny_config.num_steps = 4
+  loop.train(tiny_config, workdir)
+  tiny_config.num_steps = 12
+  metrics = loop.train(tiny_config, workdir)
+
+  def evaluated():
+    return [line['step'] for line in _history(workdir) if 'eval/accuracy' in line]
+
+  assert evaluated() == [2, 4, 6]
+  assert 'ending early: accuracy has not improved for 2 evaluations' in capsys.readouterr().err
+  assert (workdir / 'predictions.png').exists()
+  assert loop.train(tiny_config, workdir) == metrics
+  assert evaluated() == [2, 4, 6]
+
+
+@pytest.mark.extended
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_intact(tiny_config, workdir):
+  tiny_config.checkpoint.every_steps = 3
+  tiny_config.num_steps = 3
+  loop.train(tiny_config, workdir)
+  tiny_config.num_steps = 9
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # Of a file: less than a checkpoint's arrays take, more than all else.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limits[1]))
+  try:
+    with pytest.raises(workdir_lib.StorageError, match='File too large; ') as error:
+      loop.train(tiny_config, workdir)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert 'The checkpoint of step 3 is intact' in str(error.value)
+  loop.train(tiny_config, workdir)
+  steps = [line['step'] for line in _history(workdir) if 'train/loss' in line]
+  assert steps == list(range(1, 10))
+
+
+def test_a_workdir_in_use_is_refused(tiny_config, workdir):
+  workdir.mkdir()
+  holder = workdir_lib.lock(workdir)
+  with holder, pytest.raises(workdir_lib.WorkdirInUse, match='in use by process'):
+    loop.train(tiny_config, workdir)
+  assert not (workdir / 'config.json').exists()
 
 
 @pytest.mark.extended
