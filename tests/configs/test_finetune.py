@@ -123,6 +123,8 @@ def test_sounds_of_a_folder_say_classes_and_splits(tmp_path):
   for number in range(40):
     (tmp_path / f'{number}.wav').touch()
   (tmp_path / 'train.csv').write_text('\n'.join(['file,labels', *rows]))
+  for number in range(40):
+    (tmp_path / f'{number}.wav').touch()
   config = finetune.get_config('mmvit_base_audio')
   config.dataset.data_dir = str(tmp_path)
   tasks.complete_config(config)

@@ -11,6 +11,7 @@ import pytest
 from configs import finetune
 from crossattn_jax import models, tasks
 from crossattn_jax.models import registry
+from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export, loop
 
 COLORS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
@@ -48,6 +49,7 @@ def config(tmp_path):
   config.from_scratch.update(learning_rate=0.3, num_epochs=15.0)
   config.evaluation.every_epochs = None
   config.batch_size = 8
+  config_lib.complete_images(config)
   return config
 
 

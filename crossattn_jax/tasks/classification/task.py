@@ -73,13 +73,12 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
       'expected a folder of images per class in dataset.data_dir, or in its train and val'
     )
   notes += classes
-  model, channels = config.model, len(config.dataset.mean)
-  if (
-    model.get('num_channels', channels) is None
-    and models.create_model(**model).num_channels != channels
-  ):
-    model.num_channels = channels
-    colors = {1: 'grey', 3: 'RGB'}.get(channels)
+  model, mean = config.model, config.dataset.mean
+  if mean is None or model.get('num_channels', 0) is not None:
+    return notes
+  if models.create_model(**model).num_channels != len(mean):
+    model.num_channels = len(mean)
+    colors = {1: 'grey', 3: 'RGB'}.get(len(mean))
     notes.append(f'the model takes {colors} images, as dataset.mean says')
   return notes
 
