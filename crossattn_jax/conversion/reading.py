@@ -100,12 +100,15 @@ def _no_state_dict(
   if found:
     return f'{path}: has no {which!r} weights, only {".".join(found[0][0]) or "one state dict"}'
   holds = f'{path}: holds no state dict that is recognised, but {_entries(content)}'
-  made = content.values() if isinstance(content, dict) else [content]
-  made = [type(x) for x in made if isinstance(x, torch_files.Foreign)]
+  entries = content if isinstance(content, dict) else {'': content}
+  named = [name for name, x in entries.items() if any(_state_dicts(x))]
+  if named:
+    return f'{holds}. There are weights in {" and ".join(map(repr, named))}: which={named[0]!r}'
+  made = [type(x) for x in entries.values() if isinstance(x, torch_files.Foreign)]
   foreign = {f'{kind.__module__}.{kind.__name__}' for kind in made}
   if foreign:
     return f'{path}: refused: it would have to execute {", ".join(sorted(foreign))}. {holds}'
-  return f"{holds}. which='NAME' takes the weights from the entry NAME"
+  return holds
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crossattn_jax.conversion import reading
+from crossattn_jax.conversion import reading, torch_files
 
 FILES = pathlib.Path(__file__).parent / 'files'
 X, Y = np.arange(3, dtype=np.float32), np.arange(4, dtype=np.float32)
@@ -86,8 +86,9 @@ def test_what_was_taken_is_told(tmp_path, monkeypatch):
 
 def test_an_entry_can_be_named(tmp_path, monkeypatch):
   content = {'netG': RAW, 'netD': under('module', AVERAGE)}
-  with pytest.raises(reading.CheckpointError, match=r"entries 'netG', 'netD'.*which='NAME'"):
-    read(tmp_path, monkeypatch, content)
+  options = torch_files.Foreign()
+  with pytest.raises(reading.CheckpointError, match=r"weights in 'netG' and 'netD': which='netG'"):
+    read(tmp_path, monkeypatch, content | {'args': options})
   checkpoint = read(tmp_path, monkeypatch, content, 'netD')
   np.testing.assert_array_equal(checkpoint.state['a.w'], X + 1)
   with pytest.raises(reading.CheckpointError, match="no entry 'netH', but the entries 'netG'"):
