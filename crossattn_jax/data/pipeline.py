@@ -258,6 +258,18 @@ class Examples(abc.ABC):
     rows = grain.MapDataset.range(len(slots)).map(functools.partial(self._slot, slots))
     return batches(rows, self.config, batch_size, process_index, process_count)
 
+  def sample_batch(self, count: int) -> dict[str, np.ndarray]:
+    """A batch of `count` examples, evenly spread over those that share the first one's bucket.
+
+    A split is often sorted by class. Rows are those of `eval_batches`.
+    """
+    buckets = self.buckets()
+    members = [index for index, bucket in enumerate(buckets) if bucket == buckets[0]]
+    places = np.unique(np.linspace(0, len(members) - 1, count).astype(int))
+    chosen = [members[place] for place in places] + [-1] * (count - len(places))
+    rows = [self._slot([(buckets[0], index)], 0) for index in chosen]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
   def _slot(self, slots: Sequence[tuple[Any, int]], slot: int) -> dict[str, np.ndarray]:
     bucket, index = slots[slot]
     decoded = self.read(index) if index >= 0 else None

@@ -316,7 +316,8 @@ class FilePredictor(Predictor):
 
   def write_samples(self, path: epath.Path) -> None:
     """Writes a picture with predictions for some evaluation examples."""
-    batch = dict(next(iter(self.task.eval_data(self.num_samples, 0, 1))))
+    examples = self.task.examples(self.task.config.dataset.eval_split)
+    batch = examples.sample_batch(self.num_samples)
     mask = batch.pop('mask')
     batch.pop('skipped', None)
     outputs = self.outputs(batch)

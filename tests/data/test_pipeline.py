@@ -99,6 +99,19 @@ def test_evaluation_masks_what_fills_up_and_what_cannot_be_read(config):
   assert batches[0]['number'].tolist() == [10, 11, 0]
 
 
+def test_samples_are_spread_over_a_split(config, monkeypatch):
+  config.name = 'x'
+  monkeypatch.setattr(Numbers, 'values', range(10))
+  examples = Numbers(config, 'test')
+  batch = examples.sample_batch(4)
+  assert batch['number'].tolist() == [10, 13, 16, 19]
+  assert batch['mask'].all()
+  assert examples.sample_batch(12)['mask'].tolist() == [True] * 10 + [False] * 2
+  # Only examples of one shape share a batch.
+  monkeypatch.setattr(Numbers, 'buckets', lambda self: ['a', 'b'] * 5)
+  assert examples.sample_batch(2)['number'].tolist() == [10, 18]
+
+
 def test_batches_hold_one_bucket_each_in_the_order_of_the_examples():
   slots = pipeline.bucket_slots(['a', 'b', 'a', 'a', 'b'], 2)
   assert slots == [('a', 0), ('a', 2), ('a', 3), ('a', -1), ('b', 1), ('b', 4)]
