@@ -101,7 +101,7 @@ def read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str
   """Reads the rows of a .csv file.
 
   Raises:
-    ValueError: it is not there, has no rows, or lacks a column.
+    ValueError: it is not there, has no rows, lacks a column, or a row has more or fewer entries.
   """
   if not path.is_file():
     tables = ', '.join(f'{name}.csv' for name in find_tables(path.parent))
@@ -116,9 +116,14 @@ def read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str
     rows = list(reader)
   if not rows:
     raise ValueError(f'{str(path)!r} has no rows')
-  short = next((number for number, row in enumerate(rows, 2) if None in row.values()), None)
-  if short is not None:
-    raise ValueError(f'line {short} of {str(path)!r} has too few columns')
+  for number, row in enumerate(rows, 2):
+    if None in row.values():
+      raise ValueError(f'line {number} of {str(path)!r} has too few columns')
+    if None in row:
+      raise ValueError(
+        f'line {number} of {str(path)!r} has more entries than the first line has columns; quote '
+        'those with commas, as in a.jpg,"cat,dog"'
+      )
   return rows
 
 

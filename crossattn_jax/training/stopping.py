@@ -121,14 +121,16 @@ def without_improvement(workdir: epath.Path, metric: str, mode: str) -> int:
     metric: of the evaluations.
     mode: 'max' or 'min', which is best.
   """
-  count = 0
+  count, values = 0, {}
   if jax.process_index() == 0 and (workdir / metric_writers.METRICS_FILE).exists():
     sign, best = 1 if mode == 'max' else -1, -math.inf
     for line in metric_writers.read_metrics(workdir):
-      value = line.get(f'eval/{metric}')
-      if value is not None:
-        count = 0 if sign * value > best else count + 1
-        best = max(best, sign * value)
+      if f'eval/{metric}' in line:
+        # A run that was killed after writing it evaluates the same step again.
+        values[line['step']] = sign * line[f'eval/{metric}']
+    for value in values.values():
+      count = 0 if value > best else count + 1
+      best = max(best, value)
   if jax.process_count() > 1:
     count = int(multihost_utils.broadcast_one_to_all(np.asarray(count)))
   return count

@@ -94,12 +94,14 @@ def test_tiff_is_turned_by_pillow_in_any_case(upright):
 
 
 @pytest.mark.parametrize(('upright', 'turned'), [(None, True), (True, True), (False, False)])
-def test_a_folder_of_photos_is_upright_unless_told_otherwise(tmp_path, upright, turned):
-  for name in ('a', 'b'):
-    (tmp_path / 'train' / name).mkdir(parents=True)
-    (tmp_path / 'train' / name / '0.png').write_bytes(photo(6))
+@pytest.mark.parametrize('name', ['image_folder', 'image_table'])
+def test_photos_of_ones_own_are_upright_unless_told_otherwise(tmp_path, name, upright, turned):
+  for label in ('a', 'b'):
+    (tmp_path / 'train' / label).mkdir(parents=True)
+    (tmp_path / 'train' / label / '0.png').write_bytes(photo(6))
+  (tmp_path / 'train.csv').write_text('file,labels\ntrain/a/0.png,a\n')
   config = batches.default_config()
-  config.update(name='image_folder', data_dir=str(tmp_path))
+  config.update(name=name, data_dir=str(tmp_path))
   config.decoding.upright = upright
   image, _ = batches.Examples(config, 'train').decode(0)
   assert image.size == ((4, 6) if turned else (6, 4))

@@ -40,6 +40,7 @@ def test_a_table_says_which_classes_each_file_has(folder):
     ),
     ('val', 'file,labels\n', 'has no rows'),
     ('val', 'file,labels\na.jpg,cat\nb.jpg\n', 'line 3 of .* has too few columns'),
+    ('val', 'file,labels\na.jpg,cat,dog\n', 'line 2 of .* more entries .* quote those with commas'),
     ('val', 'file,labels\na.jpg,cow\n', "val.csv gives 'a.jpg' the label 'cow', .* .'cat', 'dog'."),
     ('train[:0.001%]', None, r"has none of the 3 files: .* 'train\[:50%\]' and 'train\[50%:\]'"),
   ],

@@ -113,3 +113,9 @@ def test_evaluations_without_improvement_are_counted(tmp_path, mode, values, exp
   text = ''.join(json.dumps(line) + '\n' for line in [{'step': 0, 'train/loss': 9.0}, *lines])
   (tmp_path / 'metrics.jsonl').write_text(text)
   assert stopping.without_improvement(tmp_path, 'loss', mode) == expected
+
+
+def test_a_step_that_is_evaluated_again_counts_once(tmp_path):
+  lines = [{'step': step, 'eval/loss': value} for step, value in ((1, 2.0), (2, 3.0), (2, 3.0))]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert stopping.without_improvement(tmp_path, 'loss', 'min') == 1

@@ -133,7 +133,7 @@ class Examples(pipeline.Examples):
     super().__init__(config, split)
     # Reading a ConfigDict costs more than a small image: plain values are read once.
     options = config.augmentation
-    photos = config.name == sources.IMAGE_FOLDER
+    photos = config.name in (sources.IMAGE_FOLDER, sources.IMAGE_TABLE)
     self._decoding = image_ops.decoding_of(config, photos)
     self._no_label = np.zeros((), np.int32)
     if config.multi_label:
