@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from crossattn_jax.geometry import encoding
-from crossattn_jax.parity import adapters
+from crossattn_jax.geometry import anchors, encoding
+from crossattn_jax.parity import adapters, arguments
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
+
+
+def names(manifest: Manifest) -> list[str]:
+  """Of the recorded outputs."""
+  return [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
 
 
 @adapters.register_adapter('crossformer', 'det_box_coder')
@@ -40,3 +46,35 @@ def _box_coder(manifest: Manifest) -> adapters.Adapter:
     }
 
   return adapters.function_adapter(run, jit=True)
+
+
+def cells(c: arguments.Arguments) -> list[np.ndarray]:
+  """The anchors of a cell, per level, of a constructor of anchors or of a head with some."""
+  scales = c.get('scales') or anchors.octave_scales(
+    c.get('octave_base_scale', 4), c.get('scales_per_octave', 3)
+  )
+  # The original's anchors are of this dtype in any run.
+  dtype = np.dtype(c.get('base_anchor_dtype', 'float32'))
+  offset = c.get('center_offset', 0.0)
+  return [
+    anchors.cell_anchors(stride, scales, c['ratios'], center_offset=offset, dtype=dtype)
+    for stride in c['strides']
+  ]
+
+
+@adapters.register_adapter('crossformer', 'det_anchors_retinanet')
+@adapters.register_adapter('crossformer', 'det_anchors_rpn')
+def _anchors(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  dtype, size = np.dtype(c.get('grid_dtype', 'float32')), c['pad_shape']
+  levels = list(zip(cells(c), c['feature_sizes'], c['strides'], strict=True))
+
+  def run() -> Arrays:
+    outputs = {}
+    for level, (cell, map_size, stride) in enumerate(levels):
+      outputs[f'base{level}'] = cell
+      outputs[f'level{level}'] = anchors.grid_anchors(cell.astype(dtype), map_size, stride)
+      outputs[f'valid{level}'] = anchors.valid_anchors(size, map_size, stride, len(cell))
+    return outputs
+
+  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
