@@ -4,12 +4,11 @@ What does not fit the model is refused by name; nothing is dropped, resized or i
 asked for.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any
 
-from flax import linen as nn
 from flax import traverse_util
 import jax
 import numpy as np
@@ -139,7 +138,8 @@ def to_flax_in_part(
   lines = _report(part, state)
   fresh = [path for path in traverse_util.flatten_dict(template, sep='/') if path not in flat]
   described = correspondence.describe_model(name, module)
-  for path, leaf in _initialise(module, described, seed, fresh).items():
+  initial = correspondence.initialise(module, described.call, described.inputs, fresh, seed)
+  for path, leaf in initial.items():
     flat[path] = leaf
     lines.append(Line('', (), path, leaf.shape, _FRESH))
   return Conversion(name, overrides, traverse_util.unflatten_dict(flat, sep='/'), tuple(lines))
@@ -176,17 +176,3 @@ def write_torch(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> No
   else:
     torch = optional.require('torch')
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, path)
-
-
-def _initialise(
-  module: nn.Module, described: correspondence.Correspondence, seed: int, paths: Collection[str]
-) -> dict[str, np.ndarray]:
-  # Compiled, the initialisation of everything else is never computed.
-  @jax.jit
-  def wanted(inputs):
-    variables = module.init(jax.random.key(seed), inputs, method=described.call)
-    flat = traverse_util.flatten_dict(dict(variables), sep='/')
-    return {path: flat[path] for path in paths}
-
-  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in described.inputs.items()}
-  return jax.tree.map(np.asarray, wanted(zeros))

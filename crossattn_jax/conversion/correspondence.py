@@ -5,7 +5,7 @@ between the names of the parameters, the originals' inputs, the taps. Converting
 comparing use it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import fnmatch
 import importlib
@@ -13,7 +13,9 @@ import pkgutil
 from typing import Any
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
+import numpy as np
 
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion import systems
@@ -167,6 +169,26 @@ def model_template(
     lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
   )
   return {name: tree for name, tree in variables.items() if name != 'intermediates'}
+
+
+def initialise(
+  module: nn.Module,
+  call: Callable[[nn.Module, Arrays], Any],
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
+  paths: Collection[str],
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Initial values of a module's variables at the paths, collection first."""
+
+  # Compiled, the initialisation of everything else is never computed.
+  @jax.jit
+  def initial(inputs):
+    variables = module.init(jax.random.key(seed), inputs, method=call)
+    flat = traverse_util.flatten_dict(dict(variables), sep='/')
+    return {path: flat[path] for path in paths}
+
+  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in inputs.items()}
+  return jax.tree.map(np.asarray, initial(zeros))
 
 
 def model_mapping(

@@ -438,16 +438,7 @@ def initialise(
 ) -> dict[str, np.ndarray]:
   """Initial values of the variables at the paths, collection first."""
   call, inputs = _trial(name, module)
-
-  # Compiled, the initialisation of everything else is never computed.
-  @jax.jit
-  def initial(inputs):
-    variables = module.init(jax.random.key(seed), inputs, method=call)
-    flat = traverse_util.flatten_dict(dict(variables), sep='/')
-    return {path: flat[path] for path in paths}
-
-  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in inputs.items()}
-  return jax.tree.map(np.asarray, initial(zeros))
+  return correspondence.initialise(module, call, inputs, paths, seed)
 
 
 def _trial(name: str, module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:

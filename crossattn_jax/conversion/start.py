@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import linen as nn
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.conversion import convert, correspondence
@@ -38,13 +35,14 @@ def start_from_classifier(
   """
   overrides = {**(overrides or {}), 'num_classes': num_classes}
   module = registry.create_model(name, **overrides)
-  rules = correspondence.describe_model(name, module).classifier_rules
+  described = correspondence.describe_model(name, module)
+  rules = described.classifier_rules
   if not rules:
     raise mapping_lib.MappingError(f'{name} is no network that starts from a classifier')
-  template = _template(module)
+  template = correspondence.model_template(module, described.call, described.inputs)
   prefix, flat, lines, problems = 'backbone/', {}, [], []
   used, fresh = set(), []
-  for path, leaf in traverse_util.flatten_dict(dict(template), sep='/').items():
+  for path, leaf in traverse_util.flatten_dict(template, sep='/').items():
     collection, _, inner = path.partition('/')
     own = [rule for rule in rules if rule.collection == collection]
     keys = [rule.key_of(inner.removeprefix(prefix)) for rule in own]
@@ -75,18 +73,6 @@ def start_from_classifier(
       f'({len(problems)} problems):\n  ' + '\n  '.join(problems)
     )
 
-  # Compiled, the initialisation of everything else is never computed.
-  @jax.jit
-  def initial():
-    variables = module.init(jax.random.key(seed), jnp.zeros((1, *module.image_size, 3)))
-    every = traverse_util.flatten_dict(dict(variables), sep='/')
-    return {path: every[path] for path in fresh}
-
-  flat |= {path: np.asarray(value) for path, value in initial().items()}
+  flat |= correspondence.initialise(module, described.call, described.inputs, fresh, seed)
   variables = traverse_util.unflatten_dict(flat, sep='/')
   return convert.Conversion(name, overrides, variables, tuple(lines))
-
-
-def _template(module: nn.Module) -> Mapping[str, Any]:
-  image = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
-  return jax.eval_shape(module.init, jax.random.key(0), image)

@@ -33,9 +33,14 @@ WIDTHS = {
 }
 
 
+def _template(module):
+  image = jax.ShapeDtypeStruct((1, *module.image_size, 3), np.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), image)
+
+
 def _state(module):
   """A made-up checkpoint of mmsegmentation."""
-  built = mapping.build_mapping(segmentation.segmentor_rules(module), start._template(module))
+  built = mapping.build_mapping(segmentation.segmentor_rules(module), _template(module))
   rng = np.random.RandomState(0)
   return {
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
@@ -61,7 +66,7 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
   back = convert.to_torch(name, conversion.variables, conversion.overrides)
   assert set(back) == set(state)
   assert all(np.array_equal(back[key], state[key]) for key in state)
-  template = start._template(module)
+  template = _template(module)
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   kernel = conversion.variables['params']['decoder']
   kernel = kernel['decoder']['classifier'] if head == 'semantic_fpn' else kernel['classifier']
@@ -73,9 +78,7 @@ def test_a_checkpoint_says_which_head_it_has_and_how_wide(name, head):
 def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
   fields = {'image_size': (64, 64), **SMALL[name]}
   classifier = models.create_model(name, num_classes=3, **fields)
-  built = mapping.build_mapping(
-    correspondence.backbone_rules(classifier), start._template(classifier)
-  )
+  built = mapping.build_mapping(correspondence.backbone_rules(classifier), _template(classifier))
   rng = np.random.RandomState(0)
   state = {
     entry.torch_key: rng.standard_normal(entry.torch_shape).astype(np.float32)
@@ -83,7 +86,7 @@ def test_a_classifier_gives_the_backbone_of_a_segmentor(name):
   }
   composite = f'{name}+semantic_fpn'
   conversion = start.start_from_classifier(composite, state, 7, fields)
-  template = start._template(models.create_model(composite, num_classes=7, **fields))
+  template = _template(models.create_model(composite, num_classes=7, **fields))
   assert jax.tree.map(np.shape, conversion.variables) == jax.tree.map(np.shape, dict(template))
   taken = {line.torch_key for line in conversion.report if line.torch_key and line.flax_path}
   dropped = {line.torch_key for line in conversion.report if line.action.startswith('dropped')}
