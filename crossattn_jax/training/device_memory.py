@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from crossattn_jax import tasks
 from crossattn_jax.training import experiment as experiment_lib
@@ -71,7 +73,7 @@ def free(device: jax.Device) -> int | None:
 
 
 def check_step(experiment: experiment_lib.Experiment) -> None:
-  """Refuses a training step that needs more memory than is free beside the state.
+  """Refuses a training step that needs more memory than is free beside the state, on any process.
 
   Args:
     experiment: whose state is on the devices; its step is compiled.
@@ -82,7 +84,11 @@ def check_step(experiment: experiment_lib.Experiment) -> None:
   device = experiment.mesh.local_devices[0]
   available, state = free(device), _bytes(experiment.abstract_state)
   needed = Memory.of(experiment.compiled_step).total - state
-  if available is None or needed <= available:
+  available = math.inf if available is None else available
+  if jax.process_count() > 1:
+    # All processes go on, or none does.
+    available = float(multihost_utils.process_allgather(np.float32(available)).min())
+  if needed <= available:
     return
   # Gradients are as large as parameters; the rest is the batch's.
   fixed = _bytes(experiment.abstract_state.params)
