@@ -34,3 +34,9 @@ class UnknownName(ValueError):
     super().__init__(message)
     self.name = name
     self.nearest = next(iter(difflib.get_close_matches(str(name), sorted(known), n=1)), None)
+
+
+def near_names(name: str, known: Iterable[str], count: int = 1) -> str:
+  """Asks whether a similar name was meant, for a message; empty where none is similar."""
+  near = difflib.get_close_matches(str(name), sorted(known), n=count)
+  return f'did you mean {" or ".join(map(repr, near))}? ' if near else ''

@@ -6,13 +6,13 @@ stages. `register` adds others.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 
+from crossattn_jax import config_errors
 from crossattn_jax.attention import (
   bi_level_routing,
   block_grid_attention,
@@ -106,8 +106,7 @@ def find_builder(kind: str) -> Builder:
     ValueError: nothing is.
   """
   if kind not in _builders:
-    near = difflib.get_close_matches(kind, _builders, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
+    hint = config_errors.near_names(kind, _builders)
     raise ValueError(f'unknown attention {kind!r}; {hint}known: {", ".join(list_attentions())}')
   return _builders[kind]
 

@@ -6,7 +6,6 @@ wants and what to do with an image that cannot be read.
 
 import collections
 from collections.abc import Iterable, Sequence
-import difflib
 import functools
 import os
 from typing import Any, TypeVar
@@ -112,16 +111,11 @@ def bare_name(name: str) -> str:
   return name.split('/')[0].split(':')[0]
 
 
-def near_names(name: str, known: Iterable[str], count: int = 1) -> str:
-  """Asks whether a similar name was meant; empty where none is similar."""
-  near = difflib.get_close_matches(name, sorted(known), n=count)
-  return f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
-
-
 def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> config_errors.UnknownName:
   """The error for a name that is none of a task's data sets."""
   return config_errors.UnknownName(
-    f'unknown dataset {name!r}; {near_names(name, known)}known for {purpose}: {", ".join(known)}',
+    f'unknown dataset {name!r}; {config_errors.near_names(name, known)}known for {purpose}: '
+    f'{", ".join(known)}',
     name,
     known,
   )

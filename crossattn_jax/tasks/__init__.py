@@ -1,6 +1,5 @@
 """Tasks: what a model is trained to do. Each stands in a folder of its own name, in `task.py`."""
 
-import difflib
 import importlib
 import pkgutil
 import types
@@ -30,8 +29,7 @@ __all__ = [
 def _module(name: str) -> types.ModuleType:
   known = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
   if name not in known:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
+    hint = config_errors.near_names(name, known)
     message = f'unknown task {name!r}; {hint}known tasks: {", ".join(known)}'
     raise config_errors.UnknownName(message, name, known)
   return importlib.import_module(f'{__name__}.{name}.task')

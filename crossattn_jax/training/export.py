@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import contextlib
-import difflib
 import json
 import pathlib
 import shutil
@@ -16,7 +15,7 @@ from jax import export as jax_export
 import ml_collections
 import numpy as np
 
-from crossattn_jax import parallel, tasks
+from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
@@ -120,8 +119,7 @@ def export_model(
 def _check(platforms: Sequence[str], batch_size: int | None) -> None:
   for platform in platforms:
     if platform not in PLATFORMS:
-      near = difflib.get_close_matches({'gpu': 'cuda'}.get(platform, platform), PLATFORMS, n=1)
-      hint = f'did you mean {near[0]!r}? ' if near else ''
+      hint = config_errors.near_names({'gpu': 'cuda'}.get(platform, platform), PLATFORMS)
       raise ExportError(
         f'unknown platform {platform!r}; {hint}known platforms: {", ".join(PLATFORMS)}'
       )

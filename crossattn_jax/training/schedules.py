@@ -6,7 +6,6 @@ of that step. Time is counted in integers up to the last division, so that step 
 """
 
 from collections.abc import Callable
-import difflib
 import itertools
 
 import jax
@@ -166,8 +165,7 @@ def _create_decay(
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
   """Raises UnknownName for a name that is not known, with one that is near, and all."""
   if name not in known:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
+    hint = config_errors.near_names(name, known)
     raise config_errors.UnknownName(
       f'unknown {what} {name!r}; {hint}known: {", ".join(known)}', name, known
     )

@@ -95,7 +95,7 @@ def create_source(
     if bare in known:
       raise
     raise config_errors.UnknownName(
-      f'unknown dataset {name!r}; {sources.near_names(bare, known, 3)}expected {DIGITS!r}, '
+      f'unknown dataset {name!r}; {config_errors.near_names(bare, known, 3)}expected {DIGITS!r}, '
       f'{IMAGE_FOLDER!r}, {IMAGE_TABLE!r} or a dataset of TFDS '
       '(tfds.list_builders(with_community_datasets=False) shows all)',
       name,
