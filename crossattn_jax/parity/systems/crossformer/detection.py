@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.geometry import anchors, encoding
+from crossattn_jax.geometry import anchors, assignment, boxes, encoding
 from crossattn_jax.parity import adapters, arguments
 
 Manifest = Mapping[str, Any]
@@ -30,14 +31,14 @@ def _box_coder(manifest: Manifest) -> adapters.Adapter:
 
   def run(src: jax.Array, dst: jax.Array, deltas: jax.Array) -> Arrays:
     def decode(image_size):
-      boxes = encoding.decode(
+      decoded = encoding.decode(
         src[:, None],
         deltas.reshape(-1, classes, 4),
         image_size=image_size,
         wh_ratio_clip=ratio,
         **coder,
       )
-      return boxes.reshape(deltas.shape)
+      return decoded.reshape(deltas.shape)
 
     return {
       'encoded': encoding.encode(src, dst, **coder),
@@ -75,6 +76,37 @@ def _anchors(manifest: Manifest) -> adapters.Adapter:
       outputs[f'base{level}'] = cell
       outputs[f'level{level}'] = anchors.grid_anchors(cell.astype(dtype), map_size, stride)
       outputs[f'valid{level}'] = anchors.valid_anchors(size, map_size, stride, len(cell))
+    return outputs
+
+  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
+
+
+def assigner(c: arguments.Arguments) -> dict[str, Any]:
+  """The thresholds of a configured MaxIoUAssigner."""
+  c.ignore('type', 'gpu_assign_thr', 'iou_calculator')
+  c.ignore('ignore_iof_thr', 'ignore_wrt_candidates')  # The cases have no boxes to ignore.
+  return {
+    'positive': c['pos_iou_thr'],
+    'negative': c['neg_iou_thr'],
+    'min_positive': c.get('min_pos_iou', 0.0),
+    'low_quality': c.get('match_low_quality', True),
+    'all_best': c.get('gt_max_assign_all', True),
+  }
+
+
+@adapters.register_adapter('crossformer', 'det_max_iou_assign')
+def _assignment(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  assigners = {name: assigner(c[name]) for name in c}
+
+  def run(gt: jax.Array, anchors: jax.Array, proposals: jax.Array) -> Arrays:
+    outputs = {'iou': boxes.iou(gt[:, None], proposals)}
+    is_truth = jnp.ones(len(gt), bool)
+    for name, thresholds in assigners.items():
+      overlaps = boxes.iou(gt[:, None], proposals if name == 'rcnn' else anchors)
+      assigned, best = assignment.max_iou_assignment(overlaps, is_truth, **thresholds)
+      # The original counts objects from 1; 0 is background, -1 ignored.
+      outputs |= {f'{name}/gt_inds': assigned + 1, f'{name}/max_overlaps': best}
     return outputs
 
   return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
