@@ -1,5 +1,7 @@
 """Training starts from weights of any kind: what is taken, fresh, frozen, and what is refused."""
 
+import shutil
+
 from etils import epath
 import jax
 import numpy as np
@@ -16,15 +18,28 @@ def setup(config):
   return experiment_lib.setup(config, steps_per_epoch=10)
 
 
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """Where the run is kept, and its variables once it is there."""
+  return {'workdir': tmp_path_factory.mktemp('saved') / 'run'}
+
+
 @pytest.fixture
-def run(tiny_config, tmp_path):
+def run(tiny_config, saved, tmp_path):
   """A run with an average: config and checkpoints 4 and 8, without training."""
   tiny_config.ema.decay = 0.9
   tiny_config.dataset.class_names = tuple('abcdefghij')
-  workdir = tmp_path / 'run'
-  workdir.mkdir()
-  config_lib.save(tiny_config, epath.Path(workdir / 'config.json'))
-  state = setup(tiny_config).init_state()
+  if 'variables' not in saved:
+    saved['workdir'].mkdir()
+    config_lib.save(tiny_config, epath.Path(saved['workdir'] / 'config.json'))
+    saved['variables'] = _save_checkpoints(tiny_config, saved['workdir'])
+  tiny_config.ema.decay = 0.0
+  shutil.copytree(saved['workdir'], tmp_path / 'run')
+  return tmp_path / 'run', saved['variables']
+
+
+def _save_checkpoints(config, workdir):
+  state = setup(config).init_state()
   state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.variables))
   checkpointer = checkpoints.Checkpointer(
     workdir / 'checkpoints', keep_last=2, keep_best=2, best_metric='accuracy'
@@ -34,8 +49,7 @@ def run(tiny_config, tmp_path):
     checkpointer.save(step, state.replace(ema=ema))
     checkpointer.add_metrics(step, {'accuracy': accuracy})
   checkpointer.close()
-  tiny_config.ema.decay = 0.0
-  return workdir, jax.device_get(state.variables)
+  return jax.device_get(state.variables)
 
 
 @pytest.mark.parametrize(
