@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.geometry import anchors, assignment, boxes, encoding
+from crossattn_jax.geometry import anchors, assignment, boxes, encoding, suppression
 from crossattn_jax.parity import adapters, arguments
 
 Manifest = Mapping[str, Any]
@@ -108,5 +108,29 @@ def _assignment(manifest: Manifest) -> adapters.Adapter:
       # The original counts objects from 1; 0 is background, -1 ignored.
       outputs |= {f'{name}/gt_inds': assigned + 1, f'{name}/max_overlaps': best}
     return outputs
+
+  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
+
+
+@adapters.register_adapter('crossformer', 'det_multiclass_nms')
+def _suppression(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  options = {
+    'iou_threshold': c['iou_threshold'],
+    'score_threshold': c['score_thr'],
+    'max_boxes': c['max_num'],
+  }
+  found = manifest['shapes']['out/scores'][0]  # The original returns as many as there are.
+
+  def run(boxes: jax.Array, scores: jax.Array) -> Arrays:
+    scores = scores[:, :-1]  # The last column is the background's.
+    count, classes = scores.shape
+    if boxes.shape[1] > 4:
+      boxes = boxes.reshape(count, classes, 4)
+    rows, labels, best = suppression.multiclass_suppression(boxes, scores, **options)
+    rows, labels = rows[:found], labels[:found]
+    chosen = boxes[rows, labels] if boxes.ndim == 3 else boxes[rows]
+    indices = rows * classes + labels
+    return {'boxes': chosen, 'scores': best[:found], 'labels': labels, 'indices': indices}
 
   return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
