@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from crossattn_jax import config_errors, models, tasks
 from crossattn_jax.data import sources
-from crossattn_jax.training import optimizers, schedules, suggestions
+from crossattn_jax.training import checkpoints, optimizers, schedules, suggestions
 
 ConfigError = config_errors.ConfigError
 
@@ -363,7 +363,8 @@ def refuse_other_classes(config: ml_collections.ConfigDict, workdir: epath.Path)
   Raises:
     ConfigError: the message names those that differ.
   """
-  if not any((workdir / 'checkpoints').glob('[0-9]*')) or not (workdir / 'config.json').exists():
+  begun = bool(checkpoints.find_steps(workdir / 'checkpoints'))
+  if not begun or not (workdir / 'config.json').exists():
     return
   there, here = (
     each.dataset.get('class_names') for each in (load(workdir / 'config.json'), config)

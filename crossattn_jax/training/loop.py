@@ -103,12 +103,12 @@ def _show_uses(checkpointer: checkpoints.Checkpointer, workdir: epath.Path) -> N
     messages.say('  ' + messages.command_for(mode, workdir, *use, *flags))
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path) -> dict[str, float]:
+def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> dict[str, float]:
   """Evaluates `config.weights`, or else the checkpoint that `config.checkpoint.use` names.
 
   Args:
     config: of the experiment.
-    workdir: of the run.
+    workdir: of the run; None where `config.weights` says what to evaluate.
 
   Returns:
     The task's metrics.
@@ -226,7 +226,7 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
 
   Args:
     experiment: which model.
-    workdir: of a run.
+    workdir: of a run; None where `config.weights` is given.
 
   Returns:
     Variables on the devices of the experiment's mesh.
@@ -262,7 +262,7 @@ def _restore_or_init(
   experiment: experiment_lib.Experiment, checkpointer: checkpoints.Checkpointer
 ) -> state_lib.TrainState:
   """The state to go on from."""
-  frozen = weights.load_frozen(experiment)
+  frozen = weights.load_frozen(experiment, messages.say)
   expected = _fingerprints(frozen)
   sharding = parallel.replicated(experiment.mesh)
   abstract = jax.tree.map(

@@ -119,25 +119,14 @@ def complete_config(
     ValueError: the weights cannot be read, or are of another model.
   """
   notes, run = [], None
-  begun = workdir is not None and any((workdir / 'checkpoints').glob('[0-9]*'))
+  begun = workdir is not None and bool(checkpoints.find_steps(workdir / 'checkpoints'))
   if classes:
     if begun and config_lib.load(workdir / 'config.json').weights == config.weights:
       config.weights = None  # With which the run began.
     config_lib.take_classes(config, workdir)
     begun = False
   if config.get('weights') is not None:
-    source = str(workdir) if begun else config.weights
-    folder, _ = _run(source)
-    if folder is not None:
-      run = config_lib.load(folder / 'config.json')
-      (name, saved), names = config_lib.model_fields(run), run.dataset.get('class_names', ())
-    else:
-      opened = _open_file(source, *config_lib.model_fields(config), config.weights_which)
-      name, saved, names = opened.name, opened.overrides, opened.class_names
-      if source in published.SOURCES:
-        names = names or _published_classes(name, saved)
-      if opened.report and with_data:
-        names = ()
+    run, name, saved, names = _saved(config, str(workdir) if begun else config.weights, with_data)
     if classes and run is not None and name == config.model.name:
       config_lib.copy_classes(run, config)
     if classes:
@@ -163,6 +152,24 @@ def complete_config(
   return notes
 
 
+def _saved(
+  config: ml_collections.ConfigDict, source: str, with_data: bool
+) -> tuple[ml_collections.ConfigDict | None, str, Mapping[str, Any], tuple[str, ...]]:
+  """The run that weights are of, if any, and their network: its name, overrides and classes."""
+  folder, _ = _run(source)
+  if folder is not None:
+    run = config_lib.load(folder / 'config.json')
+    return run, *config_lib.model_fields(run), tuple(run.dataset.get('class_names', ()))
+  fields = config_lib.model_fields(config)
+  opened = _open_file('config.weights', source, *fields, config.weights_which)
+  names = opened.class_names
+  if source in published.SOURCES:
+    names = names or _published_classes(opened.name, opened.overrides)
+  if opened.report and with_data:
+    names = ()
+  return None, opened.name, opened.overrides, names
+
+
 def _published_classes(name: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
   """Those of ImageNet, where published weights have as many; else nobody says them."""
   count = getattr(models.create_model(name, **saved), 'num_classes', None)
@@ -170,15 +177,15 @@ def _published_classes(name: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _take_classes(
-  config: ml_collections.ConfigDict, name: str, saved: Mapping[str, Any], names: Iterable[str]
+  config: ml_collections.ConfigDict, name: str, saved: Mapping[str, Any], names: tuple[str, ...]
 ) -> None:
   if 'class_names' not in config.dataset or name != config.model.name:
     return
   if names and not config.dataset.class_names:
-    config.dataset.class_names = tuple(names)
+    config.dataset.class_names = names
   if config.model.get('num_classes', 0) is None:
     with config.unlocked():
-      config.model.num_classes = saved.get('num_classes') or len(tuple(names)) or None
+      config.model.num_classes = saved.get('num_classes') or len(names) or None
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,7 +303,7 @@ def _open(
   folder, use = _run(source)
   if folder is not None:
     return _open_run(folder, use, which, experiment.mesh)
-  opened = _open_file(source, network.name, network.overrides, which)
+  opened = _open_file(network.key, source, network.name, network.overrides, which)
   if opened.report:
     # Names in others' files are for people, and written in many ways.
     return dataclasses.replace(opened, class_names=())
@@ -304,12 +311,12 @@ def _open(
 
 
 def _open_file(
-  source: str, name: str, overrides: Mapping[str, Any], which: str
+  key: str, source: str, name: str, overrides: Mapping[str, Any], which: str
 ) -> opening.OpenedWeights:
   if source not in published.SOURCES and not os.path.exists(source):
     raise config_lib.ConfigError(
-      f'config.weights={source!r} does not exist: give the workdir of a run, a file or folder of '
-      f'weights, or one of {", ".join(published.SOURCES)}'
+      f'{key}={source!r} does not exist: give the workdir of a run, a file or folder of weights, '
+      f'or one of {", ".join(published.SOURCES)}'
     )
   overrides = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
   # Read twice at the beginning of a run, for the config and for the arrays.

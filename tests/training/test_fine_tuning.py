@@ -158,7 +158,7 @@ def test_without_weights_images_are_the_models(tiny_config):
 
 def test_weights_that_are_not_there_are_named(tiny_config):
   tiny_config.weights = '/nowhere'
-  with pytest.raises(config_lib.ConfigError, match=r"'/nowhere' does not exist: .*official"):
+  with pytest.raises(config_lib.ConfigError, match=r"config.weights='/nowhere' does not exist"):
     weights.complete_config(tiny_config)
 
 
