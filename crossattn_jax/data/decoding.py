@@ -56,7 +56,10 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
 
 
 def size(file, upright=False):
-  """(height, width) of an image, as `decode` would return it; only the header is read."""
+  """(height, width) of an image, as `decode` would return it; only the header is read.
+
+  Those that are larger than Pillow's own limit need `allow`.
+  """
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     with Image.open(file) as image:
@@ -70,10 +73,15 @@ def orientation(image):
   return image.getexif().get(0x0112, 1)
 
 
-def _open(file, max_pixels):
+def allow(max_pixels):
+  """Lets Pillow open images of up to so many pixels, in this process."""
   if max_pixels > MAX_PIXELS:
-    # The limit at which Pillow gives up counts for the process; it is twice this one.
+    # Pillow gives up at twice this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+
+
+def _open(file, max_pixels):
+  allow(max_pixels)
   too_large = f'more pixels than dataset.decoding.max_pixels={max_pixels}, which can be raised'
   try:
     with warnings.catch_warnings():

@@ -116,6 +116,9 @@ def test_a_huge_image_names_the_limit_and_is_read_when_it_is_raised(monkeypatch)
   monkeypatch.setattr(decoding, 'MAX_PIXELS', 1000)
   with pytest.raises(pipeline.UnreadableError, match=r'dataset\.decoding\.max_pixels=1000'):
     image_ops.decode(data, 1, max_pixels=1000)
+  assert image_ops.size_in_header(io.BytesIO(data)) == (1, 1)
+  decoding.allow(120_000)
+  assert image_ops.size_in_header(io.BytesIO(data)) == (300, 400)
   assert image_ops.decode(data, 1, max_pixels=120_000).size == (400, 300)
 
 

@@ -9,7 +9,7 @@ from etils import epath
 import ml_collections
 import numpy as np
 
-from crossattn_jax.data import image_ops, pipeline
+from crossattn_jax.data import decoding, image_ops, pipeline
 from crossattn_jax.data.image_fusion import colors, sources
 
 # What models pad images to.
@@ -171,6 +171,7 @@ class Examples(pipeline.Examples):
 
   def buckets(self) -> list[tuple[int, int]]:
     """Padded sizes of the pairs."""
+    decoding.allow(self._decoding['max_pixels'])
     where = self.config.name, self.split, self.config.data_dir
     sizes = pipeline.image_sizes(sources.create_source, *where, self._decoding['upright'])
     return [_rounded(size, self.config) for size in sizes]

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import image_ops, pipeline
+from crossattn_jax.data import decoding, image_ops, pipeline
 from crossattn_jax.data.segmentation import (
   augmentation,
   label_maps,
@@ -292,6 +292,7 @@ class Examples(pipeline.Examples):
 
   def buckets(self) -> list[_Bucket]:
     """Shapes that hold each example."""
+    decoding.allow(self._decoding['max_pixels'])
     where = self.config.name, self.split, self.config.data_dir
     sizes = pipeline.image_sizes(sources.create_source, *where, self._decoding['upright'])
     return [_bucket(size, self.config) for size in sizes]
