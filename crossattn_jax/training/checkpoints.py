@@ -535,6 +535,8 @@ def _check_stream(
   if not changed:
     return
   workdir = path.parent.parent
+  another = [f'--config={workdir}/config.json'] if messages.config_is_of_workdir() else []
+  another += ['--workdir=ANOTHER_WORKDIR', f'--config.weights={workdir}']
   hint = '; config.accumulation_steps takes a batch in pieces' if 'batch_size' in changed else ''
   raise CheckpointMismatch(
     f'step {metadata["step"]} of {workdir} stands for other examples than it would here:\n  '
@@ -542,7 +544,7 @@ def _check_stream(
     + f'\nContinue with what it was{hint}:\n  '
     + messages.this_command(*(f'--config.{key}={there[key]}' for key in changed))
     + '\nor begin another run from its weights:\n  '
-    + messages.this_command('--workdir=ANOTHER_WORKDIR', f'--config.weights={workdir}')
+    + messages.this_command(*another)
   )
 
 
@@ -560,6 +562,7 @@ def _warn_of_config(
   if metadata['config'] is None or config is None:
     return
   there, here = _flat(metadata['config']), _flat(_plain(config))
+  here.pop('weights', None)  # With which a run began, and which it does not need again.
   changed = [
     f'{key}: {there[key]!r} in the checkpoint, {here[key]!r} here'
     for key in here

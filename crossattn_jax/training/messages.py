@@ -1,5 +1,6 @@
 """What a run says to the person at the terminal, and commands to paste that go on from there."""
 
+import re
 import shlex
 import sys
 
@@ -25,6 +26,11 @@ def this_command(*flags: str) -> str:
   if hasattr(sys, 'ps1'):
     return ' '.join(['the same call', *flags])
   return shlex.join([*sys.orig_argv, *flags])
+
+
+def config_is_of_workdir() -> bool:
+  """Whether `this_command` leaves the config to the workdir, and so needs one for another."""
+  return not any(re.match(r'--?config(=|$)', argument) for argument in sys.orig_argv)
 
 
 def command_for(mode: str, workdir: epath.PathLike, *flags: str) -> str:

@@ -77,6 +77,7 @@ def setup(
   if mesh is not None:
     checks.run(experiment_lib.check_batch_sizes, mesh)
   notes += checks.run(weights.complete_config, workdir) or []
+  checks.run(config_lib.complete_images)  # Weights that cannot be read leave them open.
   if with_data:
     found = checks.run(tasks.complete_config)
     notes += found or []

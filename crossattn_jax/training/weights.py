@@ -136,6 +136,7 @@ def complete_config(
       for field, value in fitting.inherit(name, saved, *config_lib.model_fields(config)).items()
       if config.model.get(field) is None and not _OF_THE_RUN.fullmatch(field)
     }
+    _check_fields(config, source, name, _plain(taken))
     with config.unlocked(), config.ignore_type():
       config.model.update(_plain(taken))
     if taken:
@@ -186,6 +187,21 @@ def _take_classes(
   if config.model.get('num_classes', 0) is None:
     with config.unlocked():
       config.model.num_classes = saved.get('num_classes') or len(names) or None
+
+
+def _check_fields(
+  config: ml_collections.ConfigDict, source: str, name: str, taken: Mapping[str, Any]
+) -> None:
+  """Refuses weights of a model whose fields mean nothing, or something else, to that wanted."""
+  wanted, given = config_lib.model_fields(config)
+  try:
+    models.create_model(wanted, **{**given, **taken})
+  except (TypeError, ValueError) as error:
+    if name == wanted:
+      raise
+    raise config_lib.ConfigError(
+      f'config.weights={source!r} is of {name!r}, not of {wanted!r}'
+    ) from error
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -320,6 +320,7 @@ def test_another_model_name_is_refused_and_other_differences_are_listed(saved, c
     saved.restore(abstract(make_state()), config)
   config.model.name = 'tiny'
   config.lr = 0.2
+  config.weights = None
   config.key_of_a_later_version = False
   with caplog.at_level(logging.WARNING):
     assert saved.restore(abstract(make_state()), config).step == 20
@@ -328,7 +329,10 @@ def test_another_model_name_is_refused_and_other_differences_are_listed(saved, c
   assert 'key_of_a_later_version' not in caplog.text
 
 
-def test_steps_of_another_batch_size_or_order_are_refused_with_commands_that_go_on(tmp_path):
+def test_steps_of_another_batch_size_or_order_are_refused_with_commands_that_go_on(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr('sys.orig_argv', ['python', 'main.py', '--config', 'own.py'])
   config = ml_collections.ConfigDict(
     {'batch_size': 8, 'seed': 0, 'dataset': {'name': 'digits', 'train_split': 'train'}}
   )
@@ -343,7 +347,13 @@ def test_steps_of_another_batch_size_or_order_are_refused_with_commands_that_go_
   assert f'step 24 of {tmp_path} stands for other examples' in message
   assert 'batch_size: 8 in the checkpoint, 16 here' in message
   assert message.count(' --config.batch_size=8 --config.seed=0\n') == 1
-  assert f'--workdir=ANOTHER_WORKDIR --config.weights={tmp_path}' in message
+  another = f'--workdir=ANOTHER_WORKDIR --config.weights={tmp_path}'
+  assert message.endswith(f'python main.py --config own.py {another}')
+  monkeypatch.setattr('sys.orig_argv', ['python', 'main.py', f'--workdir={tmp_path}'])
+  with pytest.raises(checkpoints.CheckpointMismatch) as error:
+    checkpointer.restore(abstract(make_state()), changed)
+  # Another workdir has no config yet.
+  assert str(error.value).endswith(f' --config={tmp_path}/config.json {another}')
   # To evaluate, they are the same parameters.
   assert checkpointer.restore_partial(abstract(make_state()), config=changed).step == 24
   checkpointer.close()

@@ -162,6 +162,16 @@ def test_weights_that_are_not_there_are_named(tiny_config):
     weights.complete_config(tiny_config)
 
 
+def test_a_run_of_another_system_is_refused_before_its_fields_are_taken(run):
+  workdir, _ = run
+  config = config_lib.default_config()
+  config.model = models.model_config('swiftformer_xs')
+  config.weights = str(workdir)
+  with pytest.raises(config_lib.ConfigError, match="is of 'crossvit_tiny_240', not of 'swiftfor"):
+    weights.complete_config(config)
+  assert config.model.depths is None
+
+
 def test_the_weights_that_a_run_began_with_are_no_longer_evaluated(run, tiny_config):
   workdir, _ = run
   config = config_lib.load(epath.Path(workdir / 'config.json'))

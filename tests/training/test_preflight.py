@@ -240,3 +240,14 @@ def test_a_folder_of_which_nothing_is_known_is_one_problem(tiny_config, mesh):
   tiny_config.dataset.update(name='image_folder', data_dir=None, train_split=None, eval_split=None)
   with pytest.raises(ValueError, match=r"^'image_folder' needs dataset.data_dir: the folder"):
     preflight.setup(tiny_config, mesh)
+
+
+def test_weights_that_are_not_there_hide_nothing_of_images_that_follow_them(tiny_config, mesh):
+  change(tiny_config, {'weights': 'nowhere.pth', 'checkpoint.best_metric': 'acuracy'})
+  with tiny_config.ignore_type():
+    tiny_config.dataset.image_size = None
+  with pytest.raises(preflight.SeveralProblems) as raised:
+    preflight.setup(tiny_config, mesh)
+  first, second = str(raised.value).splitlines()[1:3]
+  assert "config.weights='nowhere.pth' does not exist" in first
+  assert "best_metric='acuracy' is not among" in second
