@@ -39,9 +39,9 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
   """
   image = _open(io.BytesIO(data), max_pixels)
   image.load()
+  deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM')
   if upright:
     image = ImageOps.exif_transpose(image)
-  deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM')
   if levels is not None and (deep or image.mode in _DEPTHS):
     image = _scaled(np.asarray(image, np.float64), *levels)
   elif deep:

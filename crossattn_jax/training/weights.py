@@ -126,7 +126,8 @@ def complete_config(
     config_lib.take_classes(config, workdir)
     begun = False
   if config.get('weights') is not None:
-    run, name, saved, names = _saved(config, str(workdir) if begun else config.weights, with_data)
+    source = str(workdir) if begun else config.weights
+    run, name, saved, names = _saved(config, source, with_data)
     if classes and run is not None and name == config.model.name:
       config_lib.copy_classes(run, config)
     if classes:

@@ -46,7 +46,9 @@ def test_a_frame_of_16_bits_decodes_equally_from_every_format():
   color = np.stack([LEVELS] * 3, axis=-1)
   files = [encode(LEVELS, 'png'), encode(LEVELS, 'tiff'), pgm(LEVELS), png_of_16_bit_colors(color)]
   for data in files:
-    np.testing.assert_array_equal(np.asarray(image_ops.decode(data, 1)), LEVELS >> 8)
+    for upright in (False, True):
+      image = image_ops.decode(data, 1, upright=upright)
+      np.testing.assert_array_equal(np.asarray(image), LEVELS >> 8)
   np.testing.assert_array_equal(image_ops.decode(pgm(LEVELS >> 4, 4095), 1), LEVELS >> 8)
 
 
