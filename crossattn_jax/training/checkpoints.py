@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import fingerprints, messages
+from crossattn_jax.training import files, fingerprints, messages
 
 _STATE = 'state'
 _METADATA = 'metadata'
@@ -181,9 +181,7 @@ class Checkpointer:
       path = self.directory / str(step)
       metadata = _read_metadata(path) | {'metrics': self._metrics[step]}
       file = path / _METADATA / _METADATA
-      replacement = file.with_name(_METADATA + '.tmp')
-      replacement.write_text(json.dumps(_with_checksum(metadata)))
-      replacement.replace(file)
+      files.replace_text(file, json.dumps(_with_checksum(metadata)))
     for surplus in set(steps) - self._preserved(steps):
       self._open().delete(surplus)
 

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from crossattn_jax import config_errors, models, tasks
 from crossattn_jax.data import sources
-from crossattn_jax.training import checkpoints, optimizers, schedules, suggestions
+from crossattn_jax.training import checkpoints, files, optimizers, schedules, suggestions
 
 ConfigError = config_errors.ConfigError
 
@@ -308,7 +308,7 @@ def model_fields(config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any]
 
 def save(config: ml_collections.ConfigDict, path: epath.Path) -> None:
   """Writes a config as JSON."""
-  path.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+  files.replace_text(path, json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def load(path: epath.Path) -> ml_collections.ConfigDict:

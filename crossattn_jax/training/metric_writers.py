@@ -22,6 +22,8 @@ import rich.table
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
+from crossattn_jax.training import files
+
 METRICS_FILE = 'metrics.jsonl'
 _FLUSH_SECONDS = 10.0
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
@@ -82,9 +84,7 @@ class MetricWriter:
     if not self._active or not self._path.exists():
       return
     kept = [line for line in _complete_lines(self._path) if json.loads(line)['step'] <= step]
-    replacement = self._path.with_name(METRICS_FILE + '.tmp')
-    replacement.write_text(''.join(kept))
-    replacement.replace(self._path)
+    files.replace_text(self._path, ''.join(kept))
 
   def close(self) -> None:
     """Flushes and closes the TensorBoard events."""

@@ -1,7 +1,6 @@
 """Sources of labelled audio: random access to encoded clips by index."""
 
 from collections.abc import Sequence
-import difflib
 import io
 import math
 import os
@@ -13,7 +12,7 @@ import ml_collections
 import numpy as np
 from scipy.io import wavfile
 
-from crossattn_jax.data import label_tables, pipeline, splits
+from crossattn_jax.data import label_tables, pipeline, sources, splits
 from crossattn_jax.data.audio import spectrogram
 from crossattn_jax.data.scenes import tones
 
@@ -78,11 +77,8 @@ def create_source(
     if data_dir is None:
       raise ValueError(f'{WAV_FOLDER!r} needs data_dir: the folder that holds {split}.csv')
     return WavFolder(data_dir, split, class_names)
-  (near,) = difflib.get_close_matches(name, (TONES, WAV_FOLDER), n=1, cutoff=0.0)
-  raise ValueError(
-    f'unknown audio dataset {name!r}; did you mean {near!r}? there are {TONES!r} and '
-    f"{WAV_FOLDER!r}; TFDS's audio needs TensorFlow: write it as .wav files"
-  )
+  # Those of TFDS need TensorFlow, even to be read.
+  raise sources.unknown_dataset(name, [TONES, WAV_FOLDER], 'sounds (others as .wav files)')
 
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:

@@ -64,7 +64,7 @@ def test_audioset_s_table_gives_the_classes_their_order_and_names(folder):
     (('wav_folder', 'validation'), 'no table .*validation.csv.*; there are eval.csv, train.csv'),
     (('tones', 'validation'), "'tones' has no split 'validation'; it has train, test"),
     (('wav_folder', 'other'), "gives 'low.wav' the label 'buzz'"),
-    (('tone', 'train'), "unknown audio dataset 'tone'; did you mean 'tones'"),
+    (('tone', 'train'), "unknown dataset 'tone'; did you mean 'tones'"),
   ],
   ids=['table', 'split', 'label', 'name'],
 )
