@@ -227,3 +227,64 @@ def test_a_recipe_may_have_other_numbers(vary, compute):
   manifest = vary('crossformer/lr_schedules', {'cosine': {**cosine, 'steps': [0, 5]}})
   outputs, _ = compute(manifest)
   np.testing.assert_allclose(outputs['cosine/lr'], [1e-6, (0.1 + 1e-5) / 2], rtol=1e-12)
+
+
+def _stored(case):
+  with np.load(REFERENCE / f'{case}.npz') as arrays:
+    names = [name for name in arrays if name.startswith('input/')]
+    return {name.removeprefix('input/'): arrays[name].astype(np.float64) for name in names}
+
+
+def test_boxes_are_encoded_by_any_statistics(vary, compute):
+  stored, means, stds = _stored('det_box_coder'), [0.5, 0, -1, 0], [0.1, 0.2, 0.5, 1]
+  recorded, _ = compute(vary('crossformer/det_box_coder'), **stored)
+  changes = {'target_means': means, 'target_stds': stds, 'wh_ratio_clip': 1.0, 'image': [60, 90]}
+  outputs, _ = compute(vary('crossformer/det_box_coder', changes), **stored)
+  np.testing.assert_allclose(outputs['encoded'], (recorded['encoded'] - means) / stds)
+  sides = lambda boxes: boxes[:, 2:] - boxes[:, :2]
+  np.testing.assert_allclose(sides(outputs['decoded_noclip']), sides(stored['src']))
+  np.testing.assert_allclose(
+    outputs['decoded'], np.clip(outputs['decoded_noclip'], 0, [90, 60, 90, 60])
+  )
+
+
+def test_anchors_have_any_scales_and_centres(vary, compute):
+  recorded, _ = compute(vary('crossformer/det_anchors_rpn'))
+  changes = {'scales': [8, 16], 'center_offset': 0.5}
+  outputs, _ = compute(vary('crossformer/det_anchors_rpn', changes))
+  np.testing.assert_array_equal(outputs['base1'][::2], recorded['base1'] + 4)
+  np.testing.assert_array_equal(outputs['base1'][1::2], 2 * recorded['base1'] + 4)
+  np.testing.assert_array_equal(outputs['valid1'], np.repeat(recorded['valid1'], 2))
+
+
+def test_boxes_are_assigned_by_any_thresholds(vary, compute):
+  strict = {'pos_iou_thr': 2.0, 'neg_iou_thr': 0.0, 'min_pos_iou': 0.0}
+  manifest = vary(
+    'crossformer/det_max_iou_assign',
+    {
+      'retina': strict | {'gt_max_assign_all': False},
+      'rpn': strict | {'match_low_quality': False},
+      'rcnn': strict | {'neg_iou_thr': 1.1},
+    },
+  )
+  outputs, _ = compute(manifest, **_stored('det_max_iou_assign'))
+  assert sorted(outputs['retina/gt_inds'])[-6:] == [-1, 1, 2, 3, 4, 5]
+  assert set(outputs['rpn/gt_inds']) == {-1}
+  assert set(outputs['rcnn/gt_inds']) == {0, 1, 2, 3, 4, 5}
+
+
+def test_suppression_has_any_thresholds(vary, compute):
+  stored = _stored('det_multiclass_nms')
+
+  def scores(**changes):
+    manifest = vary('crossformer/det_multiclass_nms', changes)
+    manifest['shapes']['out/scores'] = [200]
+    found = compute(manifest, **stored)[0]['scores']
+    return found[found > 0]
+
+  recorded = scores(max_num=200)
+  assert len(recorded) > 30
+  np.testing.assert_array_equal(scores(max_num=10), recorded[:10])
+  np.testing.assert_array_equal(scores(max_num=200, score_thr=0.4), recorded[recorded > 0.4])
+  every = np.sort(stored['scores'][:, :-1], axis=None)[::-1]
+  np.testing.assert_array_equal(scores(max_num=240, iou_threshold=1.0), every[every > 0.15][:200])

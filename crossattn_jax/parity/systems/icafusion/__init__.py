@@ -1,0 +1,1 @@
+"""ICAFusion and its original."""

@@ -1,0 +1,1 @@
+"""The sketch localizer (LocFormer) and its original."""

@@ -1,0 +1,43 @@
+import pathlib
+
+import numpy as np
+import pytest
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'icafusion'
+
+
+@pytest.fixture
+def prediction():
+  with np.load(REFERENCE / 'nms_multi_label.npz') as arrays:
+    return arrays['input/prediction'].astype(np.float64)
+
+
+def detections(outputs):
+  """Those of the first image: rows of corners, confidence, class."""
+  return outputs['det0'][: int(outputs['count'][0])]
+
+
+def test_suppression_honours_every_argument(vary, compute, prediction):
+  def run(**changes):
+    manifest = vary('icafusion/nms_multi_label', changes)
+    manifest['shapes']['out/det0'] = [300, 6]
+    return detections(compute(manifest, prediction=prediction)[0])
+
+  recorded = run()
+  np.testing.assert_array_equal(run(max_det=20), recorded[:20])
+  np.testing.assert_array_equal(run(conf_thres=0.5), recorded[recorded[:, 4] > 0.5])
+  assert len(run(iou_thres=0.3)) < len(recorded) < len(run(iou_thres=0.9))
+  assert len(run(agnostic=True)) < len(recorded)
+  best = run(multi_label=False, iou_thres=1.0)
+  scores = prediction[0, :, 5:] * prediction[0, :, 4:5]
+  scores = np.where(prediction[0, :, 4:5] > 0.25, scores, 0)
+  np.testing.assert_array_equal(
+    np.sort(best[:, 4]), np.sort(scores.max(axis=1)[scores.max(axis=1) > 0.25])
+  )
+
+
+def test_complete_iou_honours_eps(vary, compute):
+  boxes = np.array([[5.0, 5.0, 4.0, 2.0]])
+  manifest = vary('icafusion/op_ciou', {'eps': 0.5})
+  outputs, _ = compute(manifest, pred_xywh=boxes, target_xywh=boxes)
+  np.testing.assert_allclose(outputs['ciou'], [8 / (10 + 10 - 8 + 0.5)])
