@@ -110,7 +110,7 @@ class Tensor:
       UnreadableTorchFile: it is damaged.
     """
     integers = (self.offset, *self.shape, *self.strides)
-    if any(type(number) is not int or number < 0 for number in integers):
+    if any(type(number) is not int or not 0 <= number <= sys.maxsize for number in integers):
       raise UnreadableTorchFile('a tensor has no sensible shape')
     last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
     if math.prod(self.shape) and last >= self.storage.size:
