@@ -19,7 +19,7 @@ from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training import loop
+from crossattn_jax.training import loop, messages
 from crossattn_jax.training import weights as weights_lib
 
 PLATFORMS = ('cpu', 'tpu', 'cuda')
@@ -73,7 +73,7 @@ def export_model(
     FileNotFoundError: there is no such checkpoint.
   """
   _check(platforms, batch_size)
-  weights_lib.complete_config(config, workdir, classes=True, with_data=False)
+  messages.say(*weights_lib.complete_config(config, workdir, classes=True, with_data=False))
   # One device holds the model, whatever mesh trained it; no data set is needed to count steps.
   mesh = parallel.create_mesh(devices=jax.local_devices()[:1])
   experiment = experiment_lib.setup(

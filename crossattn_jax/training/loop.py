@@ -65,7 +65,7 @@ def train(
   started = time.monotonic()
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(stopping.StopSignal())
-    experiment = preflight.setup(config, mesh, workdir, say=messages.say)
+    experiment = preflight.setup(config, mesh, workdir)
     stack.enter_context(workdir_lib.storage_errors(workdir))
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(workdir_lib.lock(workdir))
@@ -114,10 +114,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> d
     The task's metrics.
   """
   config_lib.validate(config)
-  for note in weights.complete_config(config, workdir, classes=True):
-    messages.say(note)
-  for note in tasks.complete_config(config):
-    messages.say(note)
+  messages.say(*weights.complete_config(config, workdir, classes=True))
+  messages.say(*tasks.complete_config(config))
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
@@ -152,8 +150,7 @@ def predict(
     FileNotFoundError: there is no input.
     ValueError: no input can be read, or the config says how in a way that cannot be.
   """
-  for note in weights.complete_config(config, workdir, classes=True, with_data=False):
-    messages.say(note)
+  messages.say(*weights.complete_config(config, workdir, classes=True, with_data=False))
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
     config, _mesh_here(config), steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
@@ -237,7 +234,7 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
   """
   config = experiment.config
   if config.weights is not None:
-    return weights.load(experiment, config.weights, messages.say)
+    return weights.load(experiment, config.weights)
   if workdir is None:
     raise config_lib.ConfigError('give --workdir, or --config.weights=FILE')
   with contextlib.closing(_checkpointer(experiment, workdir)) as checkpointer:
@@ -262,7 +259,7 @@ def _restore_or_init(
   experiment: experiment_lib.Experiment, checkpointer: checkpoints.Checkpointer
 ) -> state_lib.TrainState:
   """The state to go on from."""
-  frozen = weights.load_frozen(experiment, messages.say)
+  frozen = weights.load_frozen(experiment)
   expected = _fingerprints(frozen)
   sharding = parallel.replicated(experiment.mesh)
   abstract = jax.tree.map(
@@ -282,7 +279,7 @@ def _restore_or_init(
     return restored.state.replace(frozen=frozen)
   state = experiment.init_state().replace(frozen=frozen)
   if experiment.config.weights is not None:
-    state = weights.start_from(experiment, state, experiment.config.weights, messages.say)
+    state = weights.start_from(experiment, state, experiment.config.weights)
   return state
 
 

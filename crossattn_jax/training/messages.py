@@ -8,10 +8,10 @@ from etils import epath
 import jax
 
 
-def say(message: str) -> None:
-  """Tells the person at the terminal, once for all processes."""
-  if jax.process_index() == 0:
-    print(message, file=sys.stderr, flush=True)
+def say(*messages: str) -> None:
+  """Tells the person at the terminal, a line each, once for all processes."""
+  if messages and jax.process_index() == 0:
+    print(*messages, sep='\n', file=sys.stderr, flush=True)
 
 
 def this_command(*flags: str) -> str:

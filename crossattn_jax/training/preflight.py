@@ -16,7 +16,7 @@ import optax
 from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training import weights
+from crossattn_jax.training import messages, weights
 
 _T = TypeVar('_T')
 
@@ -44,18 +44,17 @@ def setup(
   workdir: epath.Path | None = None,
   *,
   with_data: bool = True,
-  say: Callable[[str], None] = logging.info,
 ) -> experiment_lib.Experiment:
   """Builds an experiment to train, or says all that is wrong with it.
 
   What solves a problem is in place for the checks that follow: they check the flags of the message.
 
   Args:
-    config: of the experiment. What only the data can say is filled in, see `tasks.complete_config`.
+    config: of the experiment. What only the data can say is filled in, which is said; see
+      `tasks.complete_config`.
     mesh: over all devices as the config says by default.
     workdir: of the run, where there is one.
     with_data: whether the data set is at hand.
-    say: takes what was filled in.
 
   Returns:
     The experiment, its step traced. No array has been made.
@@ -103,8 +102,7 @@ def setup(
     raise checks.error()
   with config.unlocked():
     config.update(checks.config)
-  for note in notes + checks.fitted:
-    say(note)
+  messages.say(*notes, *checks.fitted)
   _warn_of_image_size(experiment)
   return experiment
 

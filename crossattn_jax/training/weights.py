@@ -1,6 +1,6 @@
 """Weights from a run or from a file, for evaluation and to start from."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ import os
 import re
 from typing import Any
 
-from absl import logging
 from etils import epath
 from flax import traverse_util
 import jax
@@ -21,12 +20,10 @@ from crossattn_jax.conversion import fitting, opening, published
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.data.classification import imagenet
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import checkpoints, patterns
+from crossattn_jax.training import checkpoints, messages, patterns
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import state as state_lib
-
-Say = Callable[[str], None]
 
 # Of a model: what data or a run decide, whatever the weights were trained with.
 _OF_THE_RUN = re.compile(
@@ -209,13 +206,12 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
   return {field: tuple(x) if isinstance(x, list) else x for field, x in fields.items()}
 
 
-def load(experiment: experiment_lib.Experiment, source: str, say: Say = logging.info) -> Any:
-  """Reads variables to evaluate: from a file, a folder or another run's workdir.
+def load(experiment: experiment_lib.Experiment, source: str) -> Any:
+  """Reads variables to evaluate: from a file, a folder or another run's workdir; says what it took.
 
   Args:
     experiment: which model.
     source: as `config.weights` has it.
-    say: takes what was taken and what was changed, line by line.
 
   Returns:
     Variables on the devices of the experiment's mesh.
@@ -224,15 +220,14 @@ def load(experiment: experiment_lib.Experiment, source: str, say: Say = logging.
     FileNotFoundError: there is no such file or checkpoint.
     ConfigError: the weights are of another model; the message names the arrays that differ.
   """
-  return _load(_network(experiment), experiment, str(source), say)
+  return _load(_network(experiment), experiment, str(source))
 
 
-def load_frozen(experiment: experiment_lib.Experiment, say: Say = logging.info) -> dict[str, Any]:
+def load_frozen(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   """Reads the variables of the task's frozen models, each from its own file or run.
 
   Args:
     experiment: whose task names them.
-    say: as in `load`.
 
   Returns:
     Variables by the model's name in the task, on the devices of the experiment's mesh.
@@ -250,7 +245,7 @@ def load_frozen(experiment: experiment_lib.Experiment, say: Say = logging.info) 
       )
     abstract = experiment.abstract_state.frozen[name]
     network = _Network(model.config_key, model.name, model.overrides, abstract)
-    loaded[name] = _load(network, experiment, model.weights, say)
+    loaded[name] = _load(network, experiment, model.weights)
   return loaded
 
 
@@ -258,7 +253,6 @@ def start_from(
   experiment: experiment_lib.Experiment,
   state: state_lib.TrainState,
   source: str,
-  say: Say = logging.info,
 ) -> state_lib.TrainState:
   """Replaces the variables of an initial state, and the average, by loaded ones.
 
@@ -266,7 +260,6 @@ def start_from(
     experiment: which model.
     state: initial; what the weights do not have stays as it is there.
     source: as `config.weights` has it.
-    say: takes what was taken and what became of the rest, line by line.
 
   Returns:
     The state to start from.
@@ -290,7 +283,7 @@ def start_from(
       f'config.freeze holds {len(frozen)} arrays that config.weights={source!r} does not give and '
       f'that would stay untrained, such as {frozen[0].partition("/")[2]!r}: leave them out of it'
     )
-  _tell(opened, fitted, say)
+  _tell(opened, fitted)
   variables = _on_devices(fitted, network.abstract, _by_path(state.variables))
   params = variables['params']
   model_state = {name: tree for name, tree in variables.items() if name != 'params'}
@@ -299,7 +292,7 @@ def start_from(
   return state.replace(params=params, model_state=model_state, ema=ema)
 
 
-def _load(network: _Network, experiment: experiment_lib.Experiment, source: str, say: Say) -> Any:
+def _load(network: _Network, experiment: experiment_lib.Experiment, source: str) -> Any:
   """Variables of which nothing starts fresh."""
   opened = _open(source, network, experiment)
   fitted = _fit(network, opened, source)
@@ -309,7 +302,7 @@ def _load(network: _Network, experiment: experiment_lib.Experiment, source: str,
       'add: train with these weights first, or take the classes and settings they have:\n  '
       + '\n  '.join(fitted.lines())
     )
-  _tell(opened, fitted, say)
+  _tell(opened, fitted)
   return _on_devices(fitted, network.abstract)
 
 
@@ -423,11 +416,9 @@ def _fit(
     raise config_lib.ConfigError(f'{network.key}={source!r} {problem}. {error}') from error
 
 
-def _tell(opened: opening.OpenedWeights, fitted: fitting.Fitted, say: Say) -> None:
+def _tell(opened: opening.OpenedWeights, fitted: fitting.Fitted) -> None:
   first, *rest = fitted.lines()
-  say(f'weights: {opened.told}: {first}')
-  for line in rest:
-    say(f'  {line}')
+  messages.say(f'weights: {opened.told}: {first}', *(f'  {line}' for line in rest))
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -56,15 +56,15 @@ def _save_checkpoints(config, workdir):
   ('suffix', 'which', 'added'), [('', 'auto', 9), ('@best', 'ema', 5), ('@4', 'raw', 0)]
 )
 def test_a_run_gives_the_checkpoint_and_the_average_that_are_meant(
-  run, tiny_config, suffix, which, added
+  run, tiny_config, suffix, which, added, capsys
 ):
   workdir, saved = run
   tiny_config.weights_which = which
-  said = []
-  loaded = weights.load(setup(tiny_config), f'{workdir}{suffix}', said.append)
+  loaded = weights.load(setup(tiny_config), f'{workdir}{suffix}')
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y + added, rtol=1e-6), loaded, saved)
-  assert f'step {8 if not suffix else 4}' in said[0]
-  assert ('its average' in said[0]) == bool(added)
+  said = capsys.readouterr().err
+  assert f'step {8 if not suffix else 4}' in said
+  assert ('its average' in said) == bool(added)
 
 
 @pytest.mark.extended
@@ -85,26 +85,29 @@ def test_an_average_begins_at_weights_without_one(run, tiny_config, tmp_path):
     weights.load(setup(tiny_config), str(workdir))
 
 
-def test_other_classes_start_as_the_seed_says_and_the_same_ones_in_their_order(run, tiny_config):
+def test_other_classes_start_as_the_seed_says_and_the_same_ones_in_their_order(
+  run, tiny_config, capsys
+):
   workdir, saved = run
   tiny_config.weights_which = 'raw'
   tiny_config.dataset.class_names = tuple('jihgfedcba')
-  said = []
   experiment = setup(tiny_config)
-  state = weights.start_from(experiment, experiment.init_state(), str(workdir), said.append)
+  state = weights.start_from(experiment, experiment.init_state(), str(workdir))
   kernel = state.params['head_0']['kernel']
   np.testing.assert_array_equal(kernel, saved['params']['head_0']['kernel'][:, ::-1])
+  said = capsys.readouterr().err.splitlines()
   assert said[1] == '  head_0, head_1: reordered, the same classes in another order'
 
   tiny_config.dataset.class_names = ('x', 'y', 'z')
   tiny_config.model.num_classes = 3
   experiment = setup(tiny_config)
   initial = experiment.init_state()
-  state = weights.start_from(experiment, initial, str(workdir), said.append)
+  state = weights.start_from(experiment, initial, str(workdir))
   np.testing.assert_array_equal(
     state.params['head_0']['kernel'], initial.params['head_0']['kernel']
   )
   np.testing.assert_array_equal(state.params['norm_0']['scale'], saved['params']['norm_0']['scale'])
+  said = capsys.readouterr().err.splitlines()
   assert said[-1] == '  head_0, head_1: fresh, 10 classes in the weights, 3 here'
   # Nothing is trained in an evaluation.
   with pytest.raises(config_lib.ConfigError, match=r'only training could.*\n.*\n.*fresh, 10 c'):

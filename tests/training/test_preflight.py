@@ -215,24 +215,25 @@ def test_training_does_not_begin_with_a_problem(tiny_config, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_batch_and_warm_up_are_fitted_to_few_examples_where_that_is_asked_for(tiny_config, mesh):
+def test_batch_and_warm_up_are_fitted_to_few_examples_where_that_is_asked_for(
+  tiny_config, mesh, capsys
+):
   changes = {'batch_size': 5000, 'schedule.warmup_steps': 20, 'dataset.train_split': 'train[:90]'}
   change(tiny_config, changes)
   with pytest.raises(preflight.SeveralProblems):
     preflight.setup(tiny_config, mesh)
   tiny_config.fit_to_data = True
-  said = []
-  preflight.setup(tiny_config, mesh, say=said.append)
+  preflight.setup(tiny_config, mesh)
   # An eighth of the images.
   assert (tiny_config.batch_size, tiny_config.schedule.warmup_steps) == (11, 1)
-  _, batch, warm_up = said
+  _, batch, warm_up = capsys.readouterr().err.splitlines()
   assert batch.startswith('fitted: batch_size=11, since config.batch_size=5000, but an epoch of ')
   assert 'has 90 examples' in batch
   assert warm_up.startswith(
     'fitted: schedule.warmup_steps=1, since the warm-up takes 20 steps but '
   )
   tiny_config.dataset.train_split = 'train[:5]'
-  preflight.setup(tiny_config, mesh, say=said.append)
+  preflight.setup(tiny_config, mesh)
   assert tiny_config.batch_size == 5
 
 
