@@ -74,11 +74,10 @@ def test_padded_objects_and_ignored_boxes_count_for_nothing(setting):
   is_truth = np.array([True, True, False, True, False, False])
   is_candidate = np.random.RandomState(1).uniform(size=len(grid)) > 0.3
   overlaps = overlaps_of(truths, grid)
-  run = jax.vmap(functools.partial(assignment.max_iou_assignment, **SETTINGS[setting]))
-  assigned, _ = run(
-    jnp.stack([overlaps, overlaps]),
-    jnp.stack([is_truth, is_truth & False]),
-    is_candidate=jnp.stack([is_candidate, is_candidate]),
+  assigned, _ = jax.vmap(compiled(setting))(
+    np.stack([overlaps, overlaps]),
+    np.stack([is_truth, is_truth & False]),
+    is_candidate=np.stack([is_candidate, is_candidate]),
   )
   expected = plain(overlaps[is_truth][:, is_candidate], **SETTINGS[setting])
   expected = np.where(expected >= 0, np.flatnonzero(is_truth)[np.maximum(expected, 0)], expected)
@@ -111,6 +110,9 @@ def test_objects_are_proposals_of_themselves():
   np.testing.assert_array_equal(assigned, [BACKGROUND, 1, IGNORED, 0, IGNORED])
 
 
+draw = jax.jit(assignment.sample, static_argnums=(2, 3))
+
+
 @pytest.mark.parametrize(
   ('positives', 'negatives', 'drawn'),
   # Enough; few positive; few negative; none; fewer boxes than numbers.
@@ -119,7 +121,7 @@ def test_objects_are_proposals_of_themselves():
 def test_a_sample_has_the_numbers_of_each_kind(positives, negatives, drawn):
   kinds = [5] * positives + [BACKGROUND] * negatives + [IGNORED] * 3
   kinds = np.random.RandomState(0).permutation(kinds)
-  indices, is_drawn = assignment.sample(jax.random.key(0), jnp.array(kinds), 16, 0.25)
+  indices, is_drawn = draw(jax.random.key(0), kinds, 16, 0.25)
   assert indices.shape == is_drawn.shape == (16,)
   np.testing.assert_array_equal(is_drawn, np.arange(16) < sum(drawn))
   chosen = np.asarray(indices)[: sum(drawn)]
@@ -130,17 +132,17 @@ def test_a_sample_has_the_numbers_of_each_kind(positives, negatives, drawn):
 def test_every_example_has_the_same_chance():
   assigned = jnp.array([0] * 6 + [BACKGROUND] * 10 + [IGNORED] * 4)
   keys = jax.random.split(jax.random.key(3), 4000)
-  draw = jax.jit(jax.vmap(lambda key: assignment.sample(key, assigned, 8, 0.5)[0]))
-  counts = np.bincount(np.asarray(draw(keys)).reshape(-1), minlength=20) / len(keys)
+  indices, _ = jax.vmap(lambda key: draw(key, assigned, 8, 0.5))(keys)
+  counts = np.bincount(np.asarray(indices).reshape(-1), minlength=20) / len(keys)
   np.testing.assert_allclose(counts, [4 / 6] * 6 + [4 / 10] * 10 + [0] * 4, atol=0.04)
 
 
 def test_padding_behind_the_boxes_changes_no_draw():
-  assigned = jnp.array([0, BACKGROUND] * 20)
-  padded = jnp.pad(assigned, (0, 24), constant_values=IGNORED)
+  assigned = np.array([0, BACKGROUND] * 20)
+  padded = np.pad(assigned, (0, 24), constant_values=IGNORED)
   for expected, result in zip(
-    assignment.sample(jax.random.key(1), assigned, 8, 0.5),
-    assignment.sample(jax.random.key(1), padded, 8, 0.5),
+    draw(jax.random.key(1), assigned, 8, 0.5),
+    draw(jax.random.key(1), padded, 8, 0.5),
     strict=True,
   ):
     np.testing.assert_array_equal(result, expected)
@@ -160,10 +162,10 @@ def test_matching_is_the_cheapest(queries):
 
 
 def test_costs_that_are_no_numbers_end_too():
-  cost = jnp.array([[jnp.nan, 1.0], [2.0, jnp.inf], [jnp.nan, jnp.nan]])
-  matched = assignment.hungarian_matching(cost, jnp.array([True, True]))
-  np.testing.assert_array_equal(matched, [1, 0])
-  matched = assignment.hungarian_matching(cost * jnp.nan, jnp.array([True, True]))
+  cost = np.array([[np.nan, 1.0], [2.0, np.inf], [np.nan, np.nan]])
+  run, is_truth = jax.jit(assignment.hungarian_matching), np.array([True, True])
+  np.testing.assert_array_equal(run(cost, is_truth), [1, 0])
+  matched = run(cost * np.nan, is_truth)
   assert len(set(np.asarray(matched))) == 2
 
 

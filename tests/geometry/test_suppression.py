@@ -95,16 +95,15 @@ def test_images_of_a_batch_are_independent_and_padding_counts_for_nothing():
 
 
 def test_boxes_without_area_stay_and_suppress_nothing():
-  boxes = jnp.array([[3.0, 3, 3, 3], [3, 3, 3, 3], [0, 0, 6, 6], [0, 0, 6, 6], [5, 5, 2, 2]])
-  scores = jnp.array([0.9, 0.8, 0.7, 0.6, 0.5])
-  kept = suppression.non_maximum_suppression(boxes, scores, iou_threshold=0.5, max_boxes=5)
+  boxes = np.float32([[3, 3, 3, 3], [3, 3, 3, 3], [0, 0, 6, 6], [0, 0, 6, 6], [5, 5, 2, 2]])
+  scores = np.float32([0.9, 0.8, 0.7, 0.6, 0.5])
+  kept = compiled(iou_threshold=0.5, max_boxes=5)(boxes, scores)
   np.testing.assert_array_equal(kept, [0, 1, 2, 4, -1])
 
 
 def test_an_overlap_of_the_threshold_itself_stays():
-  boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 6]])
-  scores = jnp.array([0.5, 0.5, 0.5])
-  kept = suppression.non_maximum_suppression(boxes, scores, iou_threshold=0.5, max_boxes=3)
+  boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 6]])
+  kept = compiled(iou_threshold=0.5, max_boxes=3)(boxes, np.float32([0.5, 0.5, 0.5]))
   np.testing.assert_array_equal(kept, [0, 1, -1])  # 0.6 and, with the second, 0.83 are more.
 
 
