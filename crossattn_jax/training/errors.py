@@ -23,4 +23,6 @@ USER_ERRORS = (
 
 def message(error: BaseException) -> str:
   """What a user is told of an error: its message and the notes that were added on its way."""
-  return '\n'.join([str(error), *getattr(error, '__notes__', ())])
+  # Grain's is about the traceback, which is not shown.
+  notes = [note for note in getattr(error, '__notes__', ()) if 'Grain has removed' not in note]
+  return '\n'.join([str(error), *notes])

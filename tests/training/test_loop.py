@@ -118,6 +118,7 @@ def test_an_evaluation_that_fails_loses_no_training(tiny_config, workdir, tmp_pa
   message = errors.message(error.value)
   assert 'The training is not lost: the checkpoint of step 3 is saved' in message
   assert f'python main.py --mode=eval --workdir={workdir}' in message
+  assert 'Grain' not in message
   assert [line['step'] for line in _history(workdir)] == [1, 2, 3]
   corrupt.write_bytes(good)
   metrics = loop.train(tiny_config, workdir)
