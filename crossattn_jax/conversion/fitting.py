@@ -156,24 +156,9 @@ def fit(
   _adapt_kernels(saved, wanted, _channels(source), _channels(module), note)
   _resize_biases(saved, wanted, note)
 
-  problems = []
-  for path, leaf in wanted.items():
-    if path in saved and saved[path].shape != leaf.shape:
-      problems.append(f'{path}: {saved[path].shape} in the file, {leaf.shape} in the model')
-    elif path not in saved and path not in changes:
-      if (part and _top(path) != part) or _is_absent_end(path, saved):
-        note(path, 'fresh, the weights have none')
-      else:
-        problems.append(f'{path}: missing in the file, {leaf.shape} in the model')
-  for path, array in saved.items():
-    if path not in wanted and path not in changes:
-      if _is_absent_end(path, wanted):
-        note(path, 'dropped, this network has none')
-      else:
-        problems.append(f'{path}: {array.shape} in the file, none in the model')
-  for path in given.keys() - places.keys():
-    note(path, 'dropped, this network has none')
-  if problems:
+  # Their paths may be those of other arrays here.
+  dropped = [Change(p, 'dropped, this network has none') for p in given if p not in places]
+  if problems := _settle_rest(saved, wanted, part, changes, note):
     told, of = opened.told or opened.name, ''
     if opened.name != name:
       of = f' holds variables of {opened.name!r}, not of {name!r}'
@@ -189,7 +174,7 @@ def fit(
   }
   target = getattr(module, part) if part and hasattr(module, part) else module
   origins = {path: key for key, path in places.items() if path in arrays}
-  return Fitted(arrays, tuple(changes.values()), origins, tuple(_differences(source, target)))
+  return Fitted(arrays, (*changes.values(), *dropped), origins, tuple(_differences(source, target)))
 
 
 def _place(
@@ -314,6 +299,28 @@ def _channels(network: nn.Module) -> int | None:
   """Of a network's images."""
   backbone = getattr(network, 'backbone', None)
   return getattr(backbone if isinstance(backbone, nn.Module) else network, 'num_channels', None)
+
+
+def _settle_rest(
+  saved: Arrays, wanted: Mapping[str, Any], part: str, changes: Mapping[str, Change], note: Note
+) -> list[str]:
+  """Notes the ends of networks that one of both has not; returns all other differences."""
+  problems = []
+  for path, leaf in wanted.items():
+    if path in saved and saved[path].shape != leaf.shape:
+      problems.append(f'{path}: {saved[path].shape} in the file, {leaf.shape} in the model')
+    elif path not in saved and path not in changes:
+      if (part and _top(path) != part) or _is_absent_end(path, saved):
+        note(path, 'fresh, the weights have none')
+      else:
+        problems.append(f'{path}: missing in the file, {leaf.shape} in the model')
+  for path, array in saved.items():
+    if path not in wanted and path not in changes:
+      if _is_absent_end(path, wanted):
+        note(path, 'dropped, this network has none')
+      else:
+        problems.append(f'{path}: {array.shape} in the file, none in the model')
+  return problems
 
 
 def _adapt_kernels(

@@ -118,7 +118,8 @@ def complete_config(
   notes, run = [], None
   begun = workdir is not None and bool(checkpoints.find_steps(workdir / 'checkpoints'))
   if classes:
-    if begun and config_lib.load(workdir / 'config.json').weights == config.weights:
+    given = config.get('weights')
+    if begun and given and given == config_lib.load(workdir / 'config.json').weights:
       config.weights = None  # With which the run began.
     config_lib.take_classes(config, workdir)
     begun = False
