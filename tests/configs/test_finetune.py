@@ -1,6 +1,7 @@
 """Any model with classes trains on a folder that nothing is known about."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -110,6 +111,8 @@ def test_folders_that_cannot_be_trained_on_are_one_sentence(tmp_path):
   Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'one' / 'cat' / '0.png')
   assert error(None) == "'image_folder' needs dataset.data_dir: the folder of the images"
   assert error('/nowhere') == "'/nowhere' is no folder; set dataset.data_dir"
+  # A run's relative path, seen from another current folder.
+  assert error('nowhere') == f"'nowhere' is no folder in '{os.getcwd()}'; set dataset.data_dir"
   assert error(tmp_path / 'tables').endswith(
     'has no folders; expected one folder of images per class'
   )

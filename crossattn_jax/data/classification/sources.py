@@ -270,7 +270,8 @@ def class_folders(data_dir: str | os.PathLike[str], split: str) -> tuple[str, ..
     ValueError: there is no such split, or no class folder in it.
   """
   if not os.path.isdir(data_dir):
-    raise ValueError(f'{os.fspath(data_dir)!r} is no folder; set dataset.data_dir')
+    where = '' if os.path.isabs(data_dir) else f' in {os.getcwd()!r}'
+    raise ValueError(f'{os.fspath(data_dir)!r} is no folder{where}; set dataset.data_dir')
   split = splits.FolderSplit.parse(split).name
   folder = pathlib.Path(data_dir) / split
   if not folder.is_dir():
