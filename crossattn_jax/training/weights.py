@@ -296,6 +296,10 @@ def start_from(
 def _load(network: _Network, experiment: experiment_lib.Experiment, source: str) -> Any:
   """Variables of which nothing starts fresh."""
   opened = _open(source, network, experiment)
+  if _run(source)[0] is not None and opened.name != network.name:
+    raise config_lib.ConfigError(
+      f'{network.key}={source!r} is a run of {opened.name!r}, not of {network.name!r}'
+    )
   fitted = _fit(network, opened, source)
   if fitted.fresh:
     raise config_lib.ConfigError(
