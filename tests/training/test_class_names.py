@@ -13,6 +13,8 @@ from crossattn_jax.models import variables_io
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export, loop
 
+pytestmark = pytest.mark.extended
+
 COLORS = {'blue': (0, 0, 255), 'green': (0, 255, 0), 'red': (255, 0, 0)}
 
 

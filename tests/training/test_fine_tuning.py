@@ -13,6 +13,8 @@ from crossattn_jax.training import checkpoints, weights
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 
+pytestmark = pytest.mark.extended
+
 
 def setup(config):
   return experiment_lib.setup(config, steps_per_epoch=10)
@@ -67,7 +69,6 @@ def test_a_run_gives_the_checkpoint_and_the_average_that_are_meant(
   assert ('its average' in said) == bool(added)
 
 
-@pytest.mark.extended
 def test_an_average_begins_at_weights_without_one(run, tiny_config, tmp_path):
   workdir, saved = run
   path = tmp_path / 'raw.safetensors'
@@ -114,7 +115,6 @@ def test_other_classes_start_as_the_seed_says_and_the_same_ones_in_their_order(
     weights.load(experiment, str(workdir))
 
 
-@pytest.mark.extended
 def test_what_is_fresh_can_be_asked_for_and_not_frozen(run, tiny_config):
   workdir, _ = run
   tiny_config.weights_fresh = ('norm_1/.*',)
@@ -188,7 +188,6 @@ def test_the_weights_that_a_run_began_with_are_no_longer_evaluated(run, tiny_con
   assert tiny_config.weights == str(workdir)
 
 
-@pytest.mark.extended
 def test_frozen_norms_are_as_in_evaluation(tiny_config, image_batch):
   with tiny_config.unlocked():
     tiny_config.model = models.model_config(

@@ -288,6 +288,7 @@ def test_a_best_metric_that_does_not_exist_is_refused_with_those_that_do(tiny_co
     loop.train(tiny_config, workdir)
 
 
+@pytest.mark.extended
 def test_weights_predict_without_a_run_and_imagenet_s_classes_have_names(tiny_config, tmp_path):
   tiny_config.dataset.name = 'imagenet2012'
   tiny_config.model.num_classes = 1000
