@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from crossattn_jax.layers import conv_norm, convolution, resize
 
 # He et al. 2015 (arXiv 1502.01852) by the outputs: std sqrt(2 / (channels * side^2)).
-_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 _leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.01)
 
 
@@ -46,7 +46,7 @@ class Style:
     if self.corner_aligned:
       kwargs = {'activation': _leaky_relu, **kwargs}
     else:
-      kwargs = {'kernel_init': _KAIMING_FAN_OUT, **kwargs}
+      kwargs = {'kernel_init': KAIMING_FAN_OUT, **kwargs}
     return conv_norm.ConvNorm(
       channels, side, absolute_scale=self.activated_norm, **kwargs, **self.types
     )

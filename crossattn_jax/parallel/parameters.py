@@ -24,6 +24,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
   (r'.*/(query|key|value)/bias', ('tensor', None)),
   (r'.*/out/kernel', ('tensor', None, 'fsdp')),
   (r'.*/fc1/kernel', ('fsdp', 'tensor')),
+  (r'.*/fc1/kernel', (None, None, 'fsdp', 'tensor')),  # Of maps, a detector's.
   (r'.*/fc1/bias', ('tensor',)),
   (r'.*/fc2/kernel', ('tensor', 'fsdp')),
 )

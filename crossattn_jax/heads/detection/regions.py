@@ -1,0 +1,171 @@
+"""Regions of the second stage: from which it learns, and the objects that it makes of them.
+
+Source: Faster R-CNN, Ren et al. 2015 (arXiv 1506.01497); numbers and order of steps as in
+mmdetection. A region is a box, most often a proposal of the first stage; one without area is
+padding. Nothing here has a gradient with respect to boxes.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from crossattn_jax import parallel
+from crossattn_jax.geometry import assignment, encoding, suppression
+from crossattn_jax.geometry import boxes as box_ops
+from crossattn_jax.heads.detection import types
+
+# Of offsets from a region, which are small: divided by these, their variance is near 1.
+STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+def assign(
+  regions: jax.Array,
+  truths: jax.Array,
+  is_truth: jax.Array,
+  *,
+  positive: float = 0.5,
+  negative: float = 0.5,
+  min_positive: float = 0.5,
+  low_quality: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+  """Assigns objects to the regions of one image, and appends the objects' own boxes to them.
+
+  Args:
+    regions: `[count, 4]`, corners.
+    truths: `[truths, 4]`.
+    is_truth: `[truths]`, False in padding.
+    positive: these four are `assignment.max_iou_assignment`'s.
+    negative: see there.
+    min_positive: see there.
+    low_quality: see there.
+
+  Returns:
+    Regions `[count + truths, 4]` and their assignment `[count + truths]`.
+  """
+  overlaps = box_ops.iou(truths[:, None], regions)
+  assigned, _ = assignment.max_iou_assignment(
+    overlaps,
+    is_truth,
+    positive=positive,
+    negative=negative,
+    min_positive=min_positive,
+    low_quality=low_quality,
+    is_candidate=box_ops.area(regions) > 0,
+  )
+  return assignment.add_truths(regions, assigned, truths, is_truth)
+
+
+def sample(
+  key: jax.Array,
+  regions: jax.Array,
+  truths: types.Truths,
+  *,
+  number: int = 512,
+  positive_fraction: float = 0.25,
+  **thresholds: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws the regions from which the second stage learns.
+
+  Args:
+    key: of the batch. An image's draw depends on its place in the batch, not on other images.
+    regions: `[batch, count, 4]`, proposals.
+    truths: of the batch; their boxes are regions too.
+    number: of regions of an image.
+    positive_fraction: at most `int(number * positive_fraction)` regions have an object.
+    **thresholds: of `assign`.
+
+  Returns:
+    Regions `[batch, number, 4]` and the truth of each, `[batch, number]`: an index, `BACKGROUND`,
+    or `IGNORED` in padding. Those with a truth come first, padding last.
+  """
+
+  def sample_image(key, regions, truths, labels):
+    regions, assigned = assign(regions, truths, labels >= 0, **thresholds)
+    indices, drawn = assignment.sample(key, assigned, number, positive_fraction)
+    return (
+      jnp.where(drawn[:, None], regions[indices], 0),
+      jnp.where(drawn, assigned[indices], assignment.IGNORED),
+    )
+
+  boxes = truths.boxes.astype(regions.dtype)
+  return lax.stop_gradient(
+    parallel.map_shards(
+      jax.vmap(sample_image),
+      jax.random.split(key, len(regions)),
+      regions,
+      boxes,
+      truths.labels,
+      names=(('batch',), *(('batch', None, None),) * 2, ('batch', None)),
+      out_names=('batch',),
+    )
+  )
+
+
+def decode(
+  logits: jax.Array,
+  deltas: jax.Array,
+  regions: jax.Array,
+  image_size: jax.Array,
+  *,
+  score_threshold: float = 0.05,
+  iou_threshold: float = 0.5,
+  max_boxes: int = 100,
+  stds: Sequence[float] = STDS,
+) -> types.Detections:
+  """Makes detections of what the box head says of regions.
+
+  Args:
+    logits: `[batch, count, classes + 1]`, the last one the background's.
+    deltas: `[batch, count, classes, 4]`, offsets from the regions.
+    regions: `[batch, count, 4]`.
+    image_size: `[batch, 2]`, height and width of the images without padding: boxes end there.
+    score_threshold: least probability of a class.
+    iou_threshold: of a class, a box leaves that overlaps a better one by more than this.
+    max_boxes: detections of an image.
+    stds: of the offsets.
+
+  Returns:
+    The detections, without masks.
+  """
+  classes = deltas.shape[-2]
+  # Probabilities add up to 1, so that few classes of a region can be above the threshold: sorting
+  # 20 of 80 candidates leaves none out.
+  most = min(classes, int(1 / score_threshold)) if score_threshold > 0 else classes
+
+  def decode_image(logits, deltas, regions, image_size):
+    scores, labels = lax.top_k(jax.nn.softmax(logits)[:, :-1], most)
+    scores = jnp.where(box_ops.area(regions)[:, None] > 0, scores, 0)
+    deltas = jnp.take_along_axis(deltas, labels[..., None], axis=1)
+    boxes = encoding.decode(regions[:, None], deltas, stds=stds, image_size=image_size)
+    boxes, scores, labels = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1)
+    kept = suppression.non_maximum_suppression(
+      boxes,
+      scores,
+      iou_threshold=iou_threshold,
+      score_threshold=score_threshold,
+      max_boxes=max_boxes,
+      labels=labels,
+    )
+    found = kept >= 0
+    return types.Detections(
+      jnp.where(found[:, None], boxes[kept], 0),
+      jnp.where(found, scores[kept], 0),
+      jnp.where(found, labels[kept], -1),
+    )
+
+  return parallel.map_shards(
+    jax.vmap(decode_image),
+    logits,
+    deltas,
+    regions,
+    image_size,
+    names=(
+      ('batch', None, None),
+      ('batch', None, None, None),
+      ('batch', None, None),
+      ('batch', None),
+    ),
+    out_names=('batch',),
+  )
