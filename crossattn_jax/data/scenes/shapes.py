@@ -54,7 +54,8 @@ GROUNDS = {
 _GROUND_DEPTH = (12.0, 8.0)
 # Of objects over the ground below their centre; at least half the ground's slope over the largest.
 _HEIGHTS = (1.2, 4.0)
-_RADII = (0.11, 0.25)
+# Of objects, as shares of the image's side.
+RADII = (0.11, 0.25)
 # Objects of which less can be seen are left out.
 _VISIBLE_SHARE = 0.4
 _VISIBLE_AREA = 0.003
@@ -168,13 +169,24 @@ class _Placed:
     return self.distances < 0
 
 
-def render_scene(seed: int, index: int, size: int = 128) -> Scene:
+def render_scene(
+  seed: int,
+  index: int,
+  size: int = 128,
+  *,
+  drawn: tuple[int, int] = (3, 7),
+  least_seen: int = 1,
+  radii: tuple[float, float] = RADII,
+) -> Scene:
   """Renders one scene.
 
   Args:
     seed: of all scenes.
     index: of this one.
     size: of height and width, even and at least 32.
+    drawn: fewest and most objects, of which those that nearer ones hide are left out.
+    least_seen: scenes in which fewer are left are drawn again.
+    radii: smallest and largest of objects, as shares of the size.
 
   Returns:
     The scene, the same whenever and wherever it is rendered.
@@ -185,7 +197,10 @@ def render_scene(seed: int, index: int, size: int = 128) -> Scene:
   if size < 32 or size % 2:
     raise ValueError(f'size={size} must be even and at least 32')
   rng = np.random.default_rng([seed, index])
-  placed, masks, instances = _place(rng, size)
+  placed, masks, instances = _place(rng, size, drawn, radii)
+  # The nearest object may lie mostly beyond the edge; one with its centre far inside does not.
+  while len(placed) < least_seen:
+    placed, masks, instances = _place(rng, size, drawn, radii)
   ground = tuple(GROUNDS)[rng.integers(len(GROUNDS))]
   names = [
     (tuple(COLORS)[rng.integers(len(COLORS))], TEXTURES[rng.integers(len(TEXTURES))])
@@ -240,12 +255,14 @@ def render_scene(seed: int, index: int, size: int = 128) -> Scene:
   )
 
 
-def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
+def _place(
+  rng: np.random.Generator, size: int, drawn: tuple[int, int], radii: tuple[float, float]
+) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
   """Draws objects, nearest first, and drops those that nearer ones hide."""
-  number = int(rng.integers(3, 8))
+  number = int(rng.integers(*drawn, endpoint=True))
   shapes = rng.integers(len(SHAPES), size=number)
   centers = rng.uniform(0.08, 0.92, (number, 2)) * size
-  radii = rng.uniform(*_RADII, number) * size
+  lengths = rng.uniform(*radii, number) * size
   turns = rng.uniform(0, 2 * np.pi, number)
   heights = rng.uniform(*_HEIGHTS, number)
   far, near = _GROUND_DEPTH
@@ -253,7 +270,7 @@ def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarr
   placed, masks = [], []
   instances = np.zeros((size, size), np.uint8)
   for i in np.argsort(depths, kind='stable'):
-    item = _object(size, int(shapes[i]), centers[i], radii[i], turns[i], heights[i], depths[i])
+    item = _object(size, int(shapes[i]), centers[i], lengths[i], turns[i], heights[i], depths[i])
     hidden = instances[item.window] > 0
     seen = item.mask & ~hidden
     if seen.sum() < max(_VISIBLE_SHARE * _area(item), _VISIBLE_AREA * size**2):
@@ -263,10 +280,7 @@ def _place(rng: np.random.Generator, size: int) -> tuple[list[_Placed], np.ndarr
     mask = np.zeros((size, size), bool)
     mask[item.window] = item.mask
     masks.append(mask)
-  # The nearest object may lie mostly beyond the edge; one with its centre far inside does not.
-  if not placed:
-    return _place(rng, size)
-  return placed, np.stack(masks), instances
+  return placed, np.array(masks), instances
 
 
 def _object(
@@ -436,11 +450,17 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
     image_size: height and width in pixels.
     train_examples: scenes for training.
     validation_examples: scenes for evaluation.
+    drawn: see `render_scene`.
+    least_seen: see `render_scene`.
+    radii: see `render_scene`.
   """
 
   image_size: int = 128
   train_examples: int = 2400
   validation_examples: int = 300
+  drawn: tuple[int, int] = (3, 7)
+  least_seen: int = 1
+  radii: tuple[float, float] = RADII
 
 
 class ShapeScenes(tfds.core.GeneratorBasedBuilder):
@@ -454,6 +474,16 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [
     ShapeScenesConfig(name='128', description='128 x 128 pixels.'),
     ShapeScenesConfig(name='64', description='64 x 64 pixels.', image_size=64),
+    ShapeScenesConfig(
+      name='160',
+      description='160 x 160 pixels, 3 to 8 objects of many sizes, for detection.',
+      image_size=160,
+      train_examples=1600,
+      validation_examples=200,
+      drawn=(3, 8),
+      least_seen=3,
+      radii=(0.06, 0.22),
+    ),
     ShapeScenesConfig(
       name='tiny',
       description='A few scenes of 64 x 64 pixels, for tests.',
@@ -506,10 +536,12 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, seed: int, count: int) -> Iterator[tuple[str, dict[str, object]]]:
-    size = self.builder_config.image_size
+    config = self.builder_config
+    options = {name: getattr(config, name) for name in ('drawn', 'least_seen', 'radii')}
     for index in range(count):
       key = f'scene_{seed}_{index:06d}'
-      yield key, {'id': key, **encode_scene(render_scene(seed, index, size))}
+      scene = render_scene(seed, index, config.image_size, **options)
+      yield key, {'id': key, **encode_scene(scene)}
 
 
 def encode_scene(scene: Scene) -> dict[str, object]:

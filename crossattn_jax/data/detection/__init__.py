@@ -1,0 +1,1 @@
+"""Detection: images whose objects have boxes, classes and masks."""

@@ -1,0 +1,67 @@
+"""Procedural scenes as a detection data set: boxes and masks of the visible part of each shape."""
+
+import io
+import os
+from typing import Any
+
+from hotcoco import mask as coco_mask
+import numpy as np
+from PIL import Image
+
+from crossattn_jax.data import sources
+from crossattn_jax.data.detection import annotations
+from crossattn_jax.data.scenes import shapes
+
+# Of a scene: its map of instances has one byte per pixel.
+_MOST_OBJECTS = 255
+
+
+class SceneSource:
+  """A split of `shape_scenes`, images left encoded; written on first use.
+
+  Attributes:
+    class_names: the shapes.
+    category_ids: their numbers in results.
+    image_ids: the scenes' numbers in results.
+  """
+
+  class_names = shapes.SHAPES
+  category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
+
+  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
+    shapes.prepare(name, data_dir)
+    self._where = f'{name}/{split}'
+    features, self._examples = sources.open_tfds(name, split, data_dir)
+    self._size = features['image'].shape[:2]
+    self.image_ids = tuple(range(len(self._examples)))
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example = self._examples[index]
+    key = f'{self._where}[{index}] ({example["id"].decode()})'
+    return {'image': example['image'], 'key': key}
+
+  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of an image, without decoding it."""
+    del index, upright
+    return self._size
+
+  def annotations(self, index: int) -> annotations.Objects:
+    """The objects of a scene, nearest first."""
+    example = self._examples[index]
+    labels = np.asarray(example['objects']['label'], np.int32) - 1  # 0 is the ground.
+    instances = np.asarray(Image.open(io.BytesIO(example['instances'])))
+    # Boxes are stored as top, left, bottom, right in shares of the size.
+    boxes = np.asarray(example['objects']['bbox'], np.float64) * np.tile(self._size, 2)
+    masks = instances[..., None] == 1 + np.arange(len(labels))
+    return annotations.Objects(
+      size=self._size,
+      boxes=np.rint(boxes)[:, [1, 0, 3, 2]],
+      labels=labels,
+      crowd=np.zeros(len(labels), bool),
+      area=masks.sum((0, 1), dtype=np.float64),
+      ids=1 + index * _MOST_OBJECTS + np.arange(len(labels)),
+      segmentations=coco_mask.encode(masks),
+    )
