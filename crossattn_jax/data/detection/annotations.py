@@ -1,7 +1,7 @@
 """Objects of an image: boxes, classes and masks as a data set says them.
 
 Masks are what COCO's tools take: a list of polygons `[[x, y, x, y, ...], ...]`, or run lengths
-`{'size': [height, width], 'counts': ...}`, compressed or not; `hotcoco.mask` turns them into pixels.
+`{'size': [height, width], 'counts': ...}`, compressed or not, which `hotcoco.mask` decodes.
 """
 
 from collections.abc import Mapping, Sequence
