@@ -137,6 +137,20 @@ def backbone_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
   return _backbones[type(backbone)](backbone)
 
 
+def classifier_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
+  """The rules of a composite's backbone, and of the classifier that it may have been trained as.
+
+  Raises:
+    NoCorrespondence: as in `backbone_rules`.
+  """
+  if hasattr(backbone, 'options'):
+    options = dataclasses.replace(backbone.options, backbone=False)
+    classifier = backbone.clone(options=options)
+  else:
+    classifier = backbone.clone(backbone=False)
+  return [*backbone_rules(backbone), *backbone_rules(classifier)]
+
+
 def _import_systems() -> None:
   for module in pkgutil.iter_modules(systems.__path__, f'{systems.__name__}.'):
     importlib.import_module(module.name)

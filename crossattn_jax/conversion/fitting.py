@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from crossattn_jax.conversion import convert, correspondence, opening
+from crossattn_jax.conversion import convert, correspondence, opening, recognition
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.layers import resize
 from crossattn_jax.models import registry
@@ -28,6 +28,8 @@ CHANGED_BY_FITTING = ('num_classes', 'num_channels', 'image_size')
 
 # The layers that end in classes.
 _CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(kernel|bias)')
+# The layer that ends in four offsets of a box for each class.
+_BOXES_OF_CLASSES = re.compile(r'params/(.*/)?box_head/regressor/(kernel|bias)')
 # Modules at the end of a network, which one use of it has and another has not.
 _END = re.compile(r'\w+/(backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?/')
 _HEAD, _DISTILLATION_HEAD = 'params/head/', 'params/head_distillation/'
@@ -151,7 +153,8 @@ def fit(
       saved.pop(path, None)
       note(path, 'fresh, as asked for' if path in wanted else 'dropped, as asked for')
   _join_distillation(saved, wanted, note)
-  _match_classes(saved, wanted, opened.class_names, class_names, note)
+  counts = [recognition.field_of(network, 'num_classes') for network in (source, module)]
+  _match_classes(saved, wanted, counts, opened.class_names, class_names, note)
   _resize_positions(saved, wanted, source, module, note)
   _adapt_kernels(saved, wanted, _channels(source), _channels(module), note)
   _resize_biases(saved, wanted, note)
@@ -236,28 +239,55 @@ def _join_distillation(saved: Arrays, wanted: Mapping[str, Any], note: Note) -> 
 def _match_classes(
   saved: Arrays,
   wanted: Mapping[str, Any],
+  counts: Sequence[int | None],
   names: Sequence[str],
   class_names: Sequence[str],
   note: Note,
 ) -> None:
-  """Takes away classifiers of other classes, and puts rows into the order wanted."""
-  for path in [path for path in wanted if path in saved and _CLASSIFIER.fullmatch(path)]:
-    here, there = wanted[path].shape, saved[path].shape
-    named = len(names) == len(class_names) == here[-1] and tuple(names) != tuple(class_names)
-    if here[:-1] == there[:-1] and here != there:
-      why = f'{there[-1]} classes in the weights, {here[-1]} here'
-    elif here == there and named and set(names) != set(class_names):
-      other = [name for name in class_names if name not in names]
+  """Takes away layers that end in other classes, and puts classes into the order wanted.
+
+  Args:
+    saved: changed in place.
+    wanted: by path.
+    counts: of the classes in the weights, and of those wanted.
+    names: of the classes in the weights.
+    class_names: of those wanted.
+    note: see there.
+  """
+  there, here = counts
+  other = [name for name in class_names if name not in names]
+  named = len(names) == len(class_names) == here and tuple(names) != tuple(class_names)
+  for path in [path for path in wanted if path in saved]:
+    if not (_CLASSIFIER.fullmatch(path) or _BOXES_OF_CLASSES.fullmatch(path)):
+      continue
+    axis = -2 if _BOXES_OF_CLASSES.fullmatch(path) else -1
+    shapes = [list(arrays[path].shape) for arrays in (saved, wanted)]
+    lengths = [shape.pop(axis) for shape in shapes]
+    if shapes[0] == shapes[1] and lengths[0] != lengths[1]:
+      why = f'{there} classes in the weights, {here} here'
+    elif shapes[0] != shapes[1] or not named:
+      continue
+    elif other:
       more = f' and {len(other) - _SHOWN} more' if len(other) > _SHOWN else ''
       why = f'other classes here: {", ".join(other[:_SHOWN])}{more}'
-    elif here == there and named:
-      saved[path] = saved[path][..., [names.index(name) for name in class_names]]
-      note(path, 'reordered, the same classes in another order')
-      continue
     else:
+      order = [names.index(name) for name in class_names]
+      saved[path] = _in_order(saved[path], axis, order)
+      note(path, 'reordered, the same classes in another order')
       continue
     del saved[path]
     note(path, f'fresh, {why}')
+
+
+def _in_order(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
+  """Puts the classes along an axis into another order.
+
+  There they stand once, or once for each anchor; what follows them stays, as a background does.
+  """
+  index = np.arange(array.shape[axis])
+  classes = index[: len(index) // len(order) * len(order)].reshape(-1, len(order))
+  index[: classes.size] = classes[:, order].ravel()
+  return np.take(array, index, axis)
 
 
 def _resize_positions(

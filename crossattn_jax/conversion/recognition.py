@@ -9,6 +9,9 @@ from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry
 
+# Of dense predictors, as mmsegmentation and mmdetection call them.
+_HEADS = ('decode_head.', 'bbox_head.', 'rpn_head.', 'roi_head.')
+
 
 def told_fields(
   name: str, shapes: correspondence.Shapes, overrides: Mapping[str, Any]
@@ -103,7 +106,7 @@ def recognise(shapes: correspondence.Shapes, near: str) -> str:
     shapes: of the state dict, by its keys.
     near: the model that is looked at first.
   """
-  heads = any(key.startswith('decode_head.') for key in shapes)
+  heads = any(key.startswith(_HEADS) for key in shapes)
   names = [*reversed(registry.list_models('*+*' if heads else '*'))]
   names.sort(key=lambda name: name.partition('+')[0] != near.partition('+')[0])
   lengths = {length for shape in shapes.values() for length in shape}

@@ -77,6 +77,13 @@ def model_taps(module: crossformer.CrossFormer) -> dict[str, correspondence.TapL
   return taps
 
 
+def dense_settings(shapes: correspondence.Shapes) -> dict[str, str]:
+  """The fields that no array of a dense predictor shows, by the shapes of its state dict."""
+  # The first release keeps these, and its dense predictors group the whole map.
+  first = any(key.endswith('.attn.biases') for key in shapes)
+  return {'lda': 'global'} if first else {}
+
+
 @correspondence.register_models('crossformer', 'crossformer_*')
 def describe(module: crossformer.CrossFormer) -> correspondence.Correspondence:
   """Says how a registered CrossFormer corresponds to the official model."""

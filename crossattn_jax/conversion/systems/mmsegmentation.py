@@ -1,8 +1,6 @@
 """Heads of mmsegmentation beside their PyTorch original, on the backbone of any system."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -13,6 +11,7 @@ from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion.layouts import channels_first, channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, conv_norm
+from crossattn_jax.conversion.systems import crossformer
 from crossattn_jax.heads.segmentation import pyramid_pooling
 from crossattn_jax.models import segmentor
 
@@ -80,12 +79,6 @@ def segmentor_rules(module: segmentor.Segmentor) -> list[Rule]:
   ]
 
 
-def _with_classifier(backbone: nn.Module) -> nn.Module:
-  if hasattr(backbone, 'options'):
-    return backbone.clone(options=dataclasses.replace(backbone.options, backbone=False))
-  return backbone.clone(backbone=False)
-
-
 def segmentor_of(
   shapes: Mapping[str, Sequence[int]],
 ) -> tuple[type[segmentor.Segmentor], dict[str, int]]:
@@ -129,11 +122,6 @@ def describe(module: segmentor.Segmentor) -> correspondence.Correspondence:
       )
     return found
 
-  def settings(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    # CrossFormer's first release keeps these, and its dense predictors group the whole map.
-    first = any(key.endswith('.attn.biases') for key in shapes)
-    return {'lda': 'global'} if first else {}
-
   is_fpn = isinstance(module, segmentor.SemanticFPN)
   return correspondence.Correspondence(
     rules=segmentor_rules(module),
@@ -142,10 +130,7 @@ def describe(module: segmentor.Segmentor) -> correspondence.Correspondence:
     heads=('decoder/decoder/classifier',)
     if is_fpn
     else ('decoder/classifier', 'auxiliary_head/classifier'),
-    classifier_rules=[
-      *correspondence.backbone_rules(module.backbone),
-      *correspondence.backbone_rules(_with_classifier(module.backbone)),
-    ],
+    classifier_rules=correspondence.classifier_rules(module.backbone),
     fields=fields,
-    settings=settings,
+    settings=crossformer.dense_settings,
   )
