@@ -1,4 +1,4 @@
-"""What the heads of one code base have in common: norms, activations, initialisation, resizing."""
+"""What the heads of one code base have in common: norms, initialisation, resizing, boxes."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -68,6 +68,25 @@ class Style:
   def resize(self, x: jax.Array, size: Sequence[int]) -> jax.Array:
     """Resizes `[..., height, width, channels]` bilinearly to `size`."""
     return resize.resize(x, size, 'bilinear', align_corners=self.corner_aligned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+  """What boxes and anchors are in one code base.
+
+  Attributes:
+    center_offset: of an anchor's centre from the upper left corner of its cell, in cells.
+    inclusive: whether a box ends with its last pixel, so that widths are `x_max - x_min + 1`.
+    divisor: an image has anchors up to the next multiple of so many pixels: the size to which it
+      is padded before it gets into a batch.
+  """
+
+  center_offset: float = 0.0
+  inclusive: bool = False
+  divisor: int = 32
+
+
+MMDETECTION = Boxes()
 
 
 def stage_maps(features: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:

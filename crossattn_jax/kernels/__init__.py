@@ -11,3 +11,6 @@ from crossattn_jax.kernels.pooling import max_pool as max_pool
 from crossattn_jax.kernels.products import contract as contract
 from crossattn_jax.kernels.products import project_apart as project_apart
 from crossattn_jax.kernels.routed.api import routed_attention as routed_attention
+from crossattn_jax.kernels.suppression.api import (
+  non_maximum_suppression as non_maximum_suppression,
+)

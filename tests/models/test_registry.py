@@ -124,7 +124,7 @@ def test_a_name_is_registered_once_and_only_with_fields_of_its_module():
 
 
 def test_a_backbone_with_a_head_is_a_model():
-  assert models.list_models('swiftformer_x*+*') == [
+  assert models.list_models('swiftformer_x*+[su]*') == [
     'swiftformer_xs+semantic_fpn',
     'swiftformer_xs+upernet',
   ]

@@ -10,49 +10,8 @@ from flax import linen as nn
 import jax
 
 from crossattn_jax import parallel
+from crossattn_jax.heads import feature_pyramid
 from crossattn_jax.heads import style as style_lib
-from crossattn_jax.layers import resize
-
-
-class FeaturePyramid(nn.Module):
-  """Lateral 1 x 1 convolutions, nearest upsampling from the top, 3 x 3 convolutions.
-
-  Attributes:
-    channels: of every level.
-    style: only its dtypes count: there are no norms.
-    extra_levels: levels beyond the last map, each every second pixel of the one before.
-  """
-
-  channels: int
-  style: style_lib.Style
-  extra_levels: int = 0
-
-  @nn.compact
-  def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Maps `[batch, height, width, channels_in]` of each level, finest first, to `channels`."""
-    init, types = nn.initializers.xavier_uniform(), self.style.types
-    levels = []
-    for level in reversed(range(len(maps))):
-      lateral = nn.Conv(self.channels, (1, 1), kernel_init=init, name=f'lateral_{level}', **types)(
-        maps[level]
-      )
-      if levels:
-        lateral += resize.upsample_nearest(levels[-1], lateral.shape[1:3])
-      levels.append(parallel.constrain(lateral, 'batch', 'height', 'width', 'channels'))
-    outputs = [
-      nn.Conv(
-        self.channels,
-        (3, 3),
-        padding=((1, 1), (1, 1)),
-        kernel_init=init,
-        name=f'output_{level}',
-        **types,
-      )(x)
-      for level, x in enumerate(reversed(levels))
-    ]
-    for _ in range(self.extra_levels):
-      outputs.append(outputs[-1][:, ::2, ::2])
-    return tuple(outputs)
 
 
 class SemanticFPNHead(nn.Module):
@@ -100,6 +59,8 @@ class SemanticFPN(nn.Module):
   @nn.compact
   def __call__(self, maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
     """Maps a backbone's maps, finest first, to logits at the finest one's size."""
-    pyramid = FeaturePyramid(self.pyramid_channels, self.style, name='pyramid')(maps)
+    pyramid = feature_pyramid.FeaturePyramid(self.pyramid_channels, self.style, name='pyramid')(
+      maps
+    )
     head = SemanticFPNHead(self.num_classes, self.style, self.channels, name='decoder')
     return head(pyramid, train)

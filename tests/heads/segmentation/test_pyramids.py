@@ -19,14 +19,6 @@ def test_maps_of_odd_sizes_give_logits_at_the_finest(head):
   assert logits.dtype == jnp.float32
 
 
-def test_extra_levels_of_a_pyramid_are_every_second_pixel():
-  module = semantic_fpn.FeaturePyramid(4, style.Style(), extra_levels=1)
-  maps = [x + np.random.RandomState(0).standard_normal(x.shape) for x in MAPS]
-  levels, _ = jax.jit(lambda maps: module.init_with_output(jax.random.key(0), maps))(maps)
-  assert len(levels) == 5
-  np.testing.assert_array_equal(levels[4], levels[3][:, ::2, ::2])
-
-
 def test_dropout_drops_whole_channels():
   drop = style.Style(dropout_rate=0.5)
 

@@ -13,6 +13,7 @@ from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.systems import mmsegmentation as rules
+from crossattn_jax.heads import feature_pyramid
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, pyramid_pooling, semantic_fpn, upernet
 from crossattn_jax.layers import resize
@@ -87,7 +88,7 @@ def _pyramid(manifest: Manifest) -> adapters.Adapter:
   c.ignore('end_level', only=(-1,))
   c.ignore('add_extra_convs', only=(False,))
   extra = c.get('num_outs', levels) - levels
-  module = semantic_fpn.FeaturePyramid(c.get('out_channels', 256), _STYLE, extra)
+  module = feature_pyramid.FeaturePyramid(c.get('out_channels', 256), _STYLE, extra)
   prefix = 'neck.' if manifest['system'] == 'swiftformer' else ''
 
   def call(pyramid: nn.Module, inputs: Arrays, train: bool) -> Arrays:

@@ -1,0 +1,100 @@
+"""Which anchors a detector has: of every level of its pyramid, for inputs of any size."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.geometry import anchors as anchor_ops
+from crossattn_jax.heads import style as style_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+  """The anchors of a detector.
+
+  Attributes:
+    strides: pixels of the input per cell of every level, finest first.
+    scales: sides of a square anchor, in strides.
+    ratios: heights over widths.
+    boxes: the conventions.
+    dtype: of the corners. Single precision, as in mmdetection, in any computation.
+  """
+
+  strides: tuple[int, ...]
+  scales: tuple[float, ...]
+  ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+  boxes: style_lib.Boxes = style_lib.MMDETECTION
+  dtype: type[np.floating] = np.float32
+
+  @property
+  def per_cell(self) -> int:
+    """Anchors of a cell."""
+    return len(self.scales) * len(self.ratios)
+
+  def of_input(self, size: Sequence[int]) -> 'AnchorGrid':
+    """The anchors of an input of `size` = (height, width), whose maps are rounded up."""
+    return AnchorGrid(self, tuple(tuple(-(-side // s) for side in size) for s in self.strides))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorGrid:
+  """The anchors of one input: those of all levels in a row, in the order of `grid_anchors`.
+
+  Attributes:
+    anchors: of the detector.
+    map_sizes: (height, width) of every level's map.
+  """
+
+  anchors: Anchors
+  map_sizes: tuple[tuple[int, int], ...]
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Anchors of every level."""
+    return tuple(h * w * self.anchors.per_cell for h, w in self.map_sizes)
+
+  @property
+  def levels(self) -> tuple[slice, ...]:
+    """Where every level's anchors are in the row."""
+    ends = np.cumsum((0, *self.counts)).tolist()
+    return tuple(slice(*ends[level : level + 2]) for level in range(len(self.counts)))
+
+  def corners(self) -> jax.Array:
+    """The anchors, `[anchors, 4]` in pixels of the input."""
+    spec = self.anchors
+    grids = []
+    for stride, map_size in zip(spec.strides, self.map_sizes, strict=True):
+      cell = anchor_ops.cell_anchors(
+        stride,
+        spec.scales,
+        spec.ratios,
+        center_offset=spec.boxes.center_offset,
+        inclusive=spec.boxes.inclusive,
+        dtype=spec.dtype,
+      )
+      grids.append(anchor_ops.grid_anchors(cell, map_size, stride))
+    return jnp.concatenate(grids)
+
+  def valid(self, image_size: jax.Array) -> jax.Array:
+    """Which anchors belong to cells that see the image, in an input that is padded.
+
+    Args:
+      image_size: (height, width) of the images in pixels, `[batch, 2]`.
+
+    Returns:
+      `[batch, anchors]` booleans.
+    """
+    spec, divisor = self.anchors, self.anchors.boxes.divisor
+    padded = -(-image_size // divisor) * divisor
+
+    def of_image(size: jax.Array) -> jax.Array:
+      flags = [
+        anchor_ops.valid_anchors(size, map_size, stride, spec.per_cell)
+        for stride, map_size in zip(spec.strides, self.map_sizes, strict=True)
+      ]
+      return jnp.concatenate(flags)
+
+    return jax.vmap(of_image)(padded)

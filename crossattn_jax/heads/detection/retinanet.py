@@ -1,0 +1,91 @@
+"""RetinaNet's head: classes and boxes of every anchor, by the same convolutions on all levels.
+
+Source: Lin et al. 2017, "Focal Loss for Dense Object Detection" (arXiv 1708.02002), section 4, as
+in mmdetection.
+"""
+
+from collections.abc import Sequence
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax import parallel
+from crossattn_jax.heads import style as style_lib
+
+_INIT = nn.initializers.normal(0.01)
+
+
+def rows_of_anchors(maps: Sequence[jax.Array], channels: int) -> jax.Array:
+  """Maps `[batch, height, width, anchors * channels]` as `[batch, all anchors, channels]`.
+
+  Rows are in the order of `anchors.AnchorGrid`, in at least float32.
+  """
+  rows = jnp.concatenate([x.reshape(len(x), -1, channels) for x in maps], axis=1)
+  return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+
+
+def convolution(
+  channels: int, side: int, style: style_lib.Style, name: str, bias: float = 0.0
+) -> nn.Conv:
+  """A convolution of a detection head, its weights small and its bias constant."""
+  return nn.Conv(
+    channels,
+    (side, side),
+    padding=((side // 2,) * 2,) * 2,
+    kernel_init=_INIT,
+    bias_init=nn.initializers.constant(bias),
+    name=name,
+    **style.types,
+  )
+
+
+class RetinaNetHead(nn.Module):
+  """Two towers of convolutions, a classifier and a regressor, shared by all levels.
+
+  Attributes:
+    num_classes: of objects; the background has no logit.
+    anchors_per_cell: of every level.
+    style: only its dtypes count.
+    channels: of the towers.
+    num_convs: of each tower.
+    prior: the probability of every class that an untrained head gives.
+  """
+
+  num_classes: int
+  anchors_per_cell: int
+  style: style_lib.Style
+  channels: int = 256
+  num_convs: int = 4
+  prior: float = 0.01
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    """Classifies and places the anchors of a pyramid.
+
+    Args:
+      maps: of the levels, `[batch, height, width, channels]`, finest first.
+
+    Returns:
+      'logits' `[batch, anchors, classes]` and 'deltas' `[batch, anchors, 4]`, the boxes relative to
+      their anchors, in at least float32; the levels' anchors one after another.
+    """
+    bias = math.log(self.prior / (1 - self.prior))
+    logits = self._tower(maps, 'class', self.num_classes, 'classifier', bias)
+    deltas = self._tower(maps, 'box', 4, 'regressor', 0.0)
+    return {'logits': logits, 'deltas': deltas}
+
+  def _tower(
+    self, maps: Sequence[jax.Array], tower: str, channels: int, last: str, bias: float
+  ) -> jax.Array:
+    convs = [
+      convolution(self.channels, 3, self.style, f'{tower}_conv_{i}') for i in range(self.num_convs)
+    ]
+    final = convolution(self.anchors_per_cell * channels, 3, self.style, last, bias)
+    results = []
+    for x in maps:
+      for conv in convs:
+        x = parallel.constrain(nn.relu(conv(x)), 'batch', 'height', 'width', 'channels')
+      results.append(final(x))
+    return rows_of_anchors(results, channels)

@@ -1,0 +1,113 @@
+"""Region proposal network: where objects are, of whatever class.
+
+Source: Faster R-CNN, Ren et al. 2015 (arXiv 1506.01497), section 3.1, on a pyramid (Lin et al.
+2017, arXiv 1612.03144, section 4.1), as in mmdetection.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from crossattn_jax import kernels, parallel
+from crossattn_jax.geometry import encoding
+from crossattn_jax.heads import style as style_lib
+from crossattn_jax.heads.detection import anchors as anchors_lib
+from crossattn_jax.heads.detection import retinanet
+
+
+class RegionProposalHead(nn.Module):
+  """A convolution, and the objectness and the box of every anchor, shared by all levels.
+
+  Attributes:
+    anchors_per_cell: of every level.
+    style: only its dtypes count.
+    channels: of the convolution.
+  """
+
+  anchors_per_cell: int
+  style: style_lib.Style
+  channels: int = 256
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    """Judges and places the anchors of a pyramid.
+
+    Args:
+      maps: of the levels, `[batch, height, width, channels]`, finest first.
+
+    Returns:
+      'objectness' `[batch, anchors]`, logits, and 'anchor_deltas' `[batch, anchors, 4]`, the boxes
+      relative to their anchors, in at least float32; the levels' anchors one after another.
+    """
+    conv = retinanet.convolution(self.channels, 3, self.style, 'conv')
+    objectness = retinanet.convolution(self.anchors_per_cell, 1, self.style, 'objectness')
+    deltas = retinanet.convolution(4 * self.anchors_per_cell, 1, self.style, 'regressor')
+    maps = [
+      parallel.constrain(nn.relu(conv(x)), 'batch', 'height', 'width', 'channels') for x in maps
+    ]
+    return {
+      'objectness': retinanet.rows_of_anchors([objectness(x) for x in maps], 1)[..., 0],
+      'anchor_deltas': retinanet.rows_of_anchors([deltas(x) for x in maps], 4),
+    }
+
+
+def propose(
+  outputs: Mapping[str, jax.Array],
+  grid: anchors_lib.AnchorGrid,
+  image_size: jax.Array,
+  *,
+  max_per_level: int,
+  max_boxes: int = 1000,
+  iou_threshold: float = 0.7,
+  min_size: float = 0.0,
+  stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> tuple[jax.Array, jax.Array]:
+  """The best boxes of a region proposal head: what a detector's second stage looks at.
+
+  Args:
+    outputs: of a `RegionProposalHead`.
+    grid: the anchors.
+    image_size: (height, width) of the images in pixels, `[batch, 2]`: boxes are clipped to it.
+    max_per_level: boxes of a level that compete; mmdetection's configurations take 2000 in training
+      and 1000 otherwise.
+    max_boxes: proposals of an image.
+    iou_threshold: boxes of a level that overlap a better one of it by more leave.
+    min_size: boxes must be wider and higher, in pixels.
+    stds: of the encoding of boxes.
+
+  Returns:
+    Boxes `[batch, max_boxes, 4]`, best first, 0 where there are fewer; their scores
+    `[batch, max_boxes]`, probabilities, -1 where there are fewer. Without gradient.
+  """
+  objectness, deltas = lax.stop_gradient((outputs['objectness'], outputs['anchor_deltas']))
+  corners = grid.corners()
+  scores, boxes, levels = [], [], []
+  for level, rows in enumerate(grid.levels):
+    of_level = nn.sigmoid(objectness[:, rows])
+    best, chosen = lax.top_k(of_level, min(max_per_level, of_level.shape[1]))
+    decoded = encoding.decode(
+      corners[rows][chosen],
+      jnp.take_along_axis(deltas[:, rows], chosen[..., None], axis=1),
+      stds=stds,
+      image_size=image_size[:, None],
+      inclusive=grid.anchors.boxes.inclusive,
+    )
+    scores.append(best)
+    boxes.append(decoded)
+    levels.append(jnp.full(best.shape, level, jnp.int32))
+  scores, boxes, levels = (jnp.concatenate(x, axis=1) for x in (scores, boxes, levels))
+  large = jnp.all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
+  kept = kernels.non_maximum_suppression(
+    boxes,
+    jnp.where(large, scores, -jnp.inf),
+    levels,
+    iou_threshold=iou_threshold,
+    max_boxes=max_boxes,
+  )
+  found = kept >= 0
+  boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1)
+  scores = jnp.take_along_axis(scores, kept, axis=1)
+  return jnp.where(found[..., None], boxes, 0), jnp.where(found, scores, -1)

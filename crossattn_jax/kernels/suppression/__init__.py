@@ -1,0 +1,1 @@
+"""Non-maximum suppression of a batch that is split over devices."""
