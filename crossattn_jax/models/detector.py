@@ -107,8 +107,20 @@ class Detector(module.Module):
     """
     if image_size is None:
       image_size = whole_images(image)
-    outputs, _ = self(image, image_size=image_size)
-    return self.decode(outputs, image.shape[1:3], image_size, **thresholds)
+    outputs, features = self(image, image_size=image_size)
+    return self.objects(outputs, features, image.shape[1:3], image_size, **thresholds)
+
+  def objects(
+    self,
+    outputs: Mapping[str, jax.Array],
+    features: Features,
+    input_size: Sequence[int],
+    image_size: jax.Array,
+    **thresholds: Any,
+  ) -> types.Detections:
+    """The second half of `detect`: what was found, of the model's outputs and features."""
+    del features  # Where masks are predicted, they are of these.
+    return self.decode(outputs, input_size, image_size, **thresholds)
 
 
 def whole_images(image: jax.Array) -> jax.Array:

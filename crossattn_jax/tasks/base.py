@@ -146,8 +146,13 @@ class Task(abc.ABC):
     return self.model.init({'params': rng}, *self.model_inputs(batch))
 
   def forward(
-    self, variables: Variables, batch: Batch, rngs: Iterable[jax.Array], train: bool
-  ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Variables]:
+    self,
+    variables: Variables,
+    batch: Batch,
+    rngs: Iterable[jax.Array],
+    train: bool,
+    **inputs: Any,
+  ) -> tuple[tuple[Any, dict[str, jax.Array]], Variables]:
     """Applies the model as its loss needs it.
 
     Args:
@@ -155,6 +160,7 @@ class Task(abc.ABC):
       batch: as `batch_spec`.
       rngs: keys of 'dropout' and of 'drop_path'.
       train: whether dropout and batch statistics are on.
+      **inputs: what the model takes besides in training.
 
     Returns:
       The model's outputs and features, and its updated collections other than 'params'.
@@ -163,6 +169,7 @@ class Task(abc.ABC):
       variables,
       *self.model_inputs(batch),
       train=train,
+      **inputs,
       rngs=dict(zip(('dropout', 'drop_path'), rngs, strict=True)),
       mutable=[name for name in variables if name != 'params'] if train else [],
     )
@@ -247,6 +254,11 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def metrics(self, evaluation: Evaluation) -> dict[str, float]:
     """Final metrics from the total contribution of all batches."""
+
+  def summary(self, metrics: Mapping[str, float]) -> Sequence[str]:
+    """Lines that say the metrics of an evaluation as the field prints them; none by default."""
+    del metrics
+    return ()
 
   def reduce_examples(self, examples: Any) -> Any:
     """What is kept of the `Evaluation.examples` of a batch, on the host; everything by default.

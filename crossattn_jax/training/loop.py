@@ -210,7 +210,9 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
     )
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
   joined = experiment.task.evaluate_examples(variables, joined)
-  return experiment.task.metrics(tasks.Evaluation(total, joined))
+  metrics = experiment.task.metrics(tasks.Evaluation(total, joined))
+  messages.say(*experiment.task.summary(metrics))
+  return metrics
 
 
 def _exact(value: np.ndarray) -> np.ndarray:
