@@ -113,6 +113,11 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, 
   return coco_mask.merge(encoded) if isinstance(encoded, list) else encoded
 
 
+def area(segmentation: Segmentation, size: tuple[int, int]) -> int:
+  """Pixels of a mask that `read` has accepted."""
+  return int(coco_mask.area(run_lengths(segmentation, size)))
+
+
 def read(segmentation: Any) -> Segmentation | None:
   """Checks what a file says of a mask; None where it says nothing.
 
@@ -161,7 +166,8 @@ def _checked_run_lengths(segmentation: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_size(size: Any) -> bool:
-  return isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)
+  whole = isinstance(size, list) and all(type(side) is int and side > 0 for side in size)
+  return whole and len(size) == 2
 
 
 def enclosing_box(segmentation: Segmentation) -> tuple[float, float, float, float]:

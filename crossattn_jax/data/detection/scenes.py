@@ -1,5 +1,6 @@
 """Procedural scenes as a detection data set: boxes and masks of the visible part of each shape."""
 
+import functools
 import io
 import os
 from typing import Any
@@ -23,9 +24,12 @@ class SceneSource:
     class_names: the shapes.
     category_ids: their numbers in results.
     image_ids: the scenes' numbers in results.
+    num_objects: of each scene.
+    has_masks: every shape has one.
   """
 
   class_names = shapes.SHAPES
+  has_masks = True
   category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
@@ -35,6 +39,11 @@ class SceneSource:
     self._size = features['image'].shape[:2]
     self.image_ids = tuple(range(len(self._examples)))
 
+  @functools.cached_property
+  def num_objects(self) -> np.ndarray:
+    """See `sources.Source`; all scenes are read."""
+    return np.array([len(example['objects']['label']) for example in self._examples])
+
   def __len__(self) -> int:
     return len(self._examples)
 
@@ -43,9 +52,9 @@ class SceneSource:
     key = f'{self._where}[{index}] ({example["id"].decode()})'
     return {'image': example['image'], 'key': key}
 
-  def image_size(self, index: int, upright: bool = False) -> tuple[int, int]:
+  def image_size(self, index: int) -> tuple[int, int]:
     """(height, width) of an image, without decoding it."""
-    del index, upright
+    del index
     return self._size
 
   def annotations(self, index: int) -> annotations.Objects:
