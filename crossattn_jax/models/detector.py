@@ -15,7 +15,8 @@ from crossattn_jax.geometry import anchors as anchor_ops
 from crossattn_jax.heads import feature_pyramid
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.detection import anchors as anchors_lib
-from crossattn_jax.heads.detection import decoding, retinanet, types
+from crossattn_jax.heads.detection import decoding, mask_head, region_head, retinanet, rpn, types
+from crossattn_jax.heads.detection import regions as regions_lib
 from crossattn_jax.layers import module
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
@@ -200,4 +201,161 @@ class RetinaNet(Detector):
     return decoding.decode_retinanet(outputs, grid, image_size, **thresholds)
 
 
+class MaskRCNN(Detector):
+  """A backbone with Mask R-CNN: proposals at strides 4 to 64, whose regions are looked at again.
+
+  Its outputs are, of the first stage, `RegionProposalHead`'s 'objectness' `[batch, anchors]` and
+  'anchor_deltas' `[batch, anchors, 4]`; of the second, in at least float32:
+    'proposals': `[batch, regions, 4]`, the regions, best first, 0 in padding.
+    'proposal_scores': `[batch, regions]`, their probabilities, -1 in padding; not in training.
+    'class_logits': `[batch, regions, num_classes + 1]`, the last class is the background.
+    'box_deltas': `[batch, regions, num_classes, 4]`, of every class's box from the region.
+  Where it trains on truths, the regions are a sample, as `regions.sample` returns it, and there are
+    'assigned': `[batch, regions]`, the truth of every region.
+    'mask_logits': `[batch, positives, side, side, num_classes]` of the sample's first regions,
+      those which may have a truth.
+
+  Attributes:
+    head_channels: of the box head's hidden layers.
+    mask_channels: of the mask head; 0 leaves it out, which makes it Faster R-CNN.
+    mask_convs: of the mask head.
+    anchor_scale: sides of a square anchor, in strides.
+    anchor_ratios: heights over widths.
+    candidates: boxes of a level of the pyramid that may become proposals.
+    training_candidates: the same where it trains on truths.
+    max_proposals: of an image.
+    proposal_iou_threshold: a proposal leaves that overlaps a better one of its level by more.
+    sampled_regions: of an image, on which the second stage trains.
+    positive_fraction: the part of them that may have a truth.
+  """
+
+  head_channels: int = 1024
+  mask_channels: int = 256
+  mask_convs: int = 4
+  anchor_scale: float = 8.0
+  anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+  candidates: int = 1000
+  training_candidates: int = 2000
+  max_proposals: int = 1000
+  proposal_iou_threshold: float = 0.7
+  sampled_regions: int = 512
+  positive_fraction: float = 0.25
+
+  def setup(self):
+    """Both stages' heads, which several methods call."""
+    self.proposal_head = rpn.RegionProposalHead(
+      self.anchors().per_cell, self.style(), self.pyramid_channels
+    )
+    self.region_head = region_head.RegionHead(
+      self.num_classes, self.head_channels, self.mask_channels, self.mask_convs, **self.types
+    )
+
+  @nn.nowrap
+  def anchors(self) -> anchors_lib.Anchors:
+    """The anchors: `model.anchors().of_input((height, width))` are those of an input."""
+    return anchors_lib.Anchors(
+      strides=(4, 8, 16, 32, 64),
+      scales=(self.anchor_scale,),
+      ratios=tuple(self.anchor_ratios),
+    )
+
+  def pyramid(self, maps: Sequence[jax.Array], train: bool) -> tuple[jax.Array, ...]:
+    """The backbone's maps, finest first, to the levels of the pyramid."""
+    return feature_pyramid.FeaturePyramid(
+      self.pyramid_channels, self.style(), extra_levels=1, name='pyramid'
+    )(maps, train)
+
+  def heads(
+    self,
+    levels: Sequence[jax.Array],
+    train: bool,
+    *,
+    image_size: jax.Array,
+    truths: types.Truths | None,
+    key: jax.Array | None,
+  ) -> dict[str, jax.Array]:
+    """Maps the levels of the pyramid to the outputs."""
+    del train
+    outputs = self.proposal_head(levels)
+    regions, scores = rpn.propose(
+      outputs,
+      anchors_lib.AnchorGrid(self.anchors(), tuple(x.shape[1:3] for x in levels)),
+      image_size,
+      max_per_level=self.candidates if truths is None else self.training_candidates,
+      max_boxes=self.max_proposals,
+      iou_threshold=self.proposal_iou_threshold,
+    )
+    if truths is None:
+      outputs |= {'proposals': regions, 'proposal_scores': scores}
+    else:
+      if key is None:
+        raise ValueError('to train on truths, the second stage draws regions: pass a key')
+      regions, assigned = regions_lib.sample(
+        key,
+        regions,
+        truths,
+        number=self.sampled_regions,
+        positive_fraction=self.positive_fraction,
+      )
+      outputs |= {'proposals': regions, 'assigned': assigned}
+    outputs['class_logits'], outputs['box_deltas'] = self.region_head.boxes(levels[:4], regions)
+    if self.mask_channels and (truths is not None or self.is_initializing()):
+      positives = regions[:, : int(self.sampled_regions * self.positive_fraction)]
+      outputs['mask_logits'] = self.region_head.masks(levels[:4], positives)
+    return outputs
+
+  def masks(self, features: Features, boxes: jax.Array, labels: jax.Array) -> jax.Array:
+    """The masks of objects.
+
+    Args:
+      features: of the model, those of the pyramid.
+      boxes: `[batch, count, 4]`, corners in pixels of the input.
+      labels: `[batch, count]`, below 0 in padding.
+
+    Returns:
+      `[batch, count, side, side]`, the probability of every cell of a box that it belongs to the
+      object; 0 in padding.
+    """
+    levels = [features[f'pyramid_{level}'] for level in range(2, 6)]
+    logits = self.region_head.masks(levels, boxes)
+    probabilities = nn.sigmoid(mask_head.of_class(logits, labels))
+    return jnp.where(labels[..., None, None] < 0, 0, probabilities)
+
+  @nn.nowrap
+  def decode(
+    self,
+    outputs: Mapping[str, jax.Array],
+    input_size: Sequence[int],
+    image_size: jax.Array,
+    **thresholds: Any,
+  ) -> types.Detections:
+    """The objects that the outputs describe, without masks.
+
+    Args:
+      outputs: of the model.
+      input_size: (height, width) of its input.
+      image_size: (height, width) in pixels of the part of it that is image, `[batch, 2]`.
+      **thresholds: `score_threshold`, `iou_threshold`, `max_boxes`, as in `regions.decode`.
+    """
+    del input_size
+    logits, deltas, regions = (outputs[x] for x in ('class_logits', 'box_deltas', 'proposals'))
+    return regions_lib.decode(logits, deltas, regions, image_size, **thresholds)
+
+  def objects(
+    self,
+    outputs: Mapping[str, jax.Array],
+    features: Features,
+    input_size: Sequence[int],
+    image_size: jax.Array,
+    **thresholds: Any,
+  ) -> types.Detections:
+    """The second half of `detect`: what was found, with masks where the model has a mask head."""
+    found = self.decode(outputs, input_size, image_size, **thresholds)
+    if not self.mask_channels:
+      return found
+    return found.replace(masks=self.masks(features, found.boxes, found.labels))
+
+
 registry.register_head('retinanet', RetinaNet, strides=(4, 8, 16, 32))
+registry.register_head('mask_rcnn', MaskRCNN, strides=(4, 8, 16, 32))
+registry.register_head('faster_rcnn', MaskRCNN, strides=(4, 8, 16, 32), mask_channels=0)

@@ -66,3 +66,10 @@ class MaskHead(module.Module):
     x = nn.Conv(self.num_classes, (1, 1), name='classifier', **options)(x)
     x = x.reshape(*regions, *x.shape[1:])
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def of_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The mask of every region's class: of `[..., side, side, classes]` and `[...]`."""
+  # A sum, whose gradient is no scatter.
+  is_class = nn.one_hot(labels, logits.shape[-1], dtype=bool)[..., None, None, :]
+  return jnp.sum(jnp.where(is_class, logits, 0), axis=-1)

@@ -7,14 +7,15 @@ padding. Nothing here has a gradient with respect to boxes.
 
 from collections.abc import Sequence
 
+from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
-from crossattn_jax.geometry import assignment, encoding, suppression
+from crossattn_jax import kernels
+from crossattn_jax.geometry import assignment, encoding
 from crossattn_jax.geometry import boxes as box_ops
-from crossattn_jax.heads.detection import types
+from crossattn_jax.heads.detection import decoding, types
 
 # Of offsets from a region, which are small: divided by these, their variance is near 1.
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -89,18 +90,9 @@ def sample(
       jnp.where(drawn, assigned[indices], assignment.IGNORED),
     )
 
+  keys = jax.random.split(key, len(regions))
   boxes = truths.boxes.astype(regions.dtype)
-  return lax.stop_gradient(
-    parallel.map_shards(
-      jax.vmap(sample_image),
-      jax.random.split(key, len(regions)),
-      regions,
-      boxes,
-      truths.labels,
-      names=(('batch',), *(('batch', None, None),) * 2, ('batch', None)),
-      out_names=('batch',),
-    )
-  )
+  return lax.stop_gradient(jax.vmap(sample_image)(keys, regions, boxes, truths.labels))
 
 
 def decode(
@@ -129,43 +121,28 @@ def decode(
   Returns:
     The detections, without masks.
   """
+  logits, deltas, regions = lax.stop_gradient((logits, deltas, regions))
   classes = deltas.shape[-2]
   # Probabilities add up to 1, so that few classes of a region can be above the threshold: sorting
   # 20 of 80 candidates leaves none out.
   most = min(classes, int(1 / score_threshold)) if score_threshold > 0 else classes
 
-  def decode_image(logits, deltas, regions, image_size):
-    scores, labels = lax.top_k(jax.nn.softmax(logits)[:, :-1], most)
-    scores = jnp.where(box_ops.area(regions)[:, None] > 0, scores, 0)
-    deltas = jnp.take_along_axis(deltas, labels[..., None], axis=1)
-    boxes = encoding.decode(regions[:, None], deltas, stds=stds, image_size=image_size)
-    boxes, scores, labels = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1)
-    kept = suppression.non_maximum_suppression(
-      boxes,
-      scores,
-      iou_threshold=iou_threshold,
-      score_threshold=score_threshold,
-      max_boxes=max_boxes,
-      labels=labels,
-    )
-    found = kept >= 0
-    return types.Detections(
-      jnp.where(found[:, None], boxes[kept], 0),
-      jnp.where(found, scores[kept], 0),
-      jnp.where(found, labels[kept], -1),
-    )
-
-  return parallel.map_shards(
-    jax.vmap(decode_image),
-    logits,
-    deltas,
-    regions,
-    image_size,
-    names=(
-      ('batch', None, None),
-      ('batch', None, None, None),
-      ('batch', None, None),
-      ('batch', None),
-    ),
-    out_names=('batch',),
+  scores, labels = lax.top_k(nn.softmax(logits)[..., :-1], most)
+  scores = jnp.where(box_ops.area(regions)[..., None] > 0, scores, -jnp.inf)
+  boxes = encoding.decode(
+    regions[:, :, None],
+    jnp.take_along_axis(deltas, labels[..., None], axis=2),
+    stds=stds,
+    image_size=image_size[:, None, None],
   )
+  boxes = boxes.reshape(len(boxes), -1, 4)
+  scores, labels = (x.reshape(len(x), -1) for x in (scores, labels))
+  kept = kernels.non_maximum_suppression(
+    boxes,
+    scores,
+    labels,
+    iou_threshold=iou_threshold,
+    score_threshold=score_threshold,
+    max_boxes=max_boxes,
+  )
+  return decoding.chosen_detections(boxes, scores, labels, kept)
