@@ -113,6 +113,24 @@ LAYOUTS: dict[str, Layout] = {
       _conv_to_flax,
       _conv_to_torch,
     ),
+    # Of a transposed convolution: (in, out, height, width) -> [height, width, in, out]; a bias
+    # stays.
+    Layout(
+      'transposed_conv',
+      lambda shape: shape if len(shape) == 1 else (*shape[-2:], *shape[:-2]),
+      lambda x, shape: x if x.ndim == 1 else x.transpose(2, 3, 0, 1),
+      lambda x, shape: x if x.ndim == 1 else x.transpose(2, 3, 0, 1),
+    ),
+    # Of a linear map of a whole map, flattened with its channels first:
+    # (out, channels*height*width) -> [height, width, channels, out]; a bias stays.
+    Layout(
+      'linear_map_in',
+      lambda shape: shape if len(shape) == 1 else (shape[-1], _product(shape[:-1])),
+      lambda x, shape: (
+        x if x.ndim == 1 else x.reshape(shape[3], shape[2], *shape[:2]).transpose(2, 3, 1, 0)
+      ),
+      lambda x, shape: x if x.ndim == 1 else x.transpose(3, 2, 0, 1).reshape(shape),
+    ),
   )
 }
 
