@@ -1,0 +1,1 @@
+"""RoIAlign: a map resampled within boxes."""
