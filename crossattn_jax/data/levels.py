@@ -76,9 +76,7 @@ def fit(
     box: (long side, short side) that the image's sides do not exceed, whichever they are.
     within: (height, width) that they do not exceed either.
   """
-  factor = min(
-    max(box) / max(size), min(box) / min(size), within[0] / size[0], within[1] / size[1]
-  )
+  factor = min(max(box) / max(size), min(box) / min(size), within[0] / size[0], within[1] / size[1])
   return tuple(max(int(side * factor + 0.5), 1) for side in size)
 
 

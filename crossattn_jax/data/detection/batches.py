@@ -13,6 +13,7 @@ from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import decoding, image_ops, levels, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations, augmentation, grouping, sources
@@ -28,6 +29,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.name = 'coco/2017'
   # Folder of TFDS datasets (TFDS's own default if None), or that of the images.
   config.data_dir = config_dict.placeholder(str)
+  # Of COCO files: the folder of their images, if it is not found.
+  config.image_dir = config_dict.placeholder(str)
   # None: as the data set calls them; see `sources.complete_splits`.
   config.train_split = config_dict.placeholder(str)
   config.eval_split = config_dict.placeholder(str)
@@ -176,15 +179,6 @@ def _eval_example(
   }
 
 
-@functools.lru_cache
-def _numbers_of_objects(name: str, split: str, data_dir: str | None) -> tuple[int, ...]:
-  """How many objects of each image of a split are learnt from; read once."""
-  source = sources.create_source(name, split, data_dir)
-  return tuple(
-    int(source.annotations(index).learnable.sum()) for index in range(len(source))
-  )
-
-
 class Examples(pipeline.Examples):
   """The images of a split with their objects.
 
@@ -205,7 +199,13 @@ class Examples(pipeline.Examples):
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
-    self._decoding = image_ops.decoding_of(config, sources.are_photos(config.name))
+    if config.masks and not self.source.has_masks:
+      raise config_errors.ConfigError(
+        f'{self._described()} has objects without a mask; set dataset.masks=False, and take a '
+        'model that learns boxes alone',
+        {'dataset.masks': False},
+      )
+    self._decoding = image_ops.decoding_of(config, config.name in sources.FOLDERS)
 
   @staticmethod
   def check(config: ml_collections.ConfigDict) -> None:
@@ -255,24 +255,25 @@ class Examples(pipeline.Examples):
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
     """Opens a split."""
-    return sources.create_source(config.name, split, config.data_dir)
+    return sources.open_source(config, split)
 
-  @property
-  def _where(self) -> tuple[str, str, str | None]:
-    return self.config.name, self.split, self.config.data_dir
+  @staticmethod
+  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
+    """Sets the splits that the config leaves open; says which."""
+    return sources.complete_splits(config)
 
   @functools.cached_property
-  def _sizes(self) -> Sequence[tuple[int, int]]:
+  def _sizes(self) -> list[tuple[int, int]]:
     """(height, width) of every image."""
     decoding.allow(self._decoding['max_pixels'])
-    return pipeline.image_sizes(sources.create_source, *self._where, self._decoding['upright'])
+    return [self.source.image_size(index) for index in range(len(self.source))]
 
   @functools.cached_property
   def _groups(self) -> list[np.ndarray]:
     """Indices of the examples that are learnt from, those whose batches have one shape together."""
     indices = np.arange(len(self.source))
     if self.config.skip_empty:
-      indices = np.flatnonzero(_numbers_of_objects(*self._where))
+      indices = np.flatnonzero(self.source.num_objects)
     height, width = self.config.image_size
     if height == width:
       return [indices]
@@ -285,7 +286,7 @@ class Examples(pipeline.Examples):
     """Images that are learnt from."""
     return sum(map(len, self._groups))
 
-  def indices(self, seed: int, batch_size: int = 1) -> grain.MapDataset:
+  def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
     """The endless stream of indices, of one orientation within each batch."""
     if not self.epoch_length:
       raise ValueError(
@@ -367,7 +368,8 @@ def _packed_masks(
   """Masks of chosen objects in a view, eight pixels a byte: uint8 `[count, height, width / 8]`."""
   count, height, width = shape
   packed = np.zeros((count, height, width // 8), np.uint8)
-  for row, encoded in zip(packed, objects.run_lengths(chosen), strict=False):
+  for row, place in zip(packed, chosen, strict=False):
+    encoded = annotations.run_lengths(objects.segmentations[place], objects.size)
     rows = np.packbits(view.mask(coco_mask.decode(encoded)), axis=-1)
     row[: rows.shape[0], : rows.shape[1]] = rows
   return packed
