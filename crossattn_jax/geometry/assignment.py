@@ -92,12 +92,13 @@ def add_truths(
 
 
 def sample(
-  key: jax.Array, assigned: jax.Array, number: int, positive_fraction: float
+  key: jax.Array | None, assigned: jax.Array, number: int, positive_fraction: float
 ) -> tuple[jax.Array, jax.Array]:
   """Draws positive and negative examples at random, every one with equal chance.
 
   Args:
-    key: of the random draw; one per image, so that devices need not agree.
+    key: of the random draw; one per image, so that devices need not agree. None takes the boxes of
+      the lowest indices, which is no draw at all, to compare with what another program takes.
     assigned: `[boxes]`, an assignment. `IGNORED` boxes are never drawn.
     number: of examples. Negative ones fill up what positive ones leave.
     positive_fraction: at most `int(number * positive_fraction)` examples are positive.
@@ -108,7 +109,10 @@ def sample(
   """
   missing = max(number - len(assigned), 0)
   assigned = jnp.pad(assigned, (0, missing), constant_values=IGNORED)
-  draws = jax.random.uniform(key, assigned.shape, jnp.float32)
+  if key is None:
+    draws = jnp.zeros(assigned.shape, jnp.float32)  # Of equal ones the first are the greatest.
+  else:
+    draws = jax.random.uniform(key, assigned.shape, jnp.float32)
 
   def draw(among: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
     lots, indices = lax.top_k(jnp.where(among, draws, -1), most)

@@ -34,6 +34,20 @@ class Anchors:
     """Anchors of a cell."""
     return len(self.scales) * len(self.ratios)
 
+  def cells(self) -> list[np.ndarray]:
+    """The anchors of the first cell of every level, `[per_cell, 4]` each."""
+    return [
+      anchor_ops.cell_anchors(
+        stride,
+        self.scales,
+        self.ratios,
+        center_offset=self.boxes.center_offset,
+        inclusive=self.boxes.inclusive,
+        dtype=self.dtype,
+      )
+      for stride in self.strides
+    ]
+
   def of_input(self, size: Sequence[int]) -> 'AnchorGrid':
     """The anchors of an input of `size` = (height, width), whose maps are rounded up."""
     return AnchorGrid(self, tuple(tuple(-(-side // s) for side in size) for s in self.strides))
@@ -64,18 +78,12 @@ class AnchorGrid:
 
   def corners(self) -> jax.Array:
     """The anchors, `[anchors, 4]` in pixels of the input."""
-    spec = self.anchors
-    grids = []
-    for stride, map_size in zip(spec.strides, self.map_sizes, strict=True):
-      cell = anchor_ops.cell_anchors(
-        stride,
-        spec.scales,
-        spec.ratios,
-        center_offset=spec.boxes.center_offset,
-        inclusive=spec.boxes.inclusive,
-        dtype=spec.dtype,
+    grids = [
+      anchor_ops.grid_anchors(cell, map_size, stride)
+      for cell, map_size, stride in zip(
+        self.anchors.cells(), self.map_sizes, self.anchors.strides, strict=True
       )
-      grids.append(anchor_ops.grid_anchors(cell, map_size, stride))
+    ]
     return jnp.concatenate(grids)
 
   def valid(self, image_size: jax.Array) -> jax.Array:

@@ -8,15 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.geometry import anchors, assignment, boxes, encoding, suppression
-from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity import adapters
+from crossattn_jax.parity.systems.mmdetection import configs
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
-
-
-def names(manifest: Manifest) -> list[str]:
-  """Of the recorded outputs."""
-  return [name.removeprefix('out/') for name in manifest['shapes'] if name.startswith('out/')]
 
 
 @adapters.register_adapter('crossformer', 'det_box_coder')
@@ -49,26 +45,13 @@ def _box_coder(manifest: Manifest) -> adapters.Adapter:
   return adapters.function_adapter(run, jit=True)
 
 
-def cells(c: arguments.Arguments) -> list[np.ndarray]:
-  """The anchors of a cell, per level, of a constructor of anchors or of a head with some."""
-  scales = c.get('scales') or anchors.octave_scales(
-    c.get('octave_base_scale', 4), c.get('scales_per_octave', 3)
-  )
-  # The original's anchors are of this dtype in any run.
-  dtype = np.dtype(c.get('base_anchor_dtype', 'float32'))
-  offset = c.get('center_offset', 0.0)
-  return [
-    anchors.cell_anchors(stride, scales, c['ratios'], center_offset=offset, dtype=dtype)
-    for stride in c['strides']
-  ]
-
-
 @adapters.register_adapter('crossformer', 'det_anchors_retinanet')
 @adapters.register_adapter('crossformer', 'det_anchors_rpn')
 def _anchors(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   dtype, size = np.dtype(c.get('grid_dtype', 'float32')), c['pad_shape']
-  levels = list(zip(cells(c), c['feature_sizes'], c['strides'], strict=True))
+  described = configs.anchors(c)
+  levels = list(zip(described.cells(), c['feature_sizes'], described.strides, strict=True))
 
   def run() -> Arrays:
     outputs = {}
@@ -78,26 +61,13 @@ def _anchors(manifest: Manifest) -> adapters.Adapter:
       outputs[f'valid{level}'] = anchors.valid_anchors(size, map_size, stride, len(cell))
     return outputs
 
-  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
-
-
-def assigner(c: arguments.Arguments) -> dict[str, Any]:
-  """The thresholds of a configured MaxIoUAssigner."""
-  c.ignore('type', 'gpu_assign_thr', 'iou_calculator')
-  c.ignore('ignore_iof_thr', 'ignore_wrt_candidates')  # The cases have no boxes to ignore.
-  return {
-    'positive': c['pos_iou_thr'],
-    'negative': c['neg_iou_thr'],
-    'min_positive': c.get('min_pos_iou', 0.0),
-    'low_quality': c.get('match_low_quality', True),
-    'all_best': c.get('gt_max_assign_all', True),
-  }
+  return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
 
 
 @adapters.register_adapter('crossformer', 'det_max_iou_assign')
 def _assignment(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  assigners = {name: assigner(c[name]) for name in c}
+  assigners = {name: configs.assigner(c[name]) for name in c}
 
   def run(gt: jax.Array, anchors: jax.Array, proposals: jax.Array) -> Arrays:
     outputs = {'iou': boxes.iou(gt[:, None], proposals)}
@@ -109,7 +79,7 @@ def _assignment(manifest: Manifest) -> adapters.Adapter:
       outputs |= {f'{name}/gt_inds': assigned + 1, f'{name}/max_overlaps': best}
     return outputs
 
-  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
+  return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
 
 
 @adapters.register_adapter('crossformer', 'det_multiclass_nms')
@@ -133,4 +103,4 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
     indices = rows * classes + labels
     return {'boxes': chosen, 'scores': best[:found], 'labels': labels, 'indices': indices}
 
-  return adapters.function_adapter(run, without_gradient=names(manifest), jit=True)
+  return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
