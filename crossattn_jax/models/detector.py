@@ -17,7 +17,7 @@ from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import decoding, mask_head, region_head, retinanet, rpn, types
 from crossattn_jax.heads.detection import regions as regions_lib
-from crossattn_jax.layers import module
+from crossattn_jax.layers import batch_norm, module
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
 
@@ -31,11 +31,14 @@ class Detector(module.Module):
     backbone: a model whose features hold the maps 'stage_0' to 'stage_3' at strides 4 to 32.
     num_classes: of objects; COCO's by default.
     pyramid_channels: of the feature pyramid.
+    frozen_norm: whether the backbone's batch norms use their running statistics in training too, as
+      is usual where a device has few images; their scales and biases train.
   """
 
   backbone: nn.Module
   num_classes: int = 80
   pyramid_channels: int = 256
+  frozen_norm: bool = False
 
   @property
   def image_size(self) -> tuple[int, int]:
@@ -79,7 +82,8 @@ class Detector(module.Module):
     """
     if image_size is None:
       image_size = whole_images(image)
-    _, features = self.backbone(image, train)
+    with batch_norm.frozen(lambda _: self.frozen_norm):
+      _, features = self.backbone(image, train)
     levels = self.pyramid(style_lib.stage_maps(features), train)
     grid = self.anchors().of_input(image.shape[1:3])
     sizes = tuple(x.shape[1:3] for x in levels)
