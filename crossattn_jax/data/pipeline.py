@@ -141,8 +141,9 @@ class Examples(abc.ABC):
     """The indices of an epoch, in another order in each."""
     return self.shuffled(self.epoch_length, seed)
 
-  def indices(self, seed: int) -> grain.MapDataset:
-    """The endless stream of indices of training examples."""
+  def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
+    """The endless stream of indices of training examples, of which `batch_size` make a batch."""
+    del batch_size  # For tasks whose batches have one of several shapes.
     return self.epoch(seed).repeat()
 
   def buckets(self) -> Sequence[Hashable]:
@@ -202,13 +203,13 @@ class Examples(abc.ABC):
       f'none of the {count} {self.kind}s of {self.config.name!r}, split {self.split!r}, can be read'
     )
 
-  def train_stream(self, seed: int) -> grain.MapDataset:
+  def train_stream(self, seed: int, batch_size: int = 1) -> grain.MapDataset:
     """Returns the endless stream of augmented examples that `train_batches` batches.
 
     Element i is computed when it is asked for, alone: `train_stream(seed)[i]`.
     """
     order_seed, example_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    return self.indices(order_seed).random_map(self.train_example, seed=example_seed)
+    return self.indices(order_seed, batch_size).random_map(self.train_example, seed=example_seed)
 
   def train_batches(
     self,
@@ -234,7 +235,7 @@ class Examples(abc.ABC):
       iterator's `get_state` and `set_state` resume bit-exactly, for the same batch size and numbers
       of processes and workers.
     """
-    stream = self.train_stream(seed)
+    stream = self.train_stream(seed, batch_size)
     return batches(stream, self.config, batch_size, process_index, process_count, start)
 
   def eval_batches(

@@ -115,10 +115,10 @@ class Examples(pipeline.Examples):
     """Sets the splits that the config leaves open; says which."""
     return sources.complete_splits(config)
 
-  def indices(self, seed: int) -> grain.MapDataset:
+  def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
     """The endless stream of indices: of all clips in turn, or balanced over the classes."""
     if not self.config.balanced:
-      return super().indices(seed)
+      return super().indices(seed, batch_size)
     clips = grain.MapDataset.range(len(self.source)).repeat()
     return clips.random_map(_BalancedIndex(self.source), seed=seed)
 

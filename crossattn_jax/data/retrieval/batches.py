@@ -177,9 +177,9 @@ class Examples(pipeline.Examples):
     shape = (self.source.captions_per_image, self.config.max_words)
     return shape if self._features is None else (*shape, self.config.word_dim)
 
-  def train_stream(self, seed: int) -> grain.MapDataset:
+  def train_stream(self, seed: int, batch_size: int = 1) -> grain.MapDataset:
     """See `pipeline.Examples`; of examples nothing is random, and they say which epoch it is."""
-    return self.indices(seed).map_with_index(self._pair)
+    return self.indices(seed, batch_size).map_with_index(self._pair)
 
   def _pair(self, position: int, pair: int) -> dict[str, np.ndarray]:
     return self.train_example(pair) | {'epoch': np.int32(position // self.epoch_length)}

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import decoding, image_ops, pipeline
+from crossattn_jax.data import decoding, image_ops, levels, pipeline
 from crossattn_jax.data.segmentation import (
   augmentation,
   label_maps,
@@ -20,7 +20,6 @@ from crossattn_jax.data.segmentation import (
 
 IGNORE_LABEL = taxonomies.IGNORE_LABEL
 
-CHANNELS = ('rgb', 'bgr')
 TRAIN_SIZES = ('scales', 'ratio')
 EVAL_SIZES = ('native', 'fit')
 _CROP_TRIALS = 10
@@ -47,11 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.class_values = ()
   # (height, width) of the training crops.
   config.image_size = (769, 769)
-  # Order of the colours: 'rgb' or 'bgr'.
-  config.channels = 'rgb'
-  # Of levels 0..255, in that order.
-  config.mean = (123.675, 116.28, 103.53)
-  config.std = (58.395, 57.12, 57.375)
+  levels.add_options(config)
   pipeline.add_options(config)
   image_ops.add_options(config)
 
@@ -104,9 +99,9 @@ def prepare_image(image: np.ndarray, config: ml_collections.ConfigDict) -> dict[
   """Resizes, normalises and pads an image, uint8 `[height, width, 3]`, as evaluation does."""
   size = image.shape[:2]
   bucket = _bucket(size, config)
-  pixels = _normalized(_fitted(image, config), config)
+  pixels = levels.normalize(_fitted(image, config), config)
   return {
-    'image': _padded(pixels, bucket.image, 0)[None],
+    'image': levels.pad(pixels, bucket.image)[None],
     'image_size': np.array([pixels.shape[:2]], np.int32),
     'label': np.full((1, *bucket.label), IGNORE_LABEL, np.int32),
     'label_size': np.array([size], np.int32),
@@ -124,36 +119,8 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'interpolation': 'bilinear',
       'library': 'Pillow',
     },
-    'channels': config.channels,
-    'divide_by': 1,
-    'mean': list(config.mean),
-    'std': list(config.std),
-    'layout': 'HWC',
-    'dtype': 'float32',
+    **levels.describe(config),
   }
-
-
-def denormalize(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
-  """Turns images of a batch into uint8 RGB `[..., height, width, 3]` to look at."""
-  levels = image * np.asarray(config.std, np.float32) + np.asarray(config.mean, np.float32)
-  return np.clip(np.round(_reordered(levels, config)), 0, 255).astype(np.uint8)
-
-
-def _reordered(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
-  """From RGB to the order of the config, and back."""
-  return image[..., ::-1] if config.channels == 'bgr' else image
-
-
-def _normalized(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
-  """Of RGB levels `[height, width, 3]`: the network's input, float32."""
-  image = _reordered(image, config).astype(np.float32)
-  return (image - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
-
-
-def _padded(x: np.ndarray, size: Sequence[int], value: float) -> np.ndarray:
-  """Pads the first two axes at their ends."""
-  margins = [(0, size[0] - x.shape[0]), (0, size[1] - x.shape[1])]
-  return np.pad(x, margins + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +149,7 @@ def _fitted_size(size: Sequence[int], config: ml_collections.ConfigDict) -> list
   options = config.evaluation
   if options.resize == 'native':
     return [tuple(size)]
-  size = fit(size, _base_size(options.base_size, config))
+  size = levels.fit(size, _base_size(options.base_size, config))
   step = options.stretch_to
   return [size, tuple(-(-side // step) * step for side in size)]
 
@@ -197,17 +164,6 @@ def _fitted(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
     if size != image.shape[:2]:
       image = augmentation.resize(image, size)
   return image
-
-
-def fit(size: Sequence[int], box: Sequence[int]) -> tuple[int, int]:
-  """(height, width) of an image after bringing it into a box, keeping its proportions.
-
-  Args:
-    size: (height, width).
-    box: (long side, short side) that the image's sides do not exceed.
-  """
-  factor = min(max(box) / max(size), min(box) / min(size))
-  return tuple(int(side * factor + 0.5) for side in size)
 
 
 class Examples(pipeline.Examples):
@@ -230,7 +186,7 @@ class Examples(pipeline.Examples):
     self._taxonomy = sources.find_taxonomy(config)
     self._crop = tuple(config.image_size)
     # Of the pixels beyond the image, in RGB: 0 after normalisation.
-    self._padding = _reordered(np.asarray(config.mean, np.float32), config)
+    self._padding = levels.reordered(np.asarray(config.mean, np.float32), config)
     self._by_ratio = options.resize == 'ratio'
     self._scales = tuple(options.scales)
 
@@ -246,11 +202,9 @@ class Examples(pipeline.Examples):
       require(len(value) == 2 and min(value) > 0, key, expected)
 
     image_ops.check_options(config)
+    levels.check_options(config)
     options, evaluation = config.augmentation, config.evaluation
     is_size('image_size', config.image_size, '(height, width) in pixels')
-    is_choice('channels', CHANNELS, config.channels)
-    require(len(config.mean) == 3, 'mean', 'three values, one per colour')
-    require(len(config.std) == 3 and min(config.std) > 0, 'std', 'three positive values')
     is_choice('augmentation.resize', TRAIN_SIZES, options.resize)
     require(
       len(options.scales) > 0 and min(options.scales) > 0, 'augmentation.scales', 'positive factors'
@@ -344,7 +298,7 @@ class Examples(pipeline.Examples):
       pixels, label = augmentation.apply(
         image, label, choice, self._crop, padding=self._padding, ignore_label=IGNORE_LABEL
       )
-      pixels = _normalized(pixels, self.config)
+      pixels = levels.normalize(pixels, self.config)
     return {'image': pixels, 'label': label.astype(np.int32), 'skipped': np.int32(skipped)}
 
   def _ratio_crop(
@@ -354,7 +308,7 @@ class Examples(pipeline.Examples):
     options = self.config.augmentation
     ratio = rng.uniform(*options.ratio)
     base_size = _base_size(options.base_size, self.config)
-    size = fit(label.shape, [int(side * ratio) for side in base_size])
+    size = levels.fit(label.shape, [int(side * ratio) for side in base_size])
     shown = tuple(map(min, size, self._crop))
     for trial in range(_CROP_TRIALS + 1):
       top, left = (
@@ -372,8 +326,8 @@ class Examples(pipeline.Examples):
     pixels, label = augmentation.apply(image, label, choice, shown)
     if options.photometric:
       pixels = photometric.distort(pixels.astype(np.uint8), rng)
-    pixels = _padded(_normalized(pixels, self.config), self._crop, 0)
-    return pixels, _padded(label, self._crop, IGNORE_LABEL)
+    pixels = levels.pad(levels.normalize(pixels, self.config), self._crop)
+    return pixels, levels.pad(label, self._crop, IGNORE_LABEL)
 
   def eval_example(
     self, decoded: tuple[np.ndarray, np.ndarray] | None, index: int, bucket: _Bucket
@@ -384,10 +338,10 @@ class Examples(pipeline.Examples):
       image, label = np.zeros((1, 1, 3), np.float32), np.full((1, 1), IGNORE_LABEL)
     else:
       image, label = decoded
-      image = _normalized(_fitted(image, self.config), self.config)
+      image = levels.normalize(_fitted(image, self.config), self.config)
     return {
-      'image': _padded(image, bucket.image, 0),
+      'image': levels.pad(image, bucket.image),
       'image_size': np.array(image.shape[:2], np.int32),
-      'label': _padded(label.astype(np.int32), bucket.label, IGNORE_LABEL),
+      'label': levels.pad(label.astype(np.int32), bucket.label, IGNORE_LABEL),
       'label_size': np.array(label.shape, np.int32),
     }

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from crossattn_jax.data import levels
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.tasks import attention_maps, base, drawing, predictor
 from crossattn_jax.tasks.segmentation import pictures
@@ -70,7 +71,7 @@ class Predictor(predictor.FilePredictor):
       image=shown,
       predicted=_classes(result),
       true=true,
-      seen=data.denormalize(result['image'], self.task.config.dataset) if maps else None,
+      seen=levels.denormalize(result['image'], self.task.config.dataset) if maps else None,
       attention=maps,
     )
 
@@ -78,7 +79,7 @@ class Predictor(predictor.FilePredictor):
     """The same, and the true classes."""
     rows, columns = example['image_size']
     height, width = example['label_size']
-    image = data.denormalize(example['image'][:rows, :columns], self.task.config.dataset)
+    image = levels.denormalize(example['image'][:rows, :columns], self.task.config.dataset)
     return self.sample(image, result, example['label'][:height, :width])
 
   def draw(self, path: epath.Path, sample: pictures.Sample) -> None:

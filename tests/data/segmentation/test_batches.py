@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from crossattn_jax.data import levels
 from crossattn_jax.data.scenes import shapes as shape_scenes
 from crossattn_jax.data.segmentation import batches as data
 
@@ -122,7 +123,7 @@ def test_colours_are_in_the_order_of_the_config(config):
   (bgr,) = take(train_batches(config, batch_size=2, seed=0), 1)
   np.testing.assert_array_equal(bgr['image'][..., ::-1] + (120, 110, 100), rgb['image'])
   np.testing.assert_array_equal(
-    data.denormalize(bgr['image'], config), rgb['image'].astype(np.uint8)
+    levels.denormalize(bgr['image'], config), rgb['image'].astype(np.uint8)
   )
 
 
@@ -256,15 +257,6 @@ def test_labels_that_are_no_class_are_refused_by_file_and_value(
   examples = data.Examples(ade20k_config, 'training')
   with pytest.raises(ValueError, match=f"label map '{path}'.*{message}"):
     examples.read(1)
-
-
-@pytest.mark.parametrize('size', [(683, 512), (512, 683), (2000, 400), (100, 100)])
-def test_images_fit_as_tightly_as_they_can(size):
-  height, width = data.fit(size, (2048, 512))
-  assert max(height, width) == 2048 or min(height, width) == 512
-  assert max(height, width) <= 2048
-  assert min(height, width) <= 512
-  assert abs(height / width - size[0] / size[1]) < 0.01 * size[0] / size[1]
 
 
 def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
