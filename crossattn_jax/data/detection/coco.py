@@ -5,7 +5,7 @@ are kept in arrays, masks stay in the file until they are asked for.
 """
 
 import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import dataclasses
 import functools
 import json
@@ -133,21 +133,21 @@ class _Reader:
   def _error(self, problem: str) -> ValueError:
     return ValueError(f'{self._path!r}: {problem}')
 
-  def _check_keys(self, found: set[str]) -> None:
+  def _check_keys(self, found: Collection[str]) -> None:
     missing = [key for key in _KEYS if key not in found]
+    other = next((what for key, what in _OTHER_FORMATS.items() if key in found), None)
+    if missing and other:
+      raise ValueError(f'{self._path!r} is {other}')
     if missing:
-      other = next((what for key, what in _OTHER_FORMATS.items() if key in found), None)
-      has = sources.shown(sorted(found)) or 'nothing'
-      raise self._error(
-        f'is {other}'
-        if other
-        else f'has no {missing[0]!r}, but {has}; a COCO file has {", ".join(_KEYS)}'
+      raise ValueError(
+        f'{self._path!r} has no {missing[0]!r}, but {sources.shown(sorted(found)) or "nothing"}; a '
+        f'COCO file has {", ".join(_KEYS)}'
       )
     for key, entries in (('images', self._images), ('categories', self._categories)):
       if not entries:
-        raise self._error(f'its {key!r} are empty')
+        raise self._error(f'{key!r} is empty')
     if not self._whole:
-      raise self._error('has no annotations at all: there is nothing to learn or to compare with')
+      raise self._error("'annotations' is empty: there is nothing to learn or to compare with")
 
   def _image(self, value: dict[str, Any], start: int, end: int) -> None:
     del start, end
@@ -387,6 +387,4 @@ def _elements(path: str, text: str) -> Iterator[tuple[str, Any, int, int]]:
   except json.JSONDecodeError as error:
     raise ValueError(f'{path!r} is not JSON: {error.msg} at byte {error.pos}') from error
   except IndexError as error:
-    raise ValueError(
-      f'{path!r} ends after {len(text)} bytes in the middle; copy it again'
-    ) from error
+    raise ValueError(f'{path!r} ends in the middle, after {len(text)} bytes') from error

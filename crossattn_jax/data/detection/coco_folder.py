@@ -9,7 +9,7 @@ import numpy as np
 
 from crossattn_jax import config_errors
 from crossattn_jax.data import sources, splits
-from crossattn_jax.data.detection import annotations, coco
+from crossattn_jax.data.detection import annotations, classes, coco
 
 # The split of all images, where there is one file.
 WHOLE = '.'
@@ -23,6 +23,8 @@ _FOLDERS = ('.', 'annotations')
 _OTHER_ANNOTATIONS = ('captions_', 'person_keypoints_', 'stuff_', 'panoptic_', 'image_info_')
 _AROUND_NAME = re.compile(r'^(instances|annotations)[_.-]|[_.-](annotations|instances|coco)$')
 _YEAR = re.compile(r'[_-]?(19|20)\d\d$')
+# Bytes.
+_GLANCE = 2**16
 _IMAGE_FOLDERS = ('.', 'images', 'data')
 
 
@@ -38,7 +40,7 @@ class CocoFolder:
       classes that it has not follow on the largest.
     image_ids: of each image, in the file.
     num_objects: int64 `[images]`, crowds too.
-    has_masks: whether every object has a mask.
+    masks_missing: an annotation without a mask, for messages; None where all have one.
   """
 
   def __init__(
@@ -75,20 +77,15 @@ class CocoFolder:
     self._first = np.searchsorted(file.image, np.arange(len(file.image_ids) + 1))
     self.image_ids = tuple(file.image_ids[self._images].tolist())
     self.num_objects = np.diff(self._first)[self._images]
-    self.has_masks = bool(file.has_mask.all())
-    own = [name for _, name in file.categories]
-    self.class_names = tuple(class_names) or tuple(own)
-    used = set(file.category.tolist())
-    unknown = [own[place] for place in sorted(used) if own[place] not in self.class_names]
-    if unknown:
-      raise sources.unknown_classes(repr(str(path)), unknown, self.class_names)
-    label_of = {name: label for label, name in enumerate(self.class_names)}
-    self._labels = np.array([label_of.get(name, -1) for name in own], np.int32)
-    numbers = {name: number for number, name in file.categories}
-    following = iter(range(max(numbers.values()) + 1, 2**63))
-    self.category_ids = tuple(
-      numbers[name] if name in numbers else next(following) for name in self.class_names
-    )
+    self.masks_missing: str | None = None
+    if not file.has_mask.all():
+      number = file.ids[np.argmin(file.has_mask)]
+      self.masks_missing = f"annotation {number} of {str(path)!r} has no 'segmentation'"
+    own = {name: number for number, name in file.categories}
+    used = {file.categories[place][1] for place in set(file.category.tolist())}
+    mapped = classes.by_name(own, used, class_names, repr(str(path)))
+    self.class_names, self.category_ids = mapped.names, mapped.numbers
+    self._labels = mapped.labels
 
   def __len__(self) -> int:
     return len(self._images)
@@ -106,6 +103,7 @@ class CocoFolder:
     """See `sources.Source`."""
     file, image = self._file, self._images[index]
     span = slice(self._first[image], self._first[image + 1])
+    has_masks = self.masks_missing is None
     return annotations.Objects(
       size=self.image_size(index),
       boxes=file.boxes[span],
@@ -113,7 +111,7 @@ class CocoFolder:
       crowd=file.crowd[span],
       area=file.area[span],
       ids=file.ids[span],
-      segmentations=file.segmentations(range(span.start, span.stop)) if self.has_masks else None,
+      segmentations=file.segmentations(range(span.start, span.stop)) if has_masks else None,
     )
 
 
@@ -134,6 +132,15 @@ def find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   if len(set(short)) == len(found):
     return dict(zip(short, (path for _, path in found), strict=True))
   return dict(found)
+
+
+def is_likely(path: pathlib.Path) -> bool:
+  """Whether a file looks like COCO's; only its beginning and its end are read."""
+  with path.open('rb') as file:
+    seen = file.read(_GLANCE)
+    file.seek(max(0, path.stat().st_size - _GLANCE))
+    seen += file.read()
+  return b'"images"' in seen or b'"annotations"' in seen
 
 
 def _is_other(path: pathlib.Path) -> bool:

@@ -25,11 +25,11 @@ class SceneSource:
     category_ids: their numbers in results.
     image_ids: the scenes' numbers in results.
     num_objects: of each scene.
-    has_masks: every shape has one.
+    masks_missing: nothing.
   """
 
   class_names = shapes.SHAPES
-  has_masks = True
+  masks_missing = None
   category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):

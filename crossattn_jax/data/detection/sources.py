@@ -1,21 +1,23 @@
 """Sources of detection examples: random access to encoded images and their objects by index."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import os
 import pathlib
 from typing import Protocol, TypedDict
 
 import ml_collections
 import numpy as np
+import tensorflow_datasets as tfds
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import image_ops, sources, splits
-from crossattn_jax.data.detection import annotations, coco_folder, scenes
+from crossattn_jax.data.detection import annotations, coco_folder, scenes, tfds_source, yolo_folder
 
-COCO_FOLDER = 'coco_folder'
-# Folders of one's own: photos as cameras leave them.
-FOLDERS = (COCO_FOLDER,)
-# Names of the splits for training and for evaluation.
-_SPLITS = {'shape_scenes': ('train', 'validation')}
+# Folders of one's own: photos as cameras leave them. The first finds out which it is.
+DETECTION_FOLDER, COCO_FOLDER, YOLO_FOLDER = 'detection_folder', 'coco_folder', 'yolo_folder'
+FOLDERS = (DETECTION_FOLDER, COCO_FOLDER, YOLO_FOLDER)
+COCO, SCENES = 'coco', 'shape_scenes'
 
 
 class Example(TypedDict):
@@ -33,14 +35,14 @@ class Source(Protocol):
     category_ids: number of each class in results.
     image_ids: number of each image in results.
     num_objects: int64 `[images]`, of each image, crowds too.
-    has_masks: whether every object has a mask.
+    masks_missing: what has no mask, for messages; None where every object has one.
   """
 
   class_names: Sequence[str]
   category_ids: Sequence[int]
   image_ids: Sequence[int]
   num_objects: np.ndarray
-  has_masks: bool
+  masks_missing: str | None
 
   def __len__(self) -> int: ...
 
@@ -54,8 +56,12 @@ class Source(Protocol):
 
 
 def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
-  """Opens a split of `config.dataset`; see `create_source`."""
-  return create_source(
+  """Opens a split of `config.dataset`; see `create_source`.
+
+  Raises:
+    ValueError: as `create_source`, or masks are to be learnt, and an object has none.
+  """
+  source = create_source(
     config.name,
     split,
     config.data_dir,
@@ -63,6 +69,14 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     image_dir=config.image_dir,
     upright=image_ops.decoding_of(config, config.name in FOLDERS)['upright'],
   )
+  if config.masks and source.masks_missing is not None:
+    raise config_errors.ConfigError(
+      f'split {split!r} of dataset {config.name!r} has no masks: {source.masks_missing}; add them, '
+      'or set dataset.masks=False and take a model without masks, such as '
+      "'crossformer_small+retinanet'",
+      {'dataset.masks': False},
+    )
+  return source
 
 
 def create_source(
@@ -77,45 +91,88 @@ def create_source(
   """Opens one split of a data set.
 
   Args:
-    name: `'shape_scenes'` (written on first use), with its configuration if wanted; or
-      `'coco_folder'`, see `coco_folder.CocoFolder`.
+    name: `'shape_scenes'` (written on first use), with its configuration if wanted; a folder of
+      one's own, `'detection_folder'`, or one that is said to be a `'coco_folder'` (see
+      `coco_folder.CocoFolder`) or a `'yolo_folder'` (see `yolo_folder.YoloFolder`); `'coco'`, a
+      folder as it is released, or else `'coco/2017'` of TFDS; or any data set of TFDS with boxes
+      that has been prepared, such as `'voc/2007'`.
     split: a split of it, or a share of one (`'train[:90%]'`).
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the images.
     class_names: the classes that labels count through, usually those of the training split, to
-      which those of a folder are mapped by name; by default it has its own.
+      which those of the data set are mapped by name; by default it has its own.
     image_dir: of COCO files: the folder of their images, if it is not found.
-    upright: whether images will be turned as their EXIF orientation says: sizes and objects are
-      those of the turned image. COCO files say for which size their objects are.
+    upright: whether images of folders will be turned as their EXIF orientation says. Objects of
+      YOLO's files are those of such images; COCO's files say for which size theirs are.
 
   Raises:
     ValueError: there is no such data set or split, or what it says cannot be.
   """
-  del upright  # Until there are folders that do not say the sizes of their images.
+  name = _resolve(name, data_dir)
   if name == COCO_FOLDER:
-    return coco_folder.CocoFolder(_checked_folder(name, data_dir), split, class_names, image_dir)
-  if sources.bare_name(name) == 'shape_scenes':
+    return coco_folder.CocoFolder(data_dir, split, class_names, image_dir)
+  if name == YOLO_FOLDER:
+    return yolo_folder.YoloFolder(data_dir, split, class_names, upright)
+  if sources.bare_name(name) == SCENES:
     return scenes.SceneSource(name, split, data_dir)
-  raise sources.unknown_dataset(name, [*_SPLITS, *FOLDERS], 'detection')
+  with _suggestions(name):
+    return tfds_source.TfdsSource(name, split, data_dir, class_names)
 
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
   """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
-  if config.name in FOLDERS:
-    found = coco_folder.find_splits(_checked_folder(config.name, config.data_dir))
+  name = _resolve(config.name, config.data_dir)
+  if name == COCO_FOLDER:
+    found = coco_folder.find_splits(pathlib.Path(config.data_dir))
     return splits.complete(config, list(found), coco_folder.WHOLE if len(found) == 1 else None)
-  names = _SPLITS.get(sources.bare_name(config.name))
-  if names is None:
-    raise sources.unknown_dataset(config.name, [*_SPLITS, *FOLDERS], 'detection')
-  for key, name in zip(('train_split', 'eval_split'), names, strict=True):
-    if config[key] is None:
-      config[key] = name
-  return []
+  if name == YOLO_FOLDER:
+    found = yolo_folder.find_splits(pathlib.Path(config.data_dir))
+    return splits.complete(config, found, yolo_folder.WHOLE)
+  if sources.bare_name(name) == SCENES:
+    return splits.complete(config, ('train', 'validation'))
+  with _suggestions(name):
+    return splits.complete(config, sources.tfds_splits(name, config.data_dir))
 
 
-def _checked_folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+  """The name of what is opened: `COCO_FOLDER`, `YOLO_FOLDER` or a data set of TFDS."""
+  if name == COCO:
+    released = data_dir is not None and coco_folder.find_splits(pathlib.Path(data_dir))
+    return COCO_FOLDER if released else 'coco/2017'
+  if name not in FOLDERS:
+    return name
   if data_dir is None:
     raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its images and annotations')
   folder = pathlib.Path(data_dir)
   if not folder.is_dir():
     raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
-  return folder
+  if name != DETECTION_FOLDER:
+    return name
+  files = coco_folder.find_splits(folder)
+  if any(map(coco_folder.is_likely, files.values())):
+    return COCO_FOLDER
+  if yolo_folder.is_likely(folder):
+    return YOLO_FOLDER
+  if files:
+    return COCO_FOLDER
+  raise ValueError(
+    f'{str(folder)!r} holds neither COCO files ({coco_folder.LAYOUTS}) nor those of YOLO '
+    f'({yolo_folder.LAYOUTS})'
+  )
+
+
+@contextlib.contextmanager
+def _suggestions(name: str) -> Iterator[None]:
+  """Tells names that are no data set at all from those that are not prepared."""
+  try:
+    yield
+  except sources.NotPreparedError as error:
+    known = {COCO, SCENES, *FOLDERS, *tfds.list_builders(with_community_datasets=False)}
+    bare = sources.bare_name(name)
+    if bare in known:
+      raise
+    raise config_errors.UnknownName(
+      f'unknown dataset {name!r}; {config_errors.near_names(bare, known, 3)}expected {SCENES!r}, '
+      f'{sources.shown(FOLDERS)}, {COCO!r}, or another dataset of TFDS with boxes',
+      name,
+      known,
+    ) from error

@@ -1,0 +1,113 @@
+"""Detection data sets of TFDS, such as `coco/2017` and `voc/2007`: images and boxes, no masks."""
+
+from collections.abc import Sequence
+import functools
+import io
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from crossattn_jax.data import image_ops, sources
+from crossattn_jax.data.detection import annotations, classes
+
+# COCO numbers its 80 classes up to 90.
+_COCO_NUMBERS = tuple(sorted({*range(1, 91)} - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
+# What marks objects that are neither to be found nor to be missed: of COCO, and of Pascal VOC.
+_CROWD = ('is_crowd', 'is_difficult')
+
+
+class TfdsSource:
+  """A split of a TFDS dataset prepared as ArrayRecord: a `sources.Source`, images left encoded.
+
+  Its objects are the one sequence that has boxes and labels. Difficult objects of Pascal VOC count
+  as crowds: they are not learnt from, and nobody needs to find them.
+
+  Attributes:
+    class_names: names of the classes in the order of the labels.
+    category_ids: of each class, in result files: COCO's own numbers, or else from 1 on.
+    masks_missing: why there are no masks, for messages.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+  ):
+    self._where = f'{name}/{split}'
+    self.masks_missing = f'TFDS has the boxes of {name!r} alone'
+    features, self._examples = sources.open_tfds(name, split, data_dir)
+    self._objects = _objects_feature(name, features)
+    self._size = features['image'].shape[:2]
+    self._has_id, self._has_name = 'image/id' in features, 'image/filename' in features
+    own = features[self._objects].feature['label'].names
+    is_coco = sources.bare_name(name) == 'coco' and len(own) == len(_COCO_NUMBERS)
+    numbers = dict(zip(own, _COCO_NUMBERS if is_coco else range(1, 1 + len(own)), strict=True))
+    mapped = classes.by_name(numbers, own, class_names, f'dataset {name!r}')
+    self.class_names, self.category_ids = mapped.names, mapped.numbers
+    self._labels = mapped.labels
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example, key = self._examples[index], f'{self._where}[{index}]'
+    if self._has_name:
+      key += f' ({example["image/filename"].decode()})'
+    return {'image': example['image'], 'key': key}
+
+  @functools.cached_property
+  def image_ids(self) -> tuple[int, ...]:
+    """See `sources.Source`; COCO's own are in the examples, which are all read."""
+    if not self._has_id:
+      return tuple(range(1, 1 + len(self)))
+    return tuple(int(example['image/id']) for example in self._examples)
+
+  @functools.cached_property
+  def num_objects(self) -> np.ndarray:
+    """See `sources.Source`; all examples are read."""
+    return np.array([len(example[self._objects]['label']) for example in self._examples])
+
+  def image_size(self, index: int) -> tuple[int, int]:
+    """See `sources.Source`."""
+    if None not in self._size:
+      return self._size
+    return image_ops.size_in_header(io.BytesIO(self._examples[index]['image']))
+
+  def annotations(self, index: int) -> annotations.Objects:
+    """See `sources.Source`."""
+    objects, size = self._examples[index][self._objects], self.image_size(index)
+    labels = np.asarray(objects['label'], np.int64)
+    # Stored as top, left, bottom, right in shares of the size.
+    boxes = np.asarray(objects['bbox'], np.float64).reshape(-1, 4) * np.tile(size, 2)
+    boxes = boxes[:, [1, 0, 3, 2]]
+    marks = [np.asarray(objects[name], bool) for name in _CROWD if name in objects]
+    area = objects.get('area', np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    return annotations.Objects(
+      size=size,
+      boxes=boxes,
+      labels=self._labels[labels],
+      crowd=np.any([np.zeros(len(labels), bool), *marks], axis=0),
+      area=np.asarray(area, np.float64),
+      ids=np.asarray(objects.get('id', 1 + np.arange(len(labels))), np.int64),
+    )
+
+
+def _objects_feature(name: str, features: tfds.features.FeaturesDict) -> str:
+  """Name of the sequence that has boxes and labels."""
+  for key, feature in features.items():
+    inner = getattr(feature, 'feature', {})
+    if (
+      isinstance(inner, tfds.features.FeaturesDict)
+      and isinstance(inner.get('bbox'), tfds.features.BBoxFeature)
+      and isinstance(inner.get('label'), tfds.features.ClassLabel)
+      and 'image' in features
+    ):
+      return key
+  raise ValueError(
+    f"dataset {name!r} is not for detection: expected 'image' and a sequence of 'bbox' and 'label',"
+    f' found {", ".join(features)}'
+  )
