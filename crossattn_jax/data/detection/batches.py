@@ -13,7 +13,6 @@ from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
-from crossattn_jax import config_errors
 from crossattn_jax.data import decoding, image_ops, levels, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations, augmentation, grouping, sources
@@ -199,12 +198,6 @@ class Examples(pipeline.Examples):
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
-    if config.masks and not self.source.has_masks:
-      raise config_errors.ConfigError(
-        f'{self._described()} has objects without a mask; set dataset.masks=False, and take a '
-        'model that learns boxes alone',
-        {'dataset.masks': False},
-      )
     self._decoding = image_ops.decoding_of(config, config.name in sources.FOLDERS)
 
   @staticmethod

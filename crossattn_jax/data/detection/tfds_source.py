@@ -98,14 +98,12 @@ class TfdsSource:
 
 def _objects_feature(name: str, features: tfds.features.FeaturesDict) -> str:
   """Name of the sequence that has boxes and labels."""
+  kinds = {'bbox': tfds.features.BBoxFeature, 'label': tfds.features.ClassLabel}
   for key, feature in features.items():
-    inner = getattr(feature, 'feature', {})
-    if (
-      isinstance(inner, tfds.features.FeaturesDict)
-      and isinstance(inner.get('bbox'), tfds.features.BBoxFeature)
-      and isinstance(inner.get('label'), tfds.features.ClassLabel)
-      and 'image' in features
-    ):
+    inner = getattr(feature, 'feature', None)
+    if not isinstance(inner, tfds.features.FeaturesDict) or 'image' not in features:
+      continue
+    if all(name in inner and isinstance(inner[name], kind) for name, kind in kinds.items()):
       return key
   raise ValueError(
     f"dataset {name!r} is not for detection: expected 'image' and a sequence of 'bbox' and 'label',"

@@ -96,7 +96,7 @@ def test_layouts(tmp_path, images, labels, split, table):
   source = yolo_folder.YoloFolder(tmp_path, split)
   assert [source[0]['key']] == [str(tmp_path / images / 'a.png')]
   np.testing.assert_allclose(source.annotations(0).boxes, [[12, 8, 18, 12]], rtol=1e-12)
-  assert yolo_folder.find_splits(tmp_path) == [] if split == '.' else ['train']
+  assert yolo_folder.find_splits(tmp_path) == ([] if split == '.' else ['train'])
   assert yolo_folder.is_likely(tmp_path)
 
 
