@@ -91,6 +91,15 @@ class Experiment:
     with jax.set_mesh(self.mesh):
       return self.traced_step.lower().compile()
 
+  def step(self, state: state.TrainState, batch: tasks.Batch) -> tuple[state.TrainState, Any]:
+    """Takes a training step, under the ambient mesh; the state given is consumed.
+
+    Batches of another shape than `abstract_batch`, such as images higher than wide, have a program
+    of their own, which is compiled when the first one comes.
+    """
+    usual = all(batch[name].shape == spec.shape for name, spec in self.abstract_batch.items())
+    return (self.compiled_step if usual else self.train_step)(state, batch)
+
   @functools.cached_property
   def eval_step(self) -> Callable[[Any, tasks.Batch], tuple[tasks.Evaluation, jax.Array]]:
     """The jitted step `(variables, batch) -> (Evaluation, mask)`, which every device then holds."""

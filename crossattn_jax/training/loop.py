@@ -328,7 +328,7 @@ class _Run:
       for step in range(start + 1, total + 1):
         loaded = next(batches)
         profiler.before(step)
-        state, step_metrics = self.experiment.compiled_step(state, loaded.arrays)
+        state, step_metrics = self.experiment.step(state, loaded.arrays)
         self.stop.unsaved = True
         profiler.after(step, step_metrics)
         watch.add(step, step_metrics, loaded.skipped)

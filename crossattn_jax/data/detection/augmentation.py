@@ -54,7 +54,7 @@ class View:
     )
     if self.mirrored:
       columns = columns[::-1]
-    return mask[rows[:, None], columns]
+    return mask.take(columns, axis=1).take(rows, axis=0)
 
 
 def whole(size: Sequence[int], shown: Sequence[int]) -> View:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import math
 import os
 from typing import Any
 
@@ -34,8 +35,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.train_split = config_dict.placeholder(str)
   config.eval_split = config_dict.placeholder(str)
   # Names of the classes. They are the data set's, which `complete_config` fills in, so that a run
-  # keeps them.
+  # keeps them, and the numbers by which results call them.
   config.class_names = ()
+  config.category_ids = ()
   # (height, width) of the arrays that hold images wider than high, multiples of 32; images higher
   # than wide are in arrays of (width, height), in batches of their own.
   config.image_size = (800, 1344)
@@ -169,7 +171,7 @@ def _eval_example(
   image: Image.Image, index: int, shape: Sequence[int], config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
   size = image.size[::-1]
-  view = augmentation.whole(size, levels.fit(size, _eval_box(config), shape))
+  view = augmentation.whole(size, levels.fit(size, _eval_box(config)))
   return {
     'image': levels.pad(levels.normalize(view.image(image), config), shape),
     'image_size': np.array(view.size, np.int32),
@@ -216,19 +218,16 @@ class Examples(pipeline.Examples):
     )
     require(config.max_boxes >= 1, 'max_boxes', 'at least 1')
 
-    def is_range(key: str, ends: Sequence[int], most: int | None = None) -> None:
-      expected = '(least, most) in pixels' + ('' if most is None else f', at most {most}')
-      require(
-        len(ends) == 2 and 0 < ends[0] <= ends[1] and (most is None or ends[1] <= most),
-        key,
-        expected + (', which dataset.image_size holds' if most else ''),
-      )
+    def is_range(key: str, ends: Sequence[int], most: float = math.inf, expected: str = '') -> None:
+      known = len(ends) == 2 and 0 < ends[0] <= ends[1] <= most
+      require(known, key, f'(least, most) in pixels{expected}')
 
-    def fits(key: str, side: int, most: int) -> None:
-      require(0 < side <= most, key, f'at most {most} pixels, which dataset.image_size holds')
+    def is_held(key: str, side: int, most: int) -> None:
+      require(0 < side <= most, key, f'a number of pixels{held}')
 
-    is_range('augmentation.short_side', augmentation.shortest(options, canvas), canvas[0])
-    fits('augmentation.long_side', augmentation.longest(options, canvas), canvas[1])
+    held = f' that dataset.image_size={tuple(canvas)} holds'
+    is_range('augmentation.short_side', augmentation.shortest(options, canvas), canvas[0], held)
+    is_held('augmentation.long_side', augmentation.longest(options, canvas), canvas[1])
     require(options.short_step >= 1, 'augmentation.short_step', 'at least 1 pixel')
     require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
     require(0 <= options.crop.probability <= 1, 'augmentation.crop.probability', 'a probability')
@@ -242,8 +241,8 @@ class Examples(pipeline.Examples):
       f'a multiple of {SIDE_MULTIPLE} pixels, or None',
     )
     if step is None:
-      fits('evaluation.short_side', short_side, canvas[0])
-      fits('evaluation.long_side', long_side, canvas[1])
+      is_held('evaluation.short_side', short_side, canvas[0])
+      is_held('evaluation.long_side', long_side, canvas[1])
 
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
@@ -287,7 +286,7 @@ class Examples(pipeline.Examples):
         'or set dataset.skip_empty=False'
       )
     streams = [
-      self.shuffled(len(group), seed + number).map(group.__getitem__).repeat()
+      self.shuffled(len(group), seed ^ number).map(group.__getitem__).repeat()
       for number, group in enumerate(self._groups)
     ]
     return grouping.alternate(streams, [len(group) for group in self._groups], batch_size)
