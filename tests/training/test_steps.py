@@ -154,6 +154,22 @@ def test_batch_statistics_are_those_of_the_global_batch(tiny_config):
   _assert_trees_close(state.model_state, expected.model_state, 1e-5)
 
 
+def test_batches_of_another_shape_have_a_program_of_their_own(tiny_config):
+  with tiny_config.unlocked():
+    tiny_config.model = registry.model_config('test_batch_norm')
+  experiment = experiment_lib.setup(tiny_config, _one_device(), steps_per_epoch=10)
+  usual = _batch(tiny_config)
+  other = {**usual, 'image': np.pad(usual['image'], [(0, 0), (0, 4), (0, 0), (0, 0)])}
+  state, expected = experiment.init_state(), experiment.init_state()
+  with jax.set_mesh(experiment.mesh):
+    for batch in (usual, other, usual):
+      state, metrics = experiment.step(state, batch)
+      expected, same = experiment.train_step(expected, batch)
+      assert metrics['loss'] == pytest.approx(same['loss'], rel=1e-6)
+  assert int(state.step) == 3
+  _assert_trees_close(state.params, expected.params, 1e-6)
+
+
 @pytest.mark.extended
 def test_accumulation_gives_the_gradient_of_the_whole_batch(wide_config, one_device_step):
   with jax.enable_x64(True):

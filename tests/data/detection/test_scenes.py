@@ -42,7 +42,7 @@ def test_scenes_for_detection_have_three_to_eight_objects_of_many_sizes():
     shapes.render_scene(
       1, i, 160, drawn=config.drawn, least_seen=config.least_seen, radii=config.radii
     )
-    for i in range(40)
+    for i in range(16)
   ]
   counts = {len(scene.objects) for scene in rendered}
   assert counts == set(range(3, 9))
