@@ -165,7 +165,7 @@ def test_batches_of_another_shape_have_a_program_of_their_own(tiny_config):
     for batch in (usual, other, usual):
       state, metrics = experiment.step(state, batch)
       expected, same = experiment.train_step(expected, batch)
-      assert metrics['loss'] == pytest.approx(same['loss'], rel=1e-6)
+      assert float(metrics['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
   assert int(state.step) == 3
   _assert_trees_close(state.params, expected.params, 1e-6)
 
