@@ -31,14 +31,17 @@ _CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(ke
 # The layer that ends in four offsets of a box for each class.
 _BOXES_OF_CLASSES = re.compile(r'params/(.*/)?box_head/regressor/(kernel|bias)')
 # Modules at the end of a network, which one use of it has and another has not.
-_END = re.compile(r'\w+/(backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?/')
+_END = re.compile(
+  r'\w+/((backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?|region_head/mask_head)/'
+)
 _HEAD, _DISTILLATION_HEAD = 'params/head/', 'params/head_distillation/'
 _POSITIONS = re.compile(r'params/embedding_(\d+)/(position_embedding|positions|rows|columns)')
 # Settings that do not change what trained weights mean.
 _FREE = re.compile(
   r'num_(classes|channels)|(branch_)?image_sizes?|.*_rate|(param_)?dtype|remat|scan_blocks'
   r'|implementation|backbone|options|name|parent|distillation|auxiliary|frozen_norm'
-  r'|freeze_text_encoder|unused_parameters|cross_zero_init|drop_convolutions'
+  r'|freeze_text_encoder|unused_parameters|cross_zero_init|drop_convolutions|mask_(channels|convs)'
+  r'|training_candidates|sampled_regions|positive_fraction'
 )
 # Modules of a line.
 _SHOWN = 3

@@ -204,10 +204,10 @@ def _shares_modules(
   name: str, found: str, described: correspondence.Correspondence, shapes: correspondence.Shapes
 ) -> bool:
   """Whether one of two networks is a part of the other, or both have the same backbone."""
+  if name != found and name.partition('+')[0] == found.partition('+')[0]:
+    return True
   if type(registry.create_model(name)) is type(registry.create_model(found)):
     return False
-  if name.partition('+')[0] == found.partition('+')[0]:
-    return True
   rules = [*described.rules, *described.classifier_rules]
   return all(recognition.knows(rules, key) for key in shapes)
 

@@ -122,6 +122,66 @@ def test_classes_are_those_of_the_same_names(crossvit, class_names, told):
     np.testing.assert_array_equal(fitted.arrays['params/head_1/kernel'], kernel[:, order])
 
 
+DETECTOR = {'pyramid_channels': 8, 'head_channels': 8}
+MASKS = {'mask_channels': 8, 'mask_convs': 1}
+# Of layers that end in classes: how its last axis is to be seen.
+REGIONS = {
+  'box_head/classifier': lambda x: x,
+  'box_head/regressor': lambda x: np.moveaxis(x, -2, -1),
+  'mask_head/classifier': lambda x: x,
+}
+
+
+def test_classes_of_regions_are_those_of_the_same_names():
+  name = 'swiftformer_xs+mask_rcnn'
+  weights = saved(name, {**SWIFTFORMER, **DETECTOR, **MASKS, 'num_classes': 3}, 'abc')
+  there = weights.variables['params']['region_head']
+  module = registry.create_model(name, **weights.overrides)
+  fitted = fitting.fit(weights, name, module, weights.variables, class_names='cab')
+  assert len(fitted.changes) == 2 * len(REGIONS)
+  for path, classes_last in REGIONS.items():
+    for leaf in ('kernel', 'bias'):
+      before = classes_last(np.asarray(flat(there)[f'{path}/{leaf}']))
+      after = classes_last(fitted.arrays[f'params/region_head/{path}/{leaf}'])
+      np.testing.assert_array_equal(after[..., :3], before[..., [2, 0, 1]])
+      # Behind the classes there is the background.
+      np.testing.assert_array_equal(after[..., 3:], before[..., 3:])
+  fitted = fitting.fit(weights, name, module, weights.variables, class_names='abd')
+  assert {path.split('/', 2)[2].rpartition('/')[0] for path in fitted.fresh} == REGIONS.keys()
+  assert 'other classes here: d' in fitted.lines()[1]
+
+  # The network without masks, and on other classes.
+  without = 'swiftformer_xs+faster_rcnn'
+  module = registry.create_model(without, **SWIFTFORMER, **DETECTOR, num_classes=5)
+  wanted = fitting.template(without, module)
+  fitted = fitting.fit(weights, without, module, wanted)
+  lines = fitted.lines()[1:]
+  assert lines[0].endswith(': fresh, 3 classes in the weights, 5 here')
+  assert lines[1].startswith('region_head/mask_head')
+  assert lines[1].endswith(': dropped, this network has none')
+  assert len(lines) == 2
+  # And back: masks start fresh.
+  arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
+  opened = opening.OpenedWeights(without, {**SWIFTFORMER, **DETECTOR, 'num_classes': 5}, arrays)
+  module = registry.create_model(name, **weights.overrides)
+  fitted = fitting.fit(opened, name, module, weights.variables)
+  assert {path.split('/')[2] for path in fitted.fresh} == {'box_head', 'mask_head'}
+
+
+def test_classes_of_anchors_are_those_of_the_same_names():
+  name = 'swiftformer_xs+retinanet'
+  weights = saved(name, {**SWIFTFORMER, **DETECTOR, 'num_classes': 3}, 'abc')
+  module = registry.create_model(name, **weights.overrides)
+  fitted = fitting.fit(weights, name, module, weights.variables, class_names='cab')
+  assert len(fitted.changes) == 2
+  before = np.asarray(weights.variables['params']['head']['classifier']['bias']).reshape(9, 3)
+  after = fitted.arrays['params/head/classifier/bias'].reshape(9, 3)
+  np.testing.assert_array_equal(after, before[:, [2, 0, 1]])
+  # Boxes of anchors are of no class.
+  fitted = fitting.fit(weights, name, module, weights.variables, class_names='xyz')
+  assert set(fitted.fresh) == {f'params/head/classifier/{leaf}' for leaf in ('kernel', 'bias')}
+
+
 def test_position_embeddings_are_resized(crossvit):
   fitted = fitting.refit(crossvit, overrides={'image_size': (96, 72)})
   there = crossvit.variables['params']['embedding_0']['position_embedding']

@@ -1,7 +1,5 @@
 """Detectors of mmdetection beside their PyTorch original, on the backbone of any system."""
 
-from collections.abc import Mapping, Sequence
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,48 +56,67 @@ def detector_rules(module: detector.Detector) -> list[Rule]:
   ]
 
 
-def detector_of(
-  shapes: Mapping[str, Sequence[int]],
-) -> tuple[type[detector.Detector], dict[str, int]]:
-  """The class and the fields of the detector that a state dict is of.
+def head_of(shapes: correspondence.Shapes) -> tuple[str, dict[str, int]]:
+  """The head of the detector that a state dict is of, as its name has it, and the fields it tells.
 
   Args:
-    shapes: of the tensors by their keys; they say which heads it has and how wide they are.
+    shapes: of the tensors by their keys; they say which heads it has, how wide and deep they are.
 
   Raises:
-    mapping.MappingError: the state dict has no such heads.
+    mapping.MappingError: the state dict has no such head.
   """
-  classifier = shapes.get('bbox_head.retina_cls.weight')
-  regressor = shapes.get('bbox_head.retina_reg.weight')
-  if classifier is None or regressor is None:
-    raise mapping_lib.MappingError(
-      'no detector of mmdetection that is known here: it has neither bbox_head.retina_cls.weight '
-      f'nor roi_head.bbox_head.fc_cls.weight; its keys begin with '
-      f'{", ".join(sorted({key.split(".")[0] for key in shapes}))}'
-    )
-  return detector.RetinaNet, {
-    'num_classes': classifier[0] // (regressor[0] // 4),
-    'head_channels': classifier[1],
-  }
+
+  def outputs(layer: str) -> int:
+    return shapes.get(f'{layer}.weight', (0,))[0]
+
+  def count(convs: str) -> int:
+    return sum(key.startswith(f'{convs}.') and key.endswith('.weight') for key in shapes)
+
+  pyramid = {'pyramid_channels': outputs('neck.lateral_convs.0.conv')}
+  anchors = outputs('bbox_head.retina_reg') // 4
+  if anchors:
+    return 'retinanet', pyramid | {
+      'num_classes': outputs('bbox_head.retina_cls') // anchors,
+      'head_channels': outputs('bbox_head.cls_convs.0.conv'),
+      'head_convs': count('bbox_head.cls_convs'),
+    }
+  regions = 'roi_head.bbox_head'
+  if outputs(f'{regions}.fc_cls'):
+    masks = outputs('roi_head.mask_head.conv_logits')
+    fields = pyramid | {
+      'num_classes': outputs(f'{regions}.fc_cls') - 1,
+      'head_channels': outputs(f'{regions}.shared_fcs.0'),
+      'mask_channels': outputs('roi_head.mask_head.upsample'),
+    }
+    if masks:
+      fields['mask_convs'] = count('roi_head.mask_head.convs')
+    return 'mask_rcnn' if masks else 'faster_rcnn', fields
+  raise mapping_lib.MappingError(
+    'no RetinaNet, Faster or Mask R-CNN of mmdetection: it has neither bbox_head.retina_reg.weight '
+    'nor roi_head.bbox_head.fc_cls.weight; its keys begin with '
+    f'{", ".join(sorted({key.split(".")[0] for key in shapes}))}'
+  )
 
 
 @correspondence.register_models('mmdetection', '+retinanet')
+@correspondence.register_models('mmdetection', '+faster_rcnn')
+@correspondence.register_models('mmdetection', '+mask_rcnn')
 def describe(module: detector.Detector) -> correspondence.Correspondence:
   """Says how a backbone with the heads of a detector corresponds to mmdetection's."""
   shape = (1, module.backbone.num_channels, *module.image_size)
+  head = 'retinanet'
+  if isinstance(module, detector.MaskRCNN):
+    head = 'mask_rcnn' if module.mask_channels else 'faster_rcnn'
 
   def call(network: nn.Module, inputs: Arrays) -> Arrays:
-    return network(channels_last(inputs['image']))[0]
+    outputs, _ = network(channels_last(inputs['image']))
+    return outputs
 
-  def fields(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    network, found = detector_of(shapes)
-    if not isinstance(module, network):
-      raise mapping_lib.MappingError(
-        f'the checkpoint is of {network.__name__}, not of {type(module).__name__}'
-      )
-    if 'neck.lateral_convs.0.conv.weight' in shapes:
-      found |= {'pyramid_channels': shapes['neck.lateral_convs.0.conv.weight'][0]}
-    return found
+  def fields(shapes: correspondence.Shapes) -> dict[str, int]:
+    found, told = head_of(shapes)
+    if found != head:
+      raise mapping_lib.MappingError(f'the checkpoint is of {found!r}, not of {head!r}')
+    return told
 
   return correspondence.Correspondence(
     rules=detector_rules(module),
