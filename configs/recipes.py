@@ -121,6 +121,30 @@ def shape_scenes(side: int) -> ml_collections.ConfigDict:
   return config
 
 
+def detection_scenes() -> ml_collections.ConfigDict:
+  """Detection in 160 x 160 pixel procedural scenes of 3 to 8 objects, for small models on a CPU."""
+  config = config_lib.default_config('detection')
+  config.dataset.name = 'shape_scenes/160'
+  config.dataset.train_split = config.dataset.eval_split = None
+  config.dataset.image_size = (160, 160)
+  config.dataset.max_boxes = 8
+  config.dataset.cache = True
+  config.batch_size = 8
+  config.num_epochs = 12.0
+  config.optimizer.name = 'muon'
+  config.optimizer.momentum = 0.95
+  config.optimizer.nesterov = True
+  config.optimizer.weight_decay = 0.02
+  config.optimizer.clip_norm = 1.0
+  config.schedule.name = 'cosine'
+  config.schedule.learning_rate = 5e-3
+  config.schedule.warmup_epochs = 0.5
+  config.evaluation.batch_size = 20
+  config.evaluation.every_epochs = 4.0
+  config.logging.every_steps = 20
+  return config
+
+
 def ccnet() -> ml_collections.ConfigDict:
   """What CCNet's training script has for every data set: colours, scales, SGD, poly schedule."""
   config = config_lib.default_config('segmentation')

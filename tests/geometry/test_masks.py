@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax.geometry import mask_pasting
 from crossattn_jax.geometry import masks as mask_ops
 
 
@@ -62,19 +63,19 @@ def test_half_a_cell_is_enough():
 def test_a_pasted_mask_of_a_pixel_a_cell_is_copied():
   probabilities = np.random.default_rng(0).random((2, 3, 4), np.float32)
   boxes = np.array([[2, 1, 6, 4], [-2, -1, 2, 2]])
-  pasted = mask_ops.paste_masks(probabilities, boxes, (6, 7), threshold=None)
+  pasted = mask_pasting.paste_masks(probabilities, boxes, (6, 7), threshold=None)
   expected = np.zeros((2, 6, 7))
   expected[0, 1:4, 2:6] = probabilities[0]
   expected[1, :2, :2] = probabilities[1, 1:, 2:]
   np.testing.assert_allclose(pasted, expected, atol=1e-6)
-  masks = mask_ops.paste_masks(probabilities, boxes, (6, 7), threshold=0.3)
+  masks = mask_pasting.paste_masks(probabilities, boxes, (6, 7), threshold=0.3)
   assert masks.dtype == bool
   np.testing.assert_array_equal(masks, pasted >= 0.3)
 
 
 def test_pasted_probabilities_are_interpolated_and_fade_to_zero_around_the_box():
   """Two cells a side of 4 pixels each: centres at 2 and 6 of the box."""
-  pasted = mask_ops.paste_masks(np.ones((1, 2, 2)), np.array([[4, 4, 12, 12]]), (20, 20), None)
+  pasted = mask_pasting.paste_masks(np.ones((1, 2, 2)), np.array([[4, 4, 12, 12]]), (20, 20), None)
   line = np.zeros(20)
   line[3:13] = [0.375, 0.625, 0.875, 1, 1, 1, 1, 0.875, 0.625, 0.375]
   np.testing.assert_allclose(pasted[0], np.outer(line, line), atol=1e-6)
@@ -82,4 +83,4 @@ def test_pasted_probabilities_are_interpolated_and_fade_to_zero_around_the_box()
 
 def test_boxes_without_area_or_outside_of_the_image_have_empty_masks():
   boxes = np.array([[3, 3, 3, 5], [4, 4, 2, 6], [30, 30, 40, 40], [-9, 0, -5, 4]])
-  assert not mask_ops.paste_masks(np.ones((4, 7, 7)), boxes, (8, 9)).any()
+  assert not mask_pasting.paste_masks(np.ones((4, 7, 7)), boxes, (8, 9)).any()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import kernels
+from crossattn_jax.geometry import mask_pasting
 from crossattn_jax.geometry import masks as mask_ops
 from crossattn_jax.parity import adapters
 
@@ -45,7 +46,7 @@ def _mask_geometry(manifest: Manifest) -> adapters.Adapter:
 
   def run(proposals, index, masks, probs, boxes) -> Arrays:
     targets = mask_ops.mask_targets(masks.astype(bool), proposals, index, side)
-    pasted = mask_ops.paste_masks(np.asarray(probs)[:, 0], boxes, size, threshold=None)
+    pasted = mask_pasting.paste_masks(np.asarray(probs)[:, 0], boxes, size, threshold=None)
     return {
       'targets': targets.astype(probs.dtype),
       'pasted': jnp.asarray(pasted),

@@ -1,0 +1,100 @@
+"""Draws boxes, masks and names of objects over an image. Needs nothing but numpy and Pillow.
+
+Exported models take this file with them.
+"""
+
+import colorsys
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_OPACITY = 0.45
+# Of pictures, in pixels: names can be read on them, and they can be shown.
+_SHORT_SIDE, _LONG_SIDE = 480, 1600
+
+
+def colors(count):
+  """Bright colours of classes, which differ as far as they can, uint8 `[count, 3]`."""
+  golden = (5**0.5 - 1) / 2  # Multiples of it spread over a circle, however many there are.
+  rgb = [
+    colorsys.hsv_to_rgb((index * golden) % 1, 0.9 - 0.3 * (index // 7 % 2), 0.95)
+    for index in range(count)
+  ]
+  return np.rint(255 * np.array(rgb).reshape(-1, 3)).astype(np.uint8)
+
+
+def resized(image):
+  """A Pillow image in the size of a picture, and its factor: small ones are enlarged."""
+  factor = max(1, _SHORT_SIDE / min(image.size))
+  factor = min(factor, _LONG_SIDE / max(image.size))
+  size = [max(1, round(side * factor)) for side in image.size]
+  return image.convert('RGB').resize(size, Image.Resampling.BICUBIC), factor
+
+
+def draw(image, boxes, names, palette, masks=None):
+  """Draws objects over an image, the first ones on top.
+
+  Args:
+    image: a Pillow image, RGB.
+    boxes: corners x_min, y_min, x_max, y_max in its pixels, `[n, 4]`.
+    names: what is written at each box.
+    palette: a colour of each, uint8 `[n, 3]`.
+    masks: bool `[n, height, width]`, or None.
+
+  Returns:
+    An image of the same size.
+  """
+  last_to_first = range(len(names))[::-1]
+  if masks is not None:
+    pixels = np.array(image, np.float32)
+    for index in last_to_first:
+      pixels[masks[index]] += _OPACITY * (palette[index] - pixels[masks[index]])
+      pixels[_edge(masks[index])] = palette[index]
+    image = Image.fromarray(np.rint(pixels).astype(np.uint8))
+  image = image.copy()
+  short = min(image.size)
+  painter = ImageDraw.Draw(image)
+  painter.font = ImageFont.load_default(max(13, short / 32))
+  corners = np.clip(np.reshape(boxes, (-1, 4)), 0, np.tile(image.size, 2) - 1)
+  for index in last_to_first:
+    outline = tuple(palette[index].tolist())
+    painter.rectangle(corners[index].tolist(), outline=outline, width=max(2, short // 240))
+  taken = []
+  for index, name in enumerate(names):
+    _label(painter, corners[index], name, palette[index], taken)
+  return image
+
+
+def _edge(mask):
+  """The pixels of a mask that have a neighbour outside of it."""
+  inside = np.pad(mask, 1)
+  inside = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+  return mask & ~inside
+
+
+def _label(painter, box, name, color, taken):
+  """Writes a name at a box, if possible where none is; `taken` has the places of those before."""
+  across, down = painter.im.size
+  _, _, right, bottom = painter.textbbox((0, 0), name)
+  width, height = right + 6, bottom + 4
+  x_min, y_min, x_max, y_max = box
+  places = [
+    (min(max(x, 0), max(across - width, 0)), y)
+    for x in (x_min, x_max - width)
+    for y in (y_min - height, y_min, y_max, y_max - height)
+    if y >= 0 and y + height <= down
+  ] or [(0, 0)]
+  free = [place for place in places if not any(_meet(place, width, height, x) for x in taken)]
+  x, y = (free or places)[0]
+  taken.append((x, y, x + width, y + height))
+  painter.rectangle((x, y, x + width - 1, y + height - 1), fill=tuple(color.tolist()))
+  bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
+  painter.text((x + 3, y + 2), name, fill='black' if bright else 'white')
+
+
+def _meet(place, width, height, other):
+  """Whether a rectangle at a place overlaps another one."""
+  x_min, y_min, x_max, y_max = other
+  return (
+    place[0] < x_max and x_min < place[0] + width and place[1] < y_max and y_min < place[1] + height
+  )

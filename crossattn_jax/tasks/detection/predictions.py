@@ -1,0 +1,130 @@
+"""What a detector makes of image files and of evaluation images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+
+from etils import epath
+import jax
+import numpy as np
+
+from crossattn_jax.data import levels
+from crossattn_jax.data.detection import batches as data
+from crossattn_jax.tasks import base, drawing, predictor
+from crossattn_jax.tasks.detection import instances, pictures
+
+_RESULTS = 'detections.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+  """An image file, and its pixels, uint8 `[height, width, 3]`."""
+
+  path: str
+  image: np.ndarray
+
+
+class Predictor(predictor.FilePredictor):
+  """Writes the objects of images: over them, as records, and as a result file of COCO.
+
+  Pictures and records show what scores at least `config.task.shown_score`; `detections.json` has
+  all that was found, in the form that COCO's tools and its test server take.
+  """
+
+  num_samples = 8
+
+  def load(self, source: predictor.Input) -> predictor.Loaded:
+    """An image as evaluation has it, and as the file has it."""
+    (path,) = source.paths
+    batch, image = data.read_image(path, self.task.config.dataset)
+    return predictor.Loaded(predictor.row_of(batch, 0), _Shown(path, np.asarray(image)))
+
+  def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
+    """Detections in pixels of the image files: `boxes`, `scores`, `labels` and maybe `masks`."""
+    found, _ = self.task.detect(variables, batch)
+    return {name: x for name, x in vars(found).items() if x is not None}
+
+  def predictions(
+    self,
+    inputs: Sequence[predictor.Input],
+    output: epath.Path,
+    drawn: str | None,
+    unreadable: dict[str, Exception],
+  ) -> Iterator[predictor.Record]:
+    """See `Predictor.predictions`."""
+    self._image_ids = _image_ids([path for source in inputs for path in source.paths])
+    self._detections: list[predictor.Record] = []
+    yield from super().predictions(inputs, output, drawn, unreadable)
+
+  def record(
+    self, shown: _Shown, result: predictor.Row, files: Mapping[str, epath.Path]
+  ) -> predictor.Record:
+    """The objects that are shown, best first, boxes as x_min, y_min, x_max, y_max."""
+    del files
+    task, image_id = self.task, self._image_ids[shown.path]
+    self._detections += instances.to_coco(
+      result, shown.image.shape[:2], image_id, task.category_ids
+    )
+    found = self._shown(result)
+    return {
+      'image_id': image_id,
+      'objects': [
+        {
+          'index': int(label),
+          'name': task.class_names[label],
+          'score': round(float(score), 4),
+          'box': np.round(box.astype(np.float64), 2).tolist(),
+        }
+        for label, score, box in zip(found.labels, found.scores, found.boxes, strict=True)
+      ],
+    }
+
+  def summarize(self, records: Sequence[predictor.Record], output: epath.Path) -> None:
+    """Writes `detections.json`."""
+    (output / _RESULTS).write_text(json.dumps(self._detections) + '\n')
+
+  def _shown(self, result: predictor.Row) -> pictures.Objects:
+    # Padding has the score 0.
+    kept = (result['labels'] >= 0) & (result['scores'] >= self.task.config.task.shown_score)
+    masks = result['masks'][kept] if 'masks' in result else None
+    return pictures.Objects(
+      result['boxes'][kept], result['labels'][kept], result['scores'][kept], masks
+    )
+
+  def sample(self, shown: _Shown, result: predictor.Row) -> pictures.Sample:
+    """An image with what was found."""
+    return pictures.Sample(shown.image, self._shown(result))
+
+  def evaluation_sample(self, example: predictor.Row, result: predictor.Row) -> pictures.Sample:
+    """The same in the size that the network saw, and the true objects."""
+    config = self.task.config.dataset
+    rows, columns = example['image_size']
+    image = levels.denormalize(example['image'][:rows, :columns], config)
+    factors = np.tile(example['image_size'] / example['original_size'], 2)[[1, 0, 1, 0]]
+    found = self._shown(result)
+    true = self.task.examples(config.eval_split).source.annotations(int(example['index']))
+    return pictures.Sample(
+      image,
+      dataclasses.replace(found, boxes=found.boxes * factors),
+      pictures.Objects(
+        true.boxes * factors, true.labels, masks=true.masks() if self.task.masks else None
+      ),
+    )
+
+  def draw(self, path: epath.Path, sample: pictures.Sample) -> None:
+    """See `pictures.overlaid`."""
+    picture = pictures.overlaid(sample.image, sample.found, self.task.class_names)
+    drawing.write_png(path, picture)
+
+  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
+    """See `pictures.sheet`."""
+    pictures.sheet(path, samples, self.task.class_names)
+
+
+def _image_ids(paths: Sequence[str]) -> dict[str, int]:
+  """Numbers of images by their paths: their names, where all are numbers, as those of COCO are."""
+  stems = [pathlib.Path(path).stem for path in paths]
+  if len(set(stems)) == len(stems) and all(stem.isdecimal() for stem in stems):
+    return {path: int(stem) for path, stem in zip(paths, stems, strict=True)}
+  return {path: number for number, path in enumerate(paths, start=1)}

@@ -1,0 +1,227 @@
+"""Object detection: boxes, classes and masks; COCO's average precision."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from crossattn_jax import config_errors
+from crossattn_jax.data import sources as common
+from crossattn_jax.data.detection import batches as data
+from crossattn_jax.heads.detection import anchors, types
+from crossattn_jax.metrics import coco
+from crossattn_jax.models import detector
+from crossattn_jax.tasks import base
+from crossattn_jax.tasks.detection import instances, losses, predictions, serving
+
+
+def _retinanet_losses(
+  outputs: Mapping[str, jax.Array],
+  truths: types.Truths,
+  image_size: jax.Array,
+  grid: anchors.AnchorGrid,
+  key: jax.Array,
+) -> losses.Losses:
+  del key
+  return losses.retinanet_losses(outputs, truths, image_size, grid)
+
+
+_LOSSES = {detector.RetinaNet: _retinanet_losses}
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The `task` and `dataset` sections of a detection experiment."""
+  config = ml_collections.ConfigDict()
+  config.task = ml_collections.ConfigDict(
+    {
+      'name': 'detection',
+      'evaluation': {
+        # Detections with a lower score are none.
+        'score_threshold': 0.05,
+        # A box leaves that overlaps a better one of its class by more.
+        'iou_threshold': 0.5,
+        # Of an image.
+        'max_boxes': 100,
+      },
+      # Least score of what pictures and records of predictions show; files have all detections.
+      'shown_score': 0.3,
+    }
+  )
+  config.dataset = data.default_config()
+  return config
+
+
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+  """Takes splits and classes from the data set; see `tasks.complete_config`."""
+  dataset, notes = config.dataset, []
+  if None in (dataset.train_split, dataset.eval_split):
+    notes += data.Examples.complete_splits(dataset)
+  if not dataset.class_names:
+    source = data.Examples.open_source(dataset, dataset.train_split)
+    dataset.class_names = tuple(source.class_names)
+    dataset.category_ids = tuple(source.category_ids)
+  if config.model.num_classes is None:
+    config.model.num_classes = len(dataset.class_names)
+    notes.append(f'{len(dataset.class_names)} classes: {common.shown(dataset.class_names)}')
+  return notes
+
+
+def create_task(config: ml_collections.ConfigDict) -> 'Detection':
+  """Builds the task; see `tasks.create_task`."""
+  return Detection(config)
+
+
+class Detection(base.Task):
+  """Finds the objects of an image.
+
+  Attributes:
+    class_names: of the objects.
+    category_ids: their numbers in result files.
+    canvas: (height, width) of the arrays that images are learnt in.
+    masks: whether objects have masks.
+  """
+
+  Examples = data.Examples
+  Predictor = predictions.Predictor
+  Serving = serving.Serving
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self.class_names = tuple(config.dataset.class_names)
+    self.category_ids = tuple(config.dataset.category_ids) or tuple(
+      range(1, len(self.class_names) + 1)
+    )
+    super().__init__(config)
+    _check(config, self.model)
+    self.canvas = tuple(config.dataset.image_size)
+    self.masks = config.dataset.masks
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Normalised images `[batch, height, width, 3]` in a canvas, and their padded objects."""
+    return data.batch_spec(self.config.dataset, batch_size)
+
+  def loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """The sum of the heads' losses, each a mean over the global batch."""
+    *rngs, regions_key, anchors_key = jax.random.split(rng, 4)
+    size = batch['image_size']
+    truths = types.Truths(batch['boxes'], batch['labels'], batch.get('masks'))
+    (outputs, _), updated = self.forward(
+      variables, batch, rngs, train, image_size=size, truths=truths, key=regions_key
+    )
+    grid = self.model.anchors().of_input(batch['image'].shape[1:3])
+    reported = _LOSSES[type(self.model)](outputs, truths, size, grid, anchors_key)
+    loss = sum(value for name, value in reported.items() if name.endswith('_loss'))
+    return loss, (reported, updated)
+
+  def detect(
+    self, variables: base.Variables, batch: base.Batch
+  ) -> tuple[types.Detections, jax.Array]:
+    """The objects of images, in pixels of their files, and whether scores are finite `[batch]`."""
+    thresholds = dict(self.config.task.evaluation)
+    size = batch['image_size']
+
+    def run(model: nn.Module) -> tuple[dict[str, jax.Array], types.Detections]:
+      outputs, features = model(batch['image'], image_size=size)
+      return outputs, model.objects(
+        outputs, features, batch['image'].shape[1:3], size, **thresholds
+      )
+
+    outputs, found = nn.apply(run, self.model)(variables)
+    finite = jnp.stack(
+      [jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in outputs.values()]
+    ).all(axis=0)
+    factors = batch['original_size'] / size
+    factors = jnp.tile(factors[:, None, ::-1], 2).astype(found.boxes.dtype)
+    return found.replace(boxes=found.boxes * factors), finite
+
+  def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
+    """The number of images, and what was found in each."""
+    found, finite = self.detect(variables, batch)
+    fields = {name: getattr(found, name) for name in ('boxes', 'scores', 'labels')}
+    if self.masks:
+      fields['masks'] = found.masks
+    return base.Evaluation(
+      sums={
+        'count': jnp.sum(batch['mask'], dtype=jnp.int32),
+        'not_finite': jnp.sum(~finite & batch['mask'], dtype=jnp.int32),
+      },
+      examples=fields | {name: batch[name] for name in ('index', 'original_size')},
+    )
+
+  def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """See `instances.to_rows`."""
+    return instances.to_rows(examples)
+
+  def evaluate_examples(
+    self, variables: base.Variables, examples: Mapping[str, np.ndarray]
+  ) -> dict[str, float]:
+    """COCO's metrics of all detections."""
+    source = self.examples(self.config.dataset.eval_split).source
+    return instances.evaluate(examples, source, self.class_names, masks=self.masks)
+
+  @property
+  def _kinds(self) -> tuple[str, ...]:
+    return ('box', 'mask') if self.masks else ('box',)
+
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """All are to be high."""
+    names = [*coco.NAMES, *(f'ap/{name}' for name in self.class_names)]
+    return {f'{kind}_{name}': 'max' for kind in self._kinds for name in names}
+
+  def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
+    """COCO's metrics of boxes and masks, the AP of each class, and the number of images.
+
+    Raises:
+      ValueError: there is no object in the split, or outputs are not finite.
+    """
+    count, not_finite = (int(evaluation.sums[name]) for name in ('count', 'not_finite'))
+    if not_finite:
+      raise ValueError(
+        f'the network gives outputs that are not finite for {not_finite} of {count} images: its '
+        'weights or its dtype are wrong'
+      )
+    if not evaluation.examples:
+      dataset = self.config.dataset
+      raise ValueError(
+        f'none of the {count} images of dataset {dataset.name!r}, split {dataset.eval_split!r}, '
+        'has an object, so that there is no average precision: evaluate on another split'
+      )
+    return evaluation.examples | {'examples': count}
+
+  def summary(self, metrics: Mapping[str, Any]) -> list[str]:
+    """COCO's table of boxes, and that of masks."""
+    lines = []
+    for kind in self._kinds:
+      of_kind = {name: metrics.get(f'{kind}_{name}', -1) for name in coco.NAMES}
+      lines += [f'{kind}es:' if kind == 'box' else f'{kind}s:', coco.table(of_kind)]
+    return lines
+
+
+def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+  """Refuses what does not belong together, naming the keys."""
+  if type(model) not in _LOSSES:
+    raise ValueError(
+      f'config.model.name={config.model.name!r} does not find objects: add a head to a backbone, '
+      f"as in 'crossformer_small+retinanet'; list_models('*+*') shows all"
+    )
+  count = len(config.dataset.class_names)
+  if model.num_classes != count:
+    raise config_errors.ConfigError(
+      f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '
+      f'{count} classes; set config.model.num_classes={count}',
+      {'model.num_classes': count},
+    )
+  predicts_masks = bool(getattr(model, 'mask_channels', 0))
+  if predicts_masks != config.dataset.masks:
+    raise config_errors.ConfigError(
+      f'config.dataset.masks={config.dataset.masks}, but {config.model.name!r} '
+      f'{"predicts masks" if predicts_masks else "predicts none"}; set config.dataset.masks='
+      f'{predicts_masks}',
+      {'dataset.masks': predicts_masks},
+    )
