@@ -64,10 +64,7 @@ class LabelTable:
         self.paths.append(str(folder / row['file']))
         self.labels.append(tuple(sorted({indices[name] for name in labels})))
     if not self.paths:
-      raise ValueError(
-        f'{split!r} of {str(folder)!r} has none of the {len(rows)} files: take another share of '
-        f"them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
-      )
+      raise splits.empty_share(split, folder, len(rows), 'files')
 
   def __len__(self) -> int:
     return len(self.paths)

@@ -65,6 +65,17 @@ class FolderSplit:
     return self.start <= 100 * int.from_bytes(digest, 'big') / 256**_HASH_BYTES < self.stop
 
 
+def empty_share(
+  split: str, folder: str | os.PathLike[str], count: int, kind: str = 'images'
+) -> ValueError:
+  """The error for a share in which none of the `count` files of a folder is."""
+  name = FolderSplit.parse(split).name
+  return ValueError(
+    f'split {split!r} of {os.fspath(folder)!r} has none of the {count} {kind}: take another share '
+    f"of them, such as '{name}[:50%]' and '{name}[50%:]'"
+  )
+
+
 def complete(
   config: ml_collections.ConfigDict, available: Sequence[str], whole: str | None = None
 ) -> list[str]:

@@ -208,14 +208,11 @@ class ImageFolder:
         empty.append(name)
       self._paths += paths
       self._labels += [label] * len(paths)
-    described = f'{split!r} of {os.fspath(data_dir)!r}'
     if not self._paths:
-      raise ValueError(
-        f'{described} has none of the {total} images: take another share of them, such as '
-        f"'{share.name}[:50%]' and '{share.name}[50%:]'"
-      )
+      raise splits.empty_share(split, data_dir, total)
     if empty:
-      sources.say_once(f'{described} has no image of {sources.shown(empty)}')
+      where = os.fspath(data_dir)
+      sources.say_once(f'{split!r} of {where!r} has no image of {sources.shown(empty)}')
     if left_out:
       sources.say_once(f'left out of {str(folder)!r}: {sources.counted(left_out)}')
 

@@ -68,10 +68,7 @@ class CocoFolder:
     self._file = file = coco.read(path)
     chosen = np.array([share.has(name) for name in file.file_names])
     if not chosen.any():
-      raise ValueError(
-        f'split {split!r} of {str(root)!r} has none of the {len(chosen)} images: take another '
-        f"share of them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
-      )
+      raise splits.empty_share(split, root, len(chosen))
     self._images = np.flatnonzero(chosen)
     self._folder = _find_images(root, path, file.file_names, image_dir)
     self._first = np.searchsorted(file.image, np.arange(len(file.image_ids) + 1))

@@ -12,11 +12,19 @@ import tensorflow_datasets as tfds
 
 from crossattn_jax import config_errors
 from crossattn_jax.data import image_ops, sources, splits
-from crossattn_jax.data.detection import annotations, coco_folder, scenes, tfds_source, yolo_folder
+from crossattn_jax.data.detection import (
+  annotations,
+  coco_folder,
+  scenes,
+  tfds_source,
+  voc_folder,
+  yolo_folder,
+)
 
 # Folders of one's own: photos as cameras leave them. The first finds out which it is.
-DETECTION_FOLDER, COCO_FOLDER, YOLO_FOLDER = 'detection_folder', 'coco_folder', 'yolo_folder'
-FOLDERS = (DETECTION_FOLDER, COCO_FOLDER, YOLO_FOLDER)
+DETECTION_FOLDER = 'detection_folder'
+COCO_FOLDER, YOLO_FOLDER, VOC_FOLDER = 'coco_folder', 'yolo_folder', 'voc_folder'
+FOLDERS = (DETECTION_FOLDER, COCO_FOLDER, YOLO_FOLDER, VOC_FOLDER)
 COCO, SCENES = 'coco', 'shape_scenes'
 
 
@@ -92,17 +100,17 @@ def create_source(
 
   Args:
     name: `'shape_scenes'` (written on first use), with its configuration if wanted; a folder of
-      one's own, `'detection_folder'`, or one that is said to be a `'coco_folder'` (see
-      `coco_folder.CocoFolder`) or a `'yolo_folder'` (see `yolo_folder.YoloFolder`); `'coco'`, a
-      folder as it is released, or else `'coco/2017'` of TFDS; or any data set of TFDS with boxes
-      that has been prepared, such as `'voc/2007'`.
+      one's own, `'detection_folder'`, or one that is said to be a `'coco_folder'`, a
+      `'yolo_folder'` or a `'voc_folder'` (see the modules of these names); `'coco'`, a folder as
+      it is released, or else `'coco/2017'` of TFDS; or any data set of TFDS with boxes that has
+      been prepared, such as `'voc/2007'`.
     split: a split of it, or a share of one (`'train[:90%]'`).
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the images.
     class_names: the classes that labels count through, usually those of the training split, to
       which those of the data set are mapped by name; by default it has its own.
     image_dir: of COCO files: the folder of their images, if it is not found.
     upright: whether images of folders will be turned as their EXIF orientation says. Objects of
-      YOLO's files are those of such images; COCO's files say for which size theirs are.
+      YOLO's files are those of such images; other files say for which size theirs are.
 
   Raises:
     ValueError: there is no such data set or split, or what it says cannot be.
@@ -112,6 +120,8 @@ def create_source(
     return coco_folder.CocoFolder(data_dir, split, class_names, image_dir)
   if name == YOLO_FOLDER:
     return yolo_folder.YoloFolder(data_dir, split, class_names, upright)
+  if name == VOC_FOLDER:
+    return voc_folder.VocFolder(data_dir, split, class_names, upright)
   if sources.bare_name(name) == SCENES:
     return scenes.SceneSource(name, split, data_dir)
   with _suggestions(name):
@@ -124,9 +134,9 @@ def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
   if name == COCO_FOLDER:
     found = coco_folder.find_splits(pathlib.Path(config.data_dir))
     return splits.complete(config, list(found), coco_folder.WHOLE if len(found) == 1 else None)
-  if name == YOLO_FOLDER:
-    found = yolo_folder.find_splits(pathlib.Path(config.data_dir))
-    return splits.complete(config, found, yolo_folder.WHOLE)
+  if name in (YOLO_FOLDER, VOC_FOLDER):
+    module = yolo_folder if name == YOLO_FOLDER else voc_folder
+    return splits.complete(config, module.find_splits(pathlib.Path(config.data_dir)), module.WHOLE)
   if sources.bare_name(name) == SCENES:
     return splits.complete(config, ('train', 'validation'))
   with _suggestions(name):
@@ -134,7 +144,7 @@ def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-  """The name of what is opened: `COCO_FOLDER`, `YOLO_FOLDER` or a data set of TFDS."""
+  """The name of what is opened: a folder of a known layout, or a data set of TFDS."""
   if name == COCO:
     released = data_dir is not None and coco_folder.find_splits(pathlib.Path(data_dir))
     return COCO_FOLDER if released else 'coco/2017'
@@ -152,11 +162,13 @@ def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     return COCO_FOLDER
   if yolo_folder.is_likely(folder):
     return YOLO_FOLDER
+  if voc_folder.is_likely(folder):
+    return VOC_FOLDER
   if files:
     return COCO_FOLDER
   raise ValueError(
     f'{str(folder)!r} holds neither COCO files ({coco_folder.LAYOUTS}) nor those of YOLO '
-    f'({yolo_folder.LAYOUTS})'
+    f'({yolo_folder.LAYOUTS}) nor those of Pascal VOC ({voc_folder.LAYOUTS})'
   )
 
 

@@ -68,10 +68,7 @@ class YoloFolder:
     found = _find_images(root, share.name)
     paths = [path for path in found if share.has(os.path.relpath(path, root))]
     if not paths:
-      raise ValueError(
-        f'split {split!r} of {str(root)!r} has none of the {len(found)} images: take another '
-        f"share of them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
-      )
+      raise splits.empty_share(split, root, len(found))
     self._paths, numbers = paths, {path: number for number, path in enumerate(found, 1)}
     self.image_ids = tuple(numbers[path] for path in paths)
     texts = [_label_path(path) for path in paths]

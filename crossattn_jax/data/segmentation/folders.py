@@ -74,10 +74,7 @@ def find_pairs(root: pathlib.Path, split: str) -> list[tuple[str, str]]:
     if share.has(os.path.relpath(path, images))
   ]
   if not found:
-    raise ValueError(
-      f'split {split!r} of {str(root)!r} has none of the {len(image_files)} images: take another '
-      f"share of them, such as '{share.name}[:50%]' and '{share.name}[50%:]'"
-    )
+    raise splits.empty_share(split, root, len(image_files))
   return found
 
 
