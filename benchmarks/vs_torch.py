@@ -6,12 +6,13 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
 For each model the forward pass and a whole training step (forward, loss, backward, AdamW) in
 float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the
 cross-entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet
-loss; of ATFuse, which fuses pairs of images, its loss of gradients and intensities. Each side is a
-process of its own with the same cores; they take turns, one sample each, and the one that waits
-sleeps. Prints the medians and the ratio PyTorch / this library of each round: above 1 this library
-is faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
-has: MMViT, CrossFormer, MMCA and ATFuse (`benchmarks/torch_*.py`). On a GPU both multiply float32
-in TF32.
+loss; of ATFuse, which fuses pairs of images, its loss of gradients and intensities; of RetinaNet,
+on images of 320 x 320 pixels, its loss of 12 objects each, anchors assigned. Each side is a process
+of its own with the same cores; they take turns, one sample each, and the one that waits sleeps.
+Prints the medians and the ratio PyTorch / this library of each round: above 1 this library is
+faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
+has: MMViT, CrossFormer, MMCA, ATFuse and RetinaNet (`benchmarks/torch_*.py`). On a GPU both
+multiply float32 in TF32.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from typing import Any
 
 SIDES = ('jax', 'eager', 'compiled')
 KINDS = ('forward', 'train')
+DETECTOR_SIDE = 320
 
 
 def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., Any]]:
@@ -36,7 +38,9 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import jax.numpy as jnp
   import optax
 
-  from crossattn_jax.models import atfuse, mmca
+  from crossattn_jax.heads.detection import types
+  from crossattn_jax.models import atfuse, detector, mmca
+  from crossattn_jax.tasks.detection import losses as detection_losses
   from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
   from crossattn_jax.tasks.retrieval import losses as retrieval_losses
 
@@ -52,6 +56,18 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
     shape = (batch, *model.image_size, 1)
     images = tuple(jax.random.uniform(key, shape, maxval=255) for key in keys[:2])
     return images, lambda *images: image_fusion_losses.fusion_loss(*images).total.mean()
+  if isinstance(model, detector.RetinaNet):
+    sizes, grid = jnp.full((batch, 2), DETECTOR_SIDE), model.anchors().of_input([DETECTOR_SIDE] * 2)
+    low = jax.random.uniform(keys[1], (batch, 12, 2), maxval=0.7 * DETECTOR_SIDE)
+    size = jax.random.uniform(keys[2], (batch, 12, 2), minval=16, maxval=0.3 * DETECTOR_SIDE)
+    labels = jax.random.randint(keys[1], (batch, 12), 0, model.num_classes)
+    truths = types.Truths(jnp.concatenate([low, low + size], axis=-1), labels)
+
+    def retinanet_loss(outputs, _):
+      return sum(detection_losses.retinanet_losses(outputs, truths, sizes, grid).values())
+
+    image = jax.random.normal(keys[0], (batch, DETECTOR_SIDE, DETECTOR_SIDE, 3))
+    return (image,), retinanet_loss
   image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
   labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
   cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -110,15 +126,21 @@ def torch_function(
   import timm
   import torch
 
-  from benchmarks import torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit
+  from benchmarks import (
+    torch_atfuse,
+    torch_crossformer,
+    torch_mmca,
+    torch_mmvit,
+    torch_retinanet,
+  )
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit
+  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit, torch_retinanet
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
-  if build in (torch_atfuse, torch_mmca):
+  if build in (torch_atfuse, torch_mmca, torch_retinanet):
     inputs, objective = build.problem(batch, device)
   else:
     inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)

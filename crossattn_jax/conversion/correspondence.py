@@ -146,8 +146,10 @@ def classifier_rules(backbone: nn.Module) -> Sequence[mapping_lib.Rule]:
   if hasattr(backbone, 'options'):
     options = dataclasses.replace(backbone.options, backbone=False)
     classifier = backbone.clone(options=options)
-  else:
+  elif hasattr(backbone, 'backbone'):
     classifier = backbone.clone(backbone=False)
+  else:
+    classifier = backbone.clone(num_classes=1)
   return [*backbone_rules(backbone), *backbone_rules(classifier)]
 
 

@@ -42,6 +42,23 @@ def backbone_rules(stages: int) -> list[Rule]:
 
 
 RESNET_HEAD = affine('fc', 'head')
+
+
+@correspondence.register_backbone(resnet.ResNet)
+def resnet_rules(module: resnet.ResNet) -> list[Rule]:
+  """The rules of the official classifier, or of mmdetection's backbone ResNetV1c.
+
+  Of that the stem is one sequence, in which every third layer is an activation.
+  """
+  rules = backbone_rules(len(module.depths))
+  if module.num_classes:
+    return [*rules, *RESNET_HEAD]
+  rules = rules[len(STEM) :]
+  for i in range(3):
+    rules += conv_norm(f'stem.{3 * i}', f'stem.{3 * i + 1}', f'stem/conv_{i}')
+  return rules
+
+
 RCCA = [
   *conv_norm('conva.0', 'conva.1', 'reduction'),
   *prefixed(criss_cross_rules(2), 'cca.', 'attention/'),

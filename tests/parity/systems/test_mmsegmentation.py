@@ -106,9 +106,23 @@ def test_a_checkpoint_of_another_head_is_refused():
     convert.to_flax('swiftformer_xs+semantic_fpn', state)
 
 
+def test_a_resnet_has_the_keys_of_resnet_v1c_and_they_convert_both_ways():
+  name, small = 'resnet50_deep_stem+semantic_fpn', {'depths': (1,) * 4, 'widths': (4, 4, 8, 8)}
+  module = models.create_model(name, **small)
+  variables = jax.eval_shape(module.init, jax.random.key(0), np.ones((1, 32, 32, 3)))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, leaf.dtype), variables)
+  state = convert.to_torch(name, variables, small)
+  assert state['backbone.stem.6.weight'].shape == (128, 64, 3, 3)
+  assert state['backbone.stem.7.running_var'].shape == (128,)
+  assert state['backbone.layer4.0.downsample.0.weight'].shape == (32, 32, 1, 1)
+  back = convert.to_flax(name, state, small).variables
+  jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
 def test_a_backbone_without_correspondence_is_named():
-  module = models.create_model('resnet50_deep_stem+semantic_fpn')
-  with pytest.raises(LookupError, match='ResNet has no PyTorch correspondence as a backbone'):
+  module = models.create_model('regnety_160+semantic_fpn')
+  with pytest.raises(LookupError, match='RegNet has no PyTorch correspondence as a backbone'):
     segmentation.segmentor_rules(module)
 
 
