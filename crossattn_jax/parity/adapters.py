@@ -72,13 +72,13 @@ def register_adapter(system: str, module: str):
   return decorate
 
 
-# Registers adapters of several systems.
-_SHARED = 'mmsegmentation'
+# They register adapters of several systems.
+_SHARED = {'mmdetection', 'mmsegmentation'}
 _SYSTEMS = {module.name for module in pkgutil.iter_modules(systems.__path__)}
 
 
 def _import_system(system: str) -> None:
-  for name in {system, _SHARED} & _SYSTEMS:
+  for name in sorted({system, *_SHARED} & _SYSTEMS):
     package = importlib.import_module(f'{systems.__name__}.{name}')
     for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):
       importlib.import_module(module.name)

@@ -12,6 +12,8 @@ import numpy as np
 PRECISIONS = ('float64', 'float32')
 
 _EXACT = 1e-8
+# Of arrays that the original rounded to float32 on its way, in any run.
+_ROUNDED = 2e-6
 _STABLE_FACTOR = 4.0
 _STABLE_FLOOR = {'float32': 2e-6, 'bfloat16': 1e-2}
 _STABLE_GRADIENT_FLOOR = 1e-4
@@ -39,22 +41,31 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
   return difference / norm if norm else difference
 
 
-def output_bound(precision: str, torch_error: float) -> float:
+def output_bound(precision: str, torch_error: float, rounded: bool = False) -> float:
   """The bound of an output or tap, given PyTorch's own error for it.
 
   Args:
     precision: 'float64', 'float32', or 'bfloat16', which only comparisons use.
     torch_error: of PyTorch in float32, or in bfloat16.
+    rounded: whether the original rounded it to float32 on its way, also where it ran in float64.
   """
   if precision == 'float64':
-    return _EXACT
+    return _ROUNDED if rounded else _EXACT
   return max(_STABLE_FACTOR * torch_error, _STABLE_FLOOR[precision])
 
 
-def gradient_bound(precision: str, torch_errors: Mapping[str, float]) -> float:
-  """The bound of every gradient of a case, given its recorded float32 errors by array name."""
+def gradient_bound(
+  precision: str, torch_errors: Mapping[str, float], rounded: bool = False
+) -> float:
+  """The bound of a gradient of a case, given all its recorded float32 errors by array name.
+
+  Args:
+    precision: 'float64' or 'float32'.
+    torch_errors: of PyTorch in float32.
+    rounded: see `output_bound`.
+  """
   if precision == 'float64':
-    return _EXACT
+    return _ROUNDED if rounded else _EXACT
   errors = [
     error
     for name, error in torch_errors.items()

@@ -174,6 +174,11 @@ def run_case(case: cases.Case, adapter: adapters.Adapter, precision: str) -> dic
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 
+def _was_rounded(case: cases.Case, name: str) -> bool:
+  """Whether the original rounded an array to float32, in any precision."""
+  return name in case.manifest.get('recorded_in_float32', ())
+
+
 def _judge_array(
   case: cases.Case,
   adapter: adapters.Adapter,
@@ -199,10 +204,11 @@ def _judge_array(
     note = f'{different} of {expected.size} differ' if different else 'equal'
     return Row(name, float(different), torch_error, 0.0, different == 0, note)
   error = bounds.relative_error(actual, expected)
+  rounded = _was_rounded(case, name)
   if name.startswith('grad_input/'):
-    bound = bounds.gradient_bound(precision, errors)
+    bound = bounds.gradient_bound(precision, errors, rounded)
   else:
-    bound = bounds.output_bound(precision, torch_error)
+    bound = bounds.output_bound(precision, torch_error, rounded)
   return Row(name, error, torch_error, bound, error <= bound)
 
 
@@ -217,7 +223,7 @@ def _judge_gradient(case: cases.Case, precision: str, key: str, gradient: np.nda
   actual = np.array([np.linalg.norm(gradient.ravel()), np.sum(gradient * probe)])
   expected = np.array(case.manifest['grad_param'][key], dtype=np.float64)
   error = bounds.relative_error(actual, expected)
-  bound = bounds.gradient_bound(precision, errors)
+  bound = bounds.gradient_bound(precision, errors, _was_rounded(case, name))
   negligible = bounds.negligible_gradient(precision, case.manifest['grad_param'])
   if error > bound and np.linalg.norm(actual - expected) < negligible:
     note = "a negligible share of the case's largest gradient"

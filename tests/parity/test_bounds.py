@@ -27,6 +27,12 @@ def test_float64_holds_every_array_to_one_figure():
   assert bounds.gradient_bound('float64', {'grad_input/x': 1e-3}) == 1e-8
 
 
+def test_what_the_original_rounded_to_float32_is_not_exact():
+  assert bounds.output_bound('float64', 0.0, rounded=True) == 2e-6
+  assert bounds.gradient_bound('float64', {}, rounded=True) == 2e-6
+  assert bounds.output_bound('float32', 1e-5, rounded=True) == pytest.approx(4e-5)
+
+
 def test_float32_outputs_may_be_four_times_as_far_as_pytorch():
   assert bounds.output_bound('float32', 1e-5) == pytest.approx(4e-5)
   assert bounds.output_bound('float32', 1e-7) == 2e-6

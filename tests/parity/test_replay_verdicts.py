@@ -41,6 +41,15 @@ def test_a_wrong_value_fails_its_array_alone(edit_case, array):
   assert [name for name, row in rows.items() if not row.passed] == [array.removeprefix('sub:3/')]
 
 
+@pytest.mark.parametrize('array', ['out/y', 'grad_input/x'])
+def test_what_was_recorded_in_float32_is_held_to_its_precision(edit_case, array):
+  def change(manifest, arrays):
+    arrays[array] = arrays[array] * (1 + 1e-7)
+    manifest['recorded_in_float32'] = [array]
+
+  assert rows_of(edit_case(change))[array].passed
+
+
 def test_float32_judges_by_pytorchs_own_error(edit_case):
   def change(manifest, arrays):
     arrays['out/y'] = arrays['out/y'] * (1 + 1e-5)

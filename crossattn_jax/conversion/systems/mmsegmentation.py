@@ -26,6 +26,8 @@ def _unit(torch: str, flax: str) -> list[Rule]:
 PYRAMID = [
   *affine('lateral_convs.{i}.conv', 'lateral_{i}', 'conv'),
   *affine('fpn_convs.{i}.conv', 'output_{i}', 'conv'),
+  *_unit('lateral_convs.{i}', 'lateral_{i}'),
+  *_unit('fpn_convs.{i}', 'output_{i}'),
 ]
 FCN_HEAD = [*_unit('convs.0', 'conv'), *affine('conv_seg', 'classifier', 'conv')]
 

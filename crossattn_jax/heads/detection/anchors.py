@@ -20,7 +20,7 @@ class Anchors:
     scales: sides of a square anchor, in strides.
     ratios: heights over widths.
     boxes: the conventions.
-    dtype: of the corners. Single precision, as in mmdetection, in any computation.
+    dtype: in which the anchors of a cell are computed: as in mmdetection, single precision.
   """
 
   strides: tuple[int, ...]
@@ -76,10 +76,11 @@ class AnchorGrid:
     ends = np.cumsum((0, *self.counts)).tolist()
     return tuple(slice(*ends[level : level + 2]) for level in range(len(self.counts)))
 
-  def corners(self) -> jax.Array:
-    """The anchors, `[anchors, 4]` in pixels of the input."""
+  def corners(self, dtype: jnp.dtype | None = None) -> jax.Array:
+    """The anchors, `[anchors, 4]` in pixels of the input, in `dtype` or that of their cells."""
+    dtype = dtype or self.anchors.dtype
     grids = [
-      anchor_ops.grid_anchors(cell, map_size, stride)
+      anchor_ops.grid_anchors(cell.astype(dtype), map_size, stride)
       for cell, map_size, stride in zip(
         self.anchors.cells(), self.map_sizes, self.anchors.strides, strict=True
       )

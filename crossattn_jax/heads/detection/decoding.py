@@ -60,7 +60,7 @@ def decode_retinanet(
     stds: of the encoding of boxes.
   """
   logits, deltas = lax.stop_gradient((outputs['logits'], outputs['deltas']))
-  corners = grid.corners()
+  corners = grid.corners(deltas.dtype)
   scores, boxes, labels = [], [], []
   for rows in grid.levels:
     best, chosen, classes = best_pairs(nn.sigmoid(logits[:, rows]), max_per_level)

@@ -83,7 +83,7 @@ def propose(
     `[batch, max_boxes]`, probabilities, -1 where there are fewer. Without gradient.
   """
   objectness, deltas = lax.stop_gradient((outputs['objectness'], outputs['anchor_deltas']))
-  corners = grid.corners()
+  corners = grid.corners(deltas.dtype)
   scores, boxes, levels = [], [], []
   for level, rows in enumerate(grid.levels):
     of_level = nn.sigmoid(objectness[:, rows])

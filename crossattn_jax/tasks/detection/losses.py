@@ -7,6 +7,7 @@ device. Nothing is differentiated with respect to boxes of objects or anchors.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -53,9 +54,10 @@ def focal_loss(
 
   @jax.checkpoint  # Logits are large: of all that the loss is computed of, they alone are kept.
   def of_logits(logits: jax.Array) -> jax.Array:
-    targets = labels[..., None] == jnp.arange(logits.shape[-1])
-    targets = targets.astype(logits.dtype)
-    return optax.losses.sigmoid_focal_loss(logits, targets, alpha, gamma).sum(axis=-1)
+    true = labels[..., None] == jnp.arange(logits.shape[-1])
+    wrong = jnp.where(true, -logits, logits)  # The logit of the answer that is not right.
+    loss = jnp.where(true, alpha, 1 - alpha) * nn.sigmoid(wrong) ** gamma * nn.softplus(wrong)
+    return loss.sum(axis=-1)
 
   return weights * of_logits(logits)
 
@@ -96,7 +98,7 @@ def assign_anchors(
     grid: the anchors.
     **thresholds: of `assignment.max_iou_assignment`.
   """
-  corners = grid.corners()
+  corners = grid.corners(truths.boxes.dtype)
 
   def of_image(boxes: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
     assigned, _ = assignment.max_iou_assignment(
@@ -150,7 +152,7 @@ def retinanet_terms(
     outputs['logits'], labels, assigned != assignment.IGNORED, alpha=alpha, gamma=gamma
   )
   targets = encoding.encode(
-    grid.corners(),
+    grid.corners(truths.boxes.dtype),
     _of_truths(truths.boxes, assigned),
     stds=stds,
     inclusive=grid.anchors.boxes.inclusive,
@@ -227,7 +229,7 @@ def rpn_terms(
   objectness = optax.losses.sigmoid_binary_cross_entropy(logits, found.astype(logits.dtype))
   deltas = jnp.take_along_axis(outputs['anchor_deltas'], indices[..., None], axis=1)
   targets = encoding.encode(
-    grid.corners()[indices],
+    grid.corners(truths.boxes.dtype)[indices],
     _of_truths(truths.boxes, assigned),
     stds=stds,
     inclusive=grid.anchors.boxes.inclusive,

@@ -1,4 +1,4 @@
-"""Cases of the geometry that CrossFormer's detectors take from mmdetection."""
+"""Cases of mmdetection's networks on CrossFormer, and of the geometry that they take from it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 
 from crossattn_jax.geometry import anchors, assignment, boxes, encoding, suppression
 from crossattn_jax.parity import adapters
-from crossattn_jax.parity.systems.mmdetection import configs
+from crossattn_jax.parity.systems.crossformer import adapters as models
+from crossattn_jax.parity.systems.mmdetection import configs, heads
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -104,3 +105,11 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
     return {'boxes': chosen, 'scores': best[:found], 'labels': labels, 'indices': indices}
 
   return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
+
+
+@adapters.register_adapter('crossformer', 'det_retinanet_mini_losses')
+def _retinanet(manifest: Manifest) -> adapters.Adapter:
+  backbone = models.build_model(
+    manifest['constructor']['backbone'], backbone=True, lda=models.long_distance(manifest)
+  )
+  return heads.retinanet_adapter(manifest, backbone)

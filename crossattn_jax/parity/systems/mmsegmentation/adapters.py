@@ -11,9 +11,8 @@ import jax
 
 from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
-from crossattn_jax.conversion.mapping import Rule, prefixed
+from crossattn_jax.conversion.mapping import Rule
 from crossattn_jax.conversion.systems import mmsegmentation as rules
-from crossattn_jax.heads import feature_pyramid
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.segmentation import fcn, pyramid_pooling, semantic_fpn, upernet
 from crossattn_jax.layers import resize
@@ -78,26 +77,6 @@ def _maps(inputs: Arrays) -> list[jax.Array]:
 
 def _maps_to_logits(module: nn.Module, inputs: Arrays, train: bool) -> Arrays:
   return {'logits': channels_first(module(_maps(inputs), train))}
-
-
-@adapters.register_adapter('crossformer', 'seg_fpn_neck')
-@adapters.register_adapter('swiftformer', 'fpn_5_outputs')
-def _pyramid(manifest: Manifest) -> adapters.Adapter:
-  c, levels = manifest['constructor'], len(_levels(manifest))
-  c.ignore('start_level', only=(0,))
-  c.ignore('end_level', only=(-1,))
-  c.ignore('add_extra_convs', only=(False,))
-  extra = c.get('num_outs', levels) - levels
-  module = feature_pyramid.FeaturePyramid(c.get('out_channels', 256), _STYLE, extra)
-  prefix = 'neck.' if manifest['system'] == 'swiftformer' else ''
-
-  def call(pyramid: nn.Module, inputs: Arrays, train: bool) -> Arrays:
-    del train
-    return {
-      f'p{level}': channels_first(x) for level, x in enumerate(pyramid(_maps(inputs)), start=2)
-    }
-
-  return _adapter(manifest, module, prefixed(rules.PYRAMID, prefix), call)
 
 
 @adapters.register_adapter('crossformer', 'seg_fpn_head')
