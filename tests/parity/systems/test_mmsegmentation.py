@@ -293,7 +293,7 @@ def test_heads_refuse_what_they_have_not(vary):
   for case, changes, message in (
     ('seg_fcn_aux_head', {'num_convs': 2}, 'num_convs is 2'),
     ('seg_uper_head', {'align_corners': True}, 'align_corners is True'),
-    ('seg_fpn_neck', {'start_level': 1}, 'start_level is 1'),
+    ('seg_fpn_neck', {'no_norm_on_lateral': True}, 'no_norm_on_lateral is True'),
   ):
     with pytest.raises(arguments.ArgumentError, match=message):
       adapters.find_adapter(vary(f'crossformer/{case}', changes))
