@@ -8,31 +8,35 @@ starts from scratch: at another rate, and for longer. FOLDER holds a folder of i
 `train` and `val` with these. Classes, splits and batch size are made to fit it, and said.
 
 A backbone with a head, such as `biformer_small+upernet`, or a `ccnet_*`, labels pixels: FOLDER
-holds images and masks (docs/segmentation.md). `mmvit_base_audio` hears: FOLDER holds .wav files and
-tables (docs/data.md).
+holds images and masks (docs/segmentation.md). One with `+retinanet`, `+faster_rcnn` or `+mask_rcnn`
+finds objects: FOLDER holds images and COCO's JSON or YOLO's text files (docs/detection.md).
+`mmvit_base_audio` hears: FOLDER holds .wav files and tables (docs/data.md).
 """
 
 import ml_collections
 
-from configs import ccnet_ade20k, mmvit_audioset, recipes, segmentation_ade20k
+from configs import ccnet_ade20k, mask_rcnn_coco, mmvit_audioset, recipes, segmentation_ade20k
 from crossattn_jax import models
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import optimizers, schedules
 
 
 def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
-  """Returns the experiment of a classifier of images or sounds, or of one that labels pixels.
+  """Returns the experiment of a classifier of images, sounds or pixels, or of a detector.
 
   Raises:
     ValueError: there is no such model, or it is of another kind.
   """
   module = models.create_model(model)
-  if hasattr(module, 'style'):
+  if hasattr(module, 'detect'):
+    config = _detection(model)
+  elif hasattr(module, 'style'):
     config = _segmentation(model)
   elif getattr(module, 'num_classes', None) is None:
     raise ValueError(
       f'{model!r} has no classes to learn: configs/finetune.py trains classifiers, such as '
-      "'crossvit_small_240', and networks that label pixels, such as 'biformer_small+upernet'"
+      "'crossvit_small_240', networks that label pixels, such as 'biformer_small+upernet', and "
+      "detectors, such as 'crossformer_small+retinanet'"
     )
   elif getattr(module, 'num_channels', 3) == 1:
     config = _audio(model)
@@ -105,6 +109,18 @@ def _segmentation(model: str) -> ml_collections.ConfigDict:
   config.dataset.evaluation.base_size = None
   config.task.evaluation.scales, config.task.evaluation.flip = (1.0,), False
   config.model.dtype = None
+  config.batch_size = 8
+  return config
+
+
+def _detection(model: str) -> ml_collections.ConfigDict:
+  backbone, _, head = model.partition('+')
+  config = mask_rcnn_coco.detection(backbone, head)
+  config.dataset.name = 'detection_folder'
+  # One shape for images wider and higher, as large as it holds.
+  config.dataset.image_size = (640, 640)
+  config.dataset.augmentation.long_side = config.dataset.evaluation.long_side = None
+  config.model.dtype = config.model.frozen_norm = None
   config.batch_size = 8
   return config
 

@@ -184,6 +184,47 @@ def ade20k(config: ml_collections.ConfigDict) -> None:
   config.logging.every_steps = 50
 
 
+# Epochs, and those after which the rate drops.
+_DETECTION_SCHEDULES = {'1x': (12.0, (8, 11)), '3x': (36.0, (27, 33))}
+
+
+def coco_detection(network: str, length: str) -> ml_collections.ConfigDict:
+  """What mmdetection has for COCO with AdamW: images of 800 x 1333 pixels, two drops of the rate.
+
+  Args:
+    network: name of a detector, a backbone and a head.
+    length: '1x', or '3x': three times as long, on images of many sizes.
+
+  Raises:
+    ValueError: there is no such detector or schedule.
+  """
+  if length not in _DETECTION_SCHEDULES:
+    raise ValueError(f'the schedule is {length!r}; it must be {" or ".join(_DETECTION_SCHEDULES)}')
+  config = config_lib.default_config('detection')
+  config.model = models.model_config(network, dtype='bfloat16')
+  config.dataset.name = 'coco'
+  config.dataset.image_size = (800, 1344)
+  config.dataset.augmentation.long_side = config.dataset.evaluation.long_side = 1333
+  if length == '3x':
+    config.dataset.augmentation.short_side = (480, 800)
+    config.dataset.augmentation.short_step = 32
+  config.batch_size = 16
+  config.num_epochs, config.schedule.boundary_epochs = _DETECTION_SCHEDULES[length]
+  config.optimizer.name = 'adamw'
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.decay_vectors = True
+  config.schedule.name = 'step'
+  config.schedule.factor = 0.1
+  config.schedule.learning_rate = 1e-4
+  config.schedule.decay_after_warmup = False
+  config.schedule.warmup = 'of_schedule'
+  config.schedule.warmup_steps = 500
+  config.schedule.warmup_start = 1e-7
+  config.evaluation.every_epochs = 1.0
+  config.logging.every_steps = 50
+  return config
+
+
 def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
   """SAEM's recipe (yiling2018/saem) for region features and captions as SCAN distributes them.
 

@@ -25,7 +25,12 @@ CLASSIFIERS = [
 
 
 @pytest.mark.parametrize(
-  'model', [*CLASSIFIERS, 'biformer_small+upernet', 'pyramid_tiny+semantic_fpn']
+  'model',
+  [
+    *CLASSIFIERS,
+    *('biformer_small+upernet', 'pyramid_tiny+semantic_fpn'),
+    *('crossformer_small+retinanet', 'pyramid_tiny+faster_rcnn', 'biformer_small+mask_rcnn'),
+  ],
 )
 def test_every_model_with_classes_has_an_experiment(model):
   config = finetune.get_config(model)
