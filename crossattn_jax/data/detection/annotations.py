@@ -29,7 +29,7 @@ class Objects:
     labels: int32 `[n]`, classes.
     crowd: bool `[n]`: several objects in one, which count neither as found nor as missed.
     area: float64 `[n]`, in pixels: of the mask where there is one and the file says nothing else.
-    ids: int64 `[n]`, by which messages and evaluation name them; never 0.
+    ids: int64 `[n]`, by which messages name them.
     segmentations: the mask of each; None where the data set has boxes alone.
   """
 

@@ -189,7 +189,9 @@ class _Reader:
     height, width = (-1, -1) if segmentation is None else (0, 0)
     if isinstance(segmentation, dict):
       height, width = segmentation['size']
-    crowd = bool(value.get('iscrowd', 0))
+    crowd = value.get('iscrowd') or 0
+    if crowd not in (0, 1):
+      raise self._error(f"{where} has the 'iscrowd' {crowd!r}; expected 0 or 1")
     self._whole.extend((number, image, category, crowd, start, end, height, width))
     self._real.extend((*box, area))
 

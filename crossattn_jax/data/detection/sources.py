@@ -118,6 +118,12 @@ def create_source(
   name = _resolve(name, data_dir)
   if name == COCO_FOLDER:
     return coco_folder.CocoFolder(data_dir, split, class_names, image_dir)
+  if image_dir is not None:
+    raise config_errors.ConfigError(
+      f'dataset.image_dir is for COCO files, and {name!r} says itself where its images are; set '
+      'dataset.image_dir=None',
+      {'dataset.image_dir': None},
+    )
   if name == YOLO_FOLDER:
     return yolo_folder.YoloFolder(data_dir, split, class_names, upright)
   if name == VOC_FOLDER:
@@ -146,8 +152,8 @@ def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
 def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
   """The name of what is opened: a folder of a known layout, or a data set of TFDS."""
   if name == COCO:
-    released = data_dir is not None and coco_folder.find_splits(pathlib.Path(data_dir))
-    return COCO_FOLDER if released else 'coco/2017'
+    files = {} if data_dir is None else coco_folder.find_splits(pathlib.Path(data_dir))
+    return COCO_FOLDER if any(map(coco_folder.is_likely, files.values())) else 'coco/2017'
   if name not in FOLDERS:
     return name
   if data_dir is None:

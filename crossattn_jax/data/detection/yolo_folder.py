@@ -159,7 +159,7 @@ def find_splits(root: pathlib.Path) -> list[str]:
 def is_likely(root: pathlib.Path) -> bool:
   """Whether a folder has a table of classes or files of objects, as YOLO's have."""
   texts = (f'{_LABELS}/*.txt', f'{_LABELS}/*/*.txt', f'*/{_LABELS}/*.txt')
-  return any(any(root.glob(pattern)) for pattern in (*_TABLES, *_LISTS, *texts))
+  return bool(_read_table(root)) or any(any(root.glob(pattern)) for pattern in (*_LISTS, *texts))
 
 
 def _read_table(root: pathlib.Path) -> dict[str, Any]:

@@ -152,6 +152,10 @@ WRONG = {
     'annotation 11 of image 3 has the bbox [2.0, 5.0, -4.0, 3.0]; expected [x, y, width, height], '
     'with no negative sides; correct or remove it',
   ),
+  'a crowd in words': (
+    change('annotations', 0, iscrowd='0'),
+    "annotation 11 has the 'iscrowd' '0'; expected 0 or 1",
+  ),
   'no number': (
     change('annotations', 0, bbox=[2, 5, float('nan'), 3]),
     'has the bbox [2.0,',

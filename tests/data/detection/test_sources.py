@@ -178,6 +178,11 @@ def test_folders_that_are_none_are_refused(tmp_path):
     sources.create_source('yolo_folder', 'train', tmp_path / 'there')
 
 
+def test_only_coco_files_are_told_where_their_images_are(tmp_path):
+  with pytest.raises(ValueError, match=r"'yolo_folder' says itself where its images are; set data"):
+    sources.create_source('yolo_folder', 'train', tmp_path, image_dir='photos')
+
+
 def test_names_are_suggested(tmp_path):
   with pytest.raises(ValueError, match="unknown dataset 'coco_foldr'; did you mean 'coco_folder'"):
     sources.create_source('coco_foldr', 'train', tmp_path)
