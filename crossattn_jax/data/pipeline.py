@@ -1,9 +1,10 @@
 """From a data set to batches, by Grain: what the input pipelines of all tasks have in common.
 
-The stream of training examples is a function of the seed alone. Global batch k holds positions
-k * batch_size ... (k + 1) * batch_size of it, whatever the number of processes, workers and
-threads; process p of P gets the p-th of P equal contiguous runs of its rows. What is random about
-an example depends on (seed, position) only.
+The stream of training examples is a function of the seed alone; where batches have one of several
+shapes, of the batch size too. Global batch k holds positions k * batch_size ... (k + 1) *
+batch_size of it, whatever the number of processes, workers and threads; process p of P gets the
+p-th of P equal contiguous runs of its rows. What is random about an example depends on (seed,
+position) only.
 """
 
 import abc
@@ -207,6 +208,10 @@ class Examples(abc.ABC):
     """Returns the endless stream of augmented examples that `train_batches` batches.
 
     Element i is computed when it is asked for, alone: `train_stream(seed)[i]`.
+
+    Args:
+      seed: of order and augmentation.
+      batch_size: elements that are batched together, where they have one of several shapes.
     """
     order_seed, example_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     return self.indices(order_seed, batch_size).random_map(self.train_example, seed=example_seed)

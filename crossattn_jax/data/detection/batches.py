@@ -346,9 +346,12 @@ class Examples(pipeline.Examples):
     bucket: tuple[int, int],
   ) -> dict[str, np.ndarray]:
     """Resizes, normalises and pads an image."""
+    if decoded is not None:
+      return _eval_example(decoded[0], index, bucket, self.config)
     # One pixel: a size that every operation on sizes can take.
-    image, index = (Image.new('RGB', (1, 1)), -1) if decoded is None else (decoded[0], index)
-    return _eval_example(image, index, bucket, self.config)
+    one = np.ones(2, np.int32)
+    image = np.zeros((*bucket, 3), np.float32)
+    return {'image': image, 'image_size': one, 'original_size': one, 'index': np.int32(-1)}
 
 
 def _packed_masks(
