@@ -266,6 +266,11 @@ class Examples(pipeline.Examples):
     indices = np.arange(len(self.source))
     if self.config.skip_empty:
       indices = np.flatnonzero(self.source.num_objects)
+      if not len(indices):
+        raise ValueError(
+          f'no image of {self._described()} has an object: add annotations, or set '
+          'dataset.train_split and dataset.eval_split to splits that have some'
+        )
     height, width = self.config.image_size
     if height == width:
       return [indices]
@@ -280,11 +285,6 @@ class Examples(pipeline.Examples):
 
   def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
     """The endless stream of indices, of one orientation within each batch."""
-    if not self.epoch_length:
-      raise ValueError(
-        f'no image of {self._described()} has an object to learn from; correct the annotations, '
-        'or set dataset.skip_empty=False'
-      )
     streams = [
       self.shuffled(len(group), seed ^ number).map(group.__getitem__).repeat()
       for number, group in enumerate(self._groups)

@@ -163,6 +163,13 @@ def test_an_epoch_has_every_image_that_has_an_object(config):
   assert sorted(seen) == list(range(len(IMAGES)))
 
 
+def test_a_split_without_objects_is_refused(config):
+  examples = data.Examples(config, '.')
+  examples.source.num_objects = np.zeros(len(IMAGES), int)
+  with pytest.raises(ValueError, match=r"split '\.' has an object: add annotations"):
+    _ = examples.epoch_length
+
+
 def test_of_too_many_objects_a_random_part_is_drawn_each_time(config, caplog):
   config.max_boxes, config.augmentation.flip, config.image_size = 2, 0.0, (96, 96)
   examples = data.Examples(config, '.')
