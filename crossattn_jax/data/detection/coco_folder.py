@@ -1,5 +1,6 @@
 """Folders with COCO files: which file is of which split, and where its images are."""
 
+import collections
 from collections.abc import Sequence
 import os
 import pathlib
@@ -116,7 +117,8 @@ def find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """The files in a folder that may be COCO's, by the names of their splits.
 
   A name is without what all have in common: `instances_train2017.json` is 'train'. Where two files
-  would have one name (`train2014`, `train2017`), the years stay.
+  would have one name (`train2014`, `train2017`), the years stay; where they would still, each is
+  called by its path.
   """
   found: list[tuple[str, pathlib.Path]] = []
   for folder in sorted({root, *(path for path in root.glob('*') if path.is_dir())}):
@@ -125,10 +127,11 @@ def find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
       found += [(_AROUND_NAME.sub('', path.stem), path) for path in files]
     elif len(files) == 1 and not sources.is_hidden(folder.name):
       found.append((folder.name, files[0]))
-  short = [_YEAR.sub('', name) for name, _ in found]
-  if len(set(short)) == len(found):
-    return dict(zip(short, (path for _, path in found), strict=True))
-  return dict(found)
+  forms = [
+    (_YEAR.sub('', name), name, path.relative_to(root).as_posix(), path) for name, path in found
+  ]
+  counts = collections.Counter(form for each in forms for form in set(each))
+  return {next(form for form in each if counts[form] == 1): each[-1] for each in forms}
 
 
 def is_likely(path: pathlib.Path) -> bool:
@@ -148,8 +151,8 @@ def _find_file(root: pathlib.Path, name: str) -> pathlib.Path:
   found = find_splits(root)
   if name == WHOLE and len(found) == 1:
     return next(iter(found.values()))
-  long = {_AROUND_NAME.sub('', path.stem): path for path in found.values()}
-  named = found.get(name) or long.get(name) or root / name
+  with_year = [path for path in found.values() if _AROUND_NAME.sub('', path.stem) == name]
+  named = found.get(name) or (with_year[0] if len(with_year) == 1 else root / name)
   if not named.is_file():
     raise config_errors.UnknownName(
       f'{str(root)!r} has no COCO file of split {name!r}, but of '
@@ -183,8 +186,8 @@ def _find_images(
   if not folders or max(counts) == 0:
     raise ValueError(
       f'the images of {str(file)!r}, such as {names[0]!r}, are in none of '
-      f'{sources.shown([str(folder) for folder in folders])}; set dataset.image_dir to the folder '
-      'that these names are below'
+      f'{sources.shown(list(map(str, folders))) or repr(image_dir)}; set dataset.image_dir to the '
+      'folder that these names are below'
     )
   folder = folders[int(np.argmax(counts))]
   missing = [name for name in names if not _path(folder, name).is_file()]

@@ -78,11 +78,10 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     upright=image_ops.decoding_of(config, config.name in FOLDERS)['upright'],
   )
   if config.masks and source.masks_missing is not None:
-    raise config_errors.ConfigError(
-      f'split {split!r} of dataset {config.name!r} has no masks: {source.masks_missing}; add them, '
-      'or set dataset.masks=False and take a model without masks, such as '
-      "'crossformer_small+retinanet'",
-      {'dataset.masks': False},
+    raise ValueError(
+      f'split {split!r} of dataset {config.name!r} has not a mask of every object: '
+      f'{source.masks_missing}; add them, or set dataset.masks=False and take a model without '
+      "masks, such as 'crossformer_small+faster_rcnn'"
     )
   return source
 

@@ -74,10 +74,21 @@ def test_years_are_part_of_a_name_where_they_differ(write_coco, coco_dict):
     coco_folder.CocoFolder(root, 'train')
 
 
+def test_files_of_one_name_are_called_by_their_paths(write_coco):
+  write_coco(file='train.json', images='images')
+  root = write_coco(file='annotations/train.json', images='images')
+  assert sorted(coco_folder.find_splits(root)) == ['annotations/train.json', 'train.json']
+  with pytest.raises(ValueError, match=r"split 'train', but of 'annotations/train.json', 'train.j"):
+    coco_folder.CocoFolder(root, 'train')
+  assert len(coco_folder.CocoFolder(root, 'annotations/train.json')) == 3
+
+
 def test_images_may_be_said_to_be_elsewhere(write_coco, tmp_path):
   root = write_coco(images='somewhere/else')
   with pytest.raises(ValueError, match=r"such as 'a\.png', are in none of .*dataset\.image_dir"):
     coco_folder.CocoFolder(root, 'train')
+  with pytest.raises(ValueError, match=r"are in none of 'nowhere'; set dataset\.image_dir"):
+    coco_folder.CocoFolder(root, 'train', image_dir='nowhere')
   source = coco_folder.CocoFolder(root, 'train', image_dir='somewhere/else')
   assert source[1]['key'].endswith('somewhere/else/b.png')
   absolute = coco_folder.CocoFolder(root, 'train', image_dir=str(tmp_path / 'somewhere/else'))
