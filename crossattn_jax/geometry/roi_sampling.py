@@ -81,6 +81,25 @@ def weights(axis: Axis, bins: jax.Array, cells: jax.Array, length: int, ratio: i
   return total
 
 
+def reach(axis: Axis, bins: int, length: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The cells that have a weight in any bin: the first one, and how many (or a few more) there are.
+
+  Args:
+    axis: of boxes.
+    bins: of a box.
+    length: cells of the map along the axis; broadcasts against `axis`.
+
+  Returns:
+    Two int32 `[...]`. The number is 0 for boxes without a sample on the map.
+  """
+  stop = axis.start + bins * axis.size
+  first, last = (
+    jnp.clip(jnp.floor(at), 0, length - 1).astype(jnp.int32) for at in (axis.start, stop + 1)
+  )
+  there = (axis.samples > 0) & (stop >= -1) & (axis.start <= length)
+  return first, jnp.where(there, last - first + 1, 0)
+
+
 def matrices(
   boxes: jax.Array,
   bins: tuple[int, int],

@@ -3,11 +3,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from crossattn_jax import kernels
-from crossattn_jax.kernels.roi_align import api
+from crossattn_jax import kernels, parallel
+from crossattn_jax.kernels.roi_align import api, tpu
 
 
 def plain_sample(x, y, u):
@@ -51,8 +52,15 @@ def scene(seed=0, batch=2, map_size=(11, 14), channels=3, count=9, stride=4):
   return x, boxes
 
 
-@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not aligned'])
-@pytest.mark.parametrize('sampling_ratio', [0, 1, 3])
+@pytest.mark.parametrize(
+  ('sampling_ratio', 'aligned'),
+  [
+    (0, True),
+    (3, False),
+    pytest.param(0, False, marks=pytest.mark.extended),
+    pytest.param(1, True, marks=pytest.mark.extended),
+  ],
+)
 def test_a_bin_is_the_mean_of_its_samples(sampling_ratio, aligned):
   x, boxes = scene()
   options = {'size': (3, 2), 'stride': 4, 'sampling_ratio': sampling_ratio, 'aligned': aligned}
@@ -68,3 +76,95 @@ def test_levels_are_those_of_the_boxes_sizes():
   np.testing.assert_array_equal(api.level_of(jnp.asarray(boxes), 4), [0, 0, 0, 1, 1, 2, 2, 3, 3])
   long = jnp.array([[0.0, 0, 56 * 8, 56 / 2]])  # A square of the same area has sides of 112.
   assert int(api.level_of(long, 4)[0]) == 1
+
+
+OPTIONS = [
+  {'size': (3, 2), 'strides': [4, 8], 'sampling_ratio': 0, 'aligned': True},
+  {'size': (2, 9), 'strides': [4], 'sampling_ratio': 2, 'aligned': False},
+]
+
+
+def pyramid(options, dtype):
+  """Maps, the boxes, a cotangent."""
+  x, boxes = scene()
+  maps = [x, np.random.default_rng(1).standard_normal((2, 6, 19, 3))][: len(options['strides'])]
+  shape = (*boxes.shape[:2], *options['size'], 3)
+  cotangent = np.random.default_rng(2).standard_normal(shape)
+  return [jnp.asarray(m, dtype) for m in maps], jnp.asarray(boxes), jnp.asarray(cotangent, dtype)
+
+
+@functools.cache
+def compiled(i, implementation):
+  """Value and gradients of the maps."""
+
+  def run(maps, boxes, cotangent):
+    align = lambda maps: kernels.roi_align_pyramid(
+      maps, boxes, **OPTIONS[i], finest_scale=20, implementation=implementation
+    )
+    out, pull_back = jax.vjp(align, maps)
+    return [out, *pull_back(cotangent)[0]]
+
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize('i', [pytest.param(0, marks=pytest.mark.extended), 1])
+def test_windows_have_the_values_and_gradients_of_the_definition(i):
+  with jax.enable_x64(True):
+    arguments = pyramid(OPTIONS[i], np.float64)
+    expected = compiled(i, 'reference')(*arguments)
+    for a, b in zip(compiled(i, 'auto')(*arguments), expected, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('i', range(2))
+def test_the_kernels_have_the_values_and_gradients_of_the_definition(i):
+  maps, boxes, cotangent = pyramid(OPTIONS[i], np.float32)
+  levels = api.level_of(boxes, len(maps), 20)
+  out = tpu.roi_align(maps, boxes, levels, **OPTIONS[i], interpret=True)
+  gradients = tpu.roi_align_vjp(cotangent, maps, boxes, levels, **OPTIONS[i], interpret=True)
+  expected = compiled(i, 'auto')(maps, boxes, cotangent)
+  for a, b in zip([out, *gradients], expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.extended
+def test_bfloat16_is_rounded_once():
+  maps, boxes, cotangent = pyramid(OPTIONS[0], jnp.bfloat16)
+  rounded = compiled(0, 'auto')(maps, boxes, cotangent)
+  wide = [x.astype(jnp.float32) for x in maps]
+  exact = compiled(0, 'auto')(wide, boxes, cotangent.astype(jnp.float32))
+  for a, b in zip(rounded, exact, strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
+
+
+@pytest.mark.extended
+def test_a_split_batch_has_the_same_values_and_gradients():
+  maps, boxes, cotangent = pyramid(OPTIONS[0], np.float32)
+  twice = lambda x: jnp.concatenate([x, x])
+  arguments = jax.tree.map(twice, (maps, boxes, cotangent))
+  expected = compiled(0, 'auto')(maps, boxes, cotangent)
+  mesh = parallel.create_mesh(data=4, devices=jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    split = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec('data')))
+    results = compiled(0, 'auto')(*split)
+  for a, b in zip(results, expected, strict=True):
+    assert a.sharding.spec[0] == 'data'
+    np.testing.assert_allclose(a, twice(b), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'boxes': np.zeros((2, 4))}, r'boxes must be \[batch, count, 4\], got \(2, 4\)'),
+    ({'boxes': np.zeros((3, 5, 4))}, r'maps must be .* of the batch of boxes \(3, 5, 4\)'),
+    ({'maps': np.zeros((2, 8, 8, 3), int)}, 'maps must be floating, got int'),
+    ({'size': 0}, r'size \(0, 0\) must be two positive numbers'),
+    ({'implementation': 'cuda'}, "unknown implementation 'cuda'"),
+  ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+  arguments = {'maps': np.zeros((2, 8, 8, 3)), 'boxes': np.zeros((2, 5, 4)), 'size': 7, **changes}
+  with pytest.raises(ValueError, match=message):
+    kernels.roi_align(**arguments)

@@ -1,11 +1,17 @@
 """The public functions of RoIAlign: checks, levels of a pyramid."""
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.kernels.roi_align import xla
+from crossattn_jax import parallel
+from crossattn_jax.kernels import dispatch
+from crossattn_jax.kernels.roi_align import reference, tpu, xla
+
+_KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
+IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'tpu')
 
 
 def roi_align(
@@ -16,6 +22,7 @@ def roi_align(
   stride: float = 1,
   sampling_ratio: int = 0,
   aligned: bool = True,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Resamples a map within boxes: a box is cut into bins, a bin is a mean of bilinear samples.
 
@@ -31,13 +38,25 @@ def roi_align(
       rounded up.
     aligned: whether pixels lie at half numbers (the originals' `aligned=True`). Else everything is
       half a cell off, and boxes are at least a cell long, as in detectors before 2019.
+    implementation: 'auto' takes the Pallas kernel on TPUs where the maps fit in VMEM, and 'xla' for
+      all else; 'reference' is the definition, with gathers, 'xla' two products a box, 'tpu' the
+      kernel for float32 and bfloat16.
 
   Returns:
     `[batch, count, rows, columns, channels]` in `maps`' dtype. Boxes without extent give 0 where
     they are aligned and the sampling ratio is 0.
+
+  Raises:
+    ValueError: shapes, dtypes or the implementation that do not go together, by name.
   """
   return roi_align_pyramid(
-    [maps], boxes, size=size, strides=[stride], sampling_ratio=sampling_ratio, aligned=aligned
+    [maps],
+    boxes,
+    size=size,
+    strides=[stride],
+    sampling_ratio=sampling_ratio,
+    aligned=aligned,
+    implementation=implementation,
   )
 
 
@@ -50,6 +69,7 @@ def roi_align_pyramid(
   finest_scale: float = 56,
   sampling_ratio: int = 0,
   aligned: bool = True,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """`roi_align` of every box from the level of a pyramid that fits its size, see `level_of`.
 
@@ -61,21 +81,102 @@ def roi_align_pyramid(
     finest_scale: see `level_of`.
     sampling_ratio: see `roi_align`.
     aligned: see `roi_align`.
+    implementation: see `roi_align`.
 
   Returns:
     `[batch, count, rows, columns, channels]` in the maps' dtype.
+
+  Raises:
+    ValueError: see `roi_align`.
   """
   size = (size, size) if isinstance(size, int) else tuple(size)
+  maps, strides = tuple(maps), tuple(strides)
+  _check(maps, boxes, size, strides, sampling_ratio, implementation)
   boxes = jax.lax.stop_gradient(boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32)))
   levels = level_of(boxes, len(maps), finest_scale)
-  return xla.roi_align(
-    maps,
+  options = (size, strides, sampling_ratio, aligned)
+
+  def align_part(*arrays):
+    *maps, boxes, levels = arrays
+    if implementation == 'reference':
+      return reference.roi_align(maps, boxes, levels, **_named(options))
+    return _roi_align(tuple(maps), boxes, levels, options, implementation)
+
+  of_map, of_boxes = ('batch', None, None, None), ('batch', None, None)
+  return parallel.map_shards(
+    align_part,
+    *maps,
     boxes,
     levels,
-    size=size,
-    strides=strides,
-    sampling_ratio=sampling_ratio,
-    aligned=aligned,
+    names=(*(of_map for _ in maps), of_boxes, of_boxes[:2]),
+    out_names=(*of_map, None),
+  )
+
+
+def _named(options):
+  return dict(zip(('size', 'strides', 'sampling_ratio', 'aligned'), options, strict=True))
+
+
+def _forms(implementation, maps, *, gradient):
+  """The forms among which the platform chooses."""
+  forms = {'xla': xla.roi_align_vjp if gradient else xla.roi_align}
+  kernel = tpu.roi_align_vjp if gradient else tpu.roi_align
+  if implementation == 'tpu':
+    return {'xla': kernel}
+  if implementation == 'auto' and maps[0].dtype in _KERNEL_DTYPES and tpu.slab(maps, gradient):
+    forms['tpu'] = kernel
+  return forms
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _roi_align(maps, boxes, levels, options, implementation):
+  forms = _forms(implementation, maps, gradient=False)
+  return dispatch.by_platform(maps, boxes, levels, **forms, **_named(options))
+
+
+def _forward(maps, boxes, levels, options, implementation):
+  return _roi_align(maps, boxes, levels, options, implementation), (maps, boxes, levels)
+
+
+def _backward(options, implementation, residuals, cotangent):
+  forms = _forms(implementation, residuals[0], gradient=True)
+  gradients = dispatch.by_platform(cotangent, *residuals, **forms, **_named(options))
+  return tuple(gradients), None, None
+
+
+_roi_align.defvjp(_forward, _backward)
+
+
+def _check(maps, boxes, size, strides, sampling_ratio, implementation):
+  op = 'roi_align'
+  require = functools.partial(dispatch.require, op)
+  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  require(
+    boxes.ndim == 3 and boxes.shape[2] == 4,
+    f'boxes must be [batch, count, 4], got {boxes.shape}',
+  )
+  require(len(maps) > 0 and len(maps) == len(strides), f'{len(maps)} maps, {len(strides)} strides')
+  for x in maps:
+    require(
+      x.ndim == 4 and x.shape[0] == boxes.shape[0],
+      f'maps must be [batch, height, width, channels] of the batch of boxes {boxes.shape}, got '
+      f'{x.shape}',
+    )
+    require(jnp.issubdtype(x.dtype, jnp.floating), f'maps must be floating, got {x.dtype}')
+    require(
+      x.shape[3] == maps[0].shape[3] and x.dtype == maps[0].dtype,
+      f'levels must have equal channels and dtypes, got {maps[0].dtype}{maps[0].shape} and '
+      f'{x.dtype}{x.shape}',
+    )
+    dispatch.check_kernel_dtype(op, implementation, x.dtype)
+  require(
+    len(size) == 2 and min(size) > 0 and sampling_ratio >= 0,
+    f'size {size} must be two positive numbers, sampling_ratio {sampling_ratio} 0 or more',
+  )
+  require(
+    implementation != 'tpu' or (tpu.slab(maps, False) and tpu.slab(maps, True)),
+    "implementation 'tpu' keeps the maps in VMEM, and these are too large; take 'xla'",
   )
 
 
