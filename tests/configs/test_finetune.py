@@ -141,6 +141,38 @@ def test_sounds_of_a_folder_say_classes_and_splits(tmp_path):
   assert tasks.create_task(config).batch_spec(4)['label'].shape == (4, 2)
 
 
+@pytest.mark.parametrize('layout', ['coco', 'yolo'])
+@pytest.mark.parametrize('head', ['retinanet', 'mask_rcnn'])
+def test_objects_of_a_folder_say_classes_and_splits(tmp_path, layout, head):
+  folder = tmp_path / 'images' / ('' if layout == 'coco' else 'train')
+  folder.mkdir(parents=True)
+  images = [{'id': n, 'file_name': f'{n}.png', 'height': 8, 'width': 10} for n in range(40)]
+  for image in images:
+    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(folder / image['file_name'])
+  if layout == 'coco':
+    objects = [
+      {'id': 1 + n, 'image_id': n, 'category_id': (3, 9)[n % 2], 'bbox': [1, 1, 4, 4]}
+      | {'segmentation': [[1, 1, 5, 1, 5, 5, 1, 5]], 'area': 16, 'iscrowd': 0}
+      for n in range(40)
+    ]
+    categories = [{'id': 3, 'name': 'nut'}, {'id': 9, 'name': 'bolt'}]
+    written = {'images': images, 'annotations': objects, 'categories': categories}
+    (tmp_path / 'instances.json').write_text(json.dumps(written))
+  else:
+    (tmp_path / 'labels' / 'train').mkdir(parents=True)
+    (tmp_path / 'data.yaml').write_text('names: [nut, bolt]\n')
+    for n in range(40):
+      (tmp_path / 'labels' / 'train' / f'{n}.txt').write_text(f'{n % 2} 0.1 0.1 0.5 0.1 0.5 0.6\n')
+  config = finetune.get_config(f'swiftformer_xs+{head}')
+  config.dataset.data_dir = str(tmp_path)
+  tasks.complete_config(config)
+  assert (config.dataset.class_names, config.model.num_classes) == (('nut', 'bolt'), 2)
+  whole = '.' if layout == 'coco' else 'train'
+  splits = (config.dataset.train_split, config.dataset.eval_split)
+  assert splits == (f'{whole}[:90%]', f'{whole}[90%:]')
+  assert (config.task.name, config.dataset.masks) == ('detection', head == 'mask_rcnn')
+
+
 @pytest.mark.extended
 def test_one_command_trains_from_nothing_and_one_from_that_run_on_other_classes(
   tmp_path, main_environment

@@ -3,6 +3,7 @@
 import pytest
 
 from crossattn_jax.conversion import fitting
+from crossattn_jax.conversion.systems import mmdetection
 from crossattn_jax.models import registry
 from crossattn_jax.parallel import parameters
 from crossattn_jax.training import layer_depth
@@ -97,3 +98,10 @@ def test_layers_are_in_the_order_of_the_forward_pass(name):
 def test_a_network_without_stages_is_refused():
   with pytest.raises(ValueError, match=r'no numbered stages.*optimizer\.multipliers'):
     layer_depth.layers(['stem_visible/conv/kernel', 'common_0/norm/scale'])
+
+
+def test_pyramid_and_heads_of_a_detector_have_the_full_rate():
+  heads = [rule.flax.format(i=0) for rule in mmdetection.HEADS if rule.flax]
+  assert len(heads) > 20
+  numbers = layer_depth.layers(['backbone/stem/kernel', 'backbone/stage_0/block_0/a', *heads])
+  assert [numbers[path] for path in heads] == [2] * len(heads)
