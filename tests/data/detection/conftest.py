@@ -1,9 +1,11 @@
 import copy
+import functools
 import json
 
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
 # Three images of 20 x 30 pixels (height x width); ids that are neither in order nor without gaps.
 COCO = {
@@ -52,6 +54,10 @@ COCO = {
 }
 
 
+# (height, width) of the images of TFDS.
+SIZE = (50, 40)
+
+
 @pytest.fixture
 def coco_dict():
   """What a small COCO file says."""
@@ -74,3 +80,57 @@ def write_coco(tmp_path):
     return tmp_path
 
   return write
+
+
+@pytest.fixture
+def image(tmp_path):
+  path = tmp_path / 'image.jpg'
+  Image.new('RGB', SIZE[::-1]).save(path)
+  return str(path)
+
+
+@pytest.fixture
+def write_tfds(tmp_path):
+  return functools.partial(_write_tfds, tmp_path)
+
+
+def _write_tfds(data_dir, name, config, objects, examples, **features):
+  """Writes a split 'train' of images with objects, as the builder of any TFDS dataset would."""
+
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version='1.1.0')]
+
+    def _info(self):
+      known = {'image': tfds.features.Image(), 'objects': tfds.features.Sequence(objects)}
+      return tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(known | features)
+      )
+
+    def _split_generators(self, dl_manager):
+      return {'train': enumerate(examples), 'validation': enumerate(examples)}
+
+    def _generate_examples(self):
+      raise NotImplementedError
+
+  Builder.name = name
+  Builder(data_dir=data_dir, config=config, file_format='array_record').download_and_prepare()
+
+
+@pytest.fixture
+def coco_tfds(write_tfds, image):
+  """Writes COCO as TFDS has it: two images, the first with an object and a crowd."""
+  objects = {
+    'id': np.int64,
+    'area': np.int64,
+    'bbox': tfds.features.BBoxFeature(),
+    'label': tfds.features.ClassLabel(names=[f'class {number}' for number in range(80)]),
+    'is_crowd': np.bool_,
+  }
+  box = tfds.features.BBox(ymin=0.1, xmin=0.25, ymax=0.5, xmax=0.75)
+  rows = [{'id': 90, 'area': 321, 'bbox': box, 'label': 12, 'is_crowd': crowd} for crowd in (0, 1)]
+  examples = [
+    {'image': image, 'image/filename': f'{number}.jpg', 'image/id': number, 'objects': found}
+    for number, found in ((139, rows), (140, []))
+  ]
+  extra = {'image/filename': tfds.features.Text(), 'image/id': np.int64}
+  write_tfds('coco', '2017', objects, examples, **extra)

@@ -1,60 +1,7 @@
-import cloudpickle
-import numpy as np
 from PIL import Image
 import pytest
-import tensorflow_datasets as tfds
 
-from crossattn_jax.data.detection import batches, coco_folder, scenes, sources, yolo_folder
-
-# (height, width) of the images of TFDS.
-SIZE = (50, 40)
-
-
-def write_tfds(data_dir, name, config, objects, examples, **features):
-  """Writes a split 'train' of images with objects, as the builder of any TFDS dataset would."""
-
-  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version='1.1.0')]
-
-    def _info(self):
-      known = {'image': tfds.features.Image(), 'objects': tfds.features.Sequence(objects)}
-      return tfds.core.DatasetInfo(
-        builder=self, features=tfds.features.FeaturesDict(known | features)
-      )
-
-    def _split_generators(self, dl_manager):
-      return {'train': enumerate(examples), 'validation': enumerate(examples)}
-
-    def _generate_examples(self):
-      raise NotImplementedError
-
-  Builder.name = name
-  Builder(data_dir=data_dir, config=config, file_format='array_record').download_and_prepare()
-
-
-def write_coco_tfds(data_dir, image):
-  objects = {
-    'id': np.int64,
-    'area': np.int64,
-    'bbox': tfds.features.BBoxFeature(),
-    'label': tfds.features.ClassLabel(names=[f'class {number}' for number in range(80)]),
-    'is_crowd': np.bool_,
-  }
-  box = tfds.features.BBox(ymin=0.1, xmin=0.25, ymax=0.5, xmax=0.75)
-  rows = [{'id': 90, 'area': 321, 'bbox': box, 'label': 12, 'is_crowd': crowd} for crowd in (0, 1)]
-  examples = [
-    {'image': image, 'image/filename': f'{number}.jpg', 'image/id': number, 'objects': found}
-    for number, found in ((139, rows), (140, []))
-  ]
-  extra = {'image/filename': tfds.features.Text(), 'image/id': np.int64}
-  write_tfds(data_dir, 'coco', '2017', objects, examples, **extra)
-
-
-@pytest.fixture
-def image(tmp_path):
-  path = tmp_path / 'image.jpg'
-  Image.new('RGB', SIZE[::-1]).save(path)
-  return str(path)
+from crossattn_jax.data.detection import batches, coco_folder, sources, yolo_folder
 
 
 @pytest.fixture
@@ -64,51 +11,7 @@ def config():
   return config
 
 
-def test_coco_of_tfds_has_boxes_and_its_own_numbers(tmp_path, image):
-  write_coco_tfds(tmp_path, image)
-  source = sources.create_source('coco', 'train', tmp_path)
-  assert source.class_names[12] == 'class 12'
-  # 12 is left out of COCO's numbers, and 91 is beyond them.
-  assert source.category_ids[10:14] == (11, 13, 14, 15)
-  assert source.category_ids[-1] == 90
-  assert len(source.category_ids) == 80
-  assert source.image_ids == (139, 140)
-  np.testing.assert_array_equal(source.num_objects, [2, 0])
-  assert source[0]['key'] == 'coco/2017/train[0] (139.jpg)'
-  with open(image, 'rb') as file:
-    assert source[0]['image'] == file.read()
-  objects = cloudpickle.loads(cloudpickle.dumps(source)).annotations(0)
-  assert objects.size == source.image_size(0) == SIZE
-  np.testing.assert_allclose(objects.boxes, [[10, 5, 30, 25]] * 2, rtol=1e-6)
-  np.testing.assert_array_equal(objects.labels, [12, 12])
-  np.testing.assert_array_equal(objects.area, [321, 321])
-  np.testing.assert_array_equal(objects.ids, [90, 90])
-  np.testing.assert_array_equal(objects.crowd, [False, True])
-  assert len(source.annotations(1)) == 0
-
-
-def test_difficult_objects_of_pascal_voc_are_not_learnt(tmp_path, image):
-  objects = {
-    'bbox': tfds.features.BBoxFeature(),
-    'label': tfds.features.ClassLabel(names=['aeroplane', 'bicycle']),
-    'is_difficult': np.bool_,
-  }
-  box = tfds.features.BBox(ymin=0.1, xmin=0.25, ymax=0.5, xmax=0.75)
-  rows = [{'bbox': box, 'label': 1, 'is_difficult': difficult} for difficult in (True, False)]
-  write_tfds(tmp_path, 'voc', '2007', objects, [{'image': image, 'objects': rows}])
-  source = sources.create_source(
-    'voc/2007', 'train', tmp_path, class_names=('bicycle', 'aeroplane')
-  )
-  assert (source.category_ids, source.image_ids) == ((2, 1), (1,))
-  found = source.annotations(0)
-  np.testing.assert_array_equal(found.labels, [0, 0])
-  np.testing.assert_array_equal(found.learnable, [False, True])
-  np.testing.assert_allclose(found.area, [400, 400], rtol=1e-6)
-  np.testing.assert_array_equal(found.ids, [1, 2])
-
-
-def test_masks_of_a_data_set_of_boxes_are_refused(tmp_path, image, config):
-  write_coco_tfds(tmp_path, image)
+def test_masks_of_a_data_set_of_boxes_are_refused(tmp_path, coco_tfds, config):
   config.update(name='coco', data_dir=str(tmp_path), masks=True)
   with pytest.raises(ValueError, match=r"TFDS has the boxes of 'coco/2017' alone.*=False"):
     sources.open_source(config, 'train')
@@ -116,13 +19,6 @@ def test_masks_of_a_data_set_of_boxes_are_refused(tmp_path, image, config):
   assert len(sources.open_source(config, 'train')) == 2
   assert sources.complete_splits(config)
   assert (config.train_split, config.eval_split) == ('train', 'validation')
-
-
-def test_a_data_set_without_boxes_is_refused(tmp_path, image):
-  objects = {'label': tfds.features.ClassLabel(num_classes=2)}
-  write_tfds(tmp_path, 'pets', '1', objects, [{'image': image, 'objects': []}])
-  with pytest.raises(ValueError, match="is not for detection: expected 'image' and a sequence of"):
-    sources.create_source('pets', 'train', tmp_path)
 
 
 def test_masks_that_are_missing_are_named(write_coco, coco_dict, config):
@@ -190,8 +86,7 @@ def test_names_are_suggested(tmp_path):
     sources.create_source('voc/2007', 'train', tmp_path)
 
 
-def test_scenes_are_a_source(tmp_path, config):
-  config.update(name='shape_scenes/tiny', data_dir=str(tmp_path), masks=True)
+def test_scenes_have_splits(config):
+  config.name = 'shape_scenes/160'
   sources.complete_splits(config)
   assert (config.train_split, config.eval_split) == ('train', 'validation')
-  assert isinstance(sources.open_source(config, 'train'), scenes.SceneSource)
