@@ -1,6 +1,6 @@
 """Device meshes, parameter sharding rules, activation constraints and multi-host start-up."""
 
-from crossattn_jax.parallel.activations import constrain, map_shards
+from crossattn_jax.parallel.activations import constrain, map_batch, map_shards
 from crossattn_jax.parallel.mesh import (
   AXES,
   BATCH_AXES,
@@ -22,6 +22,7 @@ __all__ = [
   'create_mesh',
   'global_batch',
   'initialize',
+  'map_batch',
   'map_shards',
   'process_block',
   'replicated',

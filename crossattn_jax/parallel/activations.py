@@ -1,6 +1,7 @@
 """Sharding of activations, by logical axis name."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -80,6 +81,27 @@ def map_shards(
     # Kernels do not say over which axes their results vary.
     check_vma=False,
   )(*args)
+
+
+def map_batch(function: Callable[..., Any], *args: jax.Array) -> Any:
+  """`jax.vmap(function)(*args)`, each device over its own part of the batch.
+
+  For what the partitioner does not split: it sorts and draws for the whole batch on every device,
+  and in every round of a loop each device waits for all others.
+
+  Args:
+    function: of an example, without collectives.
+    *args: `[batch, ...]`.
+
+  Returns:
+    What the function returns, arrays or trees of them, `[batch, ...]`.
+  """
+  return map_shards(
+    jax.vmap(function),
+    *args,
+    names=[('batch', *(None,) * (x.ndim - 1)) for x in args],
+    out_names=('batch',),
+  )
 
 
 def _axis(name: Name) -> str | None:

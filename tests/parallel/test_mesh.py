@@ -127,3 +127,21 @@ def test_processes_that_share_rows_load_the_same_block():
   uneven = Mesh([0, 0, 0, 1], {'data': 4, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
   with pytest.raises(ValueError, match='unevenly'):
     parallel.process_block(uneven, 0)
+
+
+def test_each_device_sorts_and_draws_for_its_own_examples():
+  mesh = parallel.create_mesh()
+  rows = jax.random.normal(jax.random.key(0), (8, 50))
+  keys = jax.random.split(jax.random.key(1), 8)
+
+  def best(row, key):
+    return {'top': jax.lax.top_k(row, 3), 'draw': jax.random.uniform(key, (2,))}
+
+  expected = jax.jit(jax.vmap(best))(rows, keys)
+  with jax.set_mesh(mesh):
+    args = jax.device_put((rows, keys), parallel.batch_sharding(mesh))
+    compiled = jax.jit(lambda *args: parallel.map_batch(best, *args)).lower(*args).compile()
+    found = compiled(*args)
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert 'all-gather' not in compiled.as_text()

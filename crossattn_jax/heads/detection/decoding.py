@@ -1,39 +1,38 @@
 """From what a detector's head says to objects: pure functions, static shapes, no gradient."""
 
 from collections.abc import Mapping, Sequence
-import functools
 
 from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels
-from crossattn_jax.geometry import encoding
+from crossattn_jax import parallel
+from crossattn_jax.geometry import encoding, suppression
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import types
 
 
 def best_pairs(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The best pairs of a row and a class of every image.
+  """The best pairs of a row and a class.
 
   The rows are sorted by their best class first: with 80 classes that leaves little to sort.
 
   Args:
-    scores: `[batch, rows, classes]`.
+    scores: `[rows, classes]`.
     count: of pairs; fewer where there are fewer.
 
   Returns:
-    Scores, rows and classes, `[batch, count]` each, best first; of equal scores the lower row
-    first, of the same row the lower class.
+    Scores, rows and classes, `[count]` each, best first; of equal scores the lower row first, of
+    the same row the lower class.
   """
   classes = scores.shape[-1]
   # At least as many pairs are better than those of all rows that are left out.
-  _, rows = lax.top_k(scores.max(axis=-1), min(count, scores.shape[1]))
-  rows = jnp.sort(rows, axis=-1)
-  candidates = jnp.take_along_axis(scores, rows[..., None], axis=1).reshape(len(scores), -1)
-  best, pairs = lax.top_k(candidates, min(count, candidates.shape[1]))
-  return best, jnp.take_along_axis(rows, pairs // classes, axis=1), pairs % classes
+  _, rows = lax.top_k(scores.max(axis=-1), min(count, len(scores)))
+  rows = jnp.sort(rows)
+  candidates = scores[rows].reshape(-1)
+  best, pairs = lax.top_k(candidates, min(count, len(candidates)))
+  return best, rows[pairs // classes], pairs % classes
 
 
 def decode_retinanet(
@@ -59,41 +58,43 @@ def decode_retinanet(
     max_per_level: pairs of an anchor and a class that compete, of every level of the pyramid.
     stds: of the encoding of boxes.
   """
-  logits, deltas = lax.stop_gradient((outputs['logits'], outputs['deltas']))
-  corners = grid.corners(deltas.dtype)
-  scores, boxes, labels = [], [], []
-  for rows in grid.levels:
-    best, chosen, classes = best_pairs(nn.sigmoid(logits[:, rows]), max_per_level)
-    decoded = encoding.decode(
-      corners[rows][chosen],
-      jnp.take_along_axis(deltas[:, rows], chosen[..., None], axis=1),
-      stds=stds,
-      image_size=image_size[:, None],
-      inclusive=grid.anchors.boxes.inclusive,
+
+  def of_image(logits: jax.Array, deltas: jax.Array, size: jax.Array) -> types.Detections:
+    corners = grid.corners(deltas.dtype)
+    levels = []
+    for rows in grid.levels:
+      best, chosen, labels = best_pairs(nn.sigmoid(logits[rows]), max_per_level)
+      boxes = encoding.decode(
+        corners[rows][chosen],
+        deltas[rows][chosen],
+        stds=stds,
+        image_size=size,
+        inclusive=grid.anchors.boxes.inclusive,
+      )
+      levels.append((boxes, best, labels))
+    boxes, scores, labels = map(jnp.concatenate, zip(*levels, strict=True))
+    kept = suppression.non_maximum_suppression(
+      boxes,
+      scores,
+      labels=labels,
+      iou_threshold=iou_threshold,
+      max_boxes=max_boxes,
+      score_threshold=score_threshold,
     )
-    scores.append(best)
-    boxes.append(decoded)
-    labels.append(classes)
-  scores, boxes, labels = (jnp.concatenate(x, axis=1) for x in (scores, boxes, labels))
-  kept = kernels.non_maximum_suppression(
-    boxes,
-    scores,
-    labels,
-    iou_threshold=iou_threshold,
-    max_boxes=max_boxes,
-    score_threshold=score_threshold,
-  )
-  return chosen_detections(boxes, scores, labels, kept)
+    return chosen_detections(boxes, scores, labels, kept)
+
+  logits, deltas = lax.stop_gradient((outputs['logits'], outputs['deltas']))
+  return parallel.map_batch(of_image, logits, deltas, jnp.asarray(image_size))
 
 
 def chosen_detections(
   boxes: jax.Array, scores: jax.Array, labels: jax.Array, kept: jax.Array
 ) -> types.Detections:
-  """The rows `kept` `[batch, max_boxes]`, -1 for none, of boxes, scores and labels."""
-  take = functools.partial(jnp.take_along_axis, axis=1)
+  """The rows `kept` `[..., max_boxes]`, -1 for none, of boxes, scores and labels."""
   found = kept >= 0
+  take = lambda x: jnp.take_along_axis(x, kept, axis=-1)
   return types.Detections(
-    boxes=jnp.where(found[..., None], take(boxes, kept[..., None]), 0),
-    scores=jnp.where(found, take(scores, kept), 0),
-    labels=jnp.where(found, take(labels, kept), -1),
+    boxes=jnp.where(found[..., None], jnp.take_along_axis(boxes, kept[..., None], axis=-2), 0),
+    scores=jnp.where(found, take(scores), 0),
+    labels=jnp.where(found, take(labels), -1),
   )

@@ -11,11 +11,13 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels, parallel
-from crossattn_jax.geometry import encoding
+from crossattn_jax import parallel
+from crossattn_jax.geometry import encoding, suppression
 from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import retinanet
+
+Boxes = tuple[jax.Array, jax.Array]  # With their scores.
 
 
 class RegionProposalHead(nn.Module):
@@ -64,7 +66,7 @@ def propose(
   iou_threshold: float = 0.7,
   min_size: float = 0.0,
   stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-) -> tuple[jax.Array, jax.Array]:
+) -> Boxes:
   """The best boxes of a region proposal head: what a detector's second stage looks at.
 
   Args:
@@ -82,32 +84,32 @@ def propose(
     Boxes `[batch, max_boxes, 4]`, best first, 0 where there are fewer; their scores
     `[batch, max_boxes]`, probabilities, -1 where there are fewer. Without gradient.
   """
-  objectness, deltas = lax.stop_gradient((outputs['objectness'], outputs['anchor_deltas']))
-  corners = grid.corners(deltas.dtype)
-  scores, boxes, levels = [], [], []
-  for level, rows in enumerate(grid.levels):
-    of_level = nn.sigmoid(objectness[:, rows])
-    best, chosen = lax.top_k(of_level, min(max_per_level, of_level.shape[1]))
-    decoded = encoding.decode(
-      corners[rows][chosen],
-      jnp.take_along_axis(deltas[:, rows], chosen[..., None], axis=1),
-      stds=stds,
-      image_size=image_size[:, None],
-      inclusive=grid.anchors.boxes.inclusive,
+
+  def of_image(objectness: jax.Array, deltas: jax.Array, size: jax.Array) -> Boxes:
+    corners = grid.corners(deltas.dtype)
+    levels = []
+    for level, rows in enumerate(grid.levels):
+      scores = nn.sigmoid(objectness[rows])
+      best, chosen = lax.top_k(scores, min(max_per_level, len(scores)))
+      boxes = encoding.decode(
+        corners[rows][chosen],
+        deltas[rows][chosen],
+        stds=stds,
+        image_size=size,
+        inclusive=grid.anchors.boxes.inclusive,
+      )
+      levels.append((boxes, best, jnp.full(best.shape, level)))
+    boxes, scores, labels = map(jnp.concatenate, zip(*levels, strict=True))
+    large = jnp.all(boxes[:, 2:] - boxes[:, :2] > min_size, axis=-1)
+    kept = suppression.non_maximum_suppression(
+      boxes,
+      jnp.where(large, scores, -jnp.inf),
+      labels=labels,
+      iou_threshold=iou_threshold,
+      max_boxes=max_boxes,
     )
-    scores.append(best)
-    boxes.append(decoded)
-    levels.append(jnp.full(best.shape, level, jnp.int32))
-  scores, boxes, levels = (jnp.concatenate(x, axis=1) for x in (scores, boxes, levels))
-  large = jnp.all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
-  kept = kernels.non_maximum_suppression(
-    boxes,
-    jnp.where(large, scores, -jnp.inf),
-    levels,
-    iou_threshold=iou_threshold,
-    max_boxes=max_boxes,
-  )
-  found = kept >= 0
-  boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1)
-  scores = jnp.take_along_axis(scores, kept, axis=1)
-  return jnp.where(found[..., None], boxes, 0), jnp.where(found, scores, -1)
+    found = kept >= 0
+    return jnp.where(found[:, None], boxes[kept], 0), jnp.where(found, scores[kept], -1)
+
+  objectness, deltas = lax.stop_gradient((outputs['objectness'], outputs['anchor_deltas']))
+  return parallel.map_batch(of_image, objectness, deltas, jnp.asarray(image_size))

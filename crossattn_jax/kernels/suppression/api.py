@@ -42,11 +42,4 @@ def non_maximum_suppression(
       score_threshold=score_threshold,
     )
 
-  return parallel.map_shards(
-    jax.vmap(of_image),
-    boxes,
-    scores,
-    labels,
-    names=(('batch', None, None), ('batch', None), ('batch', None)),
-    out_names=('batch', None),
-  )
+  return parallel.map_batch(of_image, boxes, scores, labels)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from crossattn_jax import parallel
 from crossattn_jax.geometry import assignment, encoding
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import anchors as anchors_lib
@@ -182,11 +183,12 @@ def sample_anchors(
     Indices and whether they were drawn, `[batch, number]` each, as `assignment.sample`.
   """
 
-  def draw(key: jax.Array | None, assigned: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def draw(assigned: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     return assignment.sample(key, assigned, number, positive_fraction)
 
-  keys = None if key is None else jax.random.split(key, len(assigned))
-  return jax.vmap(draw)(keys, assigned)
+  if key is None:
+    return parallel.map_batch(draw, assigned)
+  return parallel.map_batch(draw, assigned, jax.random.split(key, len(assigned)))
 
 
 def rpn_terms(
