@@ -223,7 +223,9 @@ class MaskRCNN(Detector):
     head_channels: of the box head's hidden layers.
     mask_channels: of the mask head; 0 leaves it out, which makes it Faster R-CNN.
     mask_convs: of the mask head.
-    anchor_scale: sides of a square anchor, in strides.
+    box_side: cells of a region's map for the box head.
+    mask_side: cells of a region's map for the mask head, whose masks have twice as many.
+    anchor_scales: sides of a square anchor, in strides.
     anchor_ratios: heights over widths.
     candidates: boxes of a level of the pyramid that may become proposals.
     training_candidates: the same where it trains on truths.
@@ -236,7 +238,9 @@ class MaskRCNN(Detector):
   head_channels: int = 1024
   mask_channels: int = 256
   mask_convs: int = 4
-  anchor_scale: float = 8.0
+  box_side: int = 7
+  mask_side: int = 14
+  anchor_scales: tuple[float, ...] = (8.0,)
   anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
   candidates: int = 1000
   training_candidates: int = 2000
@@ -251,7 +255,13 @@ class MaskRCNN(Detector):
       self.anchors().per_cell, self.style(), self.pyramid_channels
     )
     self.region_head = region_head.RegionHead(
-      self.num_classes, self.head_channels, self.mask_channels, self.mask_convs, **self.types
+      self.num_classes,
+      self.head_channels,
+      self.mask_channels,
+      self.mask_convs,
+      self.box_side,
+      self.mask_side,
+      **self.types,
     )
 
   @nn.nowrap
@@ -259,7 +269,7 @@ class MaskRCNN(Detector):
     """The anchors: `model.anchors().of_input((height, width))` are those of an input."""
     return anchors_lib.Anchors(
       strides=(4, 8, 16, 32, 64),
-      scales=(self.anchor_scale,),
+      scales=tuple(self.anchor_scales),
       ratios=tuple(self.anchor_ratios),
     )
 

@@ -19,17 +19,11 @@ from crossattn_jax.heads.detection import decoding, types
 
 # Of offsets from a region, which are small: divided by these, their variance is near 1.
 STDS = (0.1, 0.1, 0.2, 0.2)
+_HALF = {'positive': 0.5, 'negative': 0.5, 'min_positive': 0.5}
 
 
 def assign(
-  regions: jax.Array,
-  truths: jax.Array,
-  is_truth: jax.Array,
-  *,
-  positive: float = 0.5,
-  negative: float = 0.5,
-  min_positive: float = 0.5,
-  low_quality: bool = True,
+  regions: jax.Array, truths: jax.Array, is_truth: jax.Array, **thresholds: float
 ) -> tuple[jax.Array, jax.Array]:
   """Assigns objects to the regions of one image, and appends the objects' own boxes to them.
 
@@ -37,23 +31,15 @@ def assign(
     regions: `[count, 4]`, corners.
     truths: `[truths, 4]`.
     is_truth: `[truths]`, False in padding.
-    positive: these four are `assignment.max_iou_assignment`'s.
-    negative: see there.
-    min_positive: see there.
-    low_quality: see there.
+    **thresholds: of `assignment.max_iou_assignment`; its overlaps are 0.5 by default.
 
   Returns:
     Regions `[count + truths, 4]` and their assignment `[count + truths]`.
   """
   overlaps = box_ops.iou(truths[:, None], regions)
+  is_candidate = box_ops.area(regions) > 0
   assigned, _ = assignment.max_iou_assignment(
-    overlaps,
-    is_truth,
-    positive=positive,
-    negative=negative,
-    min_positive=min_positive,
-    low_quality=low_quality,
-    is_candidate=box_ops.area(regions) > 0,
+    overlaps, is_truth, is_candidate=is_candidate, **{**_HALF, **thresholds}
   )
   return assignment.add_truths(regions, assigned, truths, is_truth)
 
