@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from crossattn_jax.geometry import anchors, assignment, boxes, encoding, suppression
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.systems.crossformer import adapters as models
-from crossattn_jax.parity.systems.mmdetection import configs, heads
+from crossattn_jax.parity.systems.mmdetection import configs, heads, regions
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -107,9 +108,17 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
   return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
 
 
-@adapters.register_adapter('crossformer', 'det_retinanet_mini_losses')
-def _retinanet(manifest: Manifest) -> adapters.Adapter:
-  backbone = models.build_model(
+def _backbone(manifest: Manifest) -> nn.Module:
+  return models.build_model(
     manifest['constructor']['backbone'], backbone=True, lda=models.long_distance(manifest)
   )
-  return heads.retinanet_adapter(manifest, backbone)
+
+
+@adapters.register_adapter('crossformer', 'det_retinanet_mini_losses')
+def _retinanet(manifest: Manifest) -> adapters.Adapter:
+  return heads.retinanet_adapter(manifest, _backbone(manifest))
+
+
+@adapters.register_adapter('crossformer', 'det_maskrcnn_mini_losses')
+def _mask_rcnn(manifest: Manifest) -> adapters.Adapter:
+  return regions.mask_rcnn_adapter(manifest, _backbone(manifest))

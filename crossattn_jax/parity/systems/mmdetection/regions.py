@@ -1,4 +1,4 @@
-"""Cases of the second stage of CrossFormer's detectors: Mask R-CNN as in mmdetection."""
+"""Cases of the second stage of mmdetection's detectors, and of Mask R-CNN as a whole."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,7 @@ from crossattn_jax.heads.detection import mask_head, region_head, rpn, types
 from crossattn_jax.heads.detection import regions as regions_lib
 from crossattn_jax.models import detector
 from crossattn_jax.parity import adapters, arguments
-from crossattn_jax.parity.systems.crossformer import adapters as models
-from crossattn_jax.parity.systems.mmdetection import configs
+from crossattn_jax.parity.systems.mmdetection import configs, heads
 from crossattn_jax.tasks.detection import losses, region_losses
 
 Manifest = Mapping[str, Any]
@@ -88,9 +87,9 @@ def _truths(inputs: Arrays) -> types.Truths:
 
 
 def _levels(inputs: Arrays) -> list[jax.Array]:
-  return [
-    channels_last(inputs[name]) for name in sorted(inputs) if name in ('c2', 'c3', 'c4', 'c5')
-  ]
+  """The maps 'c2', 'c3', ..., which stand for the pyramid's."""
+  names = sorted(name for name in inputs if name[0] == 'c' and name[1:].isdecimal())
+  return [channels_last(inputs[name]) for name in names]
 
 
 def _stack(boxes: Sequence[jax.Array]) -> jax.Array:
@@ -121,18 +120,20 @@ def _first_regions(
   return jax.vmap(of_image)(proposals, truths.boxes, truths.labels)
 
 
-def _second_stage_losses(
+def _losses(
   head: region_head.RegionHead,
   levels: Sequence[jax.Array],
-  sample: Arrays,
+  proposals: jax.Array,
   truths: types.Truths,
-  positives: int,
+  sampling: Mapping[str, Any],
   stds: Sequence[float],
 ) -> Arrays:
-  """The losses of a sample of regions, of which so many may have an object."""
-  logits, deltas = head.boxes(levels, sample['proposals'])
-  masks = head.masks(levels, sample['proposals'][:, :positives])
-  outputs = {**sample, 'class_logits': logits, 'box_deltas': deltas, 'mask_logits': masks}
+  """The losses of a sample of proposals, by the original's names."""
+  outputs = _first_regions(proposals, truths, **sampling)
+  regions = outputs['proposals']
+  outputs['class_logits'], outputs['box_deltas'] = head.boxes(levels, regions)
+  positives = int(sampling['number'] * sampling['positive_fraction'])
+  outputs['mask_logits'] = head.masks(levels, regions[:, :positives])
   found = region_losses.region_losses(outputs, truths, stds=stds)
   return {
     'loss_cls': found['class_loss'],
@@ -145,27 +146,24 @@ def _second_stage_losses(
 @adapters.register_adapter('crossformer', 'det_roi_head_losses')
 def _second_stage(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  module = _region_head(c)
+  module, stds = _region_head(c), c['target_stds']
   c.ignore('mask_size', only=(2 * module.mask_side,))
   c.ignore('image')  # The masks have its size.
-  number, fraction = c['sampler_num'], c['sampler_pos_fraction']
   sampling = {
-    'number': number,
-    'positive_fraction': fraction,
+    'number': c['sampler_num'],
+    'positive_fraction': c['sampler_pos_fraction'],
     'with_truths': c['add_gt_as_proposals'],
     **configs.assigner(c),
   }
-  stds = c['target_stds']
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
     truths = _truths(inputs)
     proposals = _stack([inputs[f'proposals_{i}'] for i in range(len(truths.boxes))])
-    sample = _first_regions(proposals, truths, **sampling)
-    return _second_stage_losses(
-      module, _levels(inputs), sample, truths, int(number * fraction), stds
-    )
+    return _losses(module, _levels(inputs), proposals, truths, sampling, stds)
 
-  return adapters.module_adapter(manifest, module, rules=rules.REGION_HEAD, call=call)
+  return adapters.module_adapter(
+    manifest, module, rules=rules.REGION_HEAD, call=call, without_gradient=('acc',)
+  )
 
 
 @adapters.register_adapter('crossformer', 'det_roi_head_predict')
@@ -198,37 +196,37 @@ def _predictions(manifest: Manifest) -> adapters.Adapter:
   return adapters.module_adapter(manifest, module, rules=rules.REGION_HEAD, call=call)
 
 
-@adapters.register_adapter('crossformer', 'det_maskrcnn_mini_losses')
-def _mask_rcnn(manifest: Manifest) -> adapters.Adapter:
+def mask_rcnn_adapter(manifest: Manifest, backbone: nn.Module) -> adapters.Adapter:
+  """The adapter of the losses of Mask R-CNN on a backbone, built of the rest of the constructor.
+
+  Raises:
+    arguments.ArgumentError: the detector is none that can be built.
+  """
   c = manifest['constructor']
   neck, proposal, sampler = c['neck'], c['rpn_proposal'], c['rpn_sampler']
-  neck.ignore('in_channels')
-  neck.ignore('num_outs', only=(5,))
   neck.ignore('start_level', only=(0,))
+  neck.ignore('end_level', only=(-1, 3))
+  neck.ignore('num_outs', only=(5,))
   neck.ignore('add_extra_convs', only=(False,))
-  c.ignore('channels', only=(neck['out_channels'],))
-  c.ignore('featmap_strides', only=([4, 8, 16, 32],))
+  channels = heads.pyramid(neck, 4)[0].channels
+  c.ignore('channels', only=(channels,))
   c.ignore('mask_size', only=(2 * c['mask_roi_size'],))
-  anchors = configs.anchors({**c['rpn_anchors'], 'base_anchor_dtype': c['base_anchor_dtype']})
-  backbone = models.build_model(c['backbone'], backbone=True, lda=c['lda'])
+  described = configs.anchors({**c['rpn_anchors'], 'base_anchor_dtype': c['base_anchor_dtype']})
   module = detector.MaskRCNN(
     backbone=backbone,
     num_classes=c['num_classes'],
-    pyramid_channels=neck['out_channels'],
+    pyramid_channels=channels,
     head_channels=c['fc_out_channels'],
-    mask_channels=neck['out_channels'],
+    mask_channels=channels,
     box_side=c['bbox_roi_size'],
     mask_side=c['mask_roi_size'],
-    anchor_scales=anchors.scales,
-    anchor_ratios=anchors.ratios,
+    anchor_scales=described.scales,
+    anchor_ratios=described.ratios,
   )
-  number, fraction = c['rcnn_sampler_num'], c['rcnn_sampler_pos_fraction']
-  sampling = {
-    'number': number,
-    'positive_fraction': fraction,
-    'with_truths': c['rcnn_add_gt_as_proposals'],
-    **configs.assigner(c['rcnn_assigner']),
-  }
+  strides = module.anchors().strides
+  c.ignore('featmap_strides', only=(list(strides[:4]),))
+  if described.strides != strides:
+    raise arguments.ArgumentError(f'strides are {described.strides}; Mask R-CNN has {strides}')
   anchor_options = {
     'number': sampler['num'],
     'positive_fraction': sampler['pos_fraction'],
@@ -239,25 +237,35 @@ def _mask_rcnn(manifest: Manifest) -> adapters.Adapter:
     'max_per_level': proposal['nms_pre'],
     'max_boxes': proposal['max_per_img'],
     'iou_threshold': c['rpn_iou_threshold'],
+    'min_size': proposal.get('min_bbox_size', 0),
     'stds': c['rpn_target_stds'],
   }
-  padded, sizes = jnp.array(c['pad_shape']), jnp.array(c['img_shape'])
+  sampling = {
+    'number': c['rcnn_sampler_num'],
+    'positive_fraction': c['rcnn_sampler_pos_fraction'],
+    'with_truths': c['rcnn_add_gt_as_proposals'],
+    **configs.assigner(c['rcnn_assigner']),
+  }
+  padded, sizes = jnp.asarray(c['pad_shape']), jnp.asarray(c['img_shape'])
   train, stds = manifest['mode'] == 'train', c['rcnn_target_stds']
 
   def call(network: detector.MaskRCNN, inputs: Arrays) -> Arrays:
     image, truths = channels_last(inputs['image']), _truths(inputs)
-    grid = anchors.of_input(image.shape[1:3])
-    outputs, features = network(image, train, image_size=sizes)
+    grid = described.of_input(image.shape[1:3])
+    outputs, features = network(image, train)
     first = losses.rpn_losses(outputs, truths, padded, grid, None, **anchor_options)
     proposals, _ = rpn.propose(outputs, grid, sizes, **proposal_options)
-    sample = _first_regions(proposals, truths, **sampling)
     levels = [features[f'pyramid_{level}'] for level in range(2, 6)]
-    second = _second_stage_losses(
-      network.region_head, levels, sample, truths, int(number * fraction), stds
-    )
+    second = _losses(network.region_head, levels, proposals, truths, sampling, stds)
     return second | {
       'loss_rpn_cls': first['objectness_loss'],
       'loss_rpn_bbox': first['proposal_loss'],
     }
 
-  return adapters.module_adapter(manifest, module, rules=rules.detector_rules(module), call=call)
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=rules.detector_rules(module),
+    call=call,
+    without_gradient=('acc',),
+  )
