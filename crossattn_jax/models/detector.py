@@ -130,7 +130,7 @@ class Detector(module.Module):
 
 def whole_images(image: jax.Array) -> jax.Array:
   """(height, width), `[batch, 2]` int32, of images `[batch, height, width, bands]`."""
-  return jnp.tile(jnp.array(image.shape[1:3], jnp.int32), (len(image), 1))
+  return jnp.broadcast_to(jnp.array(image.shape[1:3], jnp.int32), (image.shape[0], 2))
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

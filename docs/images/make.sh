@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the pictures of the README and the results in the notebooks again, by running what they
-# show. Needs extras `test` and `torch`; ten minutes on two cores.
+# show. Needs extras `test` and `torch`; half an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD
@@ -19,6 +19,13 @@ samples_of atfuse_shapes atfuse_shapes
 samples_of mmca_shapes mmca_shapes
 samples_of ccnet_shapes ccnet_shapes
 samples_of semantic_fpn_shapes semantic_fpn_shapes
+for config in retinanet_shapes mask_rcnn_shapes; do
+  samples_of $config $config
+  # Textures in all colours take megabytes.
+  python -c "import sys; from PIL import Image; \
+    Image.open(sys.argv[1]).convert('RGB').quantize(64).save(sys.argv[1], optimize=True)" \
+    docs/images/$config.png
+done
 
 python -m crossattn_jax.parity compare crossvit_tiny_240 --against timm:crossvit_tiny_240 \
   --png docs/images/layer_errors.png

@@ -121,8 +121,8 @@ def decode(
     stds=stds,
     image_size=image_size[:, None, None],
   )
-  boxes = boxes.reshape(len(boxes), -1, 4)
-  scores, labels = (x.reshape(len(x), -1) for x in (scores, labels))
+  boxes = boxes.reshape(boxes.shape[0], -1, 4)
+  scores, labels = (x.reshape(x.shape[0], -1) for x in (scores, labels))
   kept = kernels.non_maximum_suppression(
     boxes,
     scores,

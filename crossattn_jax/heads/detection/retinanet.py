@@ -22,7 +22,7 @@ def rows_of_anchors(maps: Sequence[jax.Array], channels: int) -> jax.Array:
 
   Rows are in the order of `anchors.AnchorGrid`, in at least float32.
   """
-  rows = jnp.concatenate([x.reshape(len(x), -1, channels) for x in maps], axis=1)
+  rows = jnp.concatenate([x.reshape(x.shape[0], -1, channels) for x in maps], axis=1)
   return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 

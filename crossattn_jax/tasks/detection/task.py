@@ -16,7 +16,7 @@ from crossattn_jax.heads.detection import anchors, types
 from crossattn_jax.metrics import coco
 from crossattn_jax.models import detector
 from crossattn_jax.tasks import base
-from crossattn_jax.tasks.detection import instances, losses, predictions, serving
+from crossattn_jax.tasks.detection import instances, losses, predictions, region_losses, serving
 
 
 def _retinanet_losses(
@@ -30,7 +30,18 @@ def _retinanet_losses(
   return losses.retinanet_losses(outputs, truths, image_size, grid)
 
 
-_LOSSES = {detector.RetinaNet: _retinanet_losses}
+def _mask_rcnn_losses(
+  outputs: Mapping[str, jax.Array],
+  truths: types.Truths,
+  image_size: jax.Array,
+  grid: anchors.AnchorGrid,
+  key: jax.Array,
+) -> losses.Losses:
+  first = losses.rpn_losses(outputs, truths, image_size, grid, key)
+  return first | region_losses.region_losses(outputs, truths)
+
+
+_LOSSES = {detector.RetinaNet: _retinanet_losses, detector.MaskRCNN: _mask_rcnn_losses}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -60,7 +71,7 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   dataset, notes = config.dataset, []
   if None in (dataset.train_split, dataset.eval_split):
     notes += data.Examples.complete_splits(dataset)
-  if not dataset.class_names:
+  if not dataset.class_names or not dataset.category_ids:
     source = data.Examples.open_source(dataset, dataset.train_split)
     dataset.class_names = tuple(source.class_names)
     dataset.category_ids = tuple(source.category_ids)
@@ -132,12 +143,10 @@ class Detection(base.Task):
       )
 
     outputs, found = nn.apply(run, self.model)(variables)
-    finite = jnp.stack(
-      [jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in outputs.values()]
-    ).all(axis=0)
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
     factors = batch['original_size'] / size
     factors = jnp.tile(factors[:, None, ::-1], 2).astype(found.boxes.dtype)
-    return found.replace(boxes=found.boxes * factors), finite
+    return found.replace(boxes=found.boxes * factors), jnp.all(jnp.stack(finite), axis=0)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """The number of images, and what was found in each."""

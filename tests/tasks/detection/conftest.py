@@ -17,11 +17,14 @@ def scenes_dir(tmp_path_factory) -> str:
   return data_dir
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def small_config(scenes_dir):
   """Detectors of 64 x 64 pixel scenes that compile in seconds."""
 
   def make(head='retinanet', **fields):
+    if head == 'mask_rcnn':
+      few = {'candidates': 50, 'training_candidates': 50, 'max_proposals': 50}
+      fields |= few | {'sampled_regions': 16, 'mask_channels': 8, 'mask_convs': 1}
     config = config_lib.default_config('detection')
     config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', scenes_dir
     config.dataset.image_size = (64, 64)
@@ -43,7 +46,7 @@ def small_config(scenes_dir):
   return make
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def knowing_task(small_config):
   """A task that finds what is there; what `change` makes of it, which gets lists of arrays.
 
