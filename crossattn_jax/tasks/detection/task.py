@@ -101,12 +101,12 @@ class Detection(base.Task):
   Serving = serving.Serving
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self.class_names = tuple(config.dataset.class_names)
-    self.category_ids = tuple(config.dataset.category_ids) or tuple(
-      range(1, len(self.class_names) + 1)
-    )
     super().__init__(config)
     _check(config, self.model)
+    # Files of weights may come without names: then the classes are called by their numbers.
+    count = self.model.num_classes
+    self.class_names = tuple(config.dataset.class_names) or tuple(map(str, range(count)))
+    self.category_ids = tuple(config.dataset.category_ids) or tuple(range(1, count + 1))
     self.canvas = tuple(config.dataset.image_size)
     self.masks = config.dataset.masks
 
