@@ -13,6 +13,3 @@ from crossattn_jax.kernels.products import project_apart as project_apart
 from crossattn_jax.kernels.roi_align.api import roi_align as roi_align
 from crossattn_jax.kernels.roi_align.api import roi_align_pyramid as roi_align_pyramid
 from crossattn_jax.kernels.routed.api import routed_attention as routed_attention
-from crossattn_jax.kernels.suppression.api import (
-  non_maximum_suppression as non_maximum_suppression,
-)

@@ -12,8 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels
-from crossattn_jax.geometry import assignment, encoding
+from crossattn_jax import parallel
+from crossattn_jax.geometry import assignment, encoding, suppression
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import decoding, types
 
@@ -68,7 +68,7 @@ def sample(
     or `IGNORED` in padding. Those with a truth come first, padding last.
   """
 
-  def sample_image(key, regions, truths, labels):
+  def of_image(key, regions, truths, labels):
     regions, assigned = assign(regions, truths, labels >= 0, **thresholds)
     indices, drawn = assignment.sample(key, assigned, number, positive_fraction)
     return (
@@ -77,8 +77,8 @@ def sample(
     )
 
   keys = jax.random.split(key, len(regions))
-  boxes = truths.boxes.astype(regions.dtype)
-  return lax.stop_gradient(jax.vmap(sample_image)(keys, regions, boxes, truths.labels))
+  regions, boxes = lax.stop_gradient((regions, truths.boxes.astype(regions.dtype)))
+  return parallel.map_batch(of_image, keys, regions, boxes, truths.labels)
 
 
 def decode(
@@ -107,28 +107,26 @@ def decode(
   Returns:
     The detections, without masks.
   """
-  logits, deltas, regions = lax.stop_gradient((logits, deltas, regions))
   classes = deltas.shape[-2]
   # Probabilities add up to 1, so that few classes of a region can be above the threshold: sorting
   # 20 of 80 candidates leaves none out.
   most = min(classes, int(1 / score_threshold)) if score_threshold > 0 else classes
 
-  scores, labels = lax.top_k(nn.softmax(logits)[..., :-1], most)
-  scores = jnp.where(box_ops.area(regions)[..., None] > 0, scores, -jnp.inf)
-  boxes = encoding.decode(
-    regions[:, :, None],
-    jnp.take_along_axis(deltas, labels[..., None], axis=2),
-    stds=stds,
-    image_size=image_size[:, None, None],
-  )
-  boxes = boxes.reshape(boxes.shape[0], -1, 4)
-  scores, labels = (x.reshape(x.shape[0], -1) for x in (scores, labels))
-  kept = kernels.non_maximum_suppression(
-    boxes,
-    scores,
-    labels,
-    iou_threshold=iou_threshold,
-    score_threshold=score_threshold,
-    max_boxes=max_boxes,
-  )
-  return decoding.chosen_detections(boxes, scores, labels, kept)
+  def of_image(logits, deltas, regions, size):
+    scores, labels = lax.top_k(nn.softmax(logits)[:, :-1], most)
+    scores = jnp.where(box_ops.area(regions)[:, None] > 0, scores, -jnp.inf)
+    deltas = jnp.take_along_axis(deltas, labels[..., None], axis=1)
+    boxes = encoding.decode(regions[:, None], deltas, stds=stds, image_size=size)
+    boxes, scores, labels = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1)
+    kept = suppression.non_maximum_suppression(
+      boxes,
+      scores,
+      labels=labels,
+      iou_threshold=iou_threshold,
+      score_threshold=score_threshold,
+      max_boxes=max_boxes,
+    )
+    return decoding.chosen_detections(boxes, scores, labels, kept)
+
+  logits, deltas, regions = lax.stop_gradient((logits, deltas, regions))
+  return parallel.map_batch(of_image, logits, deltas, regions, jnp.asarray(image_size))

@@ -57,14 +57,8 @@ def mask_targets(
       'the model learns masks, and the data has none: set config.dataset.masks=True, or take a '
       "model without masks, such as 'BACKBONE+faster_rcnn', as config.model.name"
     )
-  return parallel.map_shards(
-    jax.vmap(functools.partial(masks.mask_targets, side=side)),
-    truths.masks,
-    regions,
-    assigned,
-    names=(('batch', None, None, None), ('batch', None, None), ('batch', None)),
-    out_names=('batch', None, None, None),
-  )
+  of_image = functools.partial(masks.mask_targets, side=side)
+  return parallel.map_batch(of_image, truths.masks, regions, assigned)
 
 
 def mask_loss(

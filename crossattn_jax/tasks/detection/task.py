@@ -30,18 +30,10 @@ def _retinanet_losses(
   return losses.retinanet_losses(outputs, truths, image_size, grid)
 
 
-def _mask_rcnn_losses(
-  outputs: Mapping[str, jax.Array],
-  truths: types.Truths,
-  image_size: jax.Array,
-  grid: anchors.AnchorGrid,
-  key: jax.Array,
-) -> losses.Losses:
-  first = losses.rpn_losses(outputs, truths, image_size, grid, key)
-  return first | region_losses.region_losses(outputs, truths)
-
-
-_LOSSES = {detector.RetinaNet: _retinanet_losses, detector.MaskRCNN: _mask_rcnn_losses}
+_LOSSES = {
+  detector.RetinaNet: _retinanet_losses,
+  detector.MaskRCNN: region_losses.mask_rcnn_losses,
+}
 
 
 def default_config() -> ml_collections.ConfigDict:

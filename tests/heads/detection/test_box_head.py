@@ -10,7 +10,7 @@ from crossattn_jax.heads.detection import box_head
 
 def test_initial_values_are_the_originals():
   head = box_head.BoxHead(num_classes=5, channels=64)
-  params = head.init(jax.random.key(0), jnp.zeros((2, 7, 7, 16)))['params']
+  params = jax.jit(head.init)(jax.random.key(0), jnp.zeros((2, 7, 7, 16)))['params']
   assert params['fc1']['kernel'].shape == (7, 7, 16, 64)
   assert params['regressor']['kernel'].shape == (64, 5, 4)
   bound = np.sqrt(6 / (7 * 7 * 16 + 64))
@@ -23,7 +23,7 @@ def test_initial_values_are_the_originals():
 def test_regions_of_a_batch_are_looked_at_one_by_one_in_bfloat16_too():
   head = box_head.BoxHead(num_classes=5, channels=64, dtype=jnp.bfloat16)
   x = jax.random.normal(jax.random.key(1), (2, 3, 7, 7, 16))
-  variables = head.init(jax.random.key(0), x)
+  variables = jax.jit(head.init)(jax.random.key(0), x)
   logits, deltas = head.apply(variables, x)
   assert (logits.shape, deltas.shape) == ((2, 3, 6), (2, 3, 5, 4))
   assert logits.dtype == deltas.dtype == jnp.float32

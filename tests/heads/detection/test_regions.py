@@ -1,5 +1,7 @@
 """Regions that the second stage learns from, and detections by the plain definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from crossattn_jax.geometry.assignment import BACKGROUND, IGNORED
 from crossattn_jax.heads.detection import regions, types
+
+draw = jax.jit(functools.partial(regions.sample, number=12))
 
 PROPOSALS = np.array(
   [
@@ -26,7 +30,7 @@ TRUTHS = types.Truths(
 
 
 def test_regions_with_an_object_come_first_and_padding_is_never_drawn():
-  boxes, assigned = regions.sample(jax.random.key(0), PROPOSALS[None], TRUTHS, number=12)
+  boxes, assigned = draw(jax.random.key(0), PROPOSALS[None], TRUTHS)
   assert (boxes.shape, assigned.shape) == ((1, 12, 4), (1, 12))
   # Of three proposals and two objects with an object 12 / 4 are drawn, and the background.
   drawn = np.asarray(assigned[0])
@@ -40,7 +44,7 @@ def test_regions_with_an_object_come_first_and_padding_is_never_drawn():
 
 def test_without_objects_everything_is_background():
   nothing = types.Truths(TRUTHS.boxes, np.full_like(TRUTHS.labels, -1))
-  _, assigned = regions.sample(jax.random.key(0), PROPOSALS[None], nothing, number=12)
+  _, assigned = draw(jax.random.key(0), PROPOSALS[None], nothing)
   np.testing.assert_array_equal(assigned[0], [BACKGROUND] * 5 + [IGNORED] * 7)
 
 
@@ -49,16 +53,18 @@ def test_a_draw_depends_on_the_place_in_the_batch_and_not_on_padding():
   corner = rng.uniform(0, 50, (2, 40, 2))
   proposals = np.concatenate([corner, corner + rng.uniform(5, 50, corner.shape)], -1)
   truths = types.Truths(proposals[:, :3] + 1, np.array([[0, 1, 2], [0, 1, -1]], np.int32))
-  draw = lambda proposals, truths: regions.sample(jax.random.key(1), proposals, truths, number=16)
-  expected = draw(proposals, truths)
-  others = draw(np.stack([proposals[1], proposals[1]]), jax.tree.map(lambda x: x[[1, 1]], truths))
+  key = jax.random.key(1)
+  expected = draw(key, proposals, truths)
+  others = draw(
+    key, np.stack([proposals[1], proposals[1]]), jax.tree.map(lambda x: x[[1, 1]], truths)
+  )
   np.testing.assert_array_equal(expected[0][1], others[0][1])
   assert np.any(others[0][0] != others[0][1])
   padded = types.Truths(
     np.pad(truths.boxes, ((0, 0), (0, 4), (0, 0))),
     np.pad(truths.labels, ((0, 0), (0, 4)), constant_values=-1),
   )
-  for x, y in zip(expected, draw(proposals, padded), strict=True):
+  for x, y in zip(expected, draw(key, proposals, padded), strict=True):
     np.testing.assert_array_equal(x, y)
 
 

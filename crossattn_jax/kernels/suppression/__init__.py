@@ -1,1 +1,0 @@
-"""Non-maximum suppression of a batch that is split over devices."""
