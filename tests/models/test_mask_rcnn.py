@@ -97,6 +97,7 @@ def trained():
   return step, truths
 
 
+@pytest.mark.extended
 def test_training_looks_at_a_sample_of_regions(trained):
   step, truths = trained
   found, outputs, gradient = step(truths)
@@ -117,6 +118,7 @@ def test_training_looks_at_a_sample_of_regions(trained):
   assert all(x > 0 for x in jax.tree.leaves(norms)), norms
 
 
+@pytest.mark.extended
 def test_what_padding_holds_changes_nothing(trained):
   step, truths = trained
   other = truths.replace(
@@ -126,6 +128,7 @@ def test_what_padding_holds_changes_nothing(trained):
   jax.tree.map(np.testing.assert_array_equal, step(truths)[0], step(other)[0])
 
 
+@pytest.mark.extended
 def test_images_without_objects_are_background(trained):
   step, truths = trained
   found, outputs, gradient = step(truths.replace(labels=np.full_like(truths.labels, -1)))
@@ -160,6 +163,7 @@ def test_without_a_mask_head_it_is_faster_rcnn():
   assert jax.eval_shape(detect, variables, image).masks is None
 
 
+@pytest.mark.extended
 def test_what_is_found_in_an_image_does_not_depend_on_others():
   with jax.enable_x64(True):
     model = tiny(param_dtype='float64')
