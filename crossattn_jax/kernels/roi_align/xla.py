@@ -97,7 +97,7 @@ def _for_boxes(
   kinds = len(WINDOWS) + 1
   kind = levels * kinds + jnp.searchsorted(jnp.array(WINDOWS), jnp.maximum(*reaches))
   order = jnp.argsort(kind).astype(jnp.int32)
-  starts = jnp.searchsorted(kind[order], jnp.arange(len(maps) * kinds + 1)).astype(jnp.int32)
+  starts = jnp.sum(kind[:, None] < jnp.arange(len(maps) * kinds + 1), axis=0, dtype=jnp.int32)
 
   def loop(level: int, sides: tuple[int, int], first: jax.Array, last: jax.Array, carry: Any):
     lengths = maps[level].shape[1:3]
