@@ -12,16 +12,14 @@ from flax import linen as nn
 import jax
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.heads import style as style_lib
-from crossattn_jax.layers import conv_norm, resize
+from crossattn_jax.layers import conv_norm, module, resize
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramid(module.Module):
   """Lateral 1 x 1 convolutions, nearest upsampling from the top, 3 x 3 convolutions.
 
   Attributes:
     channels: of every level.
-    style: only its dtypes count.
     extra_levels: levels beyond the last map, each half as large as the one before.
     extra: what they are made of: every second pixel of the last level ('pool'), as Mask R-CNN's, or
       convolutions with stride 2 of the last map ('input'), as RetinaNet's, of its lateral
@@ -31,7 +29,6 @@ class FeaturePyramid(nn.Module):
   """
 
   channels: int
-  style: style_lib.Style
   extra_levels: int = 0
   extra: Literal['pool', 'input', 'lateral', 'output'] = 'pool'
   extra_relu: bool = False
@@ -79,7 +76,7 @@ class FeaturePyramid(nn.Module):
         activation=None,
         kernel_init=init,
         name=name,
-        **self.style.types,
+        **self.types,
       )(x, train)
     return nn.Conv(
       self.channels,
@@ -89,5 +86,5 @@ class FeaturePyramid(nn.Module):
       kernel_init=init,
       conv_general_dilated=kernels.conv_general_dilated,
       name=name,
-      **self.style.types,
+      **self.types,
     )(x)

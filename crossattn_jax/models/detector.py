@@ -25,7 +25,7 @@ from crossattn_jax.models.parts.types import Features
 class Detector(module.Module):
   """A backbone with a feature pyramid and the heads of a subclass.
 
-  A subclass has methods `heads` and `decode`, and says its `anchors`.
+  A subclass has methods `pyramid`, `heads` and `decode`, and says its `anchors`.
 
   Attributes:
     backbone: a model whose features hold the maps 'stage_0' to 'stage_3' at strides 4 to 32.
@@ -44,11 +44,6 @@ class Detector(module.Module):
   def image_size(self) -> tuple[int, int]:
     """(height, width) of the backbone's natural input."""
     return self.backbone.image_size
-
-  @nn.nowrap
-  def style(self) -> style_lib.Style:
-    """How the heads' convolutions are built."""
-    return style_lib.Style(**self.types)
 
   @nn.compact
   def __call__(
@@ -169,7 +164,7 @@ class RetinaNet(Detector):
   def pyramid(self, maps: Sequence[jax.Array], train: bool) -> tuple[jax.Array, ...]:
     """The backbone's maps, finest first, to the levels of the pyramid."""
     return feature_pyramid.FeaturePyramid(
-      self.pyramid_channels, self.style(), extra_levels=2, extra='input', name='pyramid'
+      self.pyramid_channels, extra_levels=2, extra='input', name='pyramid', **self.types
     )(maps[1:], train)
 
   def heads(self, levels: Sequence[jax.Array], train: bool, **unused: Any) -> dict[str, jax.Array]:
@@ -178,10 +173,10 @@ class RetinaNet(Detector):
     return retinanet.RetinaNetHead(
       self.num_classes,
       self.anchors().per_cell,
-      self.style(),
       self.head_channels,
       self.head_convs,
       name='head',
+      **self.types,
     )(levels)
 
   @nn.nowrap
@@ -252,7 +247,7 @@ class MaskRCNN(Detector):
   def setup(self):
     """Both stages' heads, which several methods call."""
     self.proposal_head = rpn.RegionProposalHead(
-      self.anchors().per_cell, self.style(), self.pyramid_channels
+      self.anchors().per_cell, self.pyramid_channels, **self.types
     )
     self.region_head = region_head.RegionHead(
       self.num_classes,
@@ -276,7 +271,7 @@ class MaskRCNN(Detector):
   def pyramid(self, maps: Sequence[jax.Array], train: bool) -> tuple[jax.Array, ...]:
     """The backbone's maps, finest first, to the levels of the pyramid."""
     return feature_pyramid.FeaturePyramid(
-      self.pyramid_channels, self.style(), extra_levels=1, name='pyramid'
+      self.pyramid_channels, extra_levels=1, name='pyramid', **self.types
     )(maps, train)
 
   def heads(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.heads import feature_pyramid, style
+from crossattn_jax.heads import feature_pyramid
 
 # Of an image of 70 x 98: no map is half of the one before.
 SIZES = ((18, 25), (9, 13), (5, 7), (3, 4))
@@ -11,7 +11,7 @@ MAPS = [np.random.RandomState(0).standard_normal((2, *size, 8)) for size in SIZE
 
 
 def levels_of(maps=MAPS, **fields):
-  module = feature_pyramid.FeaturePyramid(4, style.Style(), **fields)
+  module = feature_pyramid.FeaturePyramid(4, **fields)
   return jax.jit(lambda maps: module.init_with_output(jax.random.key(0), maps))(maps)
 
 

@@ -6,13 +6,14 @@ in mmdetection.
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.heads import style as style_lib
+from crossattn_jax.layers import module
 
 _INIT = nn.initializers.normal(0.01)
 
@@ -26,9 +27,7 @@ def rows_of_anchors(maps: Sequence[jax.Array], channels: int) -> jax.Array:
   return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 
-def convolution(
-  channels: int, side: int, style: style_lib.Style, name: str, bias: float = 0.0
-) -> nn.Conv:
+def convolution(channels: int, side: int, name: str, bias: float = 0.0, **types: Any) -> nn.Conv:
   """A convolution of a detection head, its weights small and its bias constant."""
   return nn.Conv(
     channels,
@@ -37,17 +36,16 @@ def convolution(
     kernel_init=_INIT,
     bias_init=nn.initializers.constant(bias),
     name=name,
-    **style.types,
+    **types,
   )
 
 
-class RetinaNetHead(nn.Module):
+class RetinaNetHead(module.Module):
   """Two towers of convolutions, a classifier and a regressor, shared by all levels.
 
   Attributes:
     num_classes: of objects; the background has no logit.
     anchors_per_cell: of every level.
-    style: only its dtypes count.
     channels: of the towers.
     num_convs: of each tower.
     prior: the probability of every class that an untrained head gives.
@@ -55,7 +53,6 @@ class RetinaNetHead(nn.Module):
 
   num_classes: int
   anchors_per_cell: int
-  style: style_lib.Style
   channels: int = 256
   num_convs: int = 4
   prior: float = 0.01
@@ -80,9 +77,10 @@ class RetinaNetHead(nn.Module):
     self, maps: Sequence[jax.Array], tower: str, channels: int, last: str, bias: float
   ) -> jax.Array:
     convs = [
-      convolution(self.channels, 3, self.style, f'{tower}_conv_{i}') for i in range(self.num_convs)
+      convolution(self.channels, 3, f'{tower}_conv_{i}', **self.types)
+      for i in range(self.num_convs)
     ]
-    final = convolution(self.anchors_per_cell * channels, 3, self.style, last, bias)
+    final = convolution(self.anchors_per_cell * channels, 3, last, bias, **self.types)
     results = []
     for x in maps:
       for conv in convs:

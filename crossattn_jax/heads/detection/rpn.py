@@ -13,24 +13,22 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.geometry import encoding, suppression
-from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import retinanet
+from crossattn_jax.layers import module
 
 Boxes = tuple[jax.Array, jax.Array]  # With their scores.
 
 
-class RegionProposalHead(nn.Module):
+class RegionProposalHead(module.Module):
   """A convolution, and the objectness and the box of every anchor, shared by all levels.
 
   Attributes:
     anchors_per_cell: of every level.
-    style: only its dtypes count.
     channels: of the convolution.
   """
 
   anchors_per_cell: int
-  style: style_lib.Style
   channels: int = 256
 
   @nn.compact
@@ -44,9 +42,10 @@ class RegionProposalHead(nn.Module):
       'objectness' `[batch, anchors]`, logits, and 'anchor_deltas' `[batch, anchors, 4]`, the boxes
       relative to their anchors, in at least float32; the levels' anchors one after another.
     """
-    conv = retinanet.convolution(self.channels, 3, self.style, 'conv')
-    objectness = retinanet.convolution(self.anchors_per_cell, 1, self.style, 'objectness')
-    deltas = retinanet.convolution(4 * self.anchors_per_cell, 1, self.style, 'regressor')
+    anchors = self.anchors_per_cell
+    conv = retinanet.convolution(self.channels, 3, 'conv', **self.types)
+    objectness = retinanet.convolution(anchors, 1, 'objectness', **self.types)
+    deltas = retinanet.convolution(4 * anchors, 1, 'regressor', **self.types)
     maps = [
       parallel.constrain(nn.relu(conv(x)), 'batch', 'height', 'width', 'channels') for x in maps
     ]

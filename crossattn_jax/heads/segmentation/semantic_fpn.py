@@ -59,8 +59,8 @@ class SemanticFPN(nn.Module):
   @nn.compact
   def __call__(self, maps: Sequence[jax.Array], train: bool = False) -> jax.Array:
     """Maps a backbone's maps, finest first, to logits at the finest one's size."""
-    pyramid = feature_pyramid.FeaturePyramid(self.pyramid_channels, self.style, name='pyramid')(
-      maps
-    )
+    pyramid = feature_pyramid.FeaturePyramid(
+      self.pyramid_channels, name='pyramid', **self.style.types
+    )(maps)
     head = SemanticFPNHead(self.num_classes, self.style, self.channels, name='decoder')
     return head(pyramid, train)

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.heads import style
 from crossattn_jax.heads.detection import retinanet
 
 MAPS = [
@@ -11,7 +10,7 @@ MAPS = [
 
 
 def test_an_untrained_head_believes_in_one_of_a_hundred():
-  head = retinanet.RetinaNetHead(3, 2, style.Style(dtype=jnp.bfloat16), channels=4, num_convs=1)
+  head = retinanet.RetinaNetHead(3, 2, channels=4, num_convs=1, dtype=jnp.bfloat16)
   outputs, variables = jax.jit(head.init_with_output)(jax.random.key(0), MAPS)
   assert outputs['logits'].shape == (2, (6 + 2) * 2, 3)
   assert outputs['deltas'].shape == (2, 16, 4)
@@ -30,7 +29,7 @@ def test_rows_are_the_levels_cells_and_anchors_in_this_order():
 
 
 def test_every_level_is_seen_by_the_same_convolutions():
-  head = retinanet.RetinaNetHead(3, 2, style.Style(), channels=4, num_convs=1)
+  head = retinanet.RetinaNetHead(3, 2, channels=4, num_convs=1)
   variables = jax.jit(head.init)(jax.random.key(0), MAPS)
   outputs = lambda v: (head.apply(v, MAPS), [head.apply(v, [x]) for x in MAPS])
   together, alone = jax.jit(outputs)(variables)

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.geometry import encoding
-from crossattn_jax.heads import style
 from crossattn_jax.heads.detection import rpn
 
 # Of the second image, anchors lie beyond it.
@@ -45,7 +44,7 @@ def test_proposals_are_those_of_the_definition_and_have_no_gradient(grid, greedy
 
 def test_the_head_judges_every_anchor(grid):
   maps = [jnp.ones((1, *size, 8), jnp.bfloat16) for size in grid.map_sizes]
-  head = rpn.RegionProposalHead(2, style.Style(dtype=jnp.bfloat16), channels=4)
+  head = rpn.RegionProposalHead(2, channels=4, dtype=jnp.bfloat16)
   found = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), maps)[0])
   assert found['objectness'].shape == (1, sum(grid.counts))
   assert found['anchor_deltas'].shape == (1, sum(grid.counts), 4)

@@ -13,7 +13,6 @@ from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.systems import mmdetection as rules
 from crossattn_jax.conversion.systems import mmsegmentation
 from crossattn_jax.heads import feature_pyramid
-from crossattn_jax.heads import style as style_lib
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import decoding, retinanet, rpn
 from crossattn_jax.models import detector
@@ -23,8 +22,6 @@ from crossattn_jax.tasks.detection import losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
-
-_STYLE = style_lib.Style()
 
 
 def _numbers(inputs: Mapping[str, Any], prefix: str) -> list[int]:
@@ -73,7 +70,6 @@ def pyramid(c: arguments.Arguments, count: int) -> tuple[feature_pyramid.Feature
     norm.ignore('type', only=('BN', 'SyncBN'))
   module = feature_pyramid.FeaturePyramid(
     c.get('out_channels', 256),
-    _STYLE,
     extra_levels=c.get('num_outs', levels) - levels,
     extra='input' if extra is True else (extra or 'pool').removeprefix('on_'),
     extra_relu=c.get('relu_before_extra_convs', False),
@@ -143,7 +139,6 @@ def _retinanet_on_pyramid(manifest: Manifest) -> adapters.Adapter:
   head = retinanet.RetinaNetHead(
     c.get('num_classes', 80),
     c.get('anchors_per_cell', 9),
-    _STYLE,
     c.get('feat_channels', 256),
     c.get('stacked_convs', 4),
   )
@@ -154,7 +149,7 @@ def _retinanet_on_pyramid(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('biformer', 'maskrcnn_fpn_rpn')
 def _proposals_on_pyramid(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  head = rpn.RegionProposalHead(c.get('anchors_per_cell', 3), _STYLE, c.get('feat_channels', 256))
+  head = rpn.RegionProposalHead(c.get('anchors_per_cell', 3), c.get('feat_channels', 256))
   head_rules = prefixed(rules.PROPOSAL_HEAD, 'rpn_head.', 'head/')
   names = {'objectness': 'rpn_cls', 'anchor_deltas': 'rpn_reg'}
   return _with_head(manifest, head, head_rules, names)
@@ -175,7 +170,7 @@ def _retinanet_losses(manifest: Manifest) -> adapters.Adapter:
   c.ignore('in_channels')  # The maps have them.
   described, numbers = configs.anchors(c), _numbers(manifest['inputs'], 'p')
   module = retinanet.RetinaNetHead(
-    c['num_classes'], described.per_cell, _STYLE, c['feat_channels'], c['stacked_convs']
+    c['num_classes'], described.per_cell, c['feat_channels'], c['stacked_convs']
   )
   _, padded = _sizes(c)
   options = retinanet_options(c)
@@ -211,7 +206,7 @@ def _proposals(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('in_channels')  # The maps have them.
   described, numbers = configs.anchors(c), _numbers(manifest['inputs'], 'p')
-  module = rpn.RegionProposalHead(described.per_cell, _STYLE, c['feat_channels'])
+  module = rpn.RegionProposalHead(described.per_cell, c['feat_channels'])
   sizes, padded = _sizes(c)
   stds = tuple(c['target_stds'])
   sampling = {'number': c['sampler_num'], 'positive_fraction': c['sampler_pos_fraction']}
