@@ -23,7 +23,9 @@ for config in retinanet_shapes mask_rcnn_shapes; do
   samples_of $config $config
   # Textures in all colours take megabytes.
   python -c "import sys; from PIL import Image; \
-    Image.open(sys.argv[1]).convert('RGB').quantize(64).save(sys.argv[1], optimize=True)" \
+    image = Image.open(sys.argv[1]).convert('RGB'); \
+    image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS); \
+    image.quantize(256).save(sys.argv[1], optimize=True)" \
     docs/images/$config.png
 done
 
