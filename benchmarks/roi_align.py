@@ -17,8 +17,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torchvision
 
 from crossattn_jax import kernels
 from crossattn_jax.geometry import suppression
@@ -54,6 +52,9 @@ def level_sizes(levels: int) -> list[tuple[int, int]]:
 
 def align_functions(levels: int):
   """(ours, torchvision's) of the forward pass, and of a step with gradients."""
+  import torch
+  import torchvision
+
   # On one map alone, boxes are those that a pyramid would cut from it.
   boxes = proposals(largest=512 if levels > 1 else 112)
   rng = np.random.default_rng(1)
@@ -98,6 +99,9 @@ def align_functions(levels: int):
 
 def suppression_functions():
   """(ours, torchvision's) suppression."""
+  import torch
+  import torchvision
+
   boxes, scores = proposals(), np.random.default_rng(2).random(COUNT, np.float32)
   ours = jax.jit(
     lambda boxes, scores: suppression.non_maximum_suppression(

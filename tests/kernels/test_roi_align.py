@@ -2,6 +2,7 @@ import functools
 import math
 
 import jax
+from jax import export
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -168,3 +169,14 @@ def test_what_does_not_fit_is_named(changes, message):
   arguments = {'maps': np.zeros((2, 8, 8, 3)), 'boxes': np.zeros((2, 5, 4)), 'size': 7, **changes}
   with pytest.raises(ValueError, match=message):
     kernels.roi_align(**arguments)
+
+
+@pytest.mark.extended
+def test_it_is_exported_for_any_batch_size():
+  maps, boxes, _ = pyramid(OPTIONS[0], np.float32)
+  (batch,) = export.symbolic_shape('batch')
+  shapes = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (*maps, boxes)]
+  align = lambda *arrays: kernels.roi_align_pyramid(arrays[:2], arrays[2], **OPTIONS[0])
+  exported = export.export(jax.jit(align), platforms=['cpu', 'tpu'])(*shapes)
+  one = jax.tree.map(lambda x: x[:1], (*maps, boxes))
+  np.testing.assert_allclose(exported.call(*one), align(*one), atol=1e-6)
