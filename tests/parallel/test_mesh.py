@@ -129,19 +129,21 @@ def test_processes_that_share_rows_load_the_same_block():
     parallel.process_block(uneven, 0)
 
 
-def test_each_device_sorts_and_draws_for_its_own_examples():
+def test_each_device_sorts_draws_and_loops_for_its_own_examples():
   mesh = parallel.create_mesh()
   rows = jax.random.normal(jax.random.key(0), (8, 50))
   keys = jax.random.split(jax.random.key(1), 8)
 
-  def best(row, key):
-    return {'top': jax.lax.top_k(row, 3), 'draw': jax.random.uniform(key, (2,))}
+  def of_example(row, key):
+    halved = jax.lax.while_loop(lambda x: x.max() > 0.1, lambda x: x / 2, row)
+    return {'top': jax.lax.top_k(row, 3), 'draw': jax.random.uniform(key, (2,)), 'loop': halved}
 
-  expected = jax.jit(jax.vmap(best))(rows, keys)
+  expected = jax.jit(jax.vmap(of_example))(rows, keys)
   with jax.set_mesh(mesh):
     args = jax.device_put((rows, keys), parallel.batch_sharding(mesh))
-    compiled = jax.jit(lambda *args: parallel.map_batch(best, *args)).lower(*args).compile()
+    compiled = jax.jit(lambda *args: parallel.map_batch(of_example, *args)).lower(*args).compile()
     found = compiled(*args)
   for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_array_equal(a, b)
-  assert 'all-gather' not in compiled.as_text()
+  for word in ('all-gather', 'all-reduce'):
+    assert word not in compiled.as_text()

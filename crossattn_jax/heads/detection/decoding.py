@@ -90,11 +90,10 @@ def decode_retinanet(
 def chosen_detections(
   boxes: jax.Array, scores: jax.Array, labels: jax.Array, kept: jax.Array
 ) -> types.Detections:
-  """The rows `kept` `[..., max_boxes]`, -1 for none, of boxes, scores and labels."""
+  """The rows `kept` `[max_boxes]`, -1 for none, of an image's boxes, scores and labels."""
   found = kept >= 0
-  take = lambda x: jnp.take_along_axis(x, kept, axis=-1)
   return types.Detections(
-    boxes=jnp.where(found[..., None], jnp.take_along_axis(boxes, kept[..., None], axis=-2), 0),
-    scores=jnp.where(found, take(scores), 0),
-    labels=jnp.where(found, take(labels), -1),
+    boxes=jnp.where(found[:, None], boxes[kept], 0),
+    scores=jnp.where(found, scores[kept], 0),
+    labels=jnp.where(found, labels[kept], -1),
   )
