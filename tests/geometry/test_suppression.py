@@ -114,42 +114,6 @@ def test_bfloat16_boxes_overlap_in_float32():
   np.testing.assert_array_equal(kept, plain(boxes, scores, **options))
 
 
-@pytest.mark.parametrize('per_class', [True, False], ids=['a box per class', 'a box'])
-def test_detections_are_pairs_of_box_and_class(per_class):
-  boxes, _ = scene(180, 30, 0, whole=True)
-  boxes = boxes.reshape(60, 3, 4) if per_class else boxes[:60]
-  scores = np.round(np.random.RandomState(1).uniform(size=(60, 3)), 1).astype(np.float32)
-  options = {'iou_threshold': 0.5, 'score_threshold': 0.35, 'max_boxes': 150}
-  pairs = [(row, label) for row in range(60) for label in range(3)]
-  kept = plain(
-    np.array([boxes[pair if per_class else pair[0]] for pair in pairs]),
-    scores.reshape(-1),
-    labels=[label for _, label in pairs],
-    **options,
-  )
-  rows, labels, values = jax.jit(functools.partial(suppression.multiclass_suppression, **options))(
-    boxes, scores
-  )
-  found = kept >= 0
-  assert 20 < found.sum() < (scores > 0.35).sum()
-  np.testing.assert_array_equal(rows, np.where(found, kept // 3, -1))
-  np.testing.assert_array_equal(labels, np.where(found, kept % 3, -1))
-  np.testing.assert_array_equal(values, np.where(found, scores.reshape(-1)[kept], 0))
-
-
-def test_scores_of_detections_have_gradients():
-  boxes, scores = scene(20, 60, 0, whole=False)
-
-  def total(boxes, scores):
-    options = {'iou_threshold': 0.5, 'score_threshold': 0.0, 'max_boxes': 20}
-    return suppression.multiclass_suppression(boxes, scores[:, None], **options)[2].sum()
-
-  of_boxes, of_scores = jax.jit(jax.grad(total, argnums=(0, 1)))(boxes, scores)
-  np.testing.assert_array_equal(of_boxes, 0)
-  kept = plain(boxes, scores, 0.5, 20, 0.0)
-  np.testing.assert_array_equal(of_scores, np.isin(np.arange(20), kept))
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize('whole', [True, False], ids=['ties', 'no ties'])
 def test_torchvision_agrees(whole):

@@ -54,7 +54,7 @@ def test_frozen_norms_use_their_running_statistics_in_training_and_their_scales_
     Maps(), num_classes=2, pyramid_channels=4, frozen_norm=frozen, head_channels=4, head_convs=1
   )
   image = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-  variables = model.init(jax.random.key(1), image)
+  variables = jax.jit(model.init)(jax.random.key(1), image)
 
   @jax.jit
   def train(params):
@@ -63,7 +63,7 @@ def test_frozen_norms_use_their_running_statistics_in_training_and_their_scales_
     return outputs['logits'].sum(), (outputs['logits'], updated)
 
   grads, (logits, updated) = jax.grad(train, has_aux=True)(variables['params'])
-  expected, _ = model.apply(variables, image)
+  expected, _ = jax.jit(model.apply)(variables, image)
   statistics = jax.tree.leaves(updated), jax.tree.leaves(variables['batch_stats'])
   assert all(np.array_equal(*pair) == frozen for pair in zip(*statistics, strict=True))
   assert (np.abs(logits - expected['logits']).max() < 1e-6) == frozen

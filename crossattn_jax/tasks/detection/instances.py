@@ -119,7 +119,7 @@ def evaluate(
   Returns:
     What `coco.evaluate` has; empty where there is no object.
   """
-  seen, place = np.unique(rows['seen']), np.searchsorted
+  seen = np.unique(rows['seen'])
   truths = [source.annotations(int(index)) for index in seen]
   sizes = np.array([objects.size for objects in truths]).reshape(-1, 2)
   expected = coco.Instances(
@@ -130,12 +130,13 @@ def evaluate(
     crowd=np.concatenate([objects.crowd for objects in truths]),
     rle=[rle for objects in truths for rle in objects.run_lengths()] if masks else None,
   )
+  image = np.searchsorted(seen, rows['image'])
   found = coco.Instances(
-    image=place(seen, rows['image']),
+    image=image,
     label=rows['label'],
     box=rows['box'],
     score=rows['score'],
-    rle=_run_lengths(rows, sizes[place(seen, rows['image'])]) if masks else None,
+    rle=_run_lengths(rows, sizes[image]) if masks else None,
   )
   metrics = {}
   for kind in ('box', 'mask') if masks else ('box',):

@@ -66,7 +66,7 @@ class Predictor(predictor.FilePredictor):
     self._detections += instances.to_coco(
       result, shown.image.shape[:2], image_id, task.category_ids
     )
-    found = self._shown(result)
+    found = self._objects(result)
     return {
       'image_id': image_id,
       'objects': [
@@ -84,7 +84,7 @@ class Predictor(predictor.FilePredictor):
     """Writes `detections.json`."""
     (output / _RESULTS).write_text(json.dumps(self._detections) + '\n')
 
-  def _shown(self, result: predictor.Row) -> pictures.Objects:
+  def _objects(self, result: predictor.Row) -> pictures.Objects:
     # Padding has the score 0.
     kept = (result['labels'] >= 0) & (result['scores'] >= self.task.config.task.shown_score)
     masks = result['masks'][kept] if 'masks' in result else None
@@ -94,7 +94,7 @@ class Predictor(predictor.FilePredictor):
 
   def sample(self, shown: _Shown, result: predictor.Row) -> pictures.Sample:
     """An image with what was found."""
-    return pictures.Sample(shown.image, self._shown(result))
+    return pictures.Sample(shown.image, self._objects(result))
 
   def evaluation_sample(self, example: predictor.Row, result: predictor.Row) -> pictures.Sample:
     """The same in the size that the network saw, and the true objects."""
@@ -102,7 +102,7 @@ class Predictor(predictor.FilePredictor):
     rows, columns = example['image_size']
     image = levels.denormalize(example['image'][:rows, :columns], config)
     factors = np.tile(example['image_size'] / example['original_size'], 2)[[1, 0, 1, 0]]
-    found = self._shown(result)
+    found = self._objects(result)
     true = self.task.examples(config.eval_split).source.annotations(int(example['index']))
     return pictures.Sample(
       image,

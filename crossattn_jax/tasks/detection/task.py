@@ -200,7 +200,7 @@ class Detection(base.Task):
     lines = []
     for kind in self._kinds:
       of_kind = {name: metrics.get(f'{kind}_{name}', -1) for name in coco.NAMES}
-      lines += [f'{kind}es:' if kind == 'box' else f'{kind}s:', coco.table(of_kind)]
+      lines += [{'box': 'boxes:', 'mask': 'masks:'}[kind], coco.table(of_kind)]
     return lines
 
 

@@ -256,12 +256,11 @@ def test_what_does_not_fit_is_refused_by_name(config, key, value, message):
     tasks.create_task(config)
 
 
-def test_a_backbone_without_a_head_is_refused(config):
+@pytest.mark.parametrize('name', ['swiftformer_xs', 'swiftformer_xs+retinanet'])
+def test_what_does_not_label_pixels_is_refused(config, name):
   with config.unlocked():
-    config.model = models.model_config('swiftformer_xs', num_classes=7)
-  with pytest.raises(
-    ValueError, match=r"'swiftformer_xs' does not label pixels.*list_models\('\*\+"
-  ):
+    config.model = models.model_config(name, num_classes=7)
+  with pytest.raises(ValueError, match=r"' does not label pixels.*list_models\('\*\+"):
     tasks.create_task(config)
 
 

@@ -97,13 +97,12 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
   def run(boxes: jax.Array, scores: jax.Array) -> Arrays:
     scores = scores[:, :-1]  # The last column is the background's.
     count, classes = scores.shape
-    if boxes.shape[1] > 4:
-      boxes = boxes.reshape(count, classes, 4)
-    rows, labels, best = suppression.multiclass_suppression(boxes, scores, **options)
-    rows, labels = rows[:found], labels[:found]
-    chosen = boxes[rows, labels] if boxes.ndim == 3 else boxes[rows]
-    indices = rows * classes + labels
-    return {'boxes': chosen, 'scores': best[:found], 'labels': labels, 'indices': indices}
+    # There is a box for each class, or one for all.
+    boxes = jnp.broadcast_to(boxes.reshape(count, -1, 4), (count, classes, 4)).reshape(-1, 4)
+    scores, labels = scores.reshape(-1), jnp.arange(count * classes) % classes
+    kept = suppression.non_maximum_suppression(boxes, scores, labels=labels, **options)[:found]
+    best = jnp.where(kept >= 0, scores[kept], 0)
+    return {'boxes': boxes[kept], 'scores': best, 'labels': labels[kept], 'indices': kept}
 
   return adapters.function_adapter(run, without_gradient=configs.names(manifest), jit=True)
 
