@@ -88,7 +88,7 @@ class Detector(module.Module):
         f'{_sizes(grid.map_sizes)}: take heights and widths that are multiples of '
         f'{grid.anchors.boxes.divisor} (config.dataset.image_size)'
       )
-    outputs = self.heads(levels, train, image_size=image_size, truths=truths, key=key)
+    outputs = self.heads(levels, grid=grid, image_size=image_size, truths=truths, key=key)
     named = {
       f'pyramid_{stride.bit_length() - 1}': x
       for stride, x in zip(grid.anchors.strides, levels, strict=True)
@@ -167,9 +167,9 @@ class RetinaNet(Detector):
       self.pyramid_channels, extra_levels=2, extra='input', name='pyramid', **self.types
     )(maps[1:], train)
 
-  def heads(self, levels: Sequence[jax.Array], train: bool, **unused: Any) -> dict[str, jax.Array]:
+  def heads(self, levels: Sequence[jax.Array], **unused: Any) -> dict[str, jax.Array]:
     """Maps the levels of the pyramid to the outputs."""
-    del train, unused
+    del unused
     return retinanet.RetinaNetHead(
       self.num_classes,
       self.anchors().per_cell,
@@ -277,18 +277,17 @@ class MaskRCNN(Detector):
   def heads(
     self,
     levels: Sequence[jax.Array],
-    train: bool,
     *,
+    grid: anchors_lib.AnchorGrid,
     image_size: jax.Array,
     truths: types.Truths | None,
     key: jax.Array | None,
   ) -> dict[str, jax.Array]:
     """Maps the levels of the pyramid to the outputs."""
-    del train
     outputs = self.proposal_head(levels)
     regions, scores = rpn.propose(
       outputs,
-      anchors_lib.AnchorGrid(self.anchors(), tuple(x.shape[1:3] for x in levels)),
+      grid,
       image_size,
       max_per_level=self.candidates if truths is None else self.training_candidates,
       max_boxes=self.max_proposals,
