@@ -27,6 +27,8 @@ def max_iou_assignment(
 ) -> tuple[jax.Array, jax.Array]:
   """Assigns to every box the object that it overlaps most, exactly as mmdetection does.
 
+  Source: Faster R-CNN, Ren et al. 2015 (arXiv 1506.01497), section 3.1.2.
+
   In this order: a box that overlaps every object by less than `negative` is background; one that
   overlaps an object by at least `positive` is assigned to its best object, of equal ones the first;
   then every object takes the boxes that overlap it best, later objects from earlier ones, if the
