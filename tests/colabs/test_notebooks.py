@@ -77,6 +77,15 @@ def test_systems(main_environment, datasets_dir, tmp_path, monkeypatch):
   assert 'rsum' in text
 
 
+@pytest.mark.extended
+def test_detection(main_environment, tmp_path, monkeypatch):
+  notebook = execute('detection.ipynb', tmp_path, main_environment, monkeypatch, 'STEPS = 2')
+  text = printed(notebook)
+  assert pictures(notebook) == 4
+  assert '(AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in text
+  assert "'logits': (1, 4842, 2)" in text
+
+
 @pytest.mark.torch
 def test_compare_with_pytorch(main_environment, tmp_path, monkeypatch):
   notebook = execute('compare_with_pytorch.ipynb', tmp_path, main_environment, monkeypatch)
