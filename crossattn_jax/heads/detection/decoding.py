@@ -48,6 +48,9 @@ def decode_retinanet(
 ) -> types.Detections:
   """The objects that RetinaNet found.
 
+  Anchors of cells beyond an image count no more than in training, so that an image has the objects
+  that it has alone.
+
   Args:
     outputs: 'logits' `[batch, anchors, classes]` and 'deltas' `[batch, anchors, 4]`.
     grid: the anchors.
@@ -59,11 +62,15 @@ def decode_retinanet(
     stds: of the encoding of boxes.
   """
 
-  def of_image(logits: jax.Array, deltas: jax.Array, size: jax.Array) -> types.Detections:
+  def of_image(
+    logits: jax.Array, deltas: jax.Array, size: jax.Array, valid: jax.Array
+  ) -> types.Detections:
     corners = grid.corners(deltas.dtype)
+    # Losses do not see the anchors of cells in the padding: they may say anything.
+    scores = jnp.where(valid[:, None], nn.sigmoid(logits), -jnp.inf)
     levels = []
     for rows in grid.levels:
-      best, chosen, labels = best_pairs(nn.sigmoid(logits[rows]), max_per_level)
+      best, chosen, labels = best_pairs(scores[rows], max_per_level)
       boxes = encoding.decode(
         corners[rows][chosen],
         deltas[rows][chosen],
@@ -84,7 +91,8 @@ def decode_retinanet(
     return chosen_detections(boxes, scores, labels, kept)
 
   logits, deltas = lax.stop_gradient((outputs['logits'], outputs['deltas']))
-  return parallel.map_batch(of_image, logits, deltas, jnp.asarray(image_size))
+  image_size = jnp.asarray(image_size)
+  return parallel.map_batch(of_image, logits, deltas, image_size, grid.valid(image_size))
 
 
 def chosen_detections(

@@ -26,9 +26,11 @@ def test_retinanet_finds_what_its_definition_finds(grid, greedy):
   scores = 1 / (1 + np.exp(-logits))
   for i in range(3):
     candidates = []
-    for rows in grid.levels:
-      pairs = [(a, c) for a in range(rows.start, rows.stop) for c in range(3)]
-      pairs = [pair for pair in pairs if scores[i][pair] > 0.6]
+    for rows, stride, (_, width) in zip(grid.levels, (8, 16), grid.map_sizes, strict=True):
+      # The second image is 32 pixels wide and high after padding, in an input of 32 x 48.
+      columns = 32 // stride if i == 1 else width
+      seen = [a for a in range(rows.start, rows.stop) if (a - rows.start) // 2 % width < columns]
+      pairs = [(a, c) for a in seen for c in range(3) if scores[i, a, c] > 0.6]
       pairs = sorted(pairs, key=lambda pair: -scores[i][pair])[:20]
       candidates += [(scores[i, a, c], c, boxes[i, a]) for a, c in pairs]
     expected = greedy(candidates, 0.4)[:12]
