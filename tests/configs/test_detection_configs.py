@@ -98,6 +98,7 @@ def decayed(experiment):
   return {path: setting.decayed for path, setting in settings.items()}
 
 
+@pytest.mark.extended
 def test_weights_decay_but_norms_of_tokens_where_the_recipe_says_so():
   assert all(decayed(retinanet_coco).values())
   found = decayed(mask_rcnn_coco)

@@ -48,7 +48,7 @@ class Maps(nn.Module):
     return x, features
 
 
-@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('frozen', [pytest.param(False, marks=pytest.mark.extended), True])
 def test_frozen_norms_use_their_running_statistics_in_training_and_their_scales_train(frozen):
   model = detector.RetinaNet(
     Maps(), num_classes=2, pyramid_channels=4, frozen_norm=frozen, head_channels=4, head_convs=1

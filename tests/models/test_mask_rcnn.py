@@ -23,13 +23,8 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(x, marks=() if x == 'crossformer_small' else pytest.mark.extended)
-    for x in PARAMETERS
-  ],
-)
+@pytest.mark.extended
+@pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters_are_those_of_the_official_configurations(name):
   fields = {'regions_per_side': (8,) * 4, 'padding': 'input'} if 'biformer' in name else {}
   module = models.create_model(f'{name}+mask_rcnn', **fields)
@@ -138,16 +133,21 @@ def test_images_without_objects_are_background(trained):
   assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 
-def test_masks_of_the_model_need_masks_of_the_data():
+@pytest.fixture(scope='module')
+def shapes():
+  """Of the variables of a tiny model."""
+  return jax.eval_shape(tiny().init, jax.random.key(0), batch_of(2)[0])
+
+
+def test_masks_of_the_model_need_masks_of_the_data(shapes):
   model = tiny()
   image, image_size, truths = batch_of(2)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
   with pytest.raises(ValueError, match=r'set config\.dataset\.masks=True'):
     jax.eval_shape(
-      functools.partial(losses_of, model), variables, image, image_size, truths.replace(masks=None)
+      functools.partial(losses_of, model), shapes, image, image_size, truths.replace(masks=None)
     )
   with pytest.raises(ValueError, match='pass a key'):
-    jax.eval_shape(functools.partial(model.apply, truths=truths), variables, image)
+    jax.eval_shape(functools.partial(model.apply, truths=truths), shapes, image)
 
 
 def test_without_a_mask_head_it_is_faster_rcnn():
@@ -184,12 +184,11 @@ def test_what_is_found_in_an_image_does_not_depend_on_others():
         np.testing.assert_allclose(x[0], y[i], rtol=1e-9, atol=1e-9)
 
 
-def test_in_bfloat16_what_the_heads_say_is_float32():
+def test_in_bfloat16_what_the_heads_say_is_float32(shapes):
   model = tiny(dtype='bfloat16')
   image, image_size, truths = batch_of(2)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
   loss, (_, outputs) = jax.eval_shape(
-    functools.partial(losses_of, model), variables, image, image_size, truths
+    functools.partial(losses_of, model), shapes, image, image_size, truths
   )
   floats = {str(x.dtype) for x in outputs.values()} - {'int32'}
   assert floats == {'float32'}

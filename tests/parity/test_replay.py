@@ -16,6 +16,9 @@ OUTSIDE_IN_FLOAT32 = {
   'ccnet/train_steps_r2': 'a rectifier on the other side of 0: delta_norm 5e-5, bound 1.3e-5'
 }
 
+# Small, but many loops, which compile for long; smaller cases have their parts.
+COMPILE_LONG = {'det_roi_head_losses', 'det_roi_head_predict', 'maskrcnn_fpn_rpn'}
+
 
 def work(manifest):
   """What a case has: arrays of weights, which compile, and numbers, which are computed."""
@@ -37,6 +40,7 @@ def recorded_cases():
     system, kind = path.parent.name, (path.parent.name, manifests[path]['module'])
     arrays, numbers = work(manifests[path])
     large = arrays > 130 or numbers > 4e6
+    quick = kind[1] not in COMPILE_LONG
     for precision in bounds.PRECISIONS:
       exact, first = precision == 'float64', kind not in kinds
       if large and not exact and not first:
@@ -44,7 +48,7 @@ def recorded_cases():
       if large:
         marks = pytest.mark.extended if exact and system not in systems else pytest.mark.slow
       else:
-        marks = [] if exact and first else pytest.mark.extended
+        marks = [] if exact and first and quick else pytest.mark.extended
       yield pytest.param(path, precision, id=f'{system}/{path.stem}-{precision}', marks=marks)
     kinds.add(kind)
     if large:

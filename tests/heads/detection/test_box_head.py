@@ -24,8 +24,9 @@ def test_regions_of_a_batch_are_looked_at_one_by_one_in_bfloat16_too():
   head = box_head.BoxHead(num_classes=5, channels=64, dtype=jnp.bfloat16)
   x = jax.random.normal(jax.random.key(1), (2, 3, 7, 7, 16))
   variables = jax.jit(head.init)(jax.random.key(0), x)
-  logits, deltas = head.apply(variables, x)
+  apply = jax.jit(head.apply)
+  logits, deltas = apply(variables, x)
   assert (logits.shape, deltas.shape) == ((2, 3, 6), (2, 3, 5, 4))
   assert logits.dtype == deltas.dtype == jnp.float32
-  alone, _ = head.apply(variables, x[1, 2])
+  alone, _ = apply(variables, x[1, 2])
   np.testing.assert_allclose(alone, logits[1, 2], atol=1e-3)
