@@ -120,6 +120,9 @@ def _detection(model: str) -> ml_collections.ConfigDict:
   # One shape for images wider and higher, as large as it holds.
   config.dataset.image_size = (640, 640)
   config.dataset.augmentation.long_side = config.dataset.evaluation.long_side = None
+  # As the weights' own, or the usual ones.
+  config.dataset.mean = ml_collections.config_dict.placeholder(tuple)
+  config.dataset.std = ml_collections.config_dict.placeholder(tuple)
   config.model.dtype = config.model.frozen_norm = None
   config.batch_size = 8
   return config

@@ -561,6 +561,7 @@ def _warn_of_config(
     return
   there, here = _flat(metadata['config']), _flat(_plain(config))
   here.pop('weights', None)  # With which a run began, and which it does not need again.
+  here.pop('checkpoint.use', None)  # Of the caller, who has this one now.
   changed = [
     f'{key}: {there[key]!r} in the checkpoint, {here[key]!r} here'
     for key in here

@@ -41,6 +41,9 @@ def test_every_model_with_classes_has_an_experiment(model):
   if config.task.name == 'classification':
     assert config.dataset.image_size == size
     assert config.dataset.crop_fraction == (1.0 if size[0] > 240 else 0.875)
+  if config.task.name == 'detection':  # The normalisation is the weights' own, or COCO's.
+    open_keys = {key for key in ('mean', 'std') if finetune.get_config(model).dataset[key] is None}
+    assert (open_keys, config.dataset.mean[0]) == ({'mean', 'std'}, 123.675)
   if config.task.name == 'audio_classification':
     assert (config.dataset.num_mel_bins, config.dataset.num_frames) == size
 

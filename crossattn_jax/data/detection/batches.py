@@ -271,6 +271,11 @@ class Examples(pipeline.Examples):
           f'no image of {self._described()} has an object: add annotations, or set '
           'dataset.train_split and dataset.eval_split to splits that have some'
         )
+    if not any(self.source.annotations(index).learnable.any() for index in indices):
+      raise ValueError(
+        f'no object of {self._described()} can be learnt from: they are crowds, or less than a '
+        'pixel wide or high; boxes are in pixels of their images, not in shares of them'
+      )
     height, width = self.config.image_size
     if height == width:
       return [indices]

@@ -183,8 +183,8 @@ class _Reader:
       segmentation = annotations.read(value.get('segmentation'))
       box = self._box(value.get('bbox'), segmentation)
       area = value.get('area')
-      area = math.nan if area is None else float(area)
-    except (ValueError, TypeError) as error:
+      area = math.nan if area is None else _number(area, f'the area {area!r}; expected pixels')
+    except ValueError as error:
       raise self._error(f'{where} of image {image} has {error}; correct or remove it') from error
     height, width = (-1, -1) if segmentation is None else (0, 0)
     if isinstance(segmentation, dict):
@@ -213,11 +213,12 @@ class _Reader:
       return left, top, right - left, bottom - top
     if not box:
       raise ValueError('neither a bbox nor a segmentation')
+    problem = f'the bbox {box!r}; expected [x, y, width, height], with no negative sides'
     if not isinstance(box, list) or len(box) != 4:
-      raise ValueError(f'the bbox {box!r}; expected [x, y, width, height]')
-    box = [float(number) for number in box]
+      raise ValueError(problem)
+    box = [_number(number, problem) for number in box]
     if not math.isfinite(sum(box)) or box[2] < 0 or box[3] < 0:
-      raise ValueError(f'the bbox {box!r}; expected [x, y, width, height], with no negative sides')
+      raise ValueError(problem)
     return box
 
   def result(self) -> CocoFile:
@@ -329,6 +330,13 @@ def _described_start(text: str, at: int) -> str:
   if isinstance(first, dict) and {'image_id', 'score'} <= first.keys():
     return 'is a list of detections, the result of a model; expected the annotations, a COCO file'
   return f'is a {type(value).__name__}, not an object with {", ".join(_KEYS)}: no COCO file'
+
+
+def _number(value: Any, problem: str) -> float:
+  try:
+    return float(value)
+  except (ValueError, TypeError):
+    raise ValueError(problem) from None
 
 
 def _count(wrong: np.ndarray) -> str:

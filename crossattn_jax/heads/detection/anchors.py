@@ -29,6 +29,13 @@ class Anchors:
   boxes: style_lib.Boxes = style_lib.MMDETECTION
   dtype: type[np.floating] = np.float32
 
+  def __post_init__(self):
+    if not all(values and min(values) > 0 for values in (self.scales, self.ratios)):
+      raise ValueError(
+        f'anchors have the scales {self.scales} and the ratios {self.ratios}; expected at least '
+        'one of each, above 0: see anchor_scale, scales_per_octave and anchor_ratios of the model'
+      )
+
   @property
   def per_cell(self) -> int:
     """Anchors of a cell."""

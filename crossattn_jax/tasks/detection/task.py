@@ -205,7 +205,20 @@ class Detection(base.Task):
 
 
 def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
-  """Refuses what does not belong together, naming the keys."""
+  """Refuses what does not belong together or cannot be, naming the keys."""
+  data.Examples.check(config.dataset)
+  options = config.task
+  for key, value in (
+    ('evaluation.score_threshold', options.evaluation.score_threshold),
+    ('evaluation.iou_threshold', options.evaluation.iou_threshold),
+    ('shown_score', options.shown_score),
+  ):
+    if not 0 <= value <= 1:
+      raise ValueError(f'config.task.{key} must be between 0 and 1, got {value}')
+  if options.evaluation.max_boxes < 1:
+    raise ValueError(
+      f'config.task.evaluation.max_boxes must be at least 1, got {options.evaluation.max_boxes}'
+    )
   if type(model) not in _LOSSES:
     raise ValueError(
       f'config.model.name={config.model.name!r} does not find objects: add a head to a backbone, '

@@ -170,6 +170,17 @@ def test_a_split_without_objects_is_refused(config):
     _ = examples.epoch_length
 
 
+def test_a_split_whose_boxes_are_shares_of_their_images_is_refused(config, folder, tmp_path):
+  with open(f'{folder}/objects.json') as file:
+    content = json.load(file)
+  for annotation in content['annotations']:
+    annotation['bbox'] = [0.1, 0.2, 0.3, 0.4]
+  (tmp_path / 'shares.json').write_text(json.dumps(content))
+  config.data_dir, config.image_dir = str(tmp_path), f'{folder}/images'
+  with pytest.raises(ValueError, match=r'can be learnt from: .* in pixels of their images'):
+    _ = data.Examples(config, '.').epoch_length
+
+
 def test_of_too_many_objects_a_random_part_is_drawn_each_time(config, caplog):
   config.max_boxes, config.augmentation.flip, config.image_size = 2, 0.0, (96, 96)
   examples = data.Examples(config, '.')

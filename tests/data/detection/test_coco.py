@@ -149,7 +149,7 @@ WRONG = {
   'category without a name': (change('categories', 0, name=None), "category 8 has no 'name'"),
   'negative side': (
     change('annotations', 0, bbox=[2, 5, -4, 3]),
-    'annotation 11 of image 3 has the bbox [2.0, 5.0, -4.0, 3.0]; expected [x, y, width, height], '
+    'annotation 11 of image 3 has the bbox [2, 5, -4, 3]; expected [x, y, width, height], '
     'with no negative sides; correct or remove it',
   ),
   'a crowd in words': (
@@ -158,11 +158,15 @@ WRONG = {
   ),
   'no number': (
     change('annotations', 0, bbox=[2, 5, float('nan'), 3]),
-    'has the bbox [2.0,',
+    'has the bbox [2, 5, nan, 3]; expected',
   ),
   'a list in a box': (
     change('annotations', 0, bbox=[2, 5, [4], 3]),
-    'annotation 11 of image 3 has',
+    'annotation 11 of image 3 has the bbox [2, 5, [4], 3]; expected [x, y, width, height]',
+  ),
+  'text as an area': (
+    change('annotations', 0, area='large'),
+    "annotation 11 of image 3 has the area 'large'; expected pixels; correct or remove it",
   ),
   'three numbers': (change('annotations', 0, bbox=[2, 5, 4]), 'has the bbox [2, 5, 4]; expected'),
   'neither box nor mask': (

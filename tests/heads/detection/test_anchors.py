@@ -42,3 +42,9 @@ def test_an_image_has_the_anchors_of_the_size_that_it_is_padded_to():
 def test_anchors_come_in_the_type_that_is_asked_for(dtype):
   corners = RETINANET.of_input((16, 16)).corners(dtype)
   assert corners.dtype == (dtype or jnp.float32)
+
+
+@pytest.mark.parametrize(('scales', 'ratios'), [((), (1.0,)), ((4.0,), ()), ((4.0,), (1.0, 0.0))])
+def test_anchors_have_scales_and_ratios_above_0(scales, ratios):
+  with pytest.raises(ValueError, match='at least one of each, above 0: see anchor_scale'):
+    anchors.Anchors((8,), scales, ratios)

@@ -90,6 +90,11 @@ def test_outputs_that_are_not_finite_and_splits_without_objects_are_refused(know
   [
     ('model.num_classes', 5, 'set config.model.num_classes=6'),
     ('dataset.masks', True, 'set config.dataset.masks=False'),
+    ('dataset.image_size', (128, 128, 3), '(height, width) of images wider than high'),
+    ('task.evaluation.score_threshold', 2.0, 'score_threshold must be between 0 and 1, got 2.0'),
+    ('task.evaluation.iou_threshold', -1.0, 'iou_threshold must be between 0 and 1, got -1.0'),
+    ('task.evaluation.max_boxes', 0, 'max_boxes must be at least 1, got 0'),
+    ('task.shown_score', 30.0, 'config.task.shown_score must be between 0 and 1, got 30.0'),
     ('model', {'name': 'swiftformer_xs'}, "as in 'crossformer_small+retinanet'"),
   ],
 )
