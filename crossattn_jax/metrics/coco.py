@@ -88,12 +88,12 @@ def evaluate(
     categories,
     np.asarray(truths.image, np.int64),
     np.asarray(truths.label, np.int64),
-    _to_xywh(truths.box),
+    to_xywh(truths.box),
     area=truths.area,
     iscrowd=truths.crowd,
     segmentation=list(truths.rle) if masks else None,
   )
-  columns = (detections.image[:, None], _to_xywh(detections.box))
+  columns = (detections.image[:, None], to_xywh(detections.box))
   columns += (detections.score[:, None], detections.label[:, None])
   found = expected.load_res(
     np.concatenate(columns, axis=-1, dtype=np.float64),
@@ -117,7 +117,7 @@ def evaluate(
   return {name: float(np.mean(values)) for name, values in defined.items() if values.size}
 
 
-def _to_xywh(boxes: np.ndarray) -> np.ndarray:
+def to_xywh(boxes: np.ndarray) -> np.ndarray:
   """Corners `[n, 4]` as COCO has boxes: corner, width, height."""
   low, high = np.split(np.asarray(boxes, np.float64), 2, axis=-1)
   return np.concatenate([low, high - low], axis=-1)

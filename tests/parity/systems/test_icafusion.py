@@ -41,3 +41,22 @@ def test_complete_iou_honours_eps(vary, compute):
   manifest = vary('icafusion/op_ciou', {'eps': 0.5})
   outputs, _ = compute(manifest, pred_xywh=boxes, target_xywh=boxes)
   np.testing.assert_allclose(outputs['ciou'], [8 / (10 + 10 - 8 + 0.5)])
+
+
+def test_average_precision_honours_its_thresholds(vary, compute):
+  with np.load(REFERENCE / 'metric_average_precision.npz') as file:
+    arrays = dict(file)
+  inputs = {name.removeprefix('input/'): arrays[name] for name in arrays if 'input/' in name}
+  manifest = vary('icafusion/metric_average_precision', {'iou_thresholds': '0.5:0.05:0.8'})
+  outputs, _ = compute(manifest, **inputs)
+  np.testing.assert_allclose(outputs['ap'], arrays['out/ap'][:, :7])
+
+
+def test_miss_rates_honour_the_number_of_images(vary, compute):
+  with np.load(REFERENCE / 'metric_kaist_miss_rate.npz') as arrays:
+    inputs = {name: arrays[f'input/{name}'] for name in ('gt', 'det')}
+  case = 'icafusion/metric_kaist_miss_rate'
+  outputs, _ = compute(vary(case), **inputs)
+  more, _ = compute(vary(case, {'images': 280, 'day_images': 280}), **inputs)
+  np.testing.assert_allclose(more['fppi_curve_all'], outputs['fppi_curve_all'] / 2)
+  np.testing.assert_array_equal(more['mr_day'], more['mr_all'])
