@@ -292,6 +292,7 @@ class MaskRCNN(Detector):
       max_per_level=self.candidates if truths is None else self.training_candidates,
       max_boxes=self.max_proposals,
       iou_threshold=self.proposal_iou_threshold,
+      is_candidate=grid.valid(image_size),
     )
     if truths is None:
       outputs |= {'proposals': regions, 'proposal_scores': scores}

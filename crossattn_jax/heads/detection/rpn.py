@@ -65,6 +65,7 @@ def propose(
   iou_threshold: float = 0.7,
   min_size: float = 0.0,
   stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+  is_candidate: jax.Array | bool = True,
 ) -> Boxes:
   """The best boxes of a region proposal head: what a detector's second stage looks at.
 
@@ -78,17 +79,22 @@ def propose(
     iou_threshold: boxes of a level that overlap a better one of it by more leave.
     min_size: boxes must be wider and higher, in pixels.
     stds: of the encoding of boxes.
+    is_candidate: `[batch, anchors]`, False for anchors that make no proposals: those of cells in
+      the padding (`grid.valid`), which no loss has seen.
 
   Returns:
     Boxes `[batch, max_boxes, 4]`, best first, 0 where there are fewer; their scores
     `[batch, max_boxes]`, probabilities, -1 where there are fewer. Without gradient.
   """
 
-  def of_image(objectness: jax.Array, deltas: jax.Array, size: jax.Array) -> Boxes:
+  def of_image(
+    objectness: jax.Array, deltas: jax.Array, size: jax.Array, is_candidate: jax.Array
+  ) -> Boxes:
     corners = grid.corners(deltas.dtype)
+    probabilities = jnp.where(is_candidate, nn.sigmoid(objectness), -jnp.inf)
     levels = []
     for level, rows in enumerate(grid.levels):
-      scores = nn.sigmoid(objectness[rows])
+      scores = probabilities[rows]
       best, chosen = lax.top_k(scores, min(max_per_level, len(scores)))
       boxes = encoding.decode(
         corners[rows][chosen],
@@ -111,4 +117,5 @@ def propose(
     return jnp.where(found[:, None], boxes[kept], 0), jnp.where(found, scores[kept], -1)
 
   objectness, deltas = lax.stop_gradient((outputs['objectness'], outputs['anchor_deltas']))
-  return parallel.map_batch(of_image, objectness, deltas, jnp.asarray(image_size))
+  is_candidate = jnp.broadcast_to(is_candidate, objectness.shape)
+  return parallel.map_batch(of_image, objectness, deltas, jnp.asarray(image_size), is_candidate)

@@ -12,24 +12,27 @@ SIZES = np.array([[32, 48], [18, 25]])
 def test_proposals_are_those_of_the_definition_and_have_no_gradient(grid, greedy):
   rng = np.random.RandomState(0)
   objectness = rng.standard_normal((2, sum(grid.counts))).astype(np.float32)
+  candidates = rng.uniform(size=objectness.shape) < 0.7
   deltas = 0.4 * rng.standard_normal((2, sum(grid.counts), 4)).astype(np.float32)
 
   @jax.jit
   def propose(objectness, deltas):
     outputs = {'objectness': objectness, 'anchor_deltas': deltas}
     options = {'max_per_level': 30, 'max_boxes': 25, 'iou_threshold': 0.5, 'min_size': 4.0}
+    options['is_candidate'] = candidates
     decoded = encoding.decode(grid.corners(), deltas, image_size=SIZES[:, None])
     total = lambda outputs: sum(x.sum() for x in rpn.propose(outputs, grid, SIZES, **options))
     return rpn.propose(outputs, grid, SIZES, **options), decoded, jax.grad(total)(outputs)
 
   (boxes, scores), decoded, gradient = jax.device_get(propose(objectness, deltas))
   for i in range(2):
-    candidates = []
+    proposals = []
     for level, rows in enumerate(grid.levels):
-      best = sorted(range(rows.start, rows.stop), key=lambda a: -objectness[i, a])[:30]
+      seen = rows.start + np.flatnonzero(candidates[i, rows])
+      best = sorted(seen, key=lambda a: -objectness[i, a])[:30]
       large = [a for a in best if (decoded[i, a, 2:] - decoded[i, a, :2] > 4).all()]
-      candidates += [(objectness[i, a], level, decoded[i, a]) for a in large]
-    expected = greedy(candidates, 0.5)[:25]
+      proposals += [(objectness[i, a], level, decoded[i, a]) for a in large]
+    expected = greedy(proposals, 0.5)[:25]
     n = len(expected)
     assert n > 5
     kept = np.array([box for _, _, box in expected])
