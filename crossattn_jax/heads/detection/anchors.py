@@ -33,7 +33,8 @@ class Anchors:
     if not all(values and min(values) > 0 for values in (self.scales, self.ratios)):
       raise ValueError(
         f'anchors have the scales {self.scales} and the ratios {self.ratios}; expected at least '
-        'one of each, above 0: see anchor_scale, scales_per_octave and anchor_ratios of the model'
+        'one of each, above 0: see anchor_scale or anchor_scales, scales_per_octave, anchor_ratios '
+        'of the model'
       )
 
   @property
