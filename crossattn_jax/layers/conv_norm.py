@@ -7,19 +7,23 @@ import jax
 
 from crossattn_jax.layers import batch_norm, initializers, module
 
+Activation = Callable[[jax.Array], jax.Array]
+
 
 class ConvNorm(module.Module):
-  """A convolution as wide as its dilated kernel, a batch norm and an activation.
+  """A convolution padded by half of its dilated kernel, a batch norm and an activation.
 
   Attributes:
     channels: of the result.
-    side: of the kernel, odd.
+    side: of the kernel. An odd one leaves the size to the stride, an even one takes a pixel of it.
     stride: in both directions.
     dilation: distance of the kernel's taps.
     groups: of channels that see only each other.
     use_bias: of the convolution.
     activation: after the norm; None for none.
     absolute_scale: of the norm; see `BatchNorm`.
+    momentum: see there.
+    epsilon: see there.
     kernel_init: of the convolution; torch's default where None.
   """
 
@@ -29,14 +33,16 @@ class ConvNorm(module.Module):
   dilation: int = 1
   groups: int = 1
   use_bias: bool = False
-  activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+  activation: Activation | None = nn.relu
   absolute_scale: bool = False
+  momentum: float = 0.9
+  epsilon: float = 1e-5
   kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    margin = self.dilation * (self.side // 2)
+    margin = self.dilation * ((self.side - 1) // 2)
     init = initializers.torch_convolution(x.shape[-1] // self.groups * self.side**2)
     x = nn.Conv(
       self.channels,
@@ -51,7 +57,7 @@ class ConvNorm(module.Module):
       name='conv',
       **self.types,
     )(x)
-    x = batch_norm.BatchNorm(absolute_scale=self.absolute_scale, name='norm', **self.types)(
-      x, train
-    )
+    x = batch_norm.BatchNorm(
+      self.momentum, self.epsilon, self.absolute_scale, name='norm', **self.types
+    )(x, train)
     return x if self.activation is None else self.activation(x)

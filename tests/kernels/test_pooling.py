@@ -15,15 +15,19 @@ from crossattn_jax.kernels import pooling
     (3, ((1, 1), (1, 1))),
     (2, ((0, 0), (0, 0))),
     (2, ((0, 1), (0, 1))),
+    ((3, 1), ((0, 0), (0, 0))),
+    ((1, 2), ((1, 0), (0, 1))),
   ],
   ids=str,
 )
 def test_both_forms_of_the_maximum_and_their_gradients_are_the_same(size, side, margins):
   rng = np.random.RandomState(0)
+  side = (side, side) if isinstance(side, int) else side
+  stride = (2, 1)
   with jax.enable_x64(True):
     x = jnp.asarray(rng.standard_normal((2, *size, 3)))
-    out, vjp = jax.vjp(lambda x: pooling.shifted(x, side, 2, margins), x)
-    expected, expected_vjp = jax.vjp(lambda x: pooling.reference(x, side, 2, margins), x)
+    out, vjp = jax.vjp(lambda x: pooling.shifted(x, side, stride, margins), x)
+    expected, expected_vjp = jax.vjp(lambda x: pooling.reference(x, side, stride, margins), x)
     cotangent = jnp.asarray(rng.standard_normal(out.shape))
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_allclose(vjp(cotangent)[0], expected_vjp(cotangent)[0], atol=1e-14)

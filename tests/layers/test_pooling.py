@@ -43,3 +43,30 @@ def test_a_last_partial_window_counts_in_ceil_mode(length, ceil_mode, expected):
 def test_padding_is_never_the_maximum():
   x = jnp.full((1, 4, 4, 1), -5.0)
   assert (pooling.max_pool(x, 3, 2, padding=1, ceil_mode=True) == -5).all()
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 4), (4, 3), (7, 10)])
+def test_equal_windows_begin_a_stride_apart_and_end_with_the_map(size):
+  (side_y, step_y), (side_x, step_x) = (
+    pooling.equal_windows(*axis) for axis in zip((7, 10), size, strict=True)
+  )
+  assert (size[0] - 1) * step_y + side_y == 7
+  assert (size[1] - 1) * step_x + side_x == 10
+  windows = np.empty((2, *size, 3, side_y * side_x))
+  for i, j in np.ndindex(*size):
+    window = MAP[:, i * step_y : i * step_y + side_y, j * step_x : j * step_x + side_x]
+    windows[:, i, j] = np.moveaxis(window, -1, 1).reshape(2, 3, -1)
+  x = jnp.asarray(MAP, jnp.float32)
+  average = pooling.equal_window_average_pool(x, size)
+  np.testing.assert_allclose(average, windows.mean(-1), atol=1e-6)
+  maximum = pooling.equal_window_max_pool(x, size)
+  np.testing.assert_allclose(maximum, windows.max(-1), atol=1e-6)
+
+
+def test_windows_of_the_paper_s_grids():
+  # 544 x 672 pixels at stride 8 on 20 x 20 tokens, and 640 at stride 16 on 16.
+  assert pooling.equal_windows(68, 20) == (11, 3)
+  assert pooling.equal_windows(84, 20) == (8, 4)
+  assert pooling.equal_windows(40, 16) == (10, 2)
+  with pytest.raises(ValueError, match='3 pixels are too few for 4 windows'):
+    pooling.equal_windows(3, 4)

@@ -44,6 +44,25 @@ class DeepStem(nn.Module):
     return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
 
 
+class Stem(nn.Module):
+  """The paper's: one 7 x 7 convolution with stride 2, and a maximum pool.
+
+  Attributes:
+    width: of the convolution.
+    unit: builds a `ConvNorm`.
+  """
+
+  width: int
+  unit: Any
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[batch, height, width, bands]` to a quarter of height and width."""
+    x = self.unit(self.width, 7, stride=2, name='conv')(image, train)
+    x = pooling.max_pool(x, 3, 2, padding=1)
+    return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
+
+
 class Bottleneck(nn.Module):
   """1 x 1, 3 x 3 and 1 x 1 convolutions, added to the input (figure 5 right).
 

@@ -3,6 +3,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from crossattn_jax.conversion import mapping
+from crossattn_jax.conversion.systems import icafusion as rules
+from crossattn_jax.parity import adapters, arguments
+
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'icafusion'
 
 
@@ -60,3 +64,41 @@ def test_miss_rates_honour_the_number_of_images(vary, compute):
   more, _ = compute(vary(case, {'images': 280, 'day_images': 280}), **inputs)
   np.testing.assert_allclose(more['fppi_curve_all'], outputs['fppi_curve_all'] / 2)
   np.testing.assert_array_equal(more['mr_day'], more['mr_all'])
+
+
+def test_what_the_original_s_block_never_uses_is_kept_or_dropped(vary):
+  adapter = adapters.find_adapter(vary('icafusion/op_cross_block'))
+  unused = {e.torch_key for e in adapter.mapping.entries if e.collection == 'unused'}
+  assert len(unused) == 10
+  used = {'params': adapter.template['params']}
+  dropping = mapping.build_mapping(rules.block_rules(), used)
+  assert all(dropping.drops(key) for key in unused)
+  kept = {e.torch_key for e in adapter.mapping.entries if e.collection == 'params'}
+  assert {e.torch_key for e in dropping.entries} == kept
+
+
+@pytest.mark.extended
+def test_the_fusion_honours_grid_and_loops(vary, compute):
+  def fused(loops, rows):
+    constructor = {'loops': loops, 'vert_anchors': rows}
+    positions = {f'pos_emb_{m}': (1, 5 * rows, 32) for m in ('vis', 'ir')}
+    return compute(vary('icafusion/op_fusion_block_eval', constructor, state=positions))
+
+  once, taps = fused(1, 4)
+  again, _ = fused(2, 4)
+  assert not np.allclose(once['fused'], again['fused'])
+  assert taps['vis_coefficient'].shape == (2, 32, 4, 5)
+  assert fused(1, 3)[1]['vis_coefficient'].shape == (2, 32, 3, 5)
+
+
+def test_the_sum_honours_its_weight(vary, compute):
+  rgb, ir = np.ones((1, 4, 2, 2)), np.zeros((1, 4, 2, 2))
+  outputs, _ = compute(vary('icafusion/op_add_fusion', {'weight': 0.25}), rgb=rgb, ir=ir)
+  np.testing.assert_array_equal(outputs['fused'], 0.25 * rgb)
+
+
+def test_widths_that_are_not_the_inputs_are_refused(vary):
+  widths = {'op_cross_block': 'd_model', 'op_nin_fusion': 'c2', 'op_vgg_block': 'c1'}
+  for case, width in widths.items():
+    with pytest.raises(arguments.ArgumentError, match=f'{width} is 48'):
+      adapters.find_adapter(vary(f'icafusion/{case}', {width: 48}))
