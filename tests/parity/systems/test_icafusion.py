@@ -16,6 +16,15 @@ def prediction():
     return arrays['input/prediction'].astype(np.float64)
 
 
+def arrays_of(case):
+  """Inputs and outputs of a recorded case, by name."""
+  with np.load(REFERENCE / f'{case}.npz') as arrays:
+    return [
+      {name.removeprefix(kind): arrays[name] for name in arrays if name.startswith(kind)}
+      for kind in ('input/', 'out/')
+    ]
+
+
 def detections(outputs):
   """Those of the first image: rows of corners, confidence, class."""
   return outputs['det0'][: int(outputs['count'][0])]
@@ -48,17 +57,14 @@ def test_complete_iou_honours_eps(vary, compute):
 
 
 def test_average_precision_honours_its_thresholds(vary, compute):
-  with np.load(REFERENCE / 'metric_average_precision.npz') as file:
-    arrays = dict(file)
-  inputs = {name.removeprefix('input/'): arrays[name] for name in arrays if 'input/' in name}
+  inputs, recorded = arrays_of('metric_average_precision')
   manifest = vary('icafusion/metric_average_precision', {'iou_thresholds': '0.5:0.05:0.8'})
   outputs, _ = compute(manifest, **inputs)
-  np.testing.assert_allclose(outputs['ap'], arrays['out/ap'][:, :7])
+  np.testing.assert_allclose(outputs['ap'], recorded['ap'][:, :7])
 
 
 def test_miss_rates_honour_the_number_of_images(vary, compute):
-  with np.load(REFERENCE / 'metric_kaist_miss_rate.npz') as arrays:
-    inputs = {name: arrays[f'input/{name}'] for name in ('gt', 'det')}
+  inputs, _ = arrays_of('metric_kaist_miss_rate')
   case = 'icafusion/metric_kaist_miss_rate'
   outputs, _ = compute(vary(case), **inputs)
   more, _ = compute(vary(case, {'images': 280, 'day_images': 280}), **inputs)
@@ -102,3 +108,36 @@ def test_widths_that_are_not_the_inputs_are_refused(vary):
   for case, width in widths.items():
     with pytest.raises(arguments.ArgumentError, match=f'{width} is 48'):
       adapters.find_adapter(vary(f'icafusion/{case}', {width: 48}))
+
+
+def test_color_jitter_honours_its_gains(vary, compute):
+  inputs, _ = arrays_of('aug_hsv')
+  grey = np.repeat(inputs['img'][..., :1], 3, axis=-1)
+  manifest = vary('icafusion/aug_hsv', {'gains_minus_one': [0.3, 0.3, -0.5]})
+  outputs, _ = compute(manifest, img=grey)
+  np.testing.assert_array_equal(outputs['img'], grey // 2)
+
+
+def test_the_letterbox_honours_every_argument(vary, compute):
+  inputs, recorded = arrays_of('aug_letterbox')
+  case = 'icafusion/aug_letterbox'
+  outputs, _ = compute(vary(case, {'color': [1, 2, 3]}), **inputs)
+  np.testing.assert_array_equal(outputs['img'][0, 0], [1, 2, 3])
+  outputs, _ = compute(vary(case, {'new_shape': [80, 120], 'scaleup': True}), **inputs)
+  np.testing.assert_array_equal(outputs['ratio'], [2, 2])
+  np.testing.assert_array_equal(outputs['pad_wh'], [10, 0])
+  before = recorded['labels'][:, 1:] - np.tile(recorded['pad_wh'], 2)
+  np.testing.assert_allclose(outputs['labels'][:, 1:], 2 * before + [10, 0, 10, 0])
+
+
+def test_the_mosaic_honours_its_draws(vary, compute):
+  inputs, _ = arrays_of('aug_mosaic_pair')
+  # The first image alone is seen: it ends at the centre, from which the view goes up and left.
+  draws = [48, 48, 0, 0, 0, 1, 0, 0, 1, 1]
+  changes = {'uniform_draws': draws, 'extra_images': [0, 0, 0]}
+  outputs, _ = compute(vary('icafusion/aug_mosaic_pair', changes), **inputs)
+  height, width = vary('icafusion/aug_mosaic_pair')['constructor']['image_hw'][0]
+  for name in ('rgb', 'ir'):
+    np.testing.assert_array_equal(
+      outputs[name][48 - height :, 48 - width :], inputs[name][0, :height, :width]
+    )

@@ -1,0 +1,244 @@
+"""Augmentation of aligned pairs, such as RGB and thermal images: one geometry, colours apart.
+
+As YOLOv5 and ICAFusion train: mosaics of four images, one warp, borders of middle grey. A geometry
+is made once, of sizes and numbers that were drawn before; both images and the boxes go through it.
+Images are RGB, uint8 `[height, width, 3]`; boxes are corners in pixels, `[count, 4]`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+FILL = (114, 114, 114)
+
+
+@dataclasses.dataclass(frozen=True)
+class Letterbox:
+  """A whole image in the middle of a canvas.
+
+  Attributes:
+    size: (height, width) of the image.
+    canvas: (height, width) of the result.
+    enlarge: whether images smaller than the canvas grow.
+    fill: colour of the border.
+  """
+
+  size: tuple[int, int]
+  canvas: tuple[int, int]
+  enlarge: bool = True
+  fill: Sequence[int] = FILL
+
+  @property
+  def scale(self) -> float:
+    """Pixels of the canvas per pixel of the image."""
+    fits = min(out / side for out, side in zip(self.canvas, self.size, strict=True))
+    return fits if self.enlarge else min(fits, 1.0)
+
+  @property
+  def shown(self) -> tuple[int, int]:
+    """(height, width) of the image on the canvas."""
+    height, width = self.size
+    return round(height * self.scale), round(width * self.scale)
+
+  @property
+  def margin(self) -> tuple[float, float]:
+    """Height of the border above, width of that on the left; half pixels go to the other side."""
+    return tuple((out - side) / 2 for out, side in zip(self.canvas, self.shown, strict=True))
+
+  def image(self, image: np.ndarray) -> np.ndarray:
+    """The image on its canvas, interpolated linearly between the four nearest pixels."""
+    (height, width), (top, left) = self.shown, (round(side - 0.1) for side in self.margin)
+    canvas = np.full((*self.canvas, 3), self.fill, np.uint8)
+    scales = (self.size[0] / height, self.size[1] / width)
+    canvas[top : top + height, left : left + width] = _transformed(
+      image, (height, width), np.diag([scales[1], scales[0], 1.0]), self.fill
+    )
+    return canvas
+
+  def boxes(self, boxes: np.ndarray) -> np.ndarray:
+    """Boxes of the image as those on the canvas."""
+    return boxes * self.scale + np.tile(self.margin[::-1], 2)
+
+  def restored(self, boxes: np.ndarray) -> np.ndarray:
+    """Boxes on the canvas as those of the image, moved onto its border where they leave it."""
+    boxes = (boxes - np.tile(self.margin[::-1], 2)) / self.scale
+    return np.clip(boxes, 0, np.tile(self.size[::-1], 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mosaic:
+  """Four images around a point: top left, top right, bottom left, bottom right.
+
+  Attributes:
+    sizes: (height, width) of each.
+    center: (y, x) where their corners meet.
+    canvas: (height, width) of the result, which cuts off what leaves it.
+    fill: colour where no image is.
+  """
+
+  sizes: Sequence[tuple[int, int]]
+  center: tuple[int, int]
+  canvas: tuple[int, int]
+  fill: Sequence[int] = FILL
+
+  @property
+  def corners(self) -> list[tuple[int, int]]:
+    """(top, left) of each image on the canvas, negative where it is cut off."""
+    y, x = self.center
+    return [
+      (y - height * (index < 2), x - width * (index % 2 == 0))
+      for index, (height, width) in enumerate(self.sizes)
+    ]
+
+  def image(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """The four images on one canvas."""
+    canvas = np.full((*self.canvas, 3), self.fill, np.uint8)
+    for image, (top, left) in zip(images, self.corners, strict=True):
+      shown = image[max(-top, 0) :, max(-left, 0) :]
+      part = canvas[max(top, 0) :, max(left, 0) :][: shown.shape[0], : shown.shape[1]]
+      part[:] = shown[: part.shape[0], : part.shape[1]]
+    return canvas
+
+  def boxes(self, boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """The boxes of all four in one array, moved onto the canvas's border where they leave it."""
+    moved = [
+      of_image + np.array([left, top, left, top], of_image.dtype)
+      for of_image, (top, left) in zip(boxes, self.corners, strict=True)
+    ]
+    return np.clip(np.concatenate(moved), 0, np.tile(self.canvas[::-1], 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Warp:
+  """A canvas seen from elsewhere: perspective, then rotation and scale, shear, translation.
+
+  Attributes:
+    size: (height, width) of the canvas.
+    shown: (height, width) of the result.
+    perspective: of x and y, per pixel from the canvas's centre.
+    degrees: counterclockwise.
+    scale: pixels of the result per pixel of the canvas.
+    shear: of x and y, in degrees.
+    center: (x, y) in the result of the canvas's centre, as fractions of its sides.
+    fill: colour beyond the canvas.
+  """
+
+  size: tuple[int, int]
+  shown: tuple[int, int]
+  perspective: tuple[float, float] = (0.0, 0.0)
+  degrees: float = 0.0
+  scale: float = 1.0
+  shear: tuple[float, float] = (0.0, 0.0)
+  center: tuple[float, float] = (0.5, 0.5)
+  fill: Sequence[int] = FILL
+
+  @property
+  def matrix(self) -> np.ndarray:
+    """From homogeneous (x, y, 1) on the canvas to those in the result, `[3, 3]`."""
+    centered, perspective, sheared, moved = (np.eye(3) for _ in range(4))
+    centered[:2, 2] = -self.size[1] / 2, -self.size[0] / 2
+    perspective[2, :2] = self.perspective
+    turn = np.deg2rad(self.degrees)
+    cos, sin = self.scale * np.cos(turn), self.scale * np.sin(turn)
+    turned = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    sheared[0, 1], sheared[1, 0] = np.tan(np.deg2rad(self.shear))
+    moved[:2, 2] = self.center[0] * self.shown[1], self.center[1] * self.shown[0]
+    return moved @ sheared @ turned @ perspective @ centered
+
+  def image(self, image: np.ndarray) -> np.ndarray:
+    """The canvas in its new view, interpolated linearly between the four nearest pixels."""
+    # The matrix counts from the middle of the first pixel, Pillow from its corner.
+    shift = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    inverse = shift @ np.linalg.inv(self.matrix) @ np.linalg.inv(shift)
+    return _transformed(image, self.shown, inverse, self.fill)
+
+  def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes around the warped ones, and which of them still show enough of their objects.
+
+    Returns:
+      Corners `[count, 4]` moved onto the border, and booleans `[count]`: sides of more than two
+      pixels, of which neither is 20 times the other, and more than a tenth of the area.
+    """
+    corners = boxes[:, [[0, 1], [2, 3], [0, 3], [2, 1]]]
+    points = np.concatenate([corners, np.ones_like(corners[..., :1])], axis=-1) @ self.matrix.T
+    points = points[..., :2] / points[..., 2:]
+    warped = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=-1)
+    warped = np.clip(warped, 0, np.tile(self.shown[::-1], 2))
+    before = (boxes[:, 2:] - boxes[:, :2]) * self.scale
+    after = warped[:, 2:] - warped[:, :2]
+    large = (after > 2).all(axis=1) & (after.prod(axis=1) > 0.1 * before.prod(axis=1))
+    return warped, large & (after.max(axis=1) < 20 * after.min(axis=1))
+
+
+def _transformed(
+  image: np.ndarray, size: tuple[int, int], matrix: np.ndarray, fill: Sequence[int]
+) -> np.ndarray:
+  """Of an image, what a matrix `[3, 3]` assigns to each (x, y) of a result of (height, width)."""
+  if size == image.shape[:2] and np.array_equal(matrix, np.eye(3)):
+    return image
+  affine = np.array_equal(matrix[2], [0, 0, 1])
+  pixels = image
+  if not np.array_equal(matrix, np.diag(np.diag(matrix))):
+    # Without a rim, Pillow does not blend the outermost pixels with the colour beyond.
+    pixels = np.full((image.shape[0] + 2, image.shape[1] + 2, 3), fill, np.uint8)
+    pixels[1:-1, 1:-1] = image
+    matrix = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]]) @ matrix
+  shown = Image.fromarray(pixels).transform(
+    size[::-1],
+    Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE,
+    (matrix / matrix[2, 2]).ravel()[: 6 if affine else 8].tolist(),
+    Image.Resampling.BILINEAR,
+    fillcolor=tuple(fill),
+  )
+  return np.asarray(shown)
+
+
+def jitter_color(image: np.ndarray, gains: Sequence[float]) -> np.ndarray:
+  """Multiplies hue, saturation and value, by the 8-bit rules of OpenCV's HSV.
+
+  Of grey images only the value changes.
+
+  Args:
+    image: uint8 RGB.
+    gains: of hue, which wraps around, and of saturation and value, which saturate.
+  """
+  levels = np.arange(256)
+  hue, saturation, value = (
+    np.clip(table, 0, 255).astype(np.uint8)[channel]
+    for table, channel in zip(
+      (levels * gains[0] % 180, levels * gains[1], levels * gains[2]), _to_hsv(image), strict=True
+    )
+  )
+  return _from_hsv(hue, saturation, value)
+
+
+def _to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Hue in 0..179, saturation and value in 0..255: integers, in fixed point of 12 bits."""
+  red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
+  value = image.max(axis=-1).astype(np.int32)
+  spread = value - image.min(axis=-1)
+  levels = np.maximum(np.arange(256), 1)
+  saturation = spread * np.rint((255 << 12) / levels).astype(np.int32)[value]
+  hue = np.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+  hue = np.where(value == red, green - blue, hue)
+  hue = hue * np.rint((180 << 12) / (6 * levels)).astype(np.int32)[spread]
+  hue, saturation = (hue + 2048) >> 12, (saturation + 2048) >> 12
+  return hue + 180 * (hue < 0), saturation, value
+
+
+def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+  """RGB uint8 of HSV in OpenCV's ranges, in float32."""
+  sector, rest = np.divmod(hue.astype(np.float32) * np.float32(6 / 180), 1)
+  saturation, value = (x.astype(np.float32) * np.float32(1 / 255) for x in (saturation, value))
+  least = value * (1 - saturation)
+  falling = value * (1 - saturation * rest)
+  rising = value * (1 - saturation * (1 - rest))
+  sector = sector.astype(int) % 6
+  channels = [
+    np.choose(sector, [value, falling, least, least, rising, value]),
+    np.choose(sector, [rising, value, value, falling, least, least]),
+    np.choose(sector, [least, least, rising, value, value, falling]),
+  ]
+  return np.rint(np.stack(channels, axis=-1) * 255).astype(np.uint8)
