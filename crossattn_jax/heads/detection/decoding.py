@@ -48,8 +48,7 @@ def decode_retinanet(
 ) -> types.Detections:
   """The objects that RetinaNet found.
 
-  Anchors of cells beyond an image count no more than in training, so that an image has the objects
-  that it has alone.
+  Anchors of cells beyond an image do not count, as in training.
 
   Args:
     outputs: 'logits' `[batch, anchors, classes]` and 'deltas' `[batch, anchors, 4]`.
