@@ -55,11 +55,12 @@ def match(
   """
   right = np.zeros((len(detections.box), len(iou_thresholds)), bool)
   boxes, others = coco.to_xywh(detections.box), coco.to_xywh(truths.box)
-  order = np.argsort(-detections.score, kind='stable')
-  groups = np.stack([detections.image, detections.label], axis=1)[order]
-  for group in np.unique(groups, axis=0):
-    found = order[(groups == group).all(axis=1)]
-    there = np.flatnonzero((truths.image == group[0]) & (truths.label == group[1]))
+  groups = np.stack([detections.image, detections.label], axis=1)
+  order = np.lexsort((-detections.score, detections.label, detections.image))
+  starts = np.flatnonzero(np.diff(groups[order], axis=0).any(axis=1)) + 1
+  for found in np.split(order, starts) if order.size else ():
+    image, label = groups[found[0]]
+    there = np.flatnonzero((truths.image == image) & (truths.label == label))
     if not there.size:
       continue
     overlaps = np.asarray(rle_lib.iou(boxes[found], others[there], [False] * len(there)))
