@@ -1,10 +1,12 @@
 """What the recorded cases (tests/parity) do not show: options, small maps, errors."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax import models, parallel
 from crossattn_jax.layers import resize
 from crossattn_jax.models.icafusion import fusion
 
@@ -81,6 +83,49 @@ def test_tokens_grow_by_the_method_of_the_mode():
   np.testing.assert_array_equal(
     official.apply(variables, rgb, thermal), same.apply(variables, rgb, thermal)
   )
+
+
+class TwoStreams(nn.Module):
+  """Two backbones of any kind, fused at strides 8, 16 and 32."""
+
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, rgb, thermal, train=False):
+    fields = {'widths': (8, 16, 16, 16), 'depths': (1, 1, 1, 1), 'head_dim': 8, 'dtype': self.dtype}
+    streams = [
+      models.create_model('pyramid_tiny', num_classes=0, **fields).copy(name=name)(image, train)[1]
+      for name, image in (('rgb', rgb), ('thermal', thermal))
+    ]
+    return [
+      _fusion(loops=2, dtype=self.dtype, name=f'fusion_{s}')(
+        *(stream[f'stage_{s}'] for stream in streams), train
+      )
+      for s in (1, 2, 3)
+    ]
+
+
+@pytest.mark.slow
+def test_any_two_pyramids_are_fused_on_eight_devices_as_on_one():
+  maps = _maps(8, 64, 96, 3)
+  model = TwoStreams()
+  variables = jax.jit(model.init)(jax.random.key(0), *maps)
+
+  def loss(params, maps):
+    fused = model.apply({**variables, 'params': params}, *maps)
+    return sum(jnp.square(x).mean() for x in fused)
+
+  alone = jax.jit(jax.value_and_grad(loss))(variables['params'], maps)
+  mesh = parallel.create_mesh(data=4, tensor=2)
+  with jax.set_mesh(mesh):
+    split = jax.device_put(maps, parallel.batch_sharding(mesh))
+    together = jax.jit(jax.value_and_grad(loss))(variables['params'], split)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), alone, together)
+  low = TwoStreams(dtype=jnp.bfloat16).apply(variables, *maps)
+  assert [x.dtype for x in low] == [jnp.bfloat16] * 3
+  assert [x.shape for x in low] == [(8, 8, 12, 16), (8, 4, 6, 16), (8, 2, 3, 16)]
+  for x, expected in zip(low, model.apply(variables, *maps), strict=True):
+    np.testing.assert_allclose(x.astype(jnp.float32), expected, atol=0.1)
 
 
 def test_the_sum_is_the_mean_and_the_authors_on_request():
