@@ -41,7 +41,7 @@ _FREE = re.compile(
   r'num_(classes|channels)|(branch_)?image_sizes?|.*_rate|(param_)?dtype|remat|scan_blocks'
   r'|implementation|backbone|options|name|parent|distillation|auxiliary|frozen_norm'
   r'|freeze_text_encoder|unused_parameters|cross_zero_init|drop_convolutions|mask_(channels|convs)'
-  r'|training_candidates|sampled_regions|positive_fraction'
+  r'|training_candidates|sampled_regions|positive_fraction|low_quality'
 )
 # Modules of a line.
 _SHOWN = 3

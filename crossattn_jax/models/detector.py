@@ -228,6 +228,8 @@ class MaskRCNN(Detector):
     proposal_iou_threshold: a proposal leaves that overlaps a better one of its level by more.
     sampled_regions: of an image, on which the second stage trains.
     positive_fraction: the part of them that may have a truth.
+    low_quality: whether a truth takes the regions that overlap it best from another truth, as in
+      mmdetection's Mask R-CNN; its Faster R-CNN does without.
   """
 
   head_channels: int = 1024
@@ -243,6 +245,7 @@ class MaskRCNN(Detector):
   proposal_iou_threshold: float = 0.7
   sampled_regions: int = 512
   positive_fraction: float = 0.25
+  low_quality: bool = True
 
   def setup(self):
     """Both stages' heads, which several methods call."""
@@ -305,6 +308,7 @@ class MaskRCNN(Detector):
         truths,
         number=self.sampled_regions,
         positive_fraction=self.positive_fraction,
+        low_quality=self.low_quality,
       )
       outputs |= {'proposals': regions, 'assigned': assigned}
     outputs['class_logits'], outputs['box_deltas'] = self.region_head.boxes(levels[:4], regions)
@@ -367,4 +371,6 @@ class MaskRCNN(Detector):
 
 registry.register_head('retinanet', RetinaNet, strides=(4, 8, 16, 32))
 registry.register_head('mask_rcnn', MaskRCNN, strides=(4, 8, 16, 32))
-registry.register_head('faster_rcnn', MaskRCNN, strides=(4, 8, 16, 32), mask_channels=0)
+registry.register_head(
+  'faster_rcnn', MaskRCNN, strides=(4, 8, 16, 32), mask_channels=0, low_quality=False
+)

@@ -155,6 +155,7 @@ def test_without_a_mask_head_it_is_faster_rcnn():
   image, image_size, truths = batch_of(2)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   assert 'mask_head' not in variables['params']['region_head']
+  assert not model.low_quality
   _, (found, _) = jax.eval_shape(
     functools.partial(losses_of, model), variables, image, image_size, truths.replace(masks=None)
   )
