@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+# The build takes half a minute.
+pytestmark = pytest.mark.extended
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -40,7 +40,8 @@ def test_wrong_fields_and_images_are_named():
     models.create_model('resnet50_deep_stem').init(jax.random.key(0), jnp.zeros((1, 3, 64, 64)))
 
 
-@pytest.mark.parametrize('remat', [pytest.param(False, marks=pytest.mark.extended), True])
+@pytest.mark.extended
+@pytest.mark.parametrize('remat', [False, True])
 def test_a_loop_over_the_blocks_changes_no_result_statistic_or_gradient(remat):
   called = models.create_model(
     'resnet50_deep_stem',
