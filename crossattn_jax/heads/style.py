@@ -87,6 +87,7 @@ class Boxes:
 
 
 MMDETECTION = Boxes()
+YOLOV5 = Boxes(center_offset=0.5)
 
 
 def stage_maps(features: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:

@@ -89,3 +89,8 @@ RESNET_STAGE = [
   ),
   *conv_norm('layer.{j}.shortcut.0', 'layer.{j}.shortcut.1', 'block_{j}/shortcut'),
 ]
+# Of a `YoloHead`; anchors are arguments here, not buffers.
+YOLO_HEAD = [
+  *affine('m.{i}', 'level_{i}', 'conv'),
+  *(Rule(buffer, None) for buffer in ('anchors', 'anchor_grid')),
+]

@@ -58,7 +58,56 @@ class Anchors:
 
   def of_input(self, size: Sequence[int]) -> 'AnchorGrid':
     """The anchors of an input of `size` = (height, width), whose maps are rounded up."""
-    return AnchorGrid(self, tuple(tuple(-(-side // s) for side in size) for s in self.strides))
+    return AnchorGrid(self, _map_sizes(size, self.strides))
+
+
+@dataclasses.dataclass(frozen=True)
+class SizedAnchors:
+  """The anchors of a detector, their sizes given one by one.
+
+  Attributes:
+    strides: pixels of the input per cell of every level, finest first.
+    sizes: (width, height) in pixels of every anchor of a level, as many on each.
+    boxes: the conventions.
+    dtype: in which the anchors of a cell are computed.
+  """
+
+  strides: tuple[int, ...]
+  sizes: tuple[tuple[tuple[float, float], ...], ...]
+  boxes: style_lib.Boxes = style_lib.YOLOV5
+  dtype: type[np.floating] = np.float64
+
+  def __post_init__(self):
+    sizes = [size for level in self.sizes for size in level]
+    sides = [side for size in sizes for side in size]
+    as_many = {len(level) for level in self.sizes} == {len(sizes) / max(len(self.strides), 1)}
+    if not (as_many and len(sides) == 2 * len(sizes) and min(sides, default=0) > 0):
+      raise ValueError(
+        f'anchors have the sizes {self.sizes}; expected (width, height) above 0 of as many anchors '
+        f'on each of the {len(self.strides)} levels'
+      )
+
+  @property
+  def per_cell(self) -> int:
+    """Anchors of a cell."""
+    return len(self.sizes[0])
+
+  def cells(self) -> list[np.ndarray]:
+    """The anchors of the first cell of every level, `[per_cell, 4]` each."""
+    cells = []
+    for stride, sizes in zip(self.strides, self.sizes, strict=True):
+      half = np.asarray(sizes, self.dtype) / 2
+      center = self.boxes.center_offset * stride
+      cells.append(np.concatenate([center - half, center + half], axis=-1))
+    return cells
+
+  def of_input(self, size: Sequence[int]) -> 'AnchorGrid':
+    """The anchors of an input of `size` = (height, width), whose maps are rounded up."""
+    return AnchorGrid(self, _map_sizes(size, self.strides))
+
+
+def _map_sizes(size: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+  return tuple(tuple(-(-side // stride) for side in size) for stride in strides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +119,7 @@ class AnchorGrid:
     map_sizes: (height, width) of every level's map.
   """
 
-  anchors: Anchors
+  anchors: Anchors | SizedAnchors
   map_sizes: tuple[tuple[int, int], ...]
 
   @property

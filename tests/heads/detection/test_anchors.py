@@ -48,3 +48,19 @@ def test_anchors_come_in_the_type_that_is_asked_for(dtype):
 def test_anchors_have_scales_and_ratios_above_0(scales, ratios):
   with pytest.raises(ValueError, match='at least one of each, above 0: see anchor_scale'):
     anchors.Anchors((8,), scales, ratios)
+
+
+def test_anchors_of_given_sizes_stand_in_the_middle_of_their_cells():
+  spec = anchors.SizedAnchors((8, 16), (((4, 2), (6, 6)), ((20, 8), (30, 40))))
+  grid = spec.of_input((16, 32))
+  assert grid.counts == (2 * 4 * 2, 1 * 2 * 2)
+  corners = np.asarray(grid.corners(jnp.float32))
+  assert corners.dtype == np.float32
+  np.testing.assert_array_equal(corners[2], [12 - 2, 4 - 1, 12 + 2, 4 + 1])  # Row 0, column 1.
+  np.testing.assert_array_equal(corners[-1], [24 - 15, 8 - 20, 24 + 15, 8 + 20])
+
+
+@pytest.mark.parametrize('sizes', [(), ((), ()), (((4, 2),),), (((4, 2),), ()), (((4, 0),),) * 2])
+def test_anchors_of_given_sizes_are_as_many_on_every_level(sizes):
+  with pytest.raises(ValueError, match='as many anchors on each of the 2 levels'):
+    anchors.SizedAnchors((8, 16), sizes)

@@ -56,6 +56,47 @@ def test_complete_iou_honours_eps(vary, compute):
   np.testing.assert_allclose(outputs['ciou'], [8 / (10 + 10 - 8 + 0.5)])
 
 
+def test_the_head_honours_anchors_strides_and_classes(vary, compute):
+  before, _ = compute(vary('icafusion/op_detect'))
+  anchors = [[20, 26, 32, 60, 66, 46], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+  after, _ = compute(vary('icafusion/op_detect', {'anchors': anchors, 'strides': [8, 16, 64]}))
+  first, last = slice(0, 105), slice(141, 153)
+  np.testing.assert_allclose(
+    after['decoded'][:, first], before['decoded'][:, first] * [1, 1, 2, 2, 1, 1, 1, 1]
+  )
+  np.testing.assert_allclose(
+    after['decoded'][:, last], before['decoded'][:, last] * [2, 2, 1, 1, 1, 1, 1, 1]
+  )
+  with pytest.raises(arguments.ArgumentError, match=r'ch is \[8, 8, 8\]'):
+    adapters.find_adapter(vary('icafusion/op_detect', {'ch': [8, 8, 8]}))
+
+
+@pytest.mark.extended
+def test_the_loss_honours_every_argument(vary, compute):
+  case = 'icafusion/loss_nc3'
+  targets = arrays_of('loss_nc3')[0]['targets'][:3]
+  manifest = vary(case)
+
+  def losses(gains=(), **changes):
+    changed = vary(case, {**changes, 'gains': manifest['constructor']['gains'] | dict(gains)})
+    changed['shapes'] = {'out/items': [4]}
+    return compute(changed, targets=targets)[0]['items']
+
+  plain = losses()
+  np.testing.assert_allclose(losses({'box': 0.1, 'obj': 0.125, 'cls': 0.0375}), 2 * plain)
+  levels = [losses(balance=list(row)) for row in np.eye(3)]
+  np.testing.assert_allclose(4 * levels[0][1] + levels[1][1] + 0.4 * levels[2][1], plain[1])
+  for gains, changed in [
+    ({'anchor_t': 2.0}, [0, 1, 2]),
+    ({'cls_pw': 2.0}, [2]),
+    ({'obj_pw': 2.0}, [1]),
+    ({'label_smoothing': 0.2}, [2]),
+    ({'fl_gamma': 1.0}, [1, 2]),
+  ]:
+    assert np.flatnonzero(losses(gains) != plain).tolist() == changed
+  assert np.flatnonzero(losses(gr=0.5) != plain).tolist() == [1]
+
+
 def test_average_precision_honours_its_thresholds(vary, compute):
   inputs, recorded = arrays_of('metric_average_precision')
   manifest = vary('icafusion/metric_average_precision', {'iou_thresholds': '0.5:0.05:0.8'})
