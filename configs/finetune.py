@@ -28,6 +28,8 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
     ValueError: there is no such model, or it is of another kind.
   """
   module = models.create_model(model)
+  if hasattr(module, 'detect') and '+' not in model:
+    raise ValueError(f'{model!r} finds objects in pairs of images, which no task trains yet')
   if hasattr(module, 'detect'):
     config = _detection(model)
   elif hasattr(module, 'style'):

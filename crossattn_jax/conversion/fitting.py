@@ -30,6 +30,8 @@ CHANGED_BY_FITTING = ('num_classes', 'num_channels', 'image_size')
 _CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(kernel|bias)')
 # The layer that ends in four offsets of a box for each class.
 _BOXES_OF_CLASSES = re.compile(r'params/(.*/)?box_head/regressor/(kernel|bias)')
+# The layers that end in box, objectness and classes of every anchor.
+_ANCHORS = re.compile(r'params/head/level_\d+/(kernel|bias)')
 # Modules at the end of a network, which one use of it has and another has not.
 _END = re.compile(
   r'\w+/((backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?|region_head/mask_head)/'
@@ -261,7 +263,7 @@ def _match_classes(
   other = [name for name in class_names if name not in names]
   named = len(names) == len(class_names) == here and tuple(names) != tuple(class_names)
   for path in [path for path in wanted if path in saved]:
-    if not (_CLASSIFIER.fullmatch(path) or _BOXES_OF_CLASSES.fullmatch(path)):
+    if not any(x.fullmatch(path) for x in (_CLASSIFIER, _BOXES_OF_CLASSES, _ANCHORS)):
       continue
     axis = -2 if _BOXES_OF_CLASSES.fullmatch(path) else -1
     shapes = [list(arrays[path].shape) for arrays in (saved, wanted)]
@@ -275,21 +277,23 @@ def _match_classes(
       why = f'other classes here: {", ".join(other[:_SHOWN])}{more}'
     else:
       order = [names.index(name) for name in class_names]
-      saved[path] = _in_order(saved[path], axis, order)
+      others = 5 if _ANCHORS.fullmatch(path) else 0
+      saved[path] = _in_order(saved[path], axis, order, others)
       note(path, 'reordered, the same classes in another order')
       continue
     del saved[path]
     note(path, f'fresh, {why}')
 
 
-def _in_order(array: np.ndarray, axis: int, order: Sequence[int]) -> np.ndarray:
+def _in_order(array: np.ndarray, axis: int, order: Sequence[int], others: int = 0) -> np.ndarray:
   """Puts the classes along an axis into another order.
 
-  There they stand once, or once for each anchor; what follows them stays, as a background does.
+  There they stand once, or once for each anchor, behind `others` that stay; what follows them
+  stays too, as a background does.
   """
-  index = np.arange(array.shape[axis])
-  classes = index[: len(index) // len(order) * len(order)].reshape(-1, len(order))
-  index[: classes.size] = classes[:, order].ravel()
+  index, step = np.arange(array.shape[axis]), others + len(order)
+  rows = index[: len(index) // step * step].reshape(-1, step)
+  rows[:, others:] = rows[:, others:][:, order]
   return np.take(array, index, axis)
 
 

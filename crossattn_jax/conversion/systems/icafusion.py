@@ -1,7 +1,21 @@
 """ICAFusion beside its PyTorch original: chanchanchan97/ICAFusion."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_first, channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm, conv_norm, norm
+from crossattn_jax.heads.detection import anchors as anchors_lib
+from crossattn_jax.heads.detection import yolo
+from crossattn_jax.models import icafusion
+
+Arrays = dict[str, jax.Array]
 
 # The original's names of the modalities.
 _MODALITIES = {'vis': 'rgb', 'ir': 'thermal'}
@@ -94,3 +108,142 @@ YOLO_HEAD = [
   *affine('m.{i}', 'level_{i}', 'conv'),
   *(Rule(buffer, None) for buffer in ('anchors', 'anchor_grid')),
 ]
+
+# Of the streams, the neck and the head, in the original's order: where a layer's counterpart is,
+# and its rules. None has no parameters.
+_Layers = list[tuple[str, list[Rule]] | None]
+_STREAMS: dict[str, _Layers] = {
+  'csp_darknet': [
+    ('stem', CONV_UNIT),
+    *(
+      layer for s in range(4) for layer in ((f'reduce_{s}', CONV_UNIT), (f'stage_{s}', CROSS_STAGE))
+    ),
+    ('pooled', SPATIAL_PYRAMID_POOLING),
+  ],
+  'resnet': [('stem', RESNET_STEM), *((f'stage_{s}', RESNET_STAGE) for s in range(4))],
+  'vgg': [(f'block_{s}', VGG_BLOCK) for s in range(5)],
+}
+_NECK_AND_HEAD: _Layers = [
+  ('neck/reduce_0', CONV_UNIT),
+  None,
+  None,
+  ('neck/up_0', CROSS_STAGE),
+  ('neck/reduce_1', CONV_UNIT),
+  None,
+  None,
+  ('neck/up_1', CROSS_STAGE),
+  ('neck/shrink_0', CONV_UNIT),
+  None,
+  ('neck/down_0', CROSS_STAGE),
+  ('neck/shrink_1', CONV_UNIT),
+  None,
+  ('neck/down_1', CROSS_STAGE),
+  ('head', YOLO_HEAD),
+]
+
+
+def _layers(module: icafusion.ICAFusion) -> _Layers:
+  """The layers of a whole model, by the original's numbers."""
+  layers = [
+    (f'stream_{modality}/{path}', rules)
+    for modality in _MODALITIES.values()
+    for path, rules in _STREAMS[module.stream]
+  ]
+  fusion = {
+    'transformer': transformer_fusion_rules(module.unused_parameters),
+    'nin': CONVOLUTION_FUSION,
+  }.get(module.fusion, [])
+  return [*layers, *((f'fusion_{level}', fusion) for level in (3, 4, 5)), *_NECK_AND_HEAD]
+
+
+def model_rules(module: icafusion.ICAFusion) -> list[Rule]:
+  """The rules of a whole model; what it never uses is kept where it holds it."""
+  rules = []
+  for i, layer in enumerate(_layers(module)):
+    if layer is not None:
+      rules += prefixed(layer[1], f'model.{i}.', f'{layer[0]}/')
+  return rules
+
+
+def model_taps(module: icafusion.ICAFusion) -> dict[str, correspondence.TapLike | None]:
+  """The taps of a whole model: what its layers return, but the head."""
+  layers = _layers(module)[:-1]
+  return {
+    f'model.{i}': (layer[0], channels_first) for i, layer in enumerate(layers) if layer is not None
+  }
+
+
+def original_maps(grid: anchors_lib.AnchorGrid, rows: jax.Array) -> list[jax.Array]:
+  """Rows `[batch, anchors, n]` as maps of the levels, `[batch, per_cell, height, width, n]`."""
+  batch, _, channels = rows.shape
+  return [
+    jnp.moveaxis(rows[:, level].reshape(batch, *size, grid.anchors.per_cell, channels), 3, 1)
+    for level, size in zip(grid.levels, grid.map_sizes, strict=True)
+  ]
+
+
+def original_outputs(
+  outputs: Mapping[str, jax.Array], grid: anchors_lib.AnchorGrid, names: Sequence[str]
+) -> Arrays:
+  """What the original returns, of the outputs of a `YoloHead`.
+
+  Args:
+    outputs: of the head.
+    grid: the anchors.
+    names: of the levels.
+
+  Returns:
+    'decoded' and 'class_logits', every level's anchors of a kind one after another, and 'raw_NAME'
+    of the levels.
+  """
+  raw = [outputs['box_logits'], outputs['objectness'][..., None], outputs['logits']]
+  decoded = yolo.decode_boxes(outputs['box_logits'], grid)
+  decoded = jnp.concatenate([decoded, *map(nn.sigmoid, raw[1:])], axis=-1)
+
+  def in_a_row(rows: jax.Array) -> jax.Array:
+    maps = original_maps(grid, rows)
+    return jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1)
+
+  maps = original_maps(grid, jnp.concatenate(raw, axis=-1))
+  return {
+    'decoded': in_a_row(decoded),
+    'class_logits': in_a_row(outputs['logits']),
+    **{f'raw_{name}': x for name, x in zip(names, maps, strict=True)},
+  }
+
+
+def told_fields(module: icafusion.ICAFusion, shapes: correspondence.Shapes) -> Mapping[str, Any]:
+  """The fields of a model that the shapes of a state dict tell, by their keys."""
+  first, last = 2 * len(_STREAMS[module.stream]), len(_layers(module)) - 1
+  fields: dict[str, Any] = {}
+  if f'model.{first}.pos_emb_vis' in shapes:
+    blocks = f'model.{first}.crosstransformer.'
+    depth = {key.removeprefix(blocks).split('.')[0] for key in shapes if key.startswith(blocks)}
+    fields |= {'fusion': 'transformer', 'fusion_depth': len(depth)}
+  elif f'model.{first}.conv.weight' in shapes:
+    fields['fusion'] = 'nin'
+  elif module.fusion not in ('add', 'add_official'):
+    fields['fusion'] = 'add_official'
+  if (head := f'model.{last}.m.0.bias') in shapes:
+    fields['num_classes'] = shapes[head][0] // module.anchors().per_cell - 5
+  return fields
+
+
+@correspondence.register_models('icafusion', 'icafusion_*')
+def describe(module: icafusion.ICAFusion) -> correspondence.Correspondence:
+  """Says how a registered ICAFusion corresponds to the official model."""
+  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    rgb, thermal = channels_last(inputs['rgb']), channels_last(inputs['ir'])
+    outputs, _ = model(rgb, thermal)
+    grid = model.anchors().of_input(rgb.shape[1:3])
+    return original_outputs(outputs, grid, ('p3', 'p4', 'p5'))
+
+  return correspondence.Correspondence(
+    rules=model_rules(module),
+    call=call,
+    inputs={'rgb': image, 'ir': image},
+    taps=model_taps(module),
+    fields=lambda shapes: told_fields(module, shapes),
+  )

@@ -3,6 +3,7 @@
 Source: Shen et al. 2024 (Pattern Recognition 145, arXiv 2308.07504).
 """
 
-from crossattn_jax.models.icafusion import fusion
+from crossattn_jax.models.icafusion import fusion, neck, streams
+from crossattn_jax.models.icafusion.model import ICAFusion
 
-__all__ = ['fusion']
+__all__ = ['ICAFusion', 'fusion', 'neck', 'streams']

@@ -182,3 +182,33 @@ def test_the_mosaic_honours_its_draws(vary, compute):
     np.testing.assert_array_equal(
       outputs[name][48 - height :, 48 - width :], inputs[name][0, :height, :width]
     )
+
+
+def test_models_honour_their_table_and_refuse_other_graphs(vary):
+  case = 'icafusion/yolov5n_ninfusion_flir_eval'
+  mini = vary('icafusion/mini_transfusion_eval')['constructor']['config']
+  adapters.find_adapter(vary(case))
+  with pytest.raises(mapping.MappingError, match=r'misshapen: model\.0\.conv\.weight'):
+    adapters.find_adapter(vary(case, {'config': mini}))
+  for changes, message in [
+    ({'config': 'yolov5x_NiNfusion_FLIR'}, 'yolov5x_NiNfusion_FLIR'),
+    ({'fusion': 'gated'}, "fusion is 'gated'; known are transformer, nin, add"),
+    ({'config': {**mini, 'head': [*mini['head'][:-1], []]}}, r'config\.head is'),
+    ({'config': {**mini, 'backbone': mini['backbone'][1:]}}, r'config\.backbone is'),
+  ]:
+    with pytest.raises(arguments.ArgumentError, match=message):
+      adapters.find_adapter(vary(case, changes))
+
+
+@pytest.mark.extended
+def test_models_honour_anchors_in_either_order(vary, compute):
+  def boxes(anchors):
+    manifest = vary('icafusion/mini_transfusion_eval')
+    manifest['constructor']['config']['anchors'] = anchors
+    return compute(manifest)[0]['decoded'][..., :4]
+
+  anchors = vary('icafusion/mini_transfusion_eval')['constructor']['config']['anchors']
+  before = boxes(anchors)
+  np.testing.assert_array_equal(boxes(anchors[::-1]), before)
+  doubled = boxes([[2 * side for side in level] for level in anchors])
+  np.testing.assert_allclose(doubled, before * [1, 1, 2, 2])

@@ -1,6 +1,6 @@
 """Cases of what ICAFusion takes from YOLOv5: boxes, head, losses, suppression."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -59,23 +59,18 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
 _GAINS = {'box': 'box', 'objectness': 'obj', 'class': 'cls'}
 
 
+def anchor_sizes(c: arguments.Arguments) -> tuple[tuple[tuple[float, float], ...], ...]:
+  """Widths and heights of a case's anchors, which it has in a row per level."""
+  return tuple(tuple(zip(x[::2], x[1::2], strict=True)) for x in c['anchors'])
+
+
 def _anchors(c: arguments.Arguments) -> anchors_lib.SizedAnchors:
-  sizes = tuple(tuple(zip(x[::2], x[1::2], strict=True)) for x in c['anchors'])
-  return anchors_lib.SizedAnchors(tuple(map(int, c['strides'])), sizes)
+  return anchors_lib.SizedAnchors(tuple(map(int, c['strides'])), anchor_sizes(c))
 
 
 def _levels(inputs: Arrays) -> list[str]:
   """The names of the levels, finest first."""
   return sorted(name for name in inputs if name[0] == 'p' and name[1:].isdigit())
-
-
-def _original_order(grid: anchors_lib.AnchorGrid, rows: jax.Array) -> list[jax.Array]:
-  """Rows `[batch, anchors, n]` as maps of the levels, `[batch, per_cell, height, width, n]`."""
-  batch, _, channels = rows.shape
-  return [
-    jnp.moveaxis(rows[:, level].reshape(batch, *size, grid.anchors.per_cell, channels), 3, 1)
-    for level, size in zip(grid.levels, grid.map_sizes, strict=True)
-  ]
 
 
 @adapters.register_adapter('icafusion', 'detect')
@@ -87,21 +82,7 @@ def _detect(manifest: Manifest) -> adapters.Adapter:
   def call(head: nn.Module, inputs: Arrays) -> Arrays:
     maps = [channels_last(inputs[name]) for name in names]
     grid = anchors_lib.AnchorGrid(anchors, tuple(x.shape[1:3] for x in maps))
-    outputs = head(maps)
-    raw = [outputs['box_logits'], outputs['objectness'][..., None], outputs['logits']]
-    decoded = yolo.decode_boxes(outputs['box_logits'], grid)
-    decoded = jnp.concatenate([decoded, *map(nn.sigmoid, raw[1:])], axis=-1)
-
-    def in_a_row(rows: jax.Array) -> jax.Array:
-      maps = _original_order(grid, rows)
-      return jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1)
-
-    raw_maps = _original_order(grid, jnp.concatenate(raw, axis=-1))
-    return {
-      'decoded': in_a_row(decoded),
-      'class_logits': in_a_row(outputs['logits']),
-      **{f'raw_{name}': x for name, x in zip(names, raw_maps, strict=True)},
-    }
+    return rules.original_outputs(head(maps), grid, names)
 
   module = yolo.YoloHead(c['nc'], anchors.per_cell)
   return adapters.module_adapter(manifest, module, rules=rules.YOLO_HEAD, call=call)
@@ -110,18 +91,9 @@ def _detect(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('icafusion', 'DetectionLoss')
 def _loss(manifest: Manifest) -> adapters.Adapter:
   c, names = manifest['constructor'], _levels(manifest['inputs'])
-  anchors, gains = _anchors(c), c['gains']
+  anchors = _anchors(c)
   c.ignore('nc', only=(manifest['inputs'][names[0]]['shape'][-1] - 5,))
-  max_ratio = gains['anchor_t']
-  options = {
-    'gains': {f'{name}_loss': gains[key] for name, key in _GAINS.items()},
-    'balance': c['balance'][: len(names)],
-    'iou_share': c['gr'],
-    'label_smoothing': gains['label_smoothing'],
-    'gamma': gains['fl_gamma'],
-    'objectness_weight': gains['obj_pw'],
-    'class_weight': gains['cls_pw'],
-  }
+  losses = losses_of(manifest)
 
   def run(targets: jax.Array, **maps: jax.Array) -> Arrays:
     maps = [maps[name] for name in names]
@@ -129,8 +101,38 @@ def _loss(manifest: Manifest) -> adapters.Adapter:
     rows = jnp.concatenate(
       [jnp.moveaxis(x, 1, 3).reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1
     )
+    outputs = {
+      'box_logits': rows[..., :4],
+      'objectness': rows[..., 4],
+      'logits': rows[..., 5:],
+    }
+    return losses(outputs, targets, grid)
+
+  return adapters.function_adapter(run, without_gradient=['items'], jit=True)
+
+
+def losses_of(
+  manifest: Manifest,
+) -> Callable[[Mapping[str, jax.Array], jax.Array, anchors_lib.AnchorGrid], Arrays]:
+  """(outputs of the head, targets, anchors) -> the losses, and the assignment where recorded."""
+  c = manifest['constructor']
+  gains, balance = c['gains'], c['balance']
+  max_ratio = gains['anchor_t']
+  options = {
+    'gains': {f'{name}_loss': gains[key] for name, key in _GAINS.items()},
+    'iou_share': c['gr'],
+    'label_smoothing': gains['label_smoothing'],
+    'gamma': gains['fl_gamma'],
+    'objectness_weight': gains['obj_pw'],
+    'class_weight': gains['cls_pw'],
+  }
+
+  def run(
+    outputs: Mapping[str, jax.Array], targets: jax.Array, grid: anchors_lib.AnchorGrid
+  ) -> Arrays:
+    objectness, anchors = outputs['objectness'], grid.anchors
     # Every image has room for all objects, so that they keep their order.
-    own = targets[:, 0] == jnp.arange(len(rows))[:, None]
+    own = targets[:, 0] == jnp.arange(len(objectness))[:, None]
     labels = jnp.where(own, targets[:, 1], -1).astype(jnp.int32)
     positives = []
     for sizes, stride, (height, width) in zip(
@@ -139,22 +141,20 @@ def _loss(manifest: Manifest) -> adapters.Adapter:
       size, level = (stride * height, stride * width), anchors_lib.SizedAnchors((stride,), (sizes,))
       centers = jnp.broadcast_to(boxes.denormalize(targets[:, 2:], size), (*own.shape, 4))
       positives += yolo_losses.assign_centers(centers, labels, level.of_input(size), max_ratio)
-    outputs = {
-      'box_logits': rows[..., :4],
-      'objectness': rows[..., 4],
-      'logits': rows[..., 5:],
-    }
-    losses = yolo_losses.yolo_losses(outputs, positives, grid, **options)
-    items = jnp.stack([losses[f'{name}_loss'] for name in _GAINS] + [jnp.zeros_like(rows[0, 0, 0])])
-    results = {'loss': len(rows) * items.sum(keepdims=True), 'items': items}
+    losses = yolo_losses.yolo_losses(
+      outputs, positives, grid, balance=balance[: len(anchors.strides)], **options
+    )
+    items = [losses[f'{name}_loss'] for name in _GAINS]
+    items = jnp.stack([*items, jnp.zeros_like(items[0])])
+    results = {'loss': len(objectness) * items.sum(keepdims=True), 'items': items}
     for index, level in enumerate(positives):
       name = f'assign{index}_b_a_gj_gi_cls'
       if f'out/{name}' in manifest['shapes']:
         size = manifest['shapes'][f'out/{name}'][0]
-        results[name], results[f'assign{index}_tbox'] = _in_order(level, size, rows.dtype)
+        results[name], results[f'assign{index}_tbox'] = _in_order(level, size, objectness.dtype)
     return results
 
-  return adapters.function_adapter(run, without_gradient=['items'], jit=True)
+  return run
 
 
 def _in_order(
