@@ -122,6 +122,18 @@ def test_classes_are_those_of_the_same_names(crossvit, class_names, told):
     np.testing.assert_array_equal(fitted.arrays['params/head_1/kernel'], kernel[:, order])
 
 
+@pytest.mark.extended
+def test_classes_of_an_anchor_stand_behind_its_box_and_objectness():
+  fields = {'widths': (8,) * 5, 'depths': (1,) * 4, 'neck_widths': (8,) * 8, 'neck_depth': 1}
+  fields |= {'fusion': 'add', 'image_size': (64, 64)}
+  weights = saved('icafusion_n', fields, 'abc')
+  module = registry.create_model('icafusion_n', **fields)
+  fitted = fitting.fit(weights, 'icafusion_n', module, weights.variables, class_names=tuple('cab'))
+  kernel = weights.variables['params']['head']['level_1']['kernel'].reshape(8, 3, 8)
+  expected = kernel[..., [0, 1, 2, 3, 4, 7, 5, 6]].reshape(1, 1, 8, 24)
+  np.testing.assert_array_equal(fitted.arrays['params/head/level_1/kernel'], expected)
+
+
 DETECTOR = {'pyramid_channels': 8, 'head_channels': 8}
 MASKS = {'mask_channels': 8, 'mask_convs': 1}
 # Of layers that end in classes: how its last axis is to be seen.
