@@ -77,7 +77,7 @@ def test_systems(main_environment, datasets_dir, tmp_path, monkeypatch):
   assert 'rsum' in text
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_detection(main_environment, tmp_path, monkeypatch):
   notebook = execute('detection.ipynb', tmp_path, main_environment, monkeypatch, 'STEPS = 2')
   text = printed(notebook)

@@ -47,6 +47,8 @@ TRAINED = [
   '--config.schedule.warmup_steps=0',
   '--config.logging.every_steps=1',
 ]
+# Runs that compile for minutes.
+LONG = {'mask_rcnn_shapes'}
 COMPILED = ['--compile_effort=-1', '--config.model.depths=((1,1,0),)']
 
 
@@ -147,7 +149,8 @@ def stories():
   for name, group in found.items():
     if flag(group[0], 'workdir') and 'train' not in map(mode_of, group):
       continue  # Of a run that no tier trains.
-    marks = [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
+    marks = [pytest.mark.slow if name in LONG else pytest.mark.extended]
+    marks += [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
     # Training comes first.
     group.sort(key=lambda words: mode_of(words) != 'train')
     yield pytest.param(group, id=name, marks=marks)
@@ -202,7 +205,6 @@ def call(folder, datasets_dir, main_environment):
   return call
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize('story', list(stories()))
 def test_what_needs_nothing_from_elsewhere_runs(story, call):
   for words in story:

@@ -126,7 +126,7 @@ def test_detections_lie_in_the_image_and_not_in_its_padding():
   assert found.boxes[0].max() > 40
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_loss_and_gradients_on_eight_devices_equal_those_of_one():
   rng = np.random.RandomState(0)
   image = rng.standard_normal((8, 64, 64, 3)).astype(np.float32)

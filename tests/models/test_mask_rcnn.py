@@ -196,7 +196,7 @@ def test_in_bfloat16_what_the_heads_say_is_float32(shapes):
   assert loss.dtype == jnp.float32
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(8, 1), (2, 4)], ids=str)
 def test_eight_devices_draw_and_learn_what_one_does(sizes):
   with jax.enable_x64(True):

@@ -43,7 +43,7 @@ def test_bfloat16_learns_and_keeps_float32_parameters_and_statistics(
   assert_bfloat16_learns(config, _batch, steps=60, share=0.9)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
   config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', datasets_dir
   config.dataset.eval_split = 'validation'

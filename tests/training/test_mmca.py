@@ -66,7 +66,7 @@ def test_bfloat16_learns_and_keeps_float32_parameters(config, assert_bfloat16_le
   assert_bfloat16_learns(config, _batch, steps=60, share=0.5)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_a_run_on_eight_devices_ends_with_recalls_and_a_sheet(config, datasets_dir, tmp_path):
   config.dataset.name, config.dataset.data_dir = 'shape_scenes/tiny', datasets_dir
   config.dataset.eval_split = 'validation'

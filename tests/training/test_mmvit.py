@@ -49,7 +49,7 @@ def test_bfloat16_learns_and_keeps_float32_parameters(config, image_batch, asser
   assert_bfloat16_learns(config, image_batch)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_sounds_are_learnt_from_the_one_loop(tmp_path):
   """A few steps on waveforms, evaluated, with the metric that keeps the best checkpoint."""
   config = mmvit_tones.get_config()
