@@ -48,7 +48,7 @@ TRAINED = [
   '--config.logging.every_steps=1',
 ]
 # Runs that compile for minutes.
-LONG = {'mask_rcnn_shapes'}
+LONG = {'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
 COMPILED = ['--compile_effort=-1', '--config.model.depths=((1,1,0),)']
 
 
