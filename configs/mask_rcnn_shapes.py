@@ -4,7 +4,7 @@ Box AP 0.763, AP50 0.950, mask AP 0.733, AP50 0.925 on 200 scenes of 160 x 160 p
 epochs: about 10 minutes on two idle CPU cores. Needs no network; the scenes are rendered on first
 use.
 
-python main.py --config=configs/mask_rcnn_shapes.py --workdir=/tmp/mask_rcnn_shapes
+  python main.py --config=configs/mask_rcnn_shapes.py --workdir=/tmp/mask_rcnn_shapes
 """
 
 import ml_collections
