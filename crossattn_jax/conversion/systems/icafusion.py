@@ -143,12 +143,14 @@ _NECK_AND_HEAD: _Layers = [
 
 
 def _layers(module: icafusion.ICAFusion) -> _Layers:
-  """The layers of a whole model, by the original's numbers."""
+  """The layers of a whole model, by the original's numbers; of a single stream, by YOLOv5's."""
   layers = [
     (f'stream_{modality}/{path}', rules)
-    for modality in _MODALITIES.values()
+    for modality in module.modalities
     for path, rules in _STREAMS[module.stream]
   ]
+  if len(module.modalities) == 1:
+    return [*layers, *_NECK_AND_HEAD]
   fusion = {
     'transformer': transformer_fusion_rules(module.unused_parameters),
     'nin': CONVOLUTION_FUSION,
@@ -222,7 +224,7 @@ def told_fields(module: icafusion.ICAFusion, shapes: correspondence.Shapes) -> M
     fields |= {'fusion': 'transformer', 'fusion_depth': len(depth)}
   elif f'model.{first}.conv.weight' in shapes:
     fields['fusion'] = 'nin'
-  elif module.fusion not in ('add', 'add_official'):
+  elif len(module.modalities) == 2 and module.fusion not in ('add', 'add_official'):
     fields['fusion'] = 'add_official'
   if (head := f'model.{last}.m.0.bias') in shapes:
     fields['num_classes'] = shapes[head][0] // module.anchors().per_cell - 5
@@ -231,7 +233,7 @@ def told_fields(module: icafusion.ICAFusion, shapes: correspondence.Shapes) -> M
 
 @correspondence.register_models('icafusion', 'icafusion_*')
 def describe(module: icafusion.ICAFusion) -> correspondence.Correspondence:
-  """Says how a registered ICAFusion corresponds to the official model."""
+  """Says how a registered ICAFusion corresponds to the official model, or to YOLOv5 v6."""
   image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:

@@ -34,6 +34,8 @@ class ICAFusion(module.Module):
     num_classes: of objects.
     image_size: (height, width) of the natural input; any multiples of 32 do.
     num_channels: of either image.
+    modalities: which images of a pair the model looks at. With one, 'rgb' or 'thermal', it is
+      YOLOv5 v6 on that one: a single stream and no fusion, the yardstick of both.
     stream: the backbone of either modality: 'csp_darknet', 'resnet' or 'vgg'.
     widths: of it; see `streams`.
     depths: likewise.
@@ -63,6 +65,7 @@ class ICAFusion(module.Module):
   num_classes: int = 3
   image_size: tuple[int, int] = (640, 640)
   num_channels: int = 3
+  modalities: tuple[str, ...] = cross_modal.MODALITIES
   stream: Literal['csp_darknet', 'resnet', 'vgg'] = 'csp_darknet'
   widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
   depths: tuple[int, ...] = (3, 6, 9, 3)
@@ -88,6 +91,12 @@ class ICAFusion(module.Module):
     for field, count in (('grids', 3), ('neck_widths', 8), ('anchor_sizes', 3)):
       if len(getattr(self, field)) != count:
         raise ValueError(f'{field}={getattr(self, field)} needs {count} entries')
+    alone = [(modality,) for modality in cross_modal.MODALITIES]
+    if tuple(self.modalities) not in (cross_modal.MODALITIES, *alone):
+      raise ValueError(
+        f'modalities={self.modalities} is neither {cross_modal.MODALITIES} nor one of them alone, '
+        f'{" or ".join(map(str, alone))}'
+      )
     super().__post_init__()
 
   @nn.compact
@@ -104,8 +113,8 @@ class ICAFusion(module.Module):
 
     Returns:
       What `yolo.YoloHead` says, and features, maps at strides 8, 16 and 32:
-        'rgb_3', 'rgb_4', 'rgb_5' and 'thermal_3', ...: of either stream.
-        'fused_3', 'fused_4', 'fused_5': of both.
+        'rgb_3', 'rgb_4', 'rgb_5' and 'thermal_3', ...: of either stream that the model has.
+        'fused_3', 'fused_4', 'fused_5': of both, where it has both.
         'pyramid_3', 'pyramid_4', 'pyramid_5': of the neck.
 
     Raises:
@@ -113,17 +122,22 @@ class ICAFusion(module.Module):
     """
     self._check(rgb, thermal)
     features: Features = {}
-    for modality, image in zip(cross_modal.MODALITIES, (rgb, thermal), strict=True):
+    images = dict(zip(cross_modal.MODALITIES, (rgb, thermal), strict=True))
+    maps = []
+    for modality in self.modalities:
       stream = streams.STREAMS[self.stream](
         self.widths, self.depths, name=f'stream_{modality}', **self.types
       )
-      features |= _named(modality, stream(image, train))
-    fused = []
-    for level, grid in enumerate(self.grids, 3):
-      maps = (features[f'{modality}_{level}'] for modality in cross_modal.MODALITIES)
-      fused.append(self._fusion(grid, f'fusion_{level}')(*maps, train))
+      maps.append(stream(images[modality], train))
+      features |= _named(modality, maps[-1])
+    if len(maps) == 1:
+      [seen] = maps
+    else:
+      fusions = [self._fusion(grid, f'fusion_{i}') for i, grid in enumerate(self.grids, 3)]
+      seen = [fuse(*pair, train) for fuse, *pair in zip(fusions, *maps, strict=True)]
+      features |= _named('fused', seen)
     aggregate = neck.PathAggregation(self.neck_widths, self.neck_depth, name='neck', **self.types)
-    levels = aggregate(fused, train)
+    levels = aggregate(seen, train)
     head = yolo.YoloHead(
       self.num_classes,
       self.anchors().per_cell,
@@ -131,7 +145,7 @@ class ICAFusion(module.Module):
       name='head',
       **self.types,
     )
-    return head(levels), features | _named('fused', fused) | _named('pyramid', levels)
+    return head(levels), features | _named('pyramid', levels)
 
   def _fusion(self, grid: tuple[int, int], name: str) -> nn.Module:
     match self.fusion:

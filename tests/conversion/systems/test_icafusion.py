@@ -86,3 +86,25 @@ def test_a_state_dict_of_another_size_is_refused():
   whole, _ = correspondence.model_mapping('icafusion_n', module)
   with pytest.raises(mapping.MappingError, match=r'misshapen: model\.7\.conv\.weight'):
     whole.to_flax(state_dict('mini_transfusion_eval'))
+
+
+def test_a_single_stream_takes_the_state_dict_of_yolov5_and_none_of_a_pair():
+  fields = {**MINI, 'modalities': ('thermal',)}
+  pairs = state_dict('mini_transfusion_eval')
+  # YOLOv5 has one stream, layers 0 to 9, and the same neck and head as layers 10 to 24.
+  single = {}
+  for key, x in pairs.items():
+    _, layer, rest = key.split('.', 2)
+    if not 10 <= int(layer) <= 22:
+      number = int(layer) - (13 if int(layer) > 22 else 0)
+      single[f'model.{number}.{rest}'] = x
+  told, mapped = recognition.match('icafusion_n', shapes_of(single), fields)
+  assert told == {**fields, 'num_classes': 3}
+  params = mapped.to_flax(single)['params']
+  assert set(params) == {'stream_thermal', 'neck', 'head'}
+  kernel = single['model.24.m.1.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(params['head']['level_1']['kernel'], kernel)
+  module = registry.create_model('icafusion_n', **fields)
+  whole, _ = correspondence.model_mapping('icafusion_n', module)
+  with pytest.raises(mapping.MappingError, match=r'model\.2[0-9]'):
+    whole.to_flax(pairs)

@@ -40,6 +40,9 @@ COUNTS = {
   ('vgg16', 'nin', 3): (42_686_664, 0),
 }
 
+# Of YOLOv5 v6 with the 80 classes of COCO, as published: what is left of one stream.
+YOLOV5_COUNTS = {'n': 1_872_157, 's': 7_235_389, 'm': 21_190_557, 'l': 46_563_709}
+
 
 def _pair(batch=1, height=64, width=96):
   rng = np.random.default_rng(0)
@@ -65,6 +68,26 @@ def test_parameters_are_as_many_as_published_but_for_those_never_used(built):
   published, unused = COUNTS[built]
   assert count == published - unused
   assert set(variables) == {'params', 'batch_stats'}
+
+
+@pytest.mark.parametrize('size', YOLOV5_COUNTS)
+def test_a_single_stream_has_the_parameters_of_yolov5(size):
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  model = models.create_model(f'icafusion_{size}', num_classes=80, modalities=('thermal',))
+  params = jax.eval_shape(model.init, jax.random.key(0), image, image)['params']
+  assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == YOLOV5_COUNTS[size]
+  assert set(params) == {'stream_thermal', 'neck', 'head'}
+
+
+def test_a_single_stream_sees_one_image_only():
+  model = models.create_model('icafusion_n', **TINY, modalities=('thermal',))
+  run = jax.jit(lambda *pair: model.init_with_output(jax.random.key(0), *pair)[0])
+  rgb, thermal = _pair()
+  outputs, features = run(rgb, thermal)
+  names = [f'{x}_{level}' for x in ('thermal', 'pyramid') for level in (3, 4, 5)]
+  assert sorted(features) == sorted(names)
+  jax.tree.map(np.testing.assert_array_equal, run(1 - rgb, thermal)[0], outputs)
+  assert not np.allclose(run(rgb, 1 - thermal)[0]['logits'], outputs['logits'])
 
 
 @pytest.mark.parametrize('fusion', ['transformer', 'add'])
@@ -114,6 +137,9 @@ def test_it_computes_in_bfloat16_and_its_outputs_are_wider():
   [
     ({'fusion': 'nine'}, "fusion='nine' is not one of transformer, nin, add, add_official"),
     ({'stream': 'resnet18'}, "stream='resnet18' is not one of csp_darknet, resnet, vgg"),
+    ({'modalities': ()}, r"modalities=\(\) is neither \('rgb', 'thermal'\) nor one of them alone"),
+    ({'modalities': ('thermal', 'rgb')}, r"modalities=\('thermal', 'rgb'\) is neither"),
+    ({'modalities': ('lidar',)}, r"modalities=\('lidar',\) is neither"),
     ({'grids': ((4, 4),)}, r'grids=\(\(4, 4\),\) needs 3 entries'),
     ({'neck_widths': (8,)}, r'neck_widths=\(8,\) needs 8 entries'),
   ],
