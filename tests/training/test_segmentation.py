@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models, parallel
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data.scenes import dataset
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import loop
@@ -187,7 +187,7 @@ def test_every_pyramid_backbone_trains_with_both_heads(config, name, head):
 def test_a_run_that_named_its_head_in_the_task_still_evaluates(tmp_path):
   """Of version 0.1.0, as it was before models were called BACKBONE+HEAD."""
   run = pathlib.Path(__file__).with_name('earlier_runs') / 'semantic_fpn_shapes'
-  shape_scenes.prepare('shape_scenes/tiny', str(tmp_path))
+  dataset.prepare('shape_scenes/tiny', str(tmp_path))
   config = config_lib.load(epath.Path(run / 'config.json'))
   assert config.model.name == 'resnet50_deep_stem+semantic_fpn'
   config.dataset.data_dir = str(tmp_path)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from crossattn_jax.data import sources
 from crossattn_jax.data.detection import annotations
-from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.scenes import dataset, shapes
 
 # Of a scene: its map of instances has one byte per pixel.
 _MOST_OBJECTS = 255
@@ -33,7 +33,7 @@ class SceneSource:
   category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
 
   def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
-    shapes.prepare(name, data_dir)
+    dataset.prepare(name, data_dir)
     self._where = f'{name}/{split}'
     features, self._examples = sources.open_tfds(name, split, data_dir)
     self._size = features['image'].shape[:2]

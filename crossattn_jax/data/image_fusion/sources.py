@@ -8,7 +8,7 @@ import pathlib
 from typing import Protocol, TypedDict
 
 from crossattn_jax.data import image_ops, sources
-from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.scenes import dataset
 
 # Names that folders of either kind of image have, in lower case.
 VISIBLE_FOLDERS = ('vi', 'vis', 'visible', 'rgb')
@@ -78,7 +78,7 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
     ValueError: there is no such data set or split, it is empty, or an image has no partner.
   """
   if sources.bare_name(name) == 'shape_scenes':
-    shapes.prepare(name, data_dir)
+    dataset.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir)
   if name not in _LAYOUTS:
     raise sources.unknown_dataset(name, ['shape_scenes', *_LAYOUTS], 'fusion')

@@ -12,7 +12,7 @@ from PIL import Image
 
 from crossattn_jax.data import image_ops, pipeline, sources
 from crossattn_jax.data.retrieval import mapped_array
-from crossattn_jax.data.scenes import captions, regions, shapes
+from crossattn_jax.data.scenes import captions, dataset, regions, shapes
 
 REGION_FILES = 'region_files'
 
@@ -100,7 +100,7 @@ def create_source(
         f'dataset.captions_per_image={captions_per_image}, but {name!r} has '
         f'{ShapeScenesSource.captions_per_image} captions of each image; set it to None'
       )
-    shapes.prepare(name, data_dir)
+    dataset.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir, region_dim)
   if name != REGION_FILES:
     raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES], 'retrieval')

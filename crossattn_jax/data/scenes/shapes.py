@@ -1,20 +1,14 @@
-"""Procedural scenes as a TFDS dataset: shapes with texture and shadow over a textured ground.
+"""Procedural scenes: shapes with texture and shadow over a textured ground.
 
-Nothing is downloaded. A scene is a function of (seed, index) alone, and comes with everything that
-tasks of this library learn: segmentation, detection, captions, sketches, thermal images, depth.
+A scene is a function of (seed, index) alone, and comes with everything that tasks of this library
+learn: segmentation, detection, captions, sketches, thermal images, depth.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
-import io
-import os
 
 import numpy as np
-from PIL import Image
-import tensorflow_datasets as tfds
-
-from crossattn_jax.data import writing
 
 SHAPES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 CLASS_NAMES = ('ground', *SHAPES)
@@ -59,7 +53,12 @@ RADII = (0.11, 0.25)
 # Objects of which less can be seen are left out.
 _VISIBLE_SHARE = 0.4
 _VISIBLE_AREA = 0.003
-_SEED = 2024
+# Shares of objects that are warm, cold, and nearly as warm as the ground.
+_WARM_COLD_NEAR = (0.5, 0.2, 0.3)
+# The same where some others are exactly as warm, and hide in the thermal image.
+_WARM_COLD = (0.7, 0.3, 0.0)
+# Objects that less light reaches do not hide there.
+_LIT_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +74,8 @@ class SceneObject:
     size: 'small', 'medium' or 'large'.
     depth: distance from the camera in metres.
     temperature: in the units of the thermal image, in [0, 1].
+    lit: share of the light that reaches its visible pixels.
+    tepid: whether it is exactly as warm as the ground behind it.
   """
 
   label: int
@@ -85,6 +86,8 @@ class SceneObject:
   size: str
   depth: float
   temperature: float
+  lit: float = 1.0
+  tepid: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +180,8 @@ def render_scene(
   drawn: tuple[int, int] = (3, 7),
   least_seen: int = 1,
   radii: tuple[float, float] = RADII,
+  dark: float = 0.0,
+  tepid: float = 0.0,
 ) -> Scene:
   """Renders one scene.
 
@@ -187,6 +192,9 @@ def render_scene(
     drawn: fewest and most objects, of which those that nearer ones hide are left out.
     least_seen: scenes in which fewer are left are drawn again.
     radii: smallest and largest of objects, as shares of the size.
+    dark: share of the image that no light reaches: objects there show in the thermal image only.
+    tepid: share of the objects in the light that are as warm as the ground, and show in the visible
+      image only. With it, all the others are clearly warmer or colder.
 
   Returns:
     The scene, the same whenever and wherever it is rendered.
@@ -206,30 +214,19 @@ def render_scene(
     (tuple(COLORS)[rng.integers(len(COLORS))], TEXTURES[rng.integers(len(TEXTURES))])
     for _ in placed
   ]
-  temperatures = _temperatures(rng, len(placed))
+  temperatures = _temperatures(rng, len(placed), _WARM_COLD if tepid else _WARM_COLD_NEAR)
+  lit = _lit(rng, dark, size) if dark else np.ones((size, size), np.float32)
+  chosen = rng.random(len(placed)) < tepid if tepid else np.zeros(len(placed), bool)
 
   image, thermal, depth = _ground(rng, ground, size)
-  light = rng.uniform(0, 2 * np.pi)
-  light = np.array([np.cos(light), np.sin(light)]) * size / 128
-  for item, (color, texture), temperature in reversed(
-    list(zip(placed, names, temperatures, strict=True))
-  ):
-    _shade(image, item, light)
-    _paint(rng, image[item.window], item, color, texture)
-    cover = np.clip(0.5 - item.distances * (64 / size), 0, 1)
-    thermal[item.window] += cover * (temperature - thermal[item.window])
-    depth[item.window][item.mask] = item.depth
-  brightness = rng.uniform(0.45, 1.1)
-  noise = rng.standard_normal((size, size, 4), np.float32)
-  image = image * brightness + rng.uniform(0.01, 0.03) * noise[..., :3]
-  thermal += 0.015 * noise[..., 3]
-
-  labels = np.array([0, *(item.shape + 1 for item in placed)], np.uint8)
+  behind = thermal.copy()
   objects = []
   for i, (item, (color, texture)) in enumerate(zip(placed, names, strict=True)):
     seen = instances == i + 1
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     radius = item.radius / size
+    light = float(lit[seen].mean())
+    hidden = bool(chosen[i]) and light >= _LIT_SHARE
     objects.append(
       SceneObject(
         label=item.shape + 1,
@@ -239,9 +236,27 @@ def render_scene(
         texture=texture,
         size='small' if radius < 0.15 else 'large' if radius > 0.20 else 'medium',
         depth=item.depth,
-        temperature=float(temperatures[i]),
+        temperature=float(behind[seen].mean() if hidden else temperatures[i]),
+        lit=light,
+        tepid=hidden,
       )
     )
+
+  angle = rng.uniform(0, 2 * np.pi)
+  slant = np.array([np.cos(angle), np.sin(angle)]) * size / 128
+  for item, shown in reversed(list(zip(placed, objects, strict=True))):
+    _shade(image, item, slant)
+    _paint(rng, image[item.window], item, shown.color, shown.texture)
+    cover = np.clip(0.5 - item.distances * (64 / size), 0, 1)
+    warmth = behind[item.window] if shown.tepid else shown.temperature
+    thermal[item.window] += cover * (warmth - thermal[item.window])
+    depth[item.window][item.mask] = item.depth
+  brightness = rng.uniform(0.45, 1.1)
+  noise = rng.standard_normal((size, size, 4), np.float32)
+  image = image * brightness * lit[..., None] + rng.uniform(0.01, 0.03) * noise[..., :3]
+  thermal += 0.015 * noise[..., 3]
+
+  labels = np.array([0, *(item.shape + 1 for item in placed)], np.uint8)
   return Scene(
     image=_to_bytes(image),
     semantic=labels[instances],
@@ -316,11 +331,19 @@ def _area(item: _Placed) -> float:
   return max(_unit_area(item.shape) * item.radius**2, float(item.mask.sum()))
 
 
-def _temperatures(rng: np.random.Generator, number: int) -> np.ndarray:
+def _temperatures(
+  rng: np.random.Generator, number: int, shares: tuple[float, float, float]
+) -> np.ndarray:
   """Of warm objects, of cold ones, and of those that are nearly as warm as the ground."""
-  kinds = rng.choice(3, number, p=(0.5, 0.2, 0.3))
+  kinds = rng.choice(3, number, p=shares)
   lows, spans = np.array([0.70, 0.02, 0.40]), np.array([0.25, 0.13, 0.20])
   return lows[kinds] + spans[kinds] * rng.random(number)
+
+
+def _lit(rng: np.random.Generator, dark: float, size: int) -> np.ndarray:
+  """How much light reaches each pixel, 0 to 1: none a share `dark` of them, but for soft edges."""
+  field = _smooth_noise(rng, 3, size)
+  return 1 / (1 + np.exp(np.float32(-20) * (field - np.quantile(field, dark))))
 
 
 @functools.cache
@@ -440,160 +463,3 @@ def _sketches(rng: np.random.Generator, size: int) -> np.ndarray:
     ink = np.clip(1.5 - np.abs(edge) * scale / pixel, 0, 1)
     result[i] = _to_bytes(1 - ink)
   return result
-
-
-@dataclasses.dataclass
-class ShapeScenesConfig(tfds.core.BuilderConfig):
-  """A set of scenes.
-
-  Attributes:
-    image_size: height and width in pixels.
-    train_examples: scenes for training.
-    validation_examples: scenes for evaluation.
-    drawn: see `render_scene`.
-    least_seen: see `render_scene`.
-    radii: see `render_scene`.
-  """
-
-  image_size: int = 128
-  train_examples: int = 2400
-  validation_examples: int = 300
-  drawn: tuple[int, int] = (3, 7)
-  least_seen: int = 1
-  radii: tuple[float, float] = RADII
-
-
-class ShapeScenes(tfds.core.GeneratorBasedBuilder):
-  """Writes scenes as ArrayRecord; see `Scene`.
-
-  Depth is in millimetres, sketches are side by side in one image.
-  """
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}
-  BUILDER_CONFIGS = [
-    ShapeScenesConfig(name='128', description='128 x 128 pixels.'),
-    ShapeScenesConfig(name='64', description='64 x 64 pixels.', image_size=64),
-    ShapeScenesConfig(
-      name='160',
-      description='160 x 160 pixels, 3 to 8 objects of many sizes, for detection.',
-      image_size=160,
-      train_examples=1600,
-      validation_examples=200,
-      drawn=(3, 8),
-      least_seen=3,
-      radii=(0.06, 0.22),
-    ),
-    ShapeScenesConfig(
-      name='tiny',
-      description='A few scenes of 64 x 64 pixels, for tests.',
-      image_size=64,
-      train_examples=24,
-      validation_examples=10,
-    ),
-  ]
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    size = self.builder_config.image_size
-
-    def png(dtype: type = np.uint8, shape: tuple[int, int] = (size, size)) -> tfds.features.Image:
-      return tfds.features.Image(shape=(*shape, 1), dtype=dtype, encoding_format='png')
-
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description='Procedural scenes of shapes over a ground, with all annotations.',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(shape=(size, size, 3), encoding_format='jpeg'),
-          'segmentation_label': png(),
-          'instances': png(),
-          'objects': tfds.features.Sequence(
-            {
-              'bbox': tfds.features.BBoxFeature(),
-              'label': tfds.features.ClassLabel(names=list(CLASS_NAMES)),
-              'color': tfds.features.ClassLabel(names=list(COLORS)),
-              'texture': tfds.features.ClassLabel(names=list(TEXTURES)),
-              'visible': np.float32,
-              'depth': np.float32,
-              'temperature': np.float32,
-            }
-          ),
-          'caption': tfds.features.Text(),
-          'sketches': png(shape=(size // 2, size // 2 * len(SHAPES))),
-          'thermal': tfds.features.Image(shape=(size, size, 1), encoding_format='jpeg'),
-          'depth': png(np.uint16),
-          'id': tfds.features.Text(),
-        }
-      ),
-    )
-
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-    del dl_manager
-    config = self.builder_config
-    return {
-      'train': self._generate_examples(_SEED, config.train_examples),
-      'validation': self._generate_examples(_SEED + 1, config.validation_examples),
-    }
-
-  def _generate_examples(self, seed: int, count: int) -> Iterator[tuple[str, dict[str, object]]]:
-    config = self.builder_config
-    options = {name: getattr(config, name) for name in ('drawn', 'least_seen', 'radii')}
-    for index in range(count):
-      key = f'scene_{seed}_{index:06d}'
-      scene = render_scene(seed, index, config.image_size, **options)
-      yield key, {'id': key, **encode_scene(scene)}
-
-
-def encode_scene(scene: Scene) -> dict[str, object]:
-  """The features of a scene, images as files."""
-  size = scene.image.shape[0]
-  names, textures = tuple(COLORS), TEXTURES
-  return {
-    'image': _encode(scene.image, 'jpeg'),
-    'segmentation_label': _encode(scene.semantic),
-    'instances': _encode(scene.instances),
-    'objects': [
-      {
-        'bbox': tfds.features.BBox(*(float(edge) / size for edge in item.box)),
-        'label': item.label,
-        'color': names.index(item.color),
-        'texture': textures.index(item.texture),
-        'visible': item.visible,
-        'depth': item.depth,
-        'temperature': item.temperature,
-      }
-      for item in scene.objects
-    ],
-    'caption': scene.caption,
-    'sketches': _encode(np.concatenate(scene.sketches, axis=1)),
-    'thermal': _encode(scene.thermal, 'jpeg'),
-    'depth': _encode(np.rint(scene.depth * 1000).astype(np.uint16)),
-  }
-
-
-def _encode(pixels: np.ndarray, image_format: str = 'png') -> io.BytesIO:
-  file = io.BytesIO()
-  options = {'quality': 95, 'subsampling': 0} if image_format == 'jpeg' else {'compress_level': 3}
-  Image.fromarray(pixels).save(file, image_format, **options)
-  file.seek(0)
-  return file
-
-
-def prepare(name: str = 'shape_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:
-  """Writes the dataset below `data_dir` unless it is there; see `writing.write_once`.
-
-  Args:
-    name: 'shape_scenes' or with a configuration: 'shape_scenes/64'.
-    data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
-
-  Raises:
-    ValueError: there is no such configuration.
-  """
-  known = [config.name for config in ShapeScenes.BUILDER_CONFIGS]
-  config = name.partition('/')[2].partition(':')[0] or known[0]
-  if config not in known:
-    raise ValueError(
-      f'unknown dataset {name!r}; expected one of '
-      f'{", ".join(f"shape_scenes/{each}" for each in known)}'
-    )
-  writing.write_once(ShapeScenes(config=config, data_dir=data_dir, file_format='array_record'))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax.data.detection import scenes
-from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.scenes import dataset, shapes
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def test_objects_are_those_of_the_rendered_scene(source):
 
 
 def test_scenes_for_detection_have_three_to_eight_objects_of_many_sizes():
-  (config,) = (each for each in shapes.ShapeScenes.BUILDER_CONFIGS if each.name == '160')
+  (config,) = (each for each in dataset.ShapeScenes.BUILDER_CONFIGS if each.name == '160')
   rendered = [
     shapes.render_scene(
       1, i, 160, drawn=config.drawn, least_seen=config.least_seen, radii=config.radii

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from crossattn_jax.data.scenes import dataset
 from crossattn_jax.data.scenes import shapes as shape_scenes
 
 
@@ -20,7 +21,7 @@ def scenes():
 @pytest.fixture(scope='module')
 def scenes_dir(tmp_path_factory) -> str:
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  shape_scenes.prepare('shape_scenes/tiny', data_dir)
+  dataset.prepare('shape_scenes/tiny', data_dir)
   return data_dir
 
 
@@ -102,6 +103,51 @@ def test_every_shape_is_drawn_and_sketched(scenes):
     assert ((ink > 0.02) & (ink < 0.25)).all()
 
 
+@pytest.fixture(scope='module')
+def night():
+  (config,) = (each for each in dataset.ShapeScenes.BUILDER_CONFIGS if each.name == 'night')
+  return [config.render(7, index) for index in range(60)]
+
+
+def contrasts(image, scene):
+  """How far each object's mean colour is from that of the ground around it, in levels."""
+  result = []
+  for number, item in enumerate(scene.objects, start=1):
+    top, left, bottom, right = item.box
+    around = np.zeros(scene.instances.shape, bool)
+    around[max(top - 4, 0) : bottom + 4, max(left - 4, 0) : right + 4] = True
+    around &= scene.instances == 0
+    inside = scene.instances == number
+    result.append(np.abs(image[inside].mean(0) - image[around].mean(0)).max())
+  return np.array(result)
+
+
+def test_at_night_a_third_of_the_objects_shows_in_each_image_only(night):
+  items = [item for scene in night for item in scene.objects]
+  lit, tepid = (np.array([getattr(item, name) for item in items]) for name in ('lit', 'tepid'))
+  assert abs(tepid.mean() - 0.35) < 0.05
+  assert abs((lit < 0.5).mean() - 0.32) < 0.05
+  assert not (tepid & (lit < 0.75)).any()
+  rgb = np.concatenate([contrasts(scene.image, scene) for scene in night])
+  thermal = np.concatenate([contrasts(scene.thermal[..., None], scene) for scene in night])
+  levels = [
+    scene.image[scene.instances == i + 1].mean()
+    for scene in night
+    for i in range(len(scene.objects))
+  ]
+  assert np.array(levels)[lit < 0.02].max() < 8
+  assert (rgb[lit > 0.98] > 6).mean() > 0.97
+  assert thermal[tepid].max() < 12 < 40 < thermal[~tepid].min()
+
+
+def test_the_light_changes_nothing_but_the_images():
+  day, night = (shape_scenes.render_scene(7, 3, 64, dark=dark) for dark in (0, 0.35))
+  np.testing.assert_array_equal(night.instances, day.instances)
+  assert [item.box for item in night.objects] == [item.box for item in day.objects]
+  assert all(item.lit == 1 and not item.tepid for item in day.objects)
+  np.testing.assert_allclose((night.image < 20).all(-1).mean(), 0.33, atol=0.05)
+
+
 @pytest.mark.parametrize('shape', shape_scenes.SHAPES)
 def test_shapes_lie_within_their_radius_and_distances_change_at_most_as_fast_as_places(shape):
   side = np.linspace(-1.5, 1.5, 301)
@@ -116,7 +162,7 @@ def test_an_odd_size_and_an_unknown_configuration_are_refused(tmp_path):
   with pytest.raises(ValueError, match='size=33 must be even'):
     shape_scenes.render_scene(0, 0, 33)
   with pytest.raises(ValueError, match='expected one of shape_scenes/128, shape_scenes/64'):
-    shape_scenes.prepare('shape_scenes/96', tmp_path)
+    dataset.prepare('shape_scenes/96', tmp_path)
 
 
 def test_the_written_dataset_holds_the_scenes(scenes_dir):

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax.data import levels
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data.scenes import dataset
 from crossattn_jax.data.segmentation import batches as data
 
 
@@ -28,7 +28,7 @@ def train_stream(config, seed):
 @pytest.fixture(scope='module')
 def scenes_dir(tmp_path_factory) -> str:
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  shape_scenes.prepare('shape_scenes/tiny', data_dir)
+  dataset.prepare('shape_scenes/tiny', data_dir)
   return data_dir
 
 

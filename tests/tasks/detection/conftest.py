@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models, tasks
-from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.scenes import dataset
 from crossattn_jax.heads.detection import types
 from crossattn_jax.training import config as config_lib
 
@@ -13,7 +13,7 @@ from crossattn_jax.training import config as config_lib
 @pytest.fixture(scope='session')
 def scenes_dir(tmp_path_factory) -> str:
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  shapes.prepare('shape_scenes/tiny', data_dir)
+  dataset.prepare('shape_scenes/tiny', data_dir)
   return data_dir
 
 

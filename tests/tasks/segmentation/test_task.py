@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax import models, tasks
-from crossattn_jax.data.scenes import shapes as shape_scenes
+from crossattn_jax.data.scenes import dataset, shapes
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import taxonomies
 from crossattn_jax.layers import resize
@@ -23,7 +23,7 @@ from crossattn_jax.training import config as config_lib
 @pytest.fixture(scope='module')
 def scenes_dir(tmp_path_factory) -> str:
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  shape_scenes.prepare('shape_scenes/tiny', data_dir)
+  dataset.prepare('shape_scenes/tiny', data_dir)
   return data_dir
 
 
@@ -297,4 +297,4 @@ def test_the_exported_model_labels_images_without_this_library(config, tmp_path,
   assert labels.shape == (66, 33)
   assert (labels[::2] == expected).mean() > 0.99
   colors = np.asarray(Image.open(tmp_path / 'a_colors.png'))
-  np.testing.assert_array_equal(colors, shape_scenes.PALETTE[labels])
+  np.testing.assert_array_equal(colors, shapes.PALETTE[labels])
