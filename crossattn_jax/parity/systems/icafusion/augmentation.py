@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from crossattn_jax.data.detection import paired
+from crossattn_jax.data.paired_detection import augmentation
 from crossattn_jax.geometry import boxes as boxes_lib
 from crossattn_jax.parity import adapters
 
@@ -20,7 +20,7 @@ def _hsv(manifest: Manifest) -> adapters.Adapter:
 
   def run(img: jax.Array) -> Arrays:
     pixels = np.asarray(img, np.uint8)[..., ::-1]  # The original's channels are BGR.
-    return {'img': _numbers(paired.jitter_color(pixels, gains)[..., ::-1])}
+    return {'img': _numbers(augmentation.jitter_color(pixels, gains)[..., ::-1])}
 
   return adapters.function_adapter(run)
 
@@ -31,7 +31,7 @@ def _letterbox(manifest: Manifest) -> adapters.Adapter:
   canvas, options = tuple(c['new_shape']), {'enlarge': c['scaleup'], 'fill': tuple(c['color'])}
 
   def run(img: jax.Array, lab: jax.Array) -> Arrays:
-    letterbox = paired.Letterbox(img.shape[:2], canvas, **options)
+    letterbox = augmentation.Letterbox(img.shape[:2], canvas, **options)
     boxes = letterbox.boxes(_corners(lab, img.shape[:2]))
     return {
       'img': _numbers(letterbox.image(np.asarray(img, np.uint8))),
@@ -50,8 +50,8 @@ def _mosaic(manifest: Manifest) -> adapters.Adapter:
   y, x, perspective_x, perspective_y, degrees, scale, shear_x, shear_y, *center = c['uniform_draws']
   c.ignore('hyp')  # What the draws were drawn from.
   order, sizes = [0, *c['extra_images']], [tuple(size) for size in c['image_hw']]
-  mosaic = paired.Mosaic([sizes[index] for index in order], (y, x), (2 * side, 2 * side))
-  warp = paired.Warp(
+  mosaic = augmentation.Mosaic([sizes[index] for index in order], (y, x), (2 * side, 2 * side))
+  warp = augmentation.Warp(
     mosaic.canvas,
     (side, side),
     perspective=(perspective_x, perspective_y),

@@ -5,9 +5,9 @@ import colorsys
 import numpy as np
 import pytest
 
-from crossattn_jax.data.detection import paired
+from crossattn_jax.data.paired_detection import augmentation
 
-FILL = paired.FILL[0]
+FILL = augmentation.FILL[0]
 
 
 def smooth(height, width):
@@ -39,7 +39,7 @@ def extent(image):
   ],
 )
 def test_a_letterbox_keeps_proportions(size, canvas, enlarge, scale, shown):
-  letterbox = paired.Letterbox(size, canvas, enlarge)
+  letterbox = augmentation.Letterbox(size, canvas, enlarge)
   assert (letterbox.scale, letterbox.shown) == (scale, shown)
   image = letterbox.image(np.zeros((*size, 3), np.uint8))
   assert image.shape == (*canvas, 3)
@@ -49,7 +49,7 @@ def test_a_letterbox_keeps_proportions(size, canvas, enlarge, scale, shown):
 
 def test_boxes_of_a_letterbox_lie_on_its_pixels_and_come_back():
   box = np.array([[10, 20, 30, 36]])
-  letterbox = paired.Letterbox((40, 50), (90, 100))
+  letterbox = augmentation.Letterbox((40, 50), (90, 100))
   assert letterbox.margin == (5, 0)
   np.testing.assert_array_equal(letterbox.boxes(box), [[20, 45, 60, 77]])
   np.testing.assert_allclose(extent(letterbox.image(marked(40, 50, box))), [20, 45, 60, 77], atol=1)
@@ -59,7 +59,7 @@ def test_boxes_of_a_letterbox_lie_on_its_pixels_and_come_back():
 
 def test_a_mosaic_has_four_images_around_its_centre():
   sizes = [(6, 8), (8, 6), (5, 5), (20, 20)]
-  mosaic = paired.Mosaic(sizes, center=(7, 9), canvas=(16, 16))
+  mosaic = augmentation.Mosaic(sizes, center=(7, 9), canvas=(16, 16))
   tiles = [np.full((*size, 3), index, np.uint8) for index, size in enumerate(sizes)]
   image = mosaic.image(tiles)[..., 0]
   expected = np.full((16, 16), FILL)
@@ -72,7 +72,7 @@ def test_a_mosaic_has_four_images_around_its_centre():
 
 def test_boxes_of_a_mosaic_lie_on_its_pixels():
   sizes = [(20, 24), (24, 20), (18, 18), (24, 24)]
-  mosaic = paired.Mosaic(sizes, center=(21, 22), canvas=(40, 40))
+  mosaic = augmentation.Mosaic(sizes, center=(21, 22), canvas=(40, 40))
   for index, size in enumerate(sizes):
     box = [5, 6, 15, 14]
     tiles = [marked(*each, [box] if each is size else []) for each in sizes]
@@ -81,7 +81,7 @@ def test_boxes_of_a_mosaic_lie_on_its_pixels():
 
 
 def test_boxes_of_a_mosaic_end_at_its_border():
-  mosaic = paired.Mosaic([(20, 20)] * 4, center=(10, 10), canvas=(24, 24))
+  mosaic = augmentation.Mosaic([(20, 20)] * 4, center=(10, 10), canvas=(24, 24))
   whole = np.array([[0.0, 0, 20, 20]])
   corners = [[0, 0, 10, 10], [10, 0, 24, 10], [0, 10, 10, 24], [10, 10, 24, 24]]
   np.testing.assert_array_equal(mosaic.boxes([whole] * 4), corners)
@@ -89,7 +89,7 @@ def test_boxes_of_a_mosaic_end_at_its_border():
 
 def test_a_warp_that_changes_nothing():
   image = smooth(20, 30)
-  warp = paired.Warp((20, 30), (20, 30))
+  warp = augmentation.Warp((20, 30), (20, 30))
   np.testing.assert_array_equal(warp.image(image), image)
   boxes = np.array([[3.0, 4, 9, 12]])
   np.testing.assert_allclose(warp.boxes(boxes)[0], boxes)
@@ -97,10 +97,10 @@ def test_a_warp_that_changes_nothing():
 
 def test_a_warp_interpolates_between_pixels_and_the_colour_beyond():
   image = np.full((8, 8, 3), 14, np.uint8)
-  shown = paired.Warp((8, 8), (8, 8), center=(0.5 + 0.25 / 8, 0.5)).image(image)[:, :, 0]
+  shown = augmentation.Warp((8, 8), (8, 8), center=(0.5 + 0.25 / 8, 0.5)).image(image)[:, :, 0]
   np.testing.assert_allclose(shown[:, 0], 0.75 * 14 + 0.25 * FILL, atol=1)
   np.testing.assert_array_equal(shown[:, 1:], 14)
-  far = paired.Warp((8, 8), (8, 8), center=(2, 2)).image(image)
+  far = augmentation.Warp((8, 8), (8, 8), center=(2, 2)).image(image)
   np.testing.assert_array_equal(far, FILL)
 
 
@@ -119,7 +119,7 @@ def test_a_warp_interpolates_between_pixels_and_the_colour_beyond():
 )
 def test_boxes_of_a_warp_lie_on_its_pixels(options):
   box = np.array([[26, 30, 56, 46]])
-  warp = paired.Warp((80, 90), (70, 76), **options)
+  warp = augmentation.Warp((80, 90), (70, 76), **options)
   boxes, kept = warp.boxes(box)
   assert kept.all()
   np.testing.assert_allclose(boxes[0], extent(warp.image(marked(80, 90, box))), atol=1.5)
@@ -135,19 +135,19 @@ def test_boxes_of_a_warp_lie_on_its_pixels(options):
   ],
 )
 def test_which_boxes_a_warp_keeps(box, kept):
-  warp = paired.Warp((80, 80), (40, 40), scale=0.5)
+  warp = augmentation.Warp((80, 80), (40, 40), scale=0.5)
   assert warp.boxes(np.array([box], float))[1].tolist() == [kept]
 
 
 def test_a_warp_keeps_no_splinters():
   boxes = np.array([[0, 10, 80, 13.9], [0, 10, 80, 14.1]])
-  assert paired.Warp((80, 80), (80, 80)).boxes(boxes)[1].tolist() == [False, True]
+  assert augmentation.Warp((80, 80), (80, 80)).boxes(boxes)[1].tolist() == [False, True]
 
 
 def test_colours_are_multiplied_in_hue_saturation_and_value():
   image = np.random.default_rng(0).integers(0, 256, (12, 10, 3)).astype(np.uint8)
   gains = (1.0, 0.6, 0.8)
-  changed = paired.jitter_color(image, gains)
+  changed = augmentation.jitter_color(image, gains)
   for before, after in zip(image.reshape(-1, 3) / 255, changed.reshape(-1, 3) / 255, strict=True):
     hue, saturation, value = colorsys.rgb_to_hsv(*before)
     expected = colorsys.hsv_to_rgb(hue, 0.6 * saturation, 0.8 * value)
@@ -157,11 +157,11 @@ def test_colours_are_multiplied_in_hue_saturation_and_value():
 
 def test_hue_wraps_around_and_value_saturates():
   color = np.array([[[200, 0, 52]]], np.uint8)  # Hue 172 of 180.
-  red, green, blue = paired.jitter_color(color, (1.05, 1, 2))[0, 0]
+  red, green, blue = augmentation.jitter_color(color, (1.05, 1, 2))[0, 0]
   assert (red, green, blue) == (255, 0, 0)
 
 
 def test_of_grey_images_the_value_alone_changes():
   grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-  changed = paired.jitter_color(grey, (1.3, 1.7, 0.5))
+  changed = augmentation.jitter_color(grey, (1.3, 1.7, 0.5))
   np.testing.assert_array_equal(changed, np.repeat(np.arange(256)[None, :, None] // 2, 3, axis=2))

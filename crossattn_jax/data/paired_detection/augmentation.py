@@ -8,6 +8,7 @@ Images are RGB, uint8 `[height, width, 3]`; boxes are corners in pixels, `[count
 from collections.abc import Sequence
 import dataclasses
 
+import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -47,14 +48,16 @@ class Letterbox:
     """Height of the border above, width of that on the left; half pixels go to the other side."""
     return tuple((out - side) / 2 for out, side in zip(self.canvas, self.shown, strict=True))
 
+  @property
+  def offset(self) -> tuple[int, int]:
+    """(top, left) of the image on the canvas."""
+    return tuple(round(side - 0.1) for side in self.margin)
+
   def image(self, image: np.ndarray) -> np.ndarray:
     """The image on its canvas, interpolated linearly between the four nearest pixels."""
-    (height, width), (top, left) = self.shown, (round(side - 0.1) for side in self.margin)
+    (height, width), (top, left) = self.shown, self.offset
     canvas = np.full((*self.canvas, 3), self.fill, np.uint8)
-    scales = (self.size[0] / height, self.size[1] / width)
-    canvas[top : top + height, left : left + width] = _transformed(
-      image, (height, width), np.diag([scales[1], scales[0], 1.0]), self.fill
-    )
+    canvas[top : top + height, left : left + width] = resized(image, self.shown)
     return canvas
 
   def boxes(self, boxes: np.ndarray) -> np.ndarray:
@@ -172,6 +175,31 @@ class Warp:
     return warped, large & (after.max(axis=1) < 20 * after.min(axis=1))
 
 
+def resized(image: np.ndarray, size: tuple[int, int], area: bool = False) -> np.ndarray:
+  """An image at (height, width), interpolated linearly between the four nearest pixels.
+
+  With `area`, pixels of a smaller one are the means of what they cover.
+  """
+  if area and any(out < side for out, side in zip(size, image.shape[:2], strict=True)):
+    return _averaged(image, size)
+  scales = [side / out for out, side in zip(size, image.shape[:2], strict=True)]
+  return _transformed(image, size, np.diag([scales[1], scales[0], 1.0]), FILL)
+
+
+def _averaged(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Of an image, means of equal parts, which begin and end within pixels."""
+  pixels = image.astype(np.float64)
+  for axis, out in enumerate(size):
+    side = pixels.shape[axis]
+    sums = np.insert(np.cumsum(pixels, axis), 0, 0, axis)
+    edges = np.arange(out + 1) * (side / out)
+    whole = np.minimum(edges.astype(int), side - 1)
+    part = (edges - whole).reshape([-1 if other == axis else 1 for other in range(3)])
+    sums = sums.take(whole, axis) + part * pixels.take(whole, axis)
+    pixels = np.diff(sums, axis=axis) * (out / side)
+  return np.rint(pixels).astype(np.uint8)
+
+
 def _transformed(
   image: np.ndarray, size: tuple[int, int], matrix: np.ndarray, fill: Sequence[int]
 ) -> np.ndarray:
@@ -193,6 +221,46 @@ def _transformed(
     fillcolor=tuple(fill),
   )
   return np.asarray(shown)
+
+
+def draw_center(rng: np.random.Generator, shown: Sequence[int]) -> tuple[int, int]:
+  """Draws the centre (y, x) of a mosaic of twice the (height, width) of what is shown."""
+  return tuple(int(rng.uniform(side / 2, 3 * side / 2)) for side in shown)
+
+
+def draw_warp(
+  rng: np.random.Generator,
+  size: tuple[int, int],
+  shown: tuple[int, int],
+  options: ml_collections.ConfigDict,
+) -> Warp:
+  """Draws a warp.
+
+  Args:
+    rng: of the example.
+    size: (height, width) of the canvas.
+    shown: (height, width) of the result.
+    options: `config.dataset.augmentation`.
+  """
+
+  def pair(middle: float, most: float) -> tuple[float, float]:
+    return tuple(rng.uniform(middle - most, middle + most, 2).tolist())
+
+  return Warp(
+    size,
+    shown,
+    perspective=pair(0, options.perspective),
+    degrees=float(rng.uniform(-options.degrees, options.degrees)),
+    scale=float(rng.uniform(1 - options.scale, 1 + options.scale)),
+    shear=pair(0, options.shear),
+    center=pair(0.5, options.translate),
+  )
+
+
+def draw_gains(rng: np.random.Generator, options: ml_collections.ConfigDict) -> np.ndarray:
+  """Draws the gains of hue, saturation and value; see `jitter_color`."""
+  most = np.array([options.hue, options.saturation, options.value])
+  return 1 + rng.uniform(-1, 1, 3) * most
 
 
 def jitter_color(image: np.ndarray, gains: Sequence[float]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Detection in aligned pairs of images, RGB and thermal, whose objects are those of both."""
