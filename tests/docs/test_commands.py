@@ -49,7 +49,23 @@ TRAINED = [
 ]
 # Runs that compile for minutes.
 LONG = {'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
-COMPILED = ['--compile_effort=-1', '--config.model.depths=((1,1,0),)']
+# What makes a model small for the compiler, by what its name starts with.
+COMPILED = {
+  'crossvit': ['--config.model.depths=((1,1,0),)'],
+  'crossformer_small+mask_rcnn': [
+    '--config.dataset.image_size=(64,64)',
+    '--config.dataset.augmentation.long_side=64',
+    '--config.dataset.evaluation.long_side=64',
+    '--config.model.depths=(1,1,1,1)',
+    '--config.model.widths=(32,32,32,32)',
+    '--config.model.training_candidates=16',
+    '--config.model.sampled_regions=8',
+    '--config.model.pyramid_channels=16',
+    '--config.model.head_channels=16',
+    '--config.model.mask_channels=16',
+    '--config.model.mask_convs=1',
+  ],
+}
 
 
 def text_of(path):
@@ -196,7 +212,9 @@ def call(folder, datasets_dir, main_environment):
       if experiment(config).dataset.name.startswith('shape_scenes/'):
         words += ['--config.dataset.name=shape_scenes/tiny']
     elif mode == 'compile':
-      words += COMPILED
+      model = experiment(config).model.name
+      (small,) = (flags for name, flags in COMPILED.items() if model.startswith(name))
+      words += ['--compile_effort=-1', *small]
     result = subprocess.run(
       words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
