@@ -8,6 +8,7 @@ import collections
 from collections.abc import Iterable, Sequence
 import functools
 import os
+import re
 from typing import Any, TypeVar
 
 from absl import logging
@@ -76,15 +77,22 @@ def find_files(
   return found, left_out
 
 
-def by_stem(paths: Iterable[_Path], folder: str | os.PathLike[str]) -> dict[str, _Path]:
+def by_stem(
+  paths: Iterable[_Path], folder: str | os.PathLike[str], ending: str = ''
+) -> dict[str, _Path]:
   """Files by their path below a folder without its extension, by which they find their partners.
+
+  Args:
+    paths: of the files.
+    folder: that they are below.
+    ending: a regular expression of what partners may differ in before the extension.
 
   Raises:
     ValueError: two are called the same.
   """
   found: dict[str, _Path] = {}
   for path in paths:
-    stem = os.path.splitext(os.path.relpath(path, folder))[0]
+    stem = re.sub(ending, '', os.path.splitext(os.path.relpath(path, folder))[0])
     if stem in found:
       raise ValueError(
         f'{os.fspath(found[stem])!r} and {os.fspath(path)!r} have the same name; remove one'

@@ -37,15 +37,64 @@ class _File:
   difficult: Sequence[bool] = ()
 
 
-class VocFolder:
-  """Images and the XML files of their objects, boxes alone: a `sources.Source`.
+class XmlObjects:
+  """The objects of images, of which each has an XML file or none; boxes alone.
 
   Difficult objects count as crowds: they are not learnt from, and nobody needs to find them. Labels
-  count the names of the split's objects in alphabetical order, unless class names are given.
+  count the names of the objects in alphabetical order, unless class names are given.
 
   Attributes:
-    class_names: names of the classes in the order of the labels.
+    counts: int64 `[images]`, how many each has.
+    class_names: through which labels count.
     category_ids: the classes, counted from 1.
+    sizes: (height, width) of each image; None where its file does not say it.
+  """
+
+  def __init__(
+    self, texts: Sequence[str], chosen: Sequence[int], class_names: Sequence[str], described: str
+  ):
+    """Reads the XML files.
+
+    Args:
+      texts: the paths of all files; those that are not there have no objects.
+      chosen: numbers of those that count. The others have names of classes only.
+      class_names: the classes that labels count through, to which those of the files are mapped.
+      described: the images, for messages.
+
+    Raises:
+      ValueError: a file is wrong, or there are no objects.
+    """
+    files = [_read(text) if os.path.isfile(text) else _File() for text in texts]
+    names = sorted({name for file in files for name in file.names})
+    if not names:
+      raise ValueError(f'the XML files of {described} have no objects')
+    own = {name: number for number, name in enumerate(names, 1)}
+    mapped = classes.by_name(own, names, class_names, described)
+    self.class_names, self.category_ids = mapped.names, mapped.numbers
+    self._labels = dict(zip(own, mapped.labels.tolist(), strict=True))
+    self._files = [files[index] for index in chosen]
+    self.counts = np.array([len(file.names) for file in self._files])
+    self.sizes = [file.size for file in self._files]
+
+  def of_image(self, index: int, size: tuple[int, int]) -> annotations.Objects:
+    """The objects of an image, of (height, width) unless its file says another."""
+    file = self._files[index]
+    return annotations.Objects(
+      size=size if file.size is None else file.size,
+      boxes=file.boxes,
+      labels=np.array([self._labels[name] for name in file.names], np.int32),
+      crowd=np.array(file.difficult, bool),
+      area=np.prod(file.boxes[:, 2:] - file.boxes[:, :2], axis=1),
+      ids=1 + self.counts[:index].sum() + np.arange(len(file.names)),
+    )
+
+
+class VocFolder:
+  """Images and the XML files of their objects, as `XmlObjects` has them: a `sources.Source`.
+
+  Attributes:
+    class_names: as those of `XmlObjects`.
+    category_ids: likewise.
     image_ids: the images, counted from 1.
     num_objects: int64 `[images]`.
     masks_missing: why there are no masks, for messages.
@@ -75,23 +124,17 @@ class VocFolder:
     root, share = pathlib.Path(data_dir), splits.FolderSplit.parse(split)
     self._upright = upright
     pairs = _find_pairs(root, share.name)
-    files = [_read(text) if os.path.isfile(text) else _File() for _, text in pairs]
-    names = sorted({name for file in files for name in file.names})
-    if not names:
-      raise ValueError(f'the XML files of split {split!r} of {str(root)!r} have no objects')
-    own = {name: number for number, name in enumerate(names, 1)}
-    mapped = classes.by_name(own, names, class_names, repr(str(root)))
-    self.class_names, self.category_ids = mapped.names, mapped.numbers
-    self._labels = dict(zip(own, mapped.labels.tolist(), strict=True))
     chosen = [
       index for index, (image, _) in enumerate(pairs) if share.has(os.path.relpath(image, root))
     ]
     if not chosen:
       raise splits.empty_share(split, root, len(pairs))
     self._paths = [pairs[index][0] for index in chosen]
-    self._files = [files[index] for index in chosen]
     self.image_ids = tuple(index + 1 for index in chosen)
-    self.num_objects = np.array([len(file.names) for file in self._files])
+    described = f'split {split!r} of {str(root)!r}'
+    self._objects = XmlObjects([text for _, text in pairs], chosen, class_names, described)
+    self.num_objects = self._objects.counts
+    self.class_names, self.category_ids = self._objects.class_names, self._objects.category_ids
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -101,20 +144,12 @@ class VocFolder:
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `sources.Source`."""
-    size = self._files[index].size
+    size = self._objects.sizes[index]
     return image_ops.size_in_header(self._paths[index], self._upright) if size is None else size
 
   def annotations(self, index: int) -> annotations.Objects:
     """See `sources.Source`."""
-    file = self._files[index]
-    return annotations.Objects(
-      size=self.image_size(index),
-      boxes=file.boxes,
-      labels=np.array([self._labels[name] for name in file.names], np.int32),
-      crowd=np.array(file.difficult, bool),
-      area=np.prod(file.boxes[:, 2:] - file.boxes[:, :2], axis=1),
-      ids=1 + self.num_objects[:index].sum() + np.arange(len(file.names)),
-    )
+    return self._objects.of_image(index, self.image_size(index))
 
 
 def find_splits(root: pathlib.Path) -> list[str]:

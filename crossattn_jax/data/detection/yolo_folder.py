@@ -32,16 +32,99 @@ _TOLERANCE = 0.01
 _ROW = "'class x y width height', or 'class x y x y x y ...' for a polygon"
 
 
+class TextObjects:
+  """The objects of images, of which each has a text file or none.
+
+  Attributes:
+    counts: int64 `[images]`, how many each has.
+    class_names: through which labels count.
+    category_ids: of each class, by which the files call it; those of classes that they have not
+      follow on the largest.
+    masks_missing: a line that is no polygon, for messages; None where all are.
+  """
+
+  def __init__(
+    self,
+    texts: Sequence[str],
+    names: Sequence[str],
+    table: str,
+    class_names: Sequence[str],
+    described: str,
+  ):
+    """Reads the text files.
+
+    Args:
+      texts: their paths; those that are not there have no objects.
+      names: of the classes, by which the files count them.
+      table: that says the names, for messages.
+      class_names: the classes that labels count through, to which `names` are mapped.
+      described: the images, for messages.
+
+    Raises:
+      ValueError: a line is wrong, or there are none.
+    """
+    # Of each object: class; left, top, right, bottom; where its polygon ends among all corners.
+    numbers, boxes, corners, ends = (array.array(kind) for kind in 'qddq')
+    self.masks_missing: str | None = None
+    counts, repeated = [], []
+    for text in texts:
+      before, seen = len(numbers), set()
+      for line, number, box, polygon in _read_rows(text, len(names), table):
+        row = number, box, tuple(polygon)
+        if row in seen:
+          repeated.append(line)
+          continue
+        seen.add(row)
+        if not polygon and self.masks_missing is None:
+          self.masks_missing = f'{line} is a box'
+        numbers.append(number)
+        boxes.extend(box)
+        corners.extend(polygon)
+        ends.append(len(corners))
+      counts.append(len(numbers) - before)
+    if not numbers:
+      raise ValueError(f'the files of objects of {described} are all empty')
+    if repeated:
+      sources.say_once(f'{len(repeated)} lines are repeated and left out, such as {repeated[0]}')
+    self.counts = np.array(counts)
+    self._first = np.concatenate([[0], np.cumsum(self.counts)])
+    self._boxes = np.array(boxes).reshape(-1, 4)
+    self._corners, self._ends = np.array(corners), np.concatenate([[0], np.array(ends)])
+    own = {name: number for number, name in enumerate(names)}
+    used = {names[number] for number in set(numbers)}
+    mapped = classes.by_name(own, used, class_names, described)
+    self.class_names, self.category_ids = mapped.names, mapped.numbers
+    self._labels = mapped.labels[np.array(numbers)]
+
+  def of_image(self, index: int, size: tuple[int, int]) -> annotations.Objects:
+    """The objects of an image of (height, width)."""
+    span = range(self._first[index], self._first[index + 1])
+    boxes = self._boxes[span.start : span.stop] * np.tile(size[::-1], 2)
+    area, segmentations = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), None
+    if self.masks_missing is None:
+      polygons = [self._corners[self._ends[i] : self._ends[i + 1]].reshape(-1, 2) for i in span]
+      segmentations = [[(polygon * size[::-1]).ravel().tolist()] for polygon in polygons]
+      area = np.array([annotations.area(polygon, size) for polygon in segmentations], np.float64)
+    return annotations.Objects(
+      size=size,
+      boxes=boxes,
+      labels=self._labels[span.start : span.stop],
+      crowd=np.zeros(len(span), bool),
+      area=area,
+      ids=np.arange(1 + span.start, 1 + span.stop),
+      segmentations=segmentations,
+    )
+
+
 class YoloFolder:
   """Images and the text files of their objects: a `sources.Source`.
 
   Attributes:
-    class_names: names of the classes in the order of the labels.
-    category_ids: of each class, by which the files call it; those of classes that they have not
-      follow on the largest.
+    class_names: as those of `TextObjects`.
+    category_ids: likewise.
+    masks_missing: likewise.
     image_ids: the images, counted from 1.
     num_objects: int64 `[images]`.
-    masks_missing: a line that is no polygon, for messages; None where all are.
   """
 
   def __init__(
@@ -64,7 +147,7 @@ class YoloFolder:
     """
     root, share = pathlib.Path(data_dir), splits.FolderSplit.parse(split)
     self._upright = upright
-    own, where = _read_names(root)
+    own, where = read_names(root)
     found = _find_images(root, share.name)
     paths = [path for path in found if share.has(os.path.relpath(path, root))]
     if not paths:
@@ -77,38 +160,9 @@ class YoloFolder:
         f'none of the {len(paths)} images of split {split!r} of {str(root)!r} has a file of '
         f'objects: {paths[0]!r} needs {texts[0]!r}; expected {LAYOUTS}'
       )
-    # Of each object: class; left, top, right, bottom; where its polygon ends among all corners.
-    numbers, boxes, corners, ends = (array.array(kind) for kind in 'qddq')
-    self.masks_missing: str | None = None
-    counts, repeated = [], []
-    for text in texts:
-      before, seen = len(numbers), set()
-      for line, number, box, polygon in _read_rows(text, len(own), where):
-        row = number, box, tuple(polygon)
-        if row in seen:
-          repeated.append(line)
-          continue
-        seen.add(row)
-        if not polygon and self.masks_missing is None:
-          self.masks_missing = f'{line} is a box'
-        numbers.append(number)
-        boxes.extend(box)
-        corners.extend(polygon)
-        ends.append(len(corners))
-      counts.append(len(numbers) - before)
-    if not numbers:
-      raise ValueError(f'the files of objects of split {split!r} of {str(root)!r} are all empty')
-    if repeated:
-      sources.say_once(f'{len(repeated)} lines are repeated and left out, such as {repeated[0]}')
-    self.num_objects = np.array(counts)
-    self._first = np.concatenate([[0], np.cumsum(self.num_objects)])
-    self._boxes = np.array(boxes).reshape(-1, 4)
-    self._corners, self._ends = np.array(corners), np.concatenate([[0], np.array(ends)])
-    own = {name: number for number, name in enumerate(own)}
-    used = set(np.array(list(own))[np.unique(numbers)].tolist())
-    mapped = classes.by_name(own, used, class_names, repr(str(root)))
-    self.class_names, self.category_ids = mapped.names, mapped.numbers
-    self._labels = mapped.labels[np.array(numbers)]
+    self._objects = TextObjects(texts, own, where, class_names, f'split {split!r} of {str(root)!r}')
+    self.num_objects, self.masks_missing = self._objects.counts, self._objects.masks_missing
+    self.class_names, self.category_ids = self._objects.class_names, self._objects.category_ids
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -122,23 +176,7 @@ class YoloFolder:
 
   def annotations(self, index: int) -> annotations.Objects:
     """See `sources.Source`."""
-    size = self.image_size(index)
-    span = range(self._first[index], self._first[index + 1])
-    boxes = self._boxes[span.start : span.stop] * np.tile(size[::-1], 2)
-    area, segmentations = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), None
-    if self.masks_missing is None:
-      polygons = [self._corners[self._ends[i] : self._ends[i + 1]].reshape(-1, 2) for i in span]
-      segmentations = [[(polygon * size[::-1]).ravel().tolist()] for polygon in polygons]
-      area = np.array([annotations.area(polygon, size) for polygon in segmentations], np.float64)
-    return annotations.Objects(
-      size=size,
-      boxes=boxes,
-      labels=self._labels[span.start : span.stop],
-      crowd=np.zeros(len(span), bool),
-      area=area,
-      ids=np.arange(1 + span.start, 1 + span.stop),
-      segmentations=segmentations,
-    )
+    return self._objects.of_image(index, self.image_size(index))
 
 
 def find_splits(root: pathlib.Path) -> list[str]:
@@ -159,7 +197,12 @@ def find_splits(root: pathlib.Path) -> list[str]:
 def is_likely(root: pathlib.Path) -> bool:
   """Whether a folder has a table of classes or files of objects, as YOLO's have."""
   texts = (f'{_LABELS}/*.txt', f'{_LABELS}/*/*.txt', f'*/{_LABELS}/*.txt')
-  return bool(_read_table(root)) or any(any(root.glob(pattern)) for pattern in (*_LISTS, *texts))
+  return has_names(root) or any(any(root.glob(pattern)) for pattern in texts)
+
+
+def has_names(root: pathlib.Path) -> bool:
+  """Whether a file of a folder says what its classes are called."""
+  return bool(_read_table(root)) or any((root / name).is_file() for name in _LISTS)
 
 
 def _read_table(root: pathlib.Path) -> dict[str, Any]:
@@ -178,7 +221,7 @@ def _read_table(root: pathlib.Path) -> dict[str, Any]:
   return next(iter(tables.values()), {})
 
 
-def _read_names(root: pathlib.Path) -> tuple[tuple[str, ...], str]:
+def read_names(root: pathlib.Path) -> tuple[tuple[str, ...], str]:
   """Names of the classes, and the file that says them."""
   table = _read_table(root)
   listed = next((root / name for name in _LISTS if (root / name).is_file()), None)

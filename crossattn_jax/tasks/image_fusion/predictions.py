@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from crossattn_jax.data import pairing
 from crossattn_jax.data import sources as files_lib
 from crossattn_jax.data.image_fusion import batches as data
-from crossattn_jax.data.image_fusion import colors, sources
+from crossattn_jax.data.image_fusion import colors
 from crossattn_jax.metrics import image_fusion as metrics
 from crossattn_jax.tasks import attention_maps, base, drawing, predictor
 from crossattn_jax.tasks.image_fusion import pictures, tables
@@ -24,8 +25,8 @@ class Predictor(predictor.FilePredictor):
   """
 
   expected = (
-    f'a folder with one folder of visible images ({", ".join(sources.VISIBLE_FOLDERS)}) and one of '
-    f'infrared images ({", ".join(sources.INFRARED_FOLDERS)}), or VISIBLE,INFRARED: two folders or '
+    f'a folder with one folder of visible images ({", ".join(pairing.VISIBLE_FOLDERS)}) and one of '
+    f'infrared images ({", ".join(pairing.INFRARED_FOLDERS)}), or VISIBLE,INFRARED: two folders or '
     'two files'
   )
   kinds = ('fused',)
@@ -55,13 +56,13 @@ class Predictor(predictor.FilePredictor):
       if not part.exists():
         raise FileNotFoundError(f'--input={given}: {part} does not exist; expected {cls.expected}')
     if len(parts) == 1 and parts[0].is_dir():
-      parts = list(sources.find_folders(parts[0]) or ())
+      parts = list(pairing.find_folders(parts[0]) or ())
     if len(parts) != 2 or parts[0].is_dir() != parts[1].is_dir():
       raise ValueError(f'--input={given}: expected {cls.expected}')
     if not parts[0].is_dir():
       return [predictor.Input(parts[0].stem, tuple(map(str, parts)))], collections.Counter()
     found, left_out = zip(*map(files_lib.find_files, parts), strict=True)
-    pairs = sources.pair_files(*found, *parts)
+    pairs = pairing.pair_files(*found, *parts)
     if not pairs:
       raise FileNotFoundError(f'--input={given}: no images in {parts[0]} and {parts[1]}')
     inputs = [
