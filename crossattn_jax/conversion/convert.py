@@ -80,6 +80,8 @@ def to_flax(
   """
   shapes = {key: x.shape for key, x in state.items()}
   overrides, mapping = recognition.match(name, shapes, overrides or {})
+  module = registry.create_model(name, **overrides)
+  overrides |= correspondence.describe_model(name, module).buffers(state)
   try:
     variables = mapping.to_flax(state)
   except mapping_lib.MappingError as error:
@@ -165,6 +167,7 @@ def to_torch(
   module = registry.create_model(name, **dict(overrides or {}))
   mapping, _ = correspondence.model_mapping(name, module, spelling)
   state = mapping.to_torch(jax.tree.map(np.asarray, dict(variables)))
+  state = {**correspondence.describe_model(name, module).besides(state), **state}
   return {key: np.array(value, order='C') for key, value in state.items()}
 
 

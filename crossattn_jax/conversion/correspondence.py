@@ -22,6 +22,7 @@ from crossattn_jax.conversion import systems
 
 Arrays = dict[str, jax.Array]
 Shapes = Mapping[str, Sequence[int]]
+State = Mapping[str, np.ndarray]
 
 
 class NoCorrespondence(LookupError, ValueError):
@@ -79,6 +80,9 @@ class Correspondence:
       besides the numbers of classes and channels, which are found for every model.
     settings: the shapes of a state dict by their keys -> fields that no array shows, but that these
       weights mean something else without, as the spelling of the keys tells.
+    buffers: the arrays of a state dict by their keys -> the fields of the model that they hold.
+    besides: a state dict of the model -> what the original's has besides: buffers that are fields
+      here, parameters that it never uses.
     config: what Hugging Face's config.json may say for the model to be the same, as
       {entry: {value: the fields that it stands for}}.
   """
@@ -92,6 +96,8 @@ class Correspondence:
   classifier_rules: Sequence[mapping_lib.Rule] = ()
   fields: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
   settings: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
+  buffers: Callable[[State], Mapping[str, Any]] = lambda state: {}
+  besides: Callable[[State], State] = lambda state: {}
   config: Mapping[str, Mapping[Any, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
 

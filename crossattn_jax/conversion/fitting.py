@@ -36,12 +36,16 @@ _ANCHORS = re.compile(r'params/head/level_\d+/(kernel|bias)')
 _END = re.compile(
   r'\w+/((backbone/)?((auxiliary_)?head|norm|output_norm)(_\w+)?|region_head/mask_head)/'
 )
+# The backbone of one kind of image, in a network that has one for each.
+_STREAM = 'stream_'
+# Of a number in a file of half precision.
+_ROUNDING = 1e-3
 _HEAD, _DISTILLATION_HEAD = 'params/head/', 'params/head_distillation/'
 _POSITIONS = re.compile(r'params/embedding_(\d+)/(position_embedding|positions|rows|columns)')
 # Settings that do not change what trained weights mean.
 _FREE = re.compile(
   r'num_(classes|channels)|(branch_)?image_sizes?|.*_rate|(param_)?dtype|remat|scan_blocks'
-  r'|implementation|backbone|options|name|parent|distillation|auxiliary|frozen_norm'
+  r'|implementation|backbone|options|name|parent|distillation|auxiliary|frozen_norm|anchor_sizes'
   r'|freeze_text_encoder|unused_parameters|cross_zero_init|drop_convolutions|mask_(channels|convs)'
   r'|training_candidates|sampled_regions|positive_fraction|low_quality'
 )
@@ -125,6 +129,9 @@ def fit(
   - A network takes the weights of one of its parts, such as its backbone trained as a classifier,
     and a part those of the whole; so does another network on the same backbone. What they do not
     share starts fresh or is dropped.
+  - A network of two streams takes those of a single one into both, and the other way round its own;
+    what follows the streams starts fresh.
+  - Heads of anchors keep their weights where the anchors are the same, up to half precision.
   - Without a distillation head, the head becomes the mean of both, as the results were; a
     distillation head that was not saved starts as the head.
   - Position embeddings and bias tables are resized, a class token's stays.
@@ -146,8 +153,8 @@ def fit(
   wanted = traverse_util.flatten_dict(dict(wanted), sep='/')
   source = registry.create_model(opened.name, **opened.overrides)
   given = traverse_util.flatten_dict(dict(opened.variables), sep='/')
-  places, part = _place(given, wanted, source, module)
-  saved = {path: given[key] for key, path in places.items()}
+  places, parts = _place(given, wanted, source, module)
+  saved = {path: given[key] for path, key in places.items()}
   changes: dict[str, Change] = {}
 
   def note(path: str, how: str) -> None:
@@ -160,13 +167,19 @@ def fit(
   _join_distillation(saved, wanted, note)
   counts = [recognition.field_of(network, 'num_classes') for network in (source, module)]
   _match_classes(saved, wanted, counts, opened.class_names, class_names, note)
+  _match_anchors(saved, wanted, source, module, note)
   _resize_positions(saved, wanted, source, module, note)
   _adapt_kernels(saved, wanted, _channels(source), _channels(module), note)
   _resize_biases(saved, wanted, note)
 
+  if any(part.startswith(_STREAM) for part in parts):
+    for path in wanted:
+      if path in given and path not in saved:
+        note(path, 'fresh, that of the weights is for other streams')
   # Their paths may be those of other arrays here.
-  dropped = [Change(p, 'dropped, this network has none') for p in given if p not in places]
-  if problems := _settle_rest(saved, wanted, part, changes, note):
+  known = {*places.values(), *changes}
+  dropped = [Change(p, 'dropped, this network has none') for p in given if p not in known]
+  if problems := _settle_rest(saved, wanted, parts, changes, note):
     told, of = opened.told or opened.name, ''
     if opened.name != name:
       of = f' holds variables of {opened.name!r}, not of {name!r}'
@@ -180,34 +193,45 @@ def fit(
     for path, leaf in wanted.items()
     if path in saved
   }
-  target = getattr(module, part) if part and hasattr(module, part) else module
-  origins = {path: key for key, path in places.items() if path in arrays}
-  return Fitted(arrays, (*changes.values(), *dropped), origins, tuple(_differences(source, target)))
+  origins = {path: key for path, key in places.items() if path in arrays}
+  target = getattr(module, parts[0]) if parts and hasattr(module, parts[0]) else module
+  differences = () if parts and target is module else _differences(source, target)
+  return Fitted(arrays, (*changes.values(), *dropped), origins, tuple(differences))
 
 
 def _place(
   given: Iterable[str], wanted: Iterable[str], source: nn.Module, module: nn.Module
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, str], Sequence[str]]:
   """Finds what two networks have in common.
 
   Returns:
-    The paths in the network wanted by those in the one that was saved, without the modules that
-    only the latter has; and the top module that holds them in the network wanted, '' the whole.
+    The paths in the network that was saved by those in the one wanted, without the modules that
+    only the former has; and the top modules that hold them in the network wanted, none the whole.
   """
   backbones = [getattr(network, 'backbone', None) for network in (source, module)]
   if type(source) is not type(module) and all(isinstance(x, nn.Module) for x in backbones):
     # Other heads.
-    return {path: path for path in given if _top(path) == 'backbone'}, 'backbone'
-  candidates = [({path: path for path in given}, '')]
+    return {path: path for path in given if _top(path) == 'backbone'}, ('backbone',)
+  theirs, ours = (
+    [top for top in dict.fromkeys(map(_top, paths)) if top.startswith(_STREAM)]
+    for paths in (given, wanted)
+  )
+  if len(theirs) != len(ours) and theirs and ours:
+    # What follows the streams has learnt to read others.
+    origin = {top: top if top in theirs else theirs[0] for top in ours}
+    return {
+      _under(path, top): path for top in ours for path in given if _top(path) == origin[top]
+    }, ours
+  candidates = [({path: path for path in given}, ())]
+  if len(theirs) == len(ours) == 1:
+    candidates = [({_under(p, ours[0]) if _top(p) == theirs[0] else p: p for p in given}, ())]
   for part in dict.fromkeys(map(_top, wanted)):
-    candidates.append(({path: _inside(path, part) for path in given}, part))
+    candidates.append(({_inside(path, part): path for path in given}, (part,)))
   for part in dict.fromkeys(map(_top, given)):
     of_part = {_inside(path, part): path for path in wanted}
-    candidates.append(({p: of_part.get(p, p) for p in given if _top(p) == part}, ''))
+    candidates.append(({of_part.get(p, p): p for p in given if _top(p) == part}, ()))
   wanted = set(wanted)
-  return max(
-    candidates, key=lambda candidate: sum(path in wanted for path in candidate[0].values())
-  )
+  return max(candidates, key=lambda candidate: len(wanted & candidate[0].keys()))
 
 
 def _top(path: str) -> str:
@@ -219,6 +243,12 @@ def _inside(path: str, part: str) -> str:
   """The path of an array in a network of which its own network is a part."""
   collection, _, rest = path.partition('/')
   return f'{collection}/{part}/{rest}'
+
+
+def _under(path: str, top: str) -> str:
+  """The path with another top module."""
+  collection, _, rest = path.split('/', 2)
+  return f'{collection}/{top}/{rest}'
 
 
 def _is_absent_end(path: str, others: Iterable[str]) -> bool:
@@ -285,6 +315,18 @@ def _match_classes(
     note(path, f'fresh, {why}')
 
 
+def _match_anchors(
+  saved: Arrays, wanted: Mapping[str, Any], source: nn.Module, module: nn.Module, note: Note
+) -> None:
+  """Takes away layers whose results are relative to anchors of other sizes."""
+  there, here = (getattr(network, 'anchor_sizes', ()) for network in (source, module))
+  if np.shape(there) == np.shape(here) and np.allclose(there, here, rtol=_ROUNDING):
+    return
+  for path in [path for path in wanted if path in saved and _ANCHORS.fullmatch(path)]:
+    del saved[path]
+    note(path, f'fresh, other anchors here: the weights are for anchor_sizes={there}')
+
+
 def _in_order(array: np.ndarray, axis: int, order: Sequence[int], others: int = 0) -> np.ndarray:
   """Puts the classes along an axis into another order.
 
@@ -339,7 +381,11 @@ def _channels(network: nn.Module) -> int | None:
 
 
 def _settle_rest(
-  saved: Arrays, wanted: Mapping[str, Any], part: str, changes: Mapping[str, Change], note: Note
+  saved: Arrays,
+  wanted: Mapping[str, Any],
+  parts: Sequence[str],
+  changes: Mapping[str, Change],
+  note: Note,
 ) -> list[str]:
   """Notes the ends of networks that one of both has not; returns all other differences."""
   problems = []
@@ -347,7 +393,7 @@ def _settle_rest(
     if path in saved and saved[path].shape != leaf.shape:
       problems.append(f'{path}: {saved[path].shape} in the file, {leaf.shape} in the model')
     elif path not in saved and path not in changes:
-      if (part and _top(path) != part) or _is_absent_end(path, saved):
+      if (parts and _top(path) not in parts) or _is_absent_end(path, saved):
         note(path, 'fresh, the weights have none')
       else:
         problems.append(f'{path}: missing in the file, {leaf.shape} in the model')

@@ -78,12 +78,13 @@ def read_checkpoint(path: str | os.PathLike, which: str = 'auto') -> Checkpoint:
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such checkpoint')
   content = _read(path)
-  if which in ('auto', 'ema', 'raw'):
-    found = list(_state_dicts(content))
-  elif isinstance(content, dict) and which in content:
-    found = list(_state_dicts(content[which], (which,)))
-  else:
+  at = () if which in ('auto', 'ema', 'raw') else (which,)
+  if at and which not in _dict(content):
     raise CheckpointError(f'{path}: has no entry {which!r}, but {_entries(content)}')
+  try:
+    found = list(_state_dicts(content[which] if at else content, at))
+  except RecursionError as error:
+    raise CheckpointError(f'{path}: is no checkpoint: it contains itself') from error
   averages = [entry for entry in found if _is_average(entry[0])]
   raw = [entry for entry in found if not _is_average(entry[0])]
   wanted = {'ema': averages, 'raw': raw}.get(which, averages or raw)
@@ -173,14 +174,26 @@ def _spelt_out(content: Any) -> Any:
 
 def _module_state(module: torch_files.Foreign) -> dict[str, Any]:
   """The state dict of a pickled network; empty if it is something else."""
-  state = module.state if isinstance(module.state, dict) else {}
+  state = _attributes(module)
   transient = state.get('_non_persistent_buffers_set', ())
-  found = {**state.get('_parameters', {}), **state.get('_buffers', {})}
-  found = {key: x for key, x in found.items() if x is not None and key not in transient}
-  for name, child in state.get('_modules', {}).items():
+  parameters, buffers, children = (
+    _dict(state.get(kind)) for kind in ('_parameters', '_buffers', '_modules')
+  )
+  found = {key: x for key, x in buffers.items() if key not in transient}
+  found = {key: x for key, x in {**parameters, **found}.items() if x is not None}
+  for name, child in children.items():
     if isinstance(child, torch_files.Foreign):
       found |= {f'{name}.{key}': x for key, x in _module_state(child).items()}
   return found
+
+
+def _attributes(pickled: torch_files.Foreign) -> dict[str, Any]:
+  """What a file sets as attributes of an object."""
+  return _dict(pickled.state)
+
+
+def _dict(content: Any) -> dict[str, Any]:
+  return content if isinstance(content, dict) else {}
 
 
 def _by_prefix(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -188,6 +201,8 @@ def _by_prefix(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   wrapped: dict[str, dict[str, Any]] = {}
   for key, x in tensors.items():
     prefix, _, rest = str(key).partition('.')
+    if prefix == 'model' and rest[:1].isdigit():
+      return {}  # YOLOv5 calls the row of its layers so.
     if prefix in (*_AVERAGES, *_RAW, 'teacher') and rest:
       wrapped.setdefault(prefix, {})[rest] = x
     elif prefix not in _BESIDE:
@@ -204,7 +219,7 @@ def _tell(taken: _Path, found: Sequence[_Path], content: Any) -> str:
   kind = 'EMA weights' if _is_average(taken) else 'raw weights' if others else 'weights'
   told = f'{kind} ({".".join(taken)!r})' if taken else kind
   for unit in ('epoch', 'iter', 'step', 'global_step'):
-    if isinstance(content, dict) and type(content.get(unit)) is int:
+    if isinstance(content, dict) and type(content.get(unit)) is int and content[unit] >= 0:
       told += f' of {unit} {content[unit]}'
       break
   same = [path for path in found if path != taken and path not in others]
@@ -217,8 +232,9 @@ def _tell(taken: _Path, found: Sequence[_Path], content: Any) -> str:
 
 
 def _class_names(content: Any) -> tuple[str, ...]:
-  """What a checkpoint says of its classes: a list of names, or names and numbers."""
-  holders = [content]
+  """What a checkpoint, or the network in it, says of its classes: names, or names and numbers."""
+  networks = content.values() if isinstance(content, dict) else (content,)
+  holders = [content, *(_attributes(x) for x in networks if isinstance(x, torch_files.Foreign))]
   for part in ('meta', 'dataset_meta'):
     holders += [holder[part] for holder in holders if isinstance(holder, dict) and part in holder]
   for holder in holders:

@@ -118,6 +118,7 @@ def recognise(shapes: correspondence.Shapes, near: str) -> str:
       if repr(module) in seen or not lengths.issuperset(_widths(module)):
         continue  # another name of the same, or cheaply excluded
       seen.add(repr(module))
+      module = registry.create_model(name, **told_fields(name, shapes, {}))
       rules = tuple(correspondence.describe_model(name, module).rules)
       if rules not in knowing:
         knowing[rules] = all(knows(rules, key) for key in shapes)

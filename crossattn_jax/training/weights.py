@@ -27,7 +27,7 @@ from crossattn_jax.training import state as state_lib
 
 # Of a model: what data or a run decide, whatever the weights were trained with.
 _OF_THE_RUN = re.compile(
-  r'num_classes|num_channels|(param_)?dtype|.*_rate|remat|scan_blocks|implementation'
+  r'num_classes|num_channels|modalities|(param_)?dtype|.*_rate|remat|scan_blocks|implementation'
 )
 # Of a data set: what makes the images that weights know.
 _PREPROCESSING = ('image_size', 'mean', 'std')

@@ -1,8 +1,14 @@
 """Checkpoints are unwrapped, whoever wrote them, and what is none is named."""
 
 import argparse
+import functools
 import json
+import os
 import pathlib
+import pickle
+import sys
+import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -135,6 +141,70 @@ def test_a_pickled_network_is_read_as_its_state_dict():
   np.testing.assert_array_equal(state['conv.weight'].ravel(), np.arange(6))
 
 
+def test_the_network_of_an_authors_class_is_read_by_its_average_with_its_classes():
+  """`yolo.pt` holds two of `models.yolo_test.Model`, as YOLOv5's training saves them."""
+  checkpoint = reading.read_checkpoint(FILES / 'yolo.pt')
+  assert list(checkpoint.state) == [
+    *('model.0.conv.weight', 'model.0.bn.weight', 'model.0.bn.bias', 'model.0.bn.running_mean'),
+    *('model.0.bn.running_var', 'model.0.bn.num_batches_tracked', 'model.1.anchors'),
+    *('model.1.anchor_grid', 'model.1.m.0.weight', 'model.1.m.0.bias'),
+  ]
+  kernel = checkpoint.state['model.0.conv.weight']
+  assert kernel.dtype == np.float32
+  np.testing.assert_array_equal(kernel.ravel(), np.arange(1, 7))
+  np.testing.assert_array_equal(checkpoint.state['model.1.anchor_grid'].ravel(), [10, 13])
+  assert checkpoint.class_names == ('person',)
+  assert checkpoint.told == "EMA weights ('ema'); which='raw' takes 'model'"
+  kernel = reading.read_checkpoint(FILES / 'yolo.pt', 'raw').state['model.0.conv.weight']
+  np.testing.assert_array_equal(kernel.ravel(), np.arange(6))
+
+
+class Network:
+  """Pickled, a network."""
+
+  def __init__(self, **state):
+    self.__dict__.update(state)
+
+
+class Calls:
+  """Pickled, a call of any function."""
+
+  def __init__(self, function, *arguments):
+    self.call = function, arguments
+
+  def __reduce__(self):
+    return self.call
+
+
+def test_nothing_in_a_pickled_network_is_called(tmp_path):
+  witness = tmp_path / 'witness'
+  calls = [
+    Calls(os.system, f'touch {witness}'),
+    Calls(eval, f'open({str(witness)!r}, "w")'),
+    Calls(functools.partial, Calls(os.system, f'touch {witness}')),
+  ]
+  hidden = [
+    *({'model': call} for call in calls),
+    *({'model': Network(_modules={'0': call})} for call in calls),
+    *({'model': Network(_parameters={'w': call}, names=[call])} for call in calls),
+    *({'model': Network(_parameters=call, _buffers=call, _modules=call)} for call in calls),
+    *({'ema': Network(_modules={'0': Network(_buffers={'w': call})})} for call in calls),
+  ]
+  for content in hidden:
+    with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
+      archive.writestr('archive/data.pkl', pickle.dumps(content, 2))
+    with pytest.raises(reading.CheckpointError, match=r'x\.pt: refused: it would have to execute'):
+      reading.read_checkpoint(tmp_path / 'x.pt')
+  assert not witness.exists()
+
+
+def test_a_network_that_contains_itself_is_refused(tmp_path, monkeypatch):
+  network = torch_files.Foreign()
+  network.state = {'_modules': {'0': network}}
+  with pytest.raises(reading.CheckpointError, match='contains itself'):
+    read(tmp_path, monkeypatch, {'model': network})
+
+
 def test_half_precision_is_widened(tmp_path):
   half = np.arange(4, dtype=np.float16)
   safetensors.numpy.save_file({'w': half}, tmp_path / 'half.safetensors')
@@ -222,6 +292,39 @@ class TestTorchFiles:
     with pytest.raises(reading.CheckpointError, match=r'evil\.pth: refused'):
       reading.read_checkpoint(path)
     assert not witness.exists()
+
+  @pytest.mark.parametrize('zipped', [True, False])
+  def test_a_network_of_classes_that_are_not_here_is_its_state_dict(
+    self, tmp_path, monkeypatch, zipped
+  ):
+    import torch
+
+    def pretend(name, base=torch.nn.Module):
+      module, _, kind = name.rpartition('.')
+      made = types.ModuleType(module)
+      for part in (module, module.partition('.')[0]):
+        monkeypatch.setitem(sys.modules, part, made)
+      setattr(made, kind, type(kind, (base,), {'__module__': module}))
+      return getattr(made, kind)
+
+    conv, network = pretend('models.common.Conv')(), pretend('models.yolo_test.Model')()
+    conv.conv, conv.bn = torch.nn.Conv2d(3, 2, 1, bias=False), torch.nn.BatchNorm2d(2)
+    head = torch.nn.ModuleList([torch.nn.Conv2d(2, 18, 1)])
+    head.register_buffer('anchor_grid', torch.rand(1, 1, 1, 1, 1, 2))
+    head.register_buffer('kept', torch.rand(2), persistent=False)
+    network.model, network.names = torch.nn.Sequential(conv, head), {0: 'person'}
+    network.anchors = pretend('utils.autoanchor.Anchors', object)()
+    content = {'epoch': -1, 'model': network.half(), 'ema': None, 'optimizer': None}
+    torch.save(content, tmp_path / 'x.pt', _use_new_zipfile_serialization=zipped)
+    for name in ('models.common', 'models.yolo_test', 'utils.autoanchor'):
+      monkeypatch.delitem(sys.modules, name)
+    checkpoint = reading.read_checkpoint(tmp_path / 'x.pt')
+    expected = network.state_dict()
+    assert set(checkpoint.state) == set(expected)
+    for key, x in checkpoint.state.items():
+      np.testing.assert_array_equal(x, expected[key].numpy())
+    assert checkpoint.class_names == ('person',)
+    assert checkpoint.told == "weights ('model')"
 
   def test_what_is_no_state_dict_is_refused(self, tmp_path):
     path = self.save(tmp_path / 'numbers.pth', {'epoch': 3})

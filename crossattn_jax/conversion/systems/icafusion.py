@@ -6,8 +6,10 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion.layouts import channels_first, channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm, conv_norm, norm
@@ -70,6 +72,15 @@ def transformer_fusion_rules(unused_parameters: bool = False) -> list[Rule]:
     rules += prefixed(shrinking_rules(torch), flax=f'shrinking_{flax}/')
   return rules
 
+
+# What a block of the original never uses, and what it uses of the same shapes.
+_UNUSED = {
+  'ln_input': 'LN2',
+  'ln_output': 'LN2',
+  'LN1': 'LN2',
+  'mlp.0': 'mlp_vis.0',
+  'mlp.2': 'mlp_vis.2',
+}
 
 # Of a `ConvolutionFusion`.
 CONVOLUTION_FUSION = [Rule('conv.weight', 'conv/kernel', 'conv')]
@@ -215,20 +226,68 @@ def original_outputs(
 
 
 def told_fields(module: icafusion.ICAFusion, shapes: correspondence.Shapes) -> Mapping[str, Any]:
-  """The fields of a model that the shapes of a state dict tell, by their keys."""
-  first, last = 2 * len(_STREAMS[module.stream]), len(_layers(module)) - 1
+  """The fields of a model that the shapes of a state dict tell, by their keys.
+
+  Raises:
+    mapping.MappingError: it is of a YOLOv5 whose layers are others.
+  """
+  if 'model.0.conv.conv.weight' in shapes:
+    raise mapping_lib.MappingError(
+      'the weights are of a YOLOv5 before v6.0: its first layer is a Focus '
+      '(model.0.conv.conv.weight), layer 8 an SPP; take the file of the same size of v6.0 or later'
+    )
+  both = tuple(_MODALITIES.values())
+  alone = module.modalities if len(module.modalities) == 1 else both[:1]
   fields: dict[str, Any] = {}
-  if f'model.{first}.pos_emb_vis' in shapes:
-    blocks = f'model.{first}.crosstransformer.'
+  for modalities in (both, alone):
+    head = f'{_head(module.clone(modalities=modalities))}.m.0.bias'
+    if head in shapes:
+      classes = shapes[head][0] // module.anchors().per_cell - 5
+      fields = {'modalities': modalities, 'num_classes': classes}
+  fusion = f'model.{2 * len(_STREAMS[module.stream])}'
+  if f'{fusion}.pos_emb_vis' in shapes:
+    blocks = f'{fusion}.crosstransformer.'
     depth = {key.removeprefix(blocks).split('.')[0] for key in shapes if key.startswith(blocks)}
     fields |= {'fusion': 'transformer', 'fusion_depth': len(depth)}
-  elif f'model.{first}.conv.weight' in shapes:
-    fields['fusion'] = 'nin'
-  elif len(module.modalities) == 2 and module.fusion not in ('add', 'add_official'):
-    fields['fusion'] = 'add_official'
-  if (head := f'model.{last}.m.0.bias') in shapes:
-    fields['num_classes'] = shapes[head][0] // module.anchors().per_cell - 5
+  elif fields.get('modalities') == both:
+    if f'{fusion}.conv.weight' in shapes:
+      fields['fusion'] = 'nin'
+    elif module.fusion not in ('add', 'add_official'):
+      fields['fusion'] = 'add_official'
   return fields
+
+
+def told_anchors(module: icafusion.ICAFusion, state: correspondence.State) -> Mapping[str, Any]:
+  """The anchors that a state dict holds, which may have been computed from its data."""
+  head, strides = _head(module), np.reshape(module.anchors().strides, (-1, 1, 1))
+  if f'{head}.anchor_grid' in state:
+    sizes = state[f'{head}.anchor_grid']
+  elif f'{head}.anchors' in state:
+    sizes = state[f'{head}.anchors'] * strides
+  else:
+    return {}
+  levels = np.reshape(sizes, (len(strides), -1, 2)).tolist()
+  return {'anchor_sizes': tuple(tuple(map(tuple, level)) for level in levels)}
+
+
+def unmapped(module: icafusion.ICAFusion, state: correspondence.State) -> correspondence.State:
+  """The anchors, and zeros for what the original never uses."""
+  head, strides = _head(module), np.reshape(module.anchors().strides, (-1, 1, 1))
+  sizes = np.asarray(module.anchor_sizes, np.float32)
+  found = {f'{head}.anchors': sizes / strides.astype(np.float32)}
+  if len(module.modalities) == 2:  # YOLOv5 has no other.
+    found[f'{head}.anchor_grid'] = sizes[:, None, :, None, None]
+  for key in [key for key in state if key.endswith('.coefficient1.bias')]:
+    block = key.removesuffix('coefficient1.bias')
+    for unused, used in _UNUSED.items():
+      for leaf in ('weight', 'bias'):
+        found[f'{block}{unused}.{leaf}'] = np.zeros_like(state[f'{block}{used}.{leaf}'])
+  return found
+
+
+def _head(module: icafusion.ICAFusion) -> str:
+  """The prefix of the head's keys."""
+  return f'model.{len(_layers(module)) - 1}'
 
 
 @correspondence.register_models('icafusion', 'icafusion_*')
@@ -248,4 +307,6 @@ def describe(module: icafusion.ICAFusion) -> correspondence.Correspondence:
     inputs={'rgb': image, 'ir': image},
     taps=model_taps(module),
     fields=lambda shapes: told_fields(module, shapes),
+    buffers=lambda state: told_anchors(module, state),
+    besides=lambda state: unmapped(module, state),
   )

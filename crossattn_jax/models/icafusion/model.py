@@ -54,9 +54,8 @@ class ICAFusion(module.Module):
     train_upsampling: likewise.
     neck_widths: see `neck.PathAggregation`.
     neck_depth: likewise.
-    anchor_sizes: (width, height) in pixels of the anchors of every level. A checkpoint of the
-      original has its own among its buffers, 'anchor_grid', which conversion leaves out: give them
-      where they are not these.
+    anchor_sizes: (width, height) in pixels of the anchors of every level. Weights mean others with
+      others: conversion takes those that a checkpoint of the original holds.
     detection_prior: whether an untrained model expects few objects; see `yolo.YoloHead`.
     unused_parameters: whether to hold also what the original has and never uses, in the collection
       'unused', so that its checkpoints are kept whole.

@@ -6,7 +6,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from crossattn_jax.conversion import correspondence, mapping, recognition
+from crossattn_jax.conversion import (
+  convert,
+  correspondence,
+  fitting,
+  mapping,
+  opening,
+  reading,
+  recognition,
+  torch_files,
+)
+from crossattn_jax.heads.detection import yolo
 from crossattn_jax.models import registry
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'icafusion'
@@ -29,6 +39,59 @@ def state_dict(case):
 
 def shapes_of(state):
   return {key: x.shape for key, x in state.items()}
+
+
+def as_yolov5(state):
+  """YOLOv5 in a pair: one stream, layers 0 to 9, and the same neck and head as layers 10 to 24."""
+  single = {}
+  for key, x in state.items():
+    _, layer, rest = key.split('.', 2)
+    if not 10 <= int(layer) <= 22 and rest != 'anchor_grid':
+      number = int(layer) - (13 if int(layer) > 22 else 0)
+      single[f'model.{number}.{rest}'] = x
+  return single
+
+
+def with_anchors(state, sizes):
+  """The state dict with anchors of other sizes, in half precision as official files have them."""
+  head = next(key for key in state if key.endswith('.anchors')).removesuffix('anchors')
+  anchors = {'anchors': np.divide(sizes, np.reshape([8, 16, 32], (3, 1, 1)))}
+  if f'{head}anchor_grid' in state:
+    anchors['anchor_grid'] = np.reshape(sizes, (3, 1, 3, 1, 1, 2))
+  return state | {head + name: x.astype(np.float16) for name, x in anchors.items()}
+
+
+def pickled(state, names):
+  """A network as the unpickler makes it of one that was pickled whole, its modules in modules."""
+
+  def module(part):
+    own = {key: x for key, x in part.items() if '.' not in key}
+    inner = {}
+    for key, x in part.items():
+      if key not in own:
+        child, _, rest = key.partition('.')
+        inner.setdefault(child, {})[rest] = x
+    made = type('Part', (torch_files.Foreign,), {'__module__': 'models.common'})()
+    children = {child: module(rest) for child, rest in inner.items()}
+    made.state = {'_parameters': {}, '_buffers': own, '_modules': children, 'training': False}
+    return made
+
+  network = module(state)
+  network.state |= {'names': names, 'nc': len(names), 'yaml': {'nc': len(names)}}
+  return network
+
+
+def open_file(monkeypatch, tmp_path, content, **overrides):
+  path = tmp_path / 'weights.pt'
+  path.touch()
+  monkeypatch.setattr(reading, '_read', lambda path: content)
+  return opening.open_weights(path, 'icafusion_n', {**MINI, **overrides})
+
+
+def fit(opened, class_names=(), **fields):
+  module = registry.create_model('icafusion_n', **{**MINI, **fields})
+  wanted = fitting.template('icafusion_n', module)
+  return fitting.fit(opened, 'icafusion_n', module, wanted, class_names=class_names)
 
 
 def test_a_state_dict_comes_back_but_for_buffers_and_what_is_never_used():
@@ -91,13 +154,7 @@ def test_a_state_dict_of_another_size_is_refused():
 def test_a_single_stream_takes_the_state_dict_of_yolov5_and_none_of_a_pair():
   fields = {**MINI, 'modalities': ('thermal',)}
   pairs = state_dict('mini_transfusion_eval')
-  # YOLOv5 has one stream, layers 0 to 9, and the same neck and head as layers 10 to 24.
-  single = {}
-  for key, x in pairs.items():
-    _, layer, rest = key.split('.', 2)
-    if not 10 <= int(layer) <= 22:
-      number = int(layer) - (13 if int(layer) > 22 else 0)
-      single[f'model.{number}.{rest}'] = x
+  single = as_yolov5(pairs)
   told, mapped = recognition.match('icafusion_n', shapes_of(single), fields)
   assert told == {**fields, 'num_classes': 3}
   params = mapped.to_flax(single)['params']
@@ -108,3 +165,74 @@ def test_a_single_stream_takes_the_state_dict_of_yolov5_and_none_of_a_pair():
   whole, _ = correspondence.model_mapping('icafusion_n', module)
   with pytest.raises(mapping.MappingError, match=r'model\.2[0-9]'):
     whole.to_flax(pairs)
+
+
+ANCHORS = (
+  ((8, 11), (16, 30), (30.5, 21)),
+  ((30, 61), (60, 45), (59, 99)),
+  ((99, 90), (150, 190), (300, 311)),
+)
+
+
+def test_an_official_file_gives_its_average_its_classes_and_its_anchors(monkeypatch, tmp_path):
+  names = ['person', 'car', 'bicycle']
+  state = with_anchors(state_dict('mini_transfusion_eval'), ANCHORS)
+  other = pickled({key: x + 1 for key, x in state.items()}, names)
+  content = {'epoch': 3, 'model': other, 'ema': pickled(state, names), 'optimizer': None}
+  opened = open_file(monkeypatch, tmp_path, content)
+  assert opened.class_names == tuple(names)
+  assert opened.overrides.items() <= {**MINI, 'anchor_sizes': ANCHORS}.items()
+  assert opened.overrides['anchor_sizes'] == ANCHORS
+  kernel = state['model.12.cv1.conv.weight'].transpose(2, 3, 1, 0)
+  stream = opened.variables['params']['stream_thermal']
+  np.testing.assert_array_equal(stream['stage_0']['deep']['conv']['kernel'], kernel)
+  assert 'ema' in opened.told
+
+  # The same anchors keep the head; with others its results would mean other boxes.
+  assert not fit(opened, anchor_sizes=np.multiply(ANCHORS, 1.0002).tolist()).changes
+  fitted = fit(opened)
+  assert {path.split('/')[1] for path in fitted.fresh} == {'head'}
+  assert 'the weights are for anchor_sizes=(((8.0, 11.0), (16.0, 30.0),' in fitted.lines()[1]
+  assert not fitted.differences
+  # Of two streams, one alone takes its own.
+  fitted = fit(opened, modalities=('thermal',))
+  kernel = state['model.10.conv.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(
+    fitted.arrays['params/stream_thermal/stem/conv/kernel'], kernel.astype(np.float32)
+  )
+  assert {path.split('/')[1] for path in fitted.fresh} == {'neck', 'head'}
+
+  # Back again, for the original to load strictly: only counters of batches are missing.
+  back = convert.to_torch('icafusion_n', opened.variables, opened.overrides)
+  lost = set(state) - set(back)
+  assert lost == {key for key in state if key.endswith('num_batches_tracked')}
+  assert not set(back) - set(state)
+  for key, x in back.items():
+    assert x.shape == state[key].shape
+    if '.mlp.' not in key and '.ln_' not in key and 'former.0.LN1' not in key:
+      np.testing.assert_array_equal(x, state[key])
+
+
+def test_yolov5_fills_both_streams_and_nothing_else(monkeypatch, tmp_path):
+  state = as_yolov5(with_anchors(state_dict('mini_transfusion_eval'), yolo.COCO_ANCHORS.sizes))
+  opened = open_file(monkeypatch, tmp_path, {'model': pickled(state, ['a', 'b', 'c'])})
+  assert opened.overrides['modalities'] == ('rgb',)
+  fitted = fit(opened, fusion='nin')
+  assert {path.split('/')[1] for path in fitted.arrays} == {'stream_rgb', 'stream_thermal'}
+  for path, x in fitted.arrays.items():
+    np.testing.assert_array_equal(x, fitted.arrays[path.replace('thermal', 'rgb')])
+  kernel = state['model.9.cv2.conv.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_allclose(fitted.arrays['params/stream_thermal/pooled/join/conv/kernel'], kernel)
+  assert fitted.lines()[1:] == [
+    'neck, head: fresh, that of the weights is for other streams',
+    'fusion_3/conv, fusion_4/conv, fusion_5/conv: fresh, the weights have none',
+  ]
+  # As a detector of thermal images alone it is taken whole.
+  assert not fit(opened, modalities=('thermal',)).changes
+
+
+def test_a_yolov5_of_other_layers_is_refused_by_name(monkeypatch, tmp_path):
+  state = as_yolov5(state_dict('mini_transfusion_eval'))
+  state['model.0.conv.conv.weight'] = state.pop('model.0.conv.weight')
+  with pytest.raises(mapping.MappingError, match=r'weights\.pt: .* before v6\.0: .* a Focus'):
+    open_file(monkeypatch, tmp_path, {'model': pickled(state, ['a'])})
