@@ -59,7 +59,22 @@ def dual_cross_attention(
   )
 
 
-class _Modality(module.Module):
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+  """The weights of one direction of `dual_cross_attention`, means over the heads.
+
+  Args:
+    query: of the one modality, `[batch, queries, heads, head_dim]`; any of its tokens.
+    key: of the other, `[batch, tokens, heads, head_dim]`.
+
+  Returns:
+    `[batch, queries, tokens]`, of sum one over the tokens.
+  """
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=dtype)
+  return nn.softmax(scores * query.shape[-1] ** -0.5).mean(axis=1)
+
+
+class Modality(module.Module):
   """The norm and the projections that one modality has in a `DualCrossAttention`."""
 
   width: int
@@ -67,6 +82,7 @@ class _Modality(module.Module):
   kernel_init: nn.initializers.Initializer
 
   def setup(self):
+    """Creates the parts."""
     options = {'kernel_init': self.kernel_init, **self.types}
     heads = (self.num_heads, self.width // self.num_heads)
     self.norm = self.layer_norm(epsilon=EPSILON)
@@ -116,7 +132,7 @@ class DualCrossAttention(module.Module):
     if channels % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
     modalities = [
-      _Modality(channels, self.num_heads, self.kernel_init, name=name, **self.types)
+      Modality(channels, self.num_heads, self.kernel_init, name=name, **self.types)
       for name in MODALITIES
     ]
     projected = (own.project(x) for own, x in zip(modalities, (rgb, thermal), strict=True))

@@ -4,6 +4,7 @@ Against COCO's (`metrics.coco`): a detection may only be the object that it over
 overlap equal to the threshold is not enough, and precision is interpolated linearly and integrated.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from hotcoco import mask as rle_lib
@@ -15,6 +16,8 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _CONFIDENCES = np.linspace(0, 1, 1000)
 _RECALLS = np.linspace(0, 1, 101)
 _TINY = 1e-16
+# Of all classes, and with '/CLASS' of each.
+NAMES = ('map50', 'map75', 'map', 'precision', 'recall')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,45 @@ class AveragePrecision:
   precision: np.ndarray
   recall: np.ndarray
   f1: np.ndarray
+
+
+def evaluate(
+  truths: coco.Instances, detections: coco.Instances, class_names: Sequence[str]
+) -> dict[str, float]:
+  """The numbers of a paper's table.
+
+  Args:
+    truths: what is there.
+    detections: what was found, with scores.
+    class_names: in the order of the labels.
+
+  Returns:
+    The `NAMES`, means over the classes that occur among the truths, and 'NAME/CLASS' of each of
+    these classes; empty where there is none.
+  """
+  right = match(truths, detections)
+  found = average_precision(right, detections.score, detections.label, truths.label)
+  columns = (found.ap[:, 0], found.ap[:, 5], found.ap.mean(axis=1), found.precision, found.recall)
+  metrics = {}
+  for name, column in zip(NAMES, columns, strict=True) if len(found.classes) else ():
+    metrics[name] = float(column.mean())
+    metrics |= {
+      f'{name}/{class_names[label]}': float(value)
+      for label, value in zip(found.classes, column, strict=True)
+    }
+  return metrics
+
+
+def table(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
+  """The results of `evaluate`, a line for all classes and one for each that occurs."""
+  width = max(map(len, ('class', *class_names)))
+  titles = {'precision': 'P', 'recall': 'R', 'map50': 'mAP50', 'map75': 'mAP75', 'map': 'mAP'}
+  lines = [' ' + 'class'.ljust(width) + ''.join(f'{title:>8}' for title in titles.values())]
+  for title, suffix in (('all', ''), *((name, f'/{name}') for name in class_names)):
+    values = [metrics.get(f'{name}{suffix}') for name in titles]
+    if None not in values:
+      lines.append(' ' + title.ljust(width) + ''.join(f'{value:8.3f}' for value in values))
+  return '\n'.join(lines)
 
 
 def match(

@@ -11,6 +11,7 @@ from crossattn_jax.tasks import attention_maps
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure, patches
+  from matplotlib import image as image_lib
 
 
 def write_png(path: epath.Path, image: Image.Image) -> None:
@@ -78,11 +79,15 @@ def show_image(axes, image: np.ndarray | Image.Image) -> None:
 
 def show_attention(
   axes, image: np.ndarray | Image.Image, attention: attention_maps.Attention
-) -> None:
-  """Lays the map over the whole image; its largest weight is bright, the query has a frame."""
+) -> 'image_lib.AxesImage':
+  """Lays the map over the whole image; its largest weight is bright, the query has a frame.
+
+  Returns:
+    What a colour bar is made for.
+  """
   show_image(axes, image)
   height, width = np.asarray(image).shape[:2]
-  axes.imshow(
+  shown = axes.imshow(
     attention.weights,
     cmap='inferno',
     alpha=0.6,
@@ -90,7 +95,7 @@ def show_attention(
     extent=(-0.5, width - 0.5, height - 0.5, -0.5),
   )
   if attention.query is None:
-    return
+    return shown
   rows, columns = np.nonzero(attention.query)
   down, right = height / attention.query.shape[0], width / attention.query.shape[1]
   axes.add_patch(
@@ -103,3 +108,4 @@ def show_attention(
       linewidth=1.5,
     )
   )
+  return shown

@@ -75,3 +75,20 @@ def test_nothing_found_and_nothing_there():
   assert evaluate(instances((0, 0, SQUARE)), nothing).ap.tolist() == [[0] * 10]
   assert evaluate(instances(), nothing).ap.shape == (0, 10)
   assert evaluate(instances(), instances((0, 0, SQUARE), scores=[0.9])).ap.shape == (0, 10)
+
+
+def test_a_table_has_all_classes_that_occur():
+  truths = instances((0, 0, SQUARE), (0, 2, SQUARE))
+  found = instances((0, 0, SQUARE), scores=[0.9])
+  names = ('person', 'car', 'bicycle')
+  metrics = yolo.evaluate(truths, found, names)
+  assert metrics['map50/person'] == pytest.approx(1)
+  assert metrics['map75/bicycle'] == metrics['recall/bicycle'] == 0
+  assert metrics['map50'] == metrics['map'] == pytest.approx(0.5)
+  assert 'map/car' not in metrics
+  assert yolo.table(metrics, names).splitlines()[1:] == [
+    ' all       0.500   0.500   0.500   0.500   0.500',
+    ' person    1.000   1.000   1.000   1.000   1.000',
+    ' bicycle   0.000   0.000   0.000   0.000   0.000',
+  ]
+  assert yolo.evaluate(instances(), found, names) == {}

@@ -16,7 +16,7 @@ from PIL import Image
 from crossattn_jax.data import decoding, image_ops, levels, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations
-from crossattn_jax.data.paired_detection import augmentation, sources
+from crossattn_jax.data.paired_detection import augmentation, placement, sources
 
 MODALITIES = ('rgb', 'thermal')
 # Sides of arrays of images are multiples of it: the stride of the deepest features.
@@ -150,7 +150,7 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
     },
     # On all sides alike, before normalisation.
     'pad_to': list(config.image_size),
-    'pad_with': augmentation.FILL[0],
+    'pad_with': placement.FILL[0],
     **levels.describe(config),
   }
 
@@ -190,7 +190,7 @@ def _eval_shape(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple
   """(height, width) of the array that holds a pair in evaluation."""
   if not config.evaluation.rectangular:
     return tuple(config.image_size)
-  shown = augmentation.Letterbox(size, config.image_size).shown
+  shown = placement.Letterbox(size, config.image_size).shown
   half = SIDE_MULTIPLE // 2
   return tuple(-(-(side + half) // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in shown)
 
@@ -198,11 +198,11 @@ def _eval_shape(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple
 def _eval_example(
   pair: Pair, index: int, shape: Sequence[int], config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-  fitted = augmentation.Letterbox(pair.size, config.image_size)
-  placed = augmentation.Letterbox(fitted.shown, tuple(shape), enlarge=False)
+  fitted = placement.Letterbox(pair.size, config.image_size)
+  placed = placement.Letterbox(fitted.shown, tuple(shape), enlarge=False)
 
   def prepared(image: np.ndarray) -> np.ndarray:
-    image = augmentation.resized(image, fitted.shown, area=True)
+    image = placement.resized(image, fitted.shown, area=True)
     return levels.normalize(placed.image(image), config)
 
   return {
@@ -339,7 +339,7 @@ class Examples(pipeline.Examples):
 
   def _whole(self, pair: Pair, objects: annotations.Objects) -> tuple[Pair, np.ndarray, np.ndarray]:
     """A pair in the middle of the array, and the boxes and labels of what is learnt there."""
-    letterbox = augmentation.Letterbox(pair.size, tuple(self.config.image_size))
+    letterbox = placement.Letterbox(pair.size, tuple(self.config.image_size))
     boxes, labels = _learnable(objects)
     shown = Pair(letterbox.image(pair.rgb), letterbox.image(pair.thermal))
     return shown, letterbox.boxes(boxes), labels
@@ -352,12 +352,12 @@ class Examples(pipeline.Examples):
   ) -> tuple[Pair, np.ndarray, np.ndarray]:
     """Four pairs around a point, warped, and the boxes and labels of what is learnt there."""
     canvas = tuple(self.config.image_size)
-    sizes = [augmentation.Letterbox(pair.size, canvas).shown for pair, _ in drawn]
+    sizes = [placement.Letterbox(pair.size, canvas).shown for pair, _ in drawn]
     mosaic = augmentation.Mosaic(sizes, center, tuple(2 * side for side in canvas))
     warp = augmentation.draw_warp(rng, mosaic.canvas, canvas, self.config.augmentation)
 
     def shown(images: Sequence[np.ndarray]) -> np.ndarray:
-      tiles = [augmentation.resized(*each) for each in zip(images, sizes, strict=True)]
+      tiles = [placement.resized(*each) for each in zip(images, sizes, strict=True)]
       return warp.image(mosaic.image(tiles))
 
     learnt = [_learnable(objects) for _, objects in drawn]

@@ -30,9 +30,12 @@ class Detections:
     labels: `[batch, count]` int32, -1 in padding.
     masks: `[batch, count, side, side]`, the probability of every cell of a box that it belongs to
       the object; None for boxes alone.
+    anchors: `[batch, count]` int32, the anchor of the grid that each is of, -1 in padding; None
+      where heads do not say.
   """
 
   boxes: jax.Array
   scores: jax.Array
   labels: jax.Array
   masks: jax.Array | None = None
+  anchors: jax.Array | None = None

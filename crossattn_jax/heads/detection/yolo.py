@@ -146,7 +146,8 @@ def find_objects(
       max_boxes=max_boxes,
       score_threshold=score_threshold,
     )
-    return decoding.chosen_detections(boxes[rows], best, labels, kept)
+    found = decoding.chosen_detections(boxes[rows], best, labels, kept)
+    return found.replace(anchors=jnp.where(kept >= 0, rows[kept], -1))
 
   return parallel.map_batch(of_image, *lax.stop_gradient((boxes, objectness, classes)))
 

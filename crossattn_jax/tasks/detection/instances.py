@@ -119,6 +119,27 @@ def evaluate(
   Returns:
     What `coco.evaluate` has; empty where there is no object.
   """
+  expected, found, sizes = compared(rows, source, masks=masks)
+  metrics = {}
+  for kind in ('box', 'mask') if masks else ('box',):
+    results = coco.evaluate(expected, found, sizes, class_names, kind)
+    metrics |= {f'{kind}_{name}': value for name, value in results.items()}
+  return metrics
+
+
+def compared(
+  rows: Mapping[str, np.ndarray], source: Any, *, masks: bool
+) -> tuple[coco.Instances, coco.Instances, np.ndarray]:
+  """What is there and what was found, as metrics take it; images count among those that were seen.
+
+  Args:
+    rows: as for `evaluate`.
+    source: likewise.
+    masks: likewise.
+
+  Returns:
+    The truths, the detections, and (height, width) of the images.
+  """
   seen = np.unique(rows['seen'])
   truths = [source.annotations(int(index)) for index in seen]
   sizes = np.array([objects.size for objects in truths]).reshape(-1, 2)
@@ -138,11 +159,7 @@ def evaluate(
     score=rows['score'],
     rle=_run_lengths(rows, sizes[image]) if masks else None,
   )
-  metrics = {}
-  for kind in ('box', 'mask') if masks else ('box',):
-    results = coco.evaluate(expected, found, sizes, class_names, kind)
-    metrics |= {f'{kind}_{name}': value for name, value in results.items()}
-  return metrics
+  return expected, found, sizes
 
 
 def _run_lengths(rows: Mapping[str, np.ndarray], sizes: np.ndarray) -> list[RunLengths]:

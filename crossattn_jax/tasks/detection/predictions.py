@@ -18,7 +18,7 @@ _RESULTS = 'detections.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shown:
+class Shown:
   """An image file, and its pixels, uint8 `[height, width, 3]`."""
 
   path: str
@@ -38,7 +38,7 @@ class Predictor(predictor.FilePredictor):
     """An image as evaluation has it, and as the file has it."""
     (path,) = source.paths
     batch, image = data.read_image(path, self.task.config.dataset)
-    return predictor.Loaded(predictor.row_of(batch, 0), _Shown(path, np.asarray(image)))
+    return predictor.Loaded(predictor.row_of(batch, 0), Shown(path, np.asarray(image)))
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
     """Detections in pixels of the image files: `boxes`, `scores`, `labels` and maybe `masks`."""
@@ -58,7 +58,7 @@ class Predictor(predictor.FilePredictor):
     yield from super().predictions(inputs, output, drawn, unreadable)
 
   def record(
-    self, shown: _Shown, result: predictor.Row, files: Mapping[str, epath.Path]
+    self, shown: Shown, result: predictor.Row, files: Mapping[str, epath.Path]
   ) -> predictor.Record:
     """The objects that are shown, best first, boxes as x_min, y_min, x_max, y_max."""
     del files
@@ -66,7 +66,7 @@ class Predictor(predictor.FilePredictor):
     self._detections += instances.to_coco(
       result, shown.image.shape[:2], image_id, task.category_ids
     )
-    found = self._objects(result)
+    found = self.shown_objects(result)
     return {
       'image_id': image_id,
       'objects': [
@@ -84,7 +84,8 @@ class Predictor(predictor.FilePredictor):
     """Writes `detections.json`."""
     (output / _RESULTS).write_text(json.dumps(self._detections) + '\n')
 
-  def _objects(self, result: predictor.Row) -> pictures.Objects:
+  def shown_objects(self, result: predictor.Row) -> pictures.Objects:
+    """Those that score enough, best first."""
     # Padding has the score 0.
     kept = (result['labels'] >= 0) & (result['scores'] >= self.task.config.task.shown_score)
     masks = result['masks'][kept] if 'masks' in result else None
@@ -92,9 +93,9 @@ class Predictor(predictor.FilePredictor):
       result['boxes'][kept], result['labels'][kept], result['scores'][kept], masks
     )
 
-  def sample(self, shown: _Shown, result: predictor.Row) -> pictures.Sample:
+  def sample(self, shown: Shown, result: predictor.Row) -> pictures.Sample:
     """An image with what was found."""
-    return pictures.Sample(shown.image, self._objects(result))
+    return pictures.Sample(shown.image, self.shown_objects(result))
 
   def evaluation_sample(self, example: predictor.Row, result: predictor.Row) -> pictures.Sample:
     """The same in the size that the network saw, and the true objects."""
@@ -102,7 +103,7 @@ class Predictor(predictor.FilePredictor):
     rows, columns = example['image_size']
     image = levels.denormalize(example['image'][:rows, :columns], config)
     factors = np.tile(example['image_size'] / example['original_size'], 2)[[1, 0, 1, 0]]
-    found = self._objects(result)
+    found = self.shown_objects(result)
     true = self.task.examples(config.eval_split).source.annotations(int(example['index']))
     return pictures.Sample(
       image,

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import config_errors
+from crossattn_jax.data import pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import batches as data
 from crossattn_jax.heads.detection import anchors, types
@@ -58,13 +59,15 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+def complete_config(
+  config: ml_collections.ConfigDict, examples: type[pipeline.Examples] = data.Examples
+) -> list[str]:
   """Takes splits and classes from the data set; see `tasks.complete_config`."""
   dataset, notes = config.dataset, []
   if None in (dataset.train_split, dataset.eval_split):
-    notes += data.Examples.complete_splits(dataset)
+    notes += examples.complete_splits(dataset)
   if not dataset.class_names or not dataset.category_ids:
-    source = data.Examples.open_source(dataset, dataset.train_split)
+    source = examples.open_source(dataset, dataset.train_split)
     dataset.class_names = tuple(source.class_names)
     dataset.category_ids = tuple(source.category_ids)
   if config.model.num_classes is None:
@@ -94,13 +97,20 @@ class Detection(base.Task):
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    _check(config, self.model)
+    self.Examples.check(config.dataset)
+    self.check_options()
     # Files of weights may come without names: then the classes are called by their numbers.
     count = self.model.num_classes
     self.class_names = tuple(config.dataset.class_names) or tuple(map(str, range(count)))
     self.category_ids = tuple(config.dataset.category_ids) or tuple(range(1, count + 1))
     self.canvas = tuple(config.dataset.image_size)
-    self.masks = config.dataset.masks
+    self.masks = config.dataset.get('masks', False)
+
+  def check_options(self) -> None:
+    """Refuses what does not belong together or cannot be, naming the keys."""
+    _check_model(self.config, self.model)
+    check_thresholds(self.config)
+    check_classes(self.config, self.model)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Normalised images `[batch, height, width, 3]` in a canvas, and their padded objects."""
@@ -184,14 +194,15 @@ class Detection(base.Task):
     count, not_finite = (int(evaluation.sums[name]) for name in ('count', 'not_finite'))
     if not_finite:
       raise ValueError(
-        f'the network gives outputs that are not finite for {not_finite} of {count} images: its '
-        'weights or its dtype are wrong'
+        f'the network gives outputs that are not finite for {not_finite} of {count} '
+        f'{self.Examples.kind}s: its weights or its dtype are wrong'
       )
     if not evaluation.examples:
       dataset = self.config.dataset
       raise ValueError(
-        f'none of the {count} images of dataset {dataset.name!r}, split {dataset.eval_split!r}, '
-        'has an object, so that there is no average precision: evaluate on another split'
+        f'none of the {count} {self.Examples.kind}s of dataset {dataset.name!r}, split '
+        f'{dataset.eval_split!r}, has an object, so that there is no average precision: evaluate '
+        'on another split'
       )
     return evaluation.examples | {'examples': count}
 
@@ -204,9 +215,8 @@ class Detection(base.Task):
     return lines
 
 
-def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
-  """Refuses what does not belong together or cannot be, naming the keys."""
-  data.Examples.check(config.dataset)
+def check_thresholds(config: ml_collections.ConfigDict) -> None:
+  """Refuses scores, overlaps and numbers of boxes that cannot be, naming the keys."""
   options = config.task
   for key, value in (
     ('evaluation.score_threshold', options.evaluation.score_threshold),
@@ -219,11 +229,10 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
     raise ValueError(
       f'config.task.evaluation.max_boxes must be at least 1, got {options.evaluation.max_boxes}'
     )
-  if type(model) not in _LOSSES:
-    raise ValueError(
-      f'config.model.name={config.model.name!r} does not find objects: add a head to a backbone, '
-      f"as in 'crossformer_small+retinanet'; list_models('*+*') shows all"
-    )
+
+
+def check_classes(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+  """Refuses a model of another number of classes than the data set has."""
   count = len(config.dataset.class_names)
   # Without data, as where a step is only compiled, they have no names.
   if count and model.num_classes != count:
@@ -231,6 +240,15 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
       f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '
       f'{count} classes; set config.model.num_classes={count}',
       {'model.num_classes': count},
+    )
+
+
+def _check_model(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+  """Refuses a model without a head, and one with masks that are not learnt or the reverse."""
+  if type(model) not in _LOSSES:
+    raise ValueError(
+      f'config.model.name={config.model.name!r} does not find objects: add a head to a backbone, '
+      f"as in 'crossformer_small+retinanet'; list_models('*+*') shows all"
     )
   predicts_masks = bool(getattr(model, 'mask_channels', 0))
   if predicts_masks != config.dataset.masks:

@@ -126,15 +126,30 @@ def binary_cross_entropy(
   return (alpha * targets + (1 - alpha) * (1 - targets)) * missing**gamma * loss
 
 
-def default_gains(
-  num_classes: int, image_size: Sequence[int], num_levels: int = 3
+def scaled_gains(
+  num_classes: int,
+  image_size: Sequence[int],
+  num_levels: int = 3,
+  *,
+  box: float = 0.05,
+  objectness: float = 1.0,
+  classes: float = 0.5,
 ) -> dict[str, float]:
-  """YOLOv5's weights of the losses, by the number of classes and the longer side of the input."""
+  """YOLOv5's weights of the losses.
+
+  Args:
+    num_classes: of objects.
+    image_size: (height, width) of the input.
+    num_levels: of the pyramid.
+    box: the weight for three levels.
+    objectness: the weight for three levels and a longer side of 640 pixels.
+    classes: the weight for three levels and 80 classes.
+  """
   share = 3 / num_levels
   return {
-    'box_loss': 0.05 * share,
-    'objectness_loss': (max(image_size) / 640) ** 2 * share,
-    'class_loss': 0.5 * num_classes / 80 * share,
+    'box_loss': box * share,
+    'objectness_loss': objectness * (max(image_size) / 640) ** 2 * share,
+    'class_loss': classes * num_classes / 80 * share,
   }
 
 
@@ -160,7 +175,7 @@ def yolo_losses(
     outputs: of `YoloHead`.
     positives: of every level, as `assign` returns them.
     grid: the anchors.
-    gains: of the losses, by name; see `default_gains`.
+    gains: of the losses, by name; see `scaled_gains`.
     balance: weights of the levels' objectness.
     iou_share: how much of an anchor's objectness is the IoU; the rest is 1.
     label_smoothing: the class is `1 - label_smoothing / 2`, others are `label_smoothing / 2`.

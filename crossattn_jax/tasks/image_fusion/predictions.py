@@ -1,6 +1,5 @@
 """What a fusion network makes of pairs of image files and of evaluation pairs."""
 
-import collections
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -8,68 +7,24 @@ import jax
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import pairing
-from crossattn_jax.data import sources as files_lib
 from crossattn_jax.data.image_fusion import batches as data
 from crossattn_jax.data.image_fusion import colors
 from crossattn_jax.metrics import image_fusion as metrics
-from crossattn_jax.tasks import attention_maps, base, drawing, predictor
+from crossattn_jax.tasks import attention_maps, base, drawing, pair_inputs, predictor
 from crossattn_jax.tasks.image_fusion import pictures, tables
 
 
-class Predictor(predictor.FilePredictor):
+class Predictor(pair_inputs.PairInputs, predictor.FilePredictor):
   """Writes fused images, what they were fused from beside them, and how good they are.
 
   `fused/NAME.png` has the colours of the visible image where it has any. Metrics are of the luma;
   `metrics.csv` has a row per pair, `metrics.md` the means, also those of the mean of both images.
   """
 
-  expected = (
-    f'a folder with one folder of visible images ({", ".join(pairing.VISIBLE_FOLDERS)}) and one of '
-    f'infrared images ({", ".join(pairing.INFRARED_FOLDERS)}), or VISIBLE,INFRARED: two folders or '
-    'two files'
-  )
   kinds = ('fused',)
   num_samples = 8
   draw = staticmethod(pictures.side_by_side)
   draw_sheet = staticmethod(pictures.sheet)
-
-  @classmethod
-  def find_inputs(
-    cls, given: epath.Path, apart_from: epath.Path | None = None
-  ) -> tuple[list[predictor.Input], collections.Counter[str]]:
-    """The pairs, whose files are named equally below both folders.
-
-    Args:
-      given: as `expected` says.
-      apart_from: unused: results lie in none of the two folders.
-
-    Returns:
-      The pairs, and how many other files there are, by their extension.
-
-    Raises:
-      FileNotFoundError: there are no such files.
-      ValueError: it is none of these, or an image has no partner.
-    """
-    parts = [epath.Path(part) for part in str(given).split(',')]
-    for part in parts:
-      if not part.exists():
-        raise FileNotFoundError(f'--input={given}: {part} does not exist; expected {cls.expected}')
-    if len(parts) == 1 and parts[0].is_dir():
-      parts = list(pairing.find_folders(parts[0]) or ())
-    if len(parts) != 2 or parts[0].is_dir() != parts[1].is_dir():
-      raise ValueError(f'--input={given}: expected {cls.expected}')
-    if not parts[0].is_dir():
-      return [predictor.Input(parts[0].stem, tuple(map(str, parts)))], collections.Counter()
-    found, left_out = zip(*map(files_lib.find_files, parts), strict=True)
-    pairs = pairing.pair_files(*found, *parts)
-    if not pairs:
-      raise FileNotFoundError(f'--input={given}: no images in {parts[0]} and {parts[1]}')
-    inputs = [
-      predictor.Input(predictor.relative_name(pair[0], parts[0]), tuple(map(str, pair)))
-      for pair in pairs
-    ]
-    return inputs, left_out[0] + left_out[1]
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """A pair, padded to its bucket, and as its files have it."""

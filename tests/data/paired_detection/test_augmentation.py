@@ -5,9 +5,9 @@ import colorsys
 import numpy as np
 import pytest
 
-from crossattn_jax.data.paired_detection import augmentation
+from crossattn_jax.data.paired_detection import augmentation, placement
 
-FILL = augmentation.FILL[0]
+FILL = placement.FILL[0]
 
 
 def smooth(height, width):
@@ -28,33 +28,6 @@ def extent(image):
   """The box around what is white."""
   y, x = np.nonzero(image[..., 0] > 127 + FILL // 4)
   return [x.min(), y.min(), x.max() + 1, y.max() + 1]
-
-
-@pytest.mark.parametrize(
-  ('size', 'canvas', 'enlarge', 'scale', 'shown'),
-  [
-    ((40, 50), (48, 56), False, 1, (40, 50)),
-    ((40, 50), (80, 120), True, 2, (80, 100)),
-    ((40, 50), (31, 25), False, 0.5, (20, 25)),
-  ],
-)
-def test_a_letterbox_keeps_proportions(size, canvas, enlarge, scale, shown):
-  letterbox = augmentation.Letterbox(size, canvas, enlarge)
-  assert (letterbox.scale, letterbox.shown) == (scale, shown)
-  image = letterbox.image(np.zeros((*size, 3), np.uint8))
-  assert image.shape == (*canvas, 3)
-  assert (image == 0).all(axis=-1).sum() == shown[0] * shown[1]
-  assert set(np.unique(image)) <= {0, FILL}
-
-
-def test_boxes_of_a_letterbox_lie_on_its_pixels_and_come_back():
-  box = np.array([[10, 20, 30, 36]])
-  letterbox = augmentation.Letterbox((40, 50), (90, 100))
-  assert letterbox.margin == (5, 0)
-  np.testing.assert_array_equal(letterbox.boxes(box), [[20, 45, 60, 77]])
-  np.testing.assert_allclose(extent(letterbox.image(marked(40, 50, box))), [20, 45, 60, 77], atol=1)
-  np.testing.assert_allclose(letterbox.restored(letterbox.boxes(box)), box)
-  np.testing.assert_array_equal(letterbox.restored(np.array([[-9, 0, 999, 90]])), [[0, 0, 50, 40]])
 
 
 def test_a_mosaic_has_four_images_around_its_centre():

@@ -183,7 +183,7 @@ def test_cross_entropy_and_its_gradient_are_finite_for_logits_of_any_size(gamma)
 
 
 def test_gains_follow_classes_image_and_levels():
-  gains = yolo_losses.default_gains(20, (320, 512), num_levels=4)
+  gains = yolo_losses.scaled_gains(20, (320, 512), num_levels=4)
   assert gains == {
     'box_loss': pytest.approx(0.05 * 0.75),
     'objectness_loss': pytest.approx(0.64 * 0.75),

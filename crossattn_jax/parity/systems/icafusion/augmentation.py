@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from crossattn_jax.data.paired_detection import augmentation
+from crossattn_jax.data.paired_detection import augmentation, placement
 from crossattn_jax.geometry import boxes as boxes_lib
 from crossattn_jax.parity import adapters
 
@@ -31,7 +31,7 @@ def _letterbox(manifest: Manifest) -> adapters.Adapter:
   canvas, options = tuple(c['new_shape']), {'enlarge': c['scaleup'], 'fill': tuple(c['color'])}
 
   def run(img: jax.Array, lab: jax.Array) -> Arrays:
-    letterbox = augmentation.Letterbox(img.shape[:2], canvas, **options)
+    letterbox = placement.Letterbox(img.shape[:2], canvas, **options)
     boxes = letterbox.boxes(_corners(lab, img.shape[:2]))
     return {
       'img': _numbers(letterbox.image(np.asarray(img, np.uint8))),

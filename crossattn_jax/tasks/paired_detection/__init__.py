@@ -1,0 +1,1 @@
+"""Object detection in aligned RGB and thermal images."""
