@@ -69,9 +69,10 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
     ),
     ShapeScenesConfig(
       name='night',
-      description='128 x 128 pixels, in which visible and thermal images each hide a third of the '
+      description='96 x 96 pixels, in which visible and thermal images each hide a third of the '
       'objects, in the dark or as warm as the ground.',
-      train_examples=4000,
+      image_size=96,
+      train_examples=3000,
       drawn=(3, 8),
       least_seen=3,
       radii=(0.08, 0.20),

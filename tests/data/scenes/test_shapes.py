@@ -137,7 +137,7 @@ def test_at_night_a_third_of_the_objects_shows_in_each_image_only(night):
   ]
   assert np.array(levels)[lit < 0.02].max() < 8
   assert (rgb[lit > 0.98] > 6).mean() > 0.97
-  assert thermal[tepid].max() < 12 < 40 < thermal[~tepid].min()
+  assert thermal[tepid].max() < 12 < 30 < thermal[~tepid].min()
 
 
 def test_the_light_changes_nothing_but_the_images():
