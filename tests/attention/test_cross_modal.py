@@ -27,6 +27,8 @@ def test_each_modality_s_values_are_mixed_by_the_other_s_queries():
       scores = np.einsum('bnhd,bmhd->bhnm', other.query, own.key) / np.sqrt(4)
       expected = np.einsum('bhnm,bmhd->bnhd', _softmax(scores), own.value)
       np.testing.assert_allclose(out, expected, rtol=1e-12)
+      weights = cross_modal.attention_weights(other.query, own.key)
+      np.testing.assert_allclose(weights, _softmax(scores).mean(axis=1), rtol=1e-12)
 
 
 @pytest.fixture
