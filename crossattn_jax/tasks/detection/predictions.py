@@ -53,7 +53,7 @@ class Predictor(predictor.FilePredictor):
     unreadable: dict[str, Exception],
   ) -> Iterator[predictor.Record]:
     """See `Predictor.predictions`."""
-    self._image_ids = _image_ids([path for source in inputs for path in source.paths])
+    self._image_ids = _image_ids([source.paths[0] for source in inputs])
     self._detections: list[predictor.Record] = []
     yield from super().predictions(inputs, output, drawn, unreadable)
 

@@ -47,7 +47,7 @@ def small_config(scenes_dir):
 
 @pytest.fixture(scope='session')
 def knowing_task(small_config):
-  """A task that finds what is there in arrays of 96 x 128 pixels.
+  """A task that finds what is there in arrays of 96 x 128 pixels, where it looks at their corner.
 
   `change` makes something else of it; it gets boxes in pixels of the files, scores and labels.
   """
@@ -67,7 +67,12 @@ def knowing_task(small_config):
 
     def find(variables, batch, attention=0):
       at = batch['index']
-      return types.Detections(boxes[at], scores[at], labels[at]), variables['finite'][at], {}
+      # From the third row and column of cells of the scene, beside its border of two, to its first.
+      here, there = (
+        jnp.zeros((len(at), attention, 12, 16)).at[:, :, y, x].set(1) for y, x in ((2, 4), (0, 2))
+      )
+      looks = {'rgb': there, 'thermal': there[..., ::-1], 'query': here} if attention else {}
+      return types.Detections(boxes[at], scores[at], labels[at]), variables['finite'][at], looks
 
     task.find = find
     return task, {'finite': jnp.ones(len(source), bool)}
