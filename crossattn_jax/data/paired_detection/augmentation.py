@@ -159,50 +159,55 @@ def draw_gains(rng: np.random.Generator, options: ml_collections.ConfigDict) -> 
   return 1 + rng.uniform(-1, 1, 3) * most
 
 
+_LEVELS = np.arange(256)
+# How much of the saturation red, green and blue lack, of each hue: float32 `[3, 180]`.
+_SECTOR, _REST = np.divmod(np.arange(180, dtype=np.float32) * np.float32(6 / 180), 1)
+_LACKING = np.stack(
+  [
+    np.choose((_SECTOR.astype(int) + shift) % 6, np.broadcast_arrays(0, _REST, 1, 1, 1 - _REST, 0))
+    for shift in (0, 4, 2)
+  ]
+).astype(np.float32)
+# In fixed point of 12 bits, per level of the divisor.
+_SATURATION_FACTORS, _HUE_FACTORS = (
+  np.rint((numerator << 12) / np.maximum(_LEVELS, 1)).astype(np.int32) for numerator in (255, 30)
+)
+
+
 def jitter_color(image: np.ndarray, gains: Sequence[float]) -> np.ndarray:
   """Multiplies hue, saturation and value, by the 8-bit rules of OpenCV's HSV.
 
   Of grey images only the value changes.
 
   Args:
-    image: uint8 RGB.
+    image: uint8 RGB, or grey with one channel.
     gains: of hue, which wraps around, and of saturation and value, which saturate.
   """
-  levels = np.arange(256)
-  hue, saturation, value = (
-    np.clip(table, 0, 255).astype(np.uint8)[channel]
-    for table, channel in zip(
-      (levels * gains[0] % 180, levels * gains[1], levels * gains[2]), _to_hsv(image), strict=True
-    )
+  hues = (_LEVELS * gains[0] % 180).astype(np.uint8)
+  saturations, values = (
+    np.clip(_LEVELS * gain, 0, 255).astype(np.uint8).astype(np.float32) * np.float32(1 / 255)
+    for gain in gains[1:]
   )
-  return _from_hsv(hue, saturation, value)
+  if image.shape[-1] == 1:
+    return np.rint(values * 255).astype(np.uint8)[image]
+  hue, saturation, value = _to_hsv(image)
+  saturation, value = saturations[saturation], values[value]
+  changed = np.empty_like(image)
+  for channel, lacking in enumerate(_LACKING):
+    shown = value * (1 - saturation * lacking[hues][hue])
+    changed[..., channel] = np.rint(shown * 255, out=shown)
+  return changed
 
 
 def _to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Hue in 0..179, saturation and value in 0..255: integers, in fixed point of 12 bits."""
-  red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
-  value = image.max(axis=-1).astype(np.int32)
-  spread = value - image.min(axis=-1)
-  levels = np.maximum(np.arange(256), 1)
-  saturation = spread * np.rint((255 << 12) / levels).astype(np.int32)[value]
-  hue = np.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
-  hue = np.where(value == red, green - blue, hue)
-  hue = hue * np.rint((180 << 12) / (6 * levels)).astype(np.int32)[spread]
-  hue, saturation = (hue + 2048) >> 12, (saturation + 2048) >> 12
+  red, green, blue = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+  value = np.maximum(np.maximum(red, green), blue)
+  spread = value - np.minimum(np.minimum(red, green), blue)
+  saturation = (spread * _SATURATION_FACTORS[value] + 2048) >> 12
+  is_red, is_green = value == red, value == green
+  red, green, blue, wide = (x.astype(np.int16) for x in (red, green, blue, spread))
+  hue = np.where(is_green, blue - red + 2 * wide, red - green + 4 * wide)
+  hue = np.where(is_red, green - blue, hue)
+  hue = (hue * _HUE_FACTORS[spread] + 2048) >> 12
   return hue + 180 * (hue < 0), saturation, value
-
-
-def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-  """RGB uint8 of HSV in OpenCV's ranges, in float32."""
-  sector, rest = np.divmod(hue.astype(np.float32) * np.float32(6 / 180), 1)
-  saturation, value = (x.astype(np.float32) * np.float32(1 / 255) for x in (saturation, value))
-  least = value * (1 - saturation)
-  falling = value * (1 - saturation * rest)
-  rising = value * (1 - saturation * (1 - rest))
-  sector = sector.astype(int) % 6
-  channels = [
-    np.choose(sector, [value, falling, least, least, rising, value]),
-    np.choose(sector, [rising, value, value, falling, least, least]),
-    np.choose(sector, [least, least, rising, value, value, falling]),
-  ]
-  return np.rint(np.stack(channels, axis=-1) * 255).astype(np.uint8)
