@@ -41,7 +41,7 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
   image.load()
   deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM')
   if upright:
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
   if levels is not None and (deep or image.mode in _DEPTHS):
     image = _scaled(np.asarray(image, np.float64), *levels)
   elif deep:

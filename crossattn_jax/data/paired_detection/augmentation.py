@@ -2,7 +2,8 @@
 
 As YOLOv5 and ICAFusion train: mosaics of four images, one warp, borders of middle grey. A geometry
 is made once, of sizes and numbers that were drawn before; both images and the boxes go through it.
-Images are RGB, uint8 `[height, width, 3]`; boxes are corners in pixels, `[count, 4]`.
+Images are uint8 `[height, width, channels]`, RGB or grey with one channel; boxes are corners in
+pixels, `[count, 4]`.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Mosaic:
 
   def image(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """The four images on one canvas."""
-    canvas = np.full((*self.canvas, 3), self.fill, np.uint8)
+    canvas = placement.filled(self.canvas, self.fill, max(image.shape[-1] for image in images))
     for image, (top, left) in zip(images, self.corners, strict=True):
       shown = image[max(-top, 0) :, max(-left, 0) :]
       part = canvas[max(top, 0) :, max(left, 0) :][: shown.shape[0], : shown.shape[1]]

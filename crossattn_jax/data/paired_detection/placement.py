@@ -1,6 +1,7 @@
 """Whole images in the middle of a canvas. Needs nothing but numpy and Pillow.
 
-Exported models take this file with them.
+Images are uint8 `[height, width, channels]`, RGB or of one channel. Exported models take this file
+with them.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Letterbox:
   def image(self, image: np.ndarray, area: bool = False) -> np.ndarray:
     """The image on its canvas; see `resized`."""
     (height, width), (top, left) = self.shown, self.offset
-    canvas = np.full((*self.canvas, 3), self.fill, np.uint8)
+    canvas = filled(self.canvas, self.fill, image.shape[-1])
     canvas[top : top + height, left : left + width] = resized(image, self.shown, area)
     return canvas
 
@@ -102,14 +103,21 @@ def transformed(
   pixels = image
   if not np.array_equal(matrix, np.diag(np.diag(matrix))):
     # Without a rim, Pillow does not blend the outermost pixels with the colour beyond.
-    pixels = np.full((image.shape[0] + 2, image.shape[1] + 2, 3), fill, np.uint8)
+    pixels = filled((image.shape[0] + 2, image.shape[1] + 2), fill, image.shape[-1])
     pixels[1:-1, 1:-1] = image
     matrix = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]]) @ matrix
-  shown = Image.fromarray(pixels).transform(
+  shown = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).transform(
     size[::-1],
     Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE,
     (matrix / matrix[2, 2]).ravel()[: 6 if affine else 8].tolist(),
     Image.Resampling.BILINEAR,
-    fillcolor=tuple(fill),
+    fillcolor=tuple(fill) if pixels.shape[-1] == 3 else fill[0],
   )
-  return np.asarray(shown)
+  return np.asarray(shown).reshape(*size, -1)
+
+
+def filled(size: Sequence[int], fill: Sequence[int], channels: int) -> np.ndarray:
+  """A canvas of (height, width) of one colour."""
+  canvas = np.empty((*size, channels), np.uint8)
+  canvas[:] = np.tile(np.array(fill[:channels], np.uint8), (size[1], 1))
+  return canvas
