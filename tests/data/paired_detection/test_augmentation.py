@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from crossattn_jax.data.paired_detection import augmentation, placement
+from crossattn_jax.data.paired_detection import augmentation, batches, placement
 
 FILL = placement.FILL[0]
 
@@ -138,3 +138,42 @@ def test_of_grey_images_the_value_alone_changes():
   grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
   changed = augmentation.jitter_color(grey, (1.3, 1.7, 0.5))
   np.testing.assert_array_equal(changed, np.repeat(np.arange(256)[None, :, None] // 2, 3, axis=2))
+
+
+def test_grey_images_may_have_one_channel():
+  grey = np.random.default_rng(0).integers(256, size=(20, 30, 1)).astype(np.uint8)
+  mosaic = augmentation.Mosaic([(20, 30)] * 4, center=(18, 25), canvas=(40, 60))
+  warp = augmentation.Warp((40, 60), (24, 32), degrees=10, scale=0.8, center=(0.4, 0.7))
+
+  def changed(images):
+    return augmentation.jitter_color(warp.image(mosaic.image(images)), (1.01, 0.5, 1.3))
+
+  expected = changed([np.repeat(grey, 3, axis=2)] * 4)
+  np.testing.assert_array_equal(changed([grey] * 4), expected[..., :1])
+  mixed = changed([grey, *[np.repeat(grey, 3, axis=2)] * 3])
+  np.testing.assert_array_equal(mixed, expected)
+
+
+def test_what_is_drawn_is_within_its_bounds():
+  rng = np.random.default_rng(0)
+  options = batches.default_config().augmentation
+  options.update(degrees=5.0, shear=2.0, perspective=1e-4)
+  centers = np.array([augmentation.draw_center(rng, (64, 32)) for _ in range(300)])
+  assert centers.min(0).tolist() == [32, 16]
+  assert centers.max(0).tolist() == [95, 47]
+  warps = [augmentation.draw_warp(rng, (128, 64), (64, 32), options) for _ in range(300)]
+  for name, low, high in (
+    ('perspective', -1e-4, 1e-4),
+    ('degrees', -5, 5),
+    ('scale', 0.5, 1.5),
+    ('shear', -2, 2),
+    ('center', 0.4, 0.6),
+  ):
+    drawn = (np.array([getattr(warp, name) for warp in warps]) - low) / (high - low)
+    assert np.all((drawn >= 0) & (drawn <= 1)), name
+    np.testing.assert_allclose(drawn.min(0), 0, atol=0.02, err_msg=name)
+    np.testing.assert_allclose(drawn.max(0), 1, atol=0.02, err_msg=name)
+  gains = np.array([augmentation.draw_gains(rng, options) for _ in range(300)]) - 1
+  most = [options.hue, options.saturation, options.value]
+  np.testing.assert_allclose(gains.max(0), most, rtol=0.03)
+  np.testing.assert_allclose(gains.min(0), np.negative(most), rtol=0.03)

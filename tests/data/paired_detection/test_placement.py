@@ -37,3 +37,18 @@ def test_boxes_of_a_letterbox_lie_on_its_pixels_and_come_back():
   np.testing.assert_allclose(extent, [20, 45, 60, 77], atol=1)
   np.testing.assert_allclose(letterbox.restored(letterbox.boxes(box)), box)
   np.testing.assert_array_equal(letterbox.restored(np.array([[-9, 0, 999, 90]])), [[0, 0, 50, 40]])
+
+
+def test_means_of_parts_of_pixels():
+  # Of (row, column): two thirds of a pixel each, or whole ones.
+  rows = np.array([30, 60, 240])[:, None, None]
+  image = np.broadcast_to(rows, (3, 4, 3)).astype(np.uint8)
+  shown = placement.resized(image, (2, 2), area=True)
+  np.testing.assert_array_equal(shown[:, 0, 0], [(30 + 60 / 2) / 1.5, (60 / 2 + 240) / 1.5])
+  np.testing.assert_array_equal(shown[:, 1], shown[:, 0])
+  columns = placement.resized(image.transpose(1, 0, 2), (2, 2), area=True)
+  np.testing.assert_array_equal(columns, shown.transpose(1, 0, 2))
+  # What grows is interpolated.
+  np.testing.assert_array_equal(
+    placement.resized(image, (6, 8), area=True), placement.resized(image, (6, 8))
+  )
