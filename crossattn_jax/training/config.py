@@ -46,7 +46,8 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   # Global batch size. `accumulation_steps` splits it into that many micro-batches inside a step,
-  # which saves memory and changes nothing else but batch statistics.
+  # which saves memory and changes nothing else but batch statistics. (Updates that take several
+  # steps are `optimizer.nominal_batch_size`.)
   config.batch_size = 128
   config.accumulation_steps = 1
   # The length of the run. Steps win where both are set.
@@ -80,8 +81,9 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   config.optimizer = optimizers.default_config()
   config.schedule = schedules.default_config()
   # Exponential moving average of parameters and norm statistics, used for evaluation; decay 0 is
-  # off. With `warmup` the decay at step t is at most (1 + t) / (10 + t).
-  config.ema = ml_collections.ConfigDict({'decay': 0.0, 'warmup': True})
+  # off. With `warmup` the decay at update n, from 1, is at most n / (9 + n); with `ramp_updates`
+  # instead, it is decay * (1 - exp(-n / ramp_updates)).
+  config.ema = ml_collections.ConfigDict({'decay': 0.0, 'warmup': True, 'ramp_updates': 0.0})
   config.evaluation = ml_collections.ConfigDict(
     {
       # None: that of training.
@@ -229,7 +231,12 @@ def value_problems(config: ml_collections.ConfigDict) -> Iterator[ConfigError]:
       f'config.batch_size={size} is not a multiple of config.accumulation_steps={parts}',
       {'batch_size': max(size // parts, 1) * parts},
     )
-  for key in ('evaluation.every_steps', 'checkpoint.every_steps', 'checkpoint.keep_best'):
+  for key in (
+    'evaluation.every_steps',
+    'checkpoint.every_steps',
+    'checkpoint.keep_best',
+    'ema.ramp_updates',
+  ):
     if (values[key] or 0) < 0:
       yield ConfigError(f'config.{key}={values[key]} must not be negative')
   evaluation = config.evaluation

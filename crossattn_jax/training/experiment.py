@@ -183,7 +183,7 @@ def count_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
   return steps
 
 
-def create_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+def create_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> schedules.Schedule:
   """The learning rate by step.
 
   Raises:
@@ -211,7 +211,7 @@ def assemble(
     # Keys are made while tracing: the devices of the mesh need not be here.
     variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     optimizer = optimizers.create_optimizer(
-      config.optimizer, schedule, variables['params'], config.freeze
+      config.optimizer, schedule, variables['params'], config.freeze, config.batch_size
     )
     abstract = jax.eval_shape(lambda: state.init_state(jax.random.key(0), task, optimizer, config))
   if config.freeze and config.model.get('scan_blocks') and 'batch_stats' in variables:

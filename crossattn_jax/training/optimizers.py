@@ -10,7 +10,7 @@ then multiplied by the parameter's multiplier and by minus the learning rate. Ev
 computed, and every moment kept, in at least float32, whatever the parameters' dtype.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -24,7 +24,7 @@ import optax
 from optax import contrib
 
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import layer_depth, patterns, schedules
+from crossattn_jax.training import accumulation, layer_depth, patterns, schedules
 
 OPTIMIZERS = ('adamw', 'adam', 'sgd', 'lamb', 'muon')
 
@@ -39,10 +39,12 @@ class ParameterSettings:
   Attributes:
     decayed: whether weight decay applies to it.
     multiplier: of its learning rate; 0 freezes it.
+    warmup_start: the learning rate that its warm-up starts from; None: the schedule's.
   """
 
   decayed: bool
   multiplier: float
+  warmup_start: float | None = None
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -53,6 +55,8 @@ def default_config() -> ml_collections.ConfigDict:
       leaves the other parameters to adamw.
     beta1, beta2, epsilon: of adamw, adam and lamb.
     momentum, nesterov: of sgd and muon.
+    warmup_momentum: of sgd: the momentum of step 0, which rises linearly to `momentum` while the
+      learning rate warms up. None: no warm-up.
     muon_exclude: patterns of matrices that muon leaves to adamw too, such as a classifier's.
     weight_decay: adamw and muon decay the weights themselves, by learning rate * weight_decay *
       weight a step; lamb does so inside its trust ratio; adam and sgd add weight_decay * weight to
@@ -65,6 +69,8 @@ def default_config() -> ml_collections.ConfigDict:
     decay_include: patterns of parameters that are decayed whatever the other two say.
     multipliers: ordered (pattern, factor) pairs; the first match multiplies the learning rate, and
       with it the decay. Factor 0 freezes: no state, no part in the norm for clipping.
+    warmup_starts: ordered (pattern, learning rate) pairs; the first match replaces
+      `schedule.warmup_start`.
     layer_decay: layer-wise decay of the rate: a layer has this many times the rate of the one after
       it, the last one the full rate (see `layer_depth.layers`); multiplied with `multipliers`.
     clip_norm, clip_value, clip_adaptive: clips gradients to a global norm, to [-value, value], or
@@ -73,6 +79,10 @@ def default_config() -> ml_collections.ConfigDict:
       such as layer scales.
     max_loss_ratio: updates nothing on a batch whose loss is this many times that of the last one
       that was used, or more (see `skip_large_losses`).
+    nominal_batch_size: makes an update of the sum over the examples of as many steps as make a
+      batch of this size, of one step when the warm-up begins (YOLOv5; see `accumulation`).
+      `weight_decay` is for a sum of this size, others decay in proportion. None: every step is an
+      update, by the mean over its examples.
   """
   config = ml_collections.ConfigDict()
   config.name = 'adamw'
@@ -81,6 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.epsilon = 1e-8
   config.momentum = 0.9
   config.nesterov = False
+  config.warmup_momentum = config_dict.placeholder(float)
   config.muon_exclude = ()
   config.weight_decay = 0.0
   config.decoupled_weight_decay = False
@@ -88,12 +99,14 @@ def default_config() -> ml_collections.ConfigDict:
   config.decay_exclude = ()
   config.decay_include = ()
   config.multipliers = ()
+  config.warmup_starts = ()
   config.layer_decay = 1.0
   config.clip_norm = config_dict.placeholder(float)
   config.clip_value = config_dict.placeholder(float)
   config.clip_adaptive = config_dict.placeholder(float)
   config.clip_adaptive_elements = ()
   config.max_loss_ratio = config_dict.placeholder(float)
+  config.nominal_batch_size = config_dict.placeholder(int)
   return config
 
 
@@ -114,7 +127,8 @@ def parameter_settings(
   leaves = parameters.leaves_by_path(params)
   for key in ('decay_exclude', 'decay_include', 'muon_exclude', 'clip_adaptive_elements'):
     patterns.check(f'optimizer.{key}', config[key], leaves)
-  patterns.check('optimizer.multipliers', [pattern for pattern, _ in config.multipliers], leaves)
+  for key in ('multipliers', 'warmup_starts'):
+    patterns.check(f'optimizer.{key}', [pattern for pattern, _ in config[key]], leaves)
   patterns.check('freeze', freeze, leaves)
   rates = dict.fromkeys(leaves, 1.0)
   if config.layer_decay != 1:
@@ -127,12 +141,20 @@ def parameter_settings(
     is_vector = leaf.ndim <= 1 or path.rpartition('/')[2] == 'bias'
     excluded = patterns.matches(config.decay_exclude, path)
     excluded |= is_vector and not config.decay_vectors
-    matching = (factor for pattern, factor in config.multipliers if re.fullmatch(pattern, path))
+    frozen = patterns.matches(freeze, path)
     settings[path] = ParameterSettings(
       decayed=not excluded or patterns.matches(config.decay_include, path),
-      multiplier=0.0 if patterns.matches(freeze, path) else next(matching, 1.0) * rates[path],
+      multiplier=0.0 if frozen else _first_match(config.multipliers, path, 1.0) * rates[path],
+      warmup_start=_first_match(config.warmup_starts, path),
     )
   return settings
+
+
+def _first_match(
+  pairs: Iterable[tuple[str, float]], path: str, default: float | None = None
+) -> float | None:
+  """The number of the first pair whose pattern matches the path."""
+  return next((value for pattern, value in pairs if re.fullmatch(pattern, path)), default)
 
 
 def create_optimizer(
@@ -140,14 +162,17 @@ def create_optimizer(
   schedule: optax.Schedule,
   params: optax.Params,
   freeze: Sequence[str] = (),
+  batch_size: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer of a run.
 
   Args:
     config: as `default_config` documents.
-    schedule: from the index of the update to the learning rate.
+    schedule: from the index of the step to the learning rate; without a warm-up where it does not
+      know one.
     params: arrays or `jax.ShapeDtypeStruct`s; only their paths and shapes are used.
     freeze: patterns of parameters that are not trained.
+    batch_size: examples of a step, for `nominal_batch_size`.
 
   Returns:
     A transformation whose `update` needs `params`, and takes the loss as `value`. Trees in its
@@ -157,10 +182,9 @@ def create_optimizer(
   Raises:
     ValueError: for an unknown name, contradictory values, or a pattern that matches no parameter.
   """
-  schedules.check_choice('optimizer', config.name, OPTIMIZERS)
-  if config.decoupled_weight_decay and config.name == 'adam':
-    raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
+  _check(config)
   settings = parameter_settings(config, params, freeze)
+  warmup_steps = getattr(schedule, 'warmup_steps', 0)
 
   # By path, not by a tree of the parameters' structure: the trees may lack the frozen ones.
   def per_parameter(name: str, tree: optax.Params) -> Any:
@@ -172,17 +196,25 @@ def create_optimizer(
     del params
     return jax.tree.map(lambda u, factor: u * factor, updates, per_parameter('multiplier', updates))
 
-  decay = optax.add_decayed_weights(
-    config.weight_decay, mask=lambda tree: per_parameter('decayed', tree)
-  )
+  weight_decay, step_of, parts = config.weight_decay, lambda update: update, []
+  if config.nominal_batch_size is not None:
+    batches = config.nominal_batch_size / batch_size
+    weight_decay *= max(round(batches), 1) / batches
+    step_of = accumulation.step_of_update(batches, warmup_steps)
+    parts.append(optax.scale(batch_size))
+  momentum = momentum_schedule(config, warmup_steps)
+  direction = _direction(config, lambda update: momentum(step_of(update)))
+  decay = optax.add_decayed_weights(weight_decay, mask=lambda tree: per_parameter('decayed', tree))
   coupled = config.name in ('adam', 'sgd') and not config.decoupled_weight_decay
-  parts = _clipping(config)
-  parts += [decay, _direction(config)] if coupled else [_direction(config), decay]
+  parts += _clipping(config)
+  parts += [decay, direction] if coupled else [direction, decay]
   if config.name == 'lamb':
     parts.append(optax.scale_by_trust_ratio())
   parts.append(optax.stateless(multiply))
-  parts.append(optax.scale_by_learning_rate(schedule))
+  parts.append(_descent(schedule, step_of, settings))
   optimizer = optax.chain(*parts)
+  if config.nominal_batch_size is not None:
+    optimizer = accumulation.accumulate(optimizer, step_of)
   optimizer = _in_float32(optimizer)
   if not all(setting.multiplier for setting in settings.values()):
     labels = jax.tree.map(
@@ -192,6 +224,17 @@ def create_optimizer(
   if config.max_loss_ratio is not None:
     return skip_large_losses(optimizer, config.max_loss_ratio)
   return optax.with_extra_args_support(optimizer)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  """Refuses names that are not known, and values that contradict each other or cannot be."""
+  schedules.check_choice('optimizer', config.name, OPTIMIZERS)
+  if config.decoupled_weight_decay and config.name == 'adam':
+    raise ValueError("optimizer.decoupled_weight_decay: adam's decoupled form is name='adamw'")
+  if config.warmup_momentum is not None and config.name != 'sgd':
+    raise ValueError(f"optimizer.warmup_momentum is of name='sgd', not {config.name!r}")
+  if config.nominal_batch_size is not None and config.nominal_batch_size <= 0:
+    raise ValueError(f'optimizer.nominal_batch_size={config.nominal_batch_size} must be positive')
 
 
 class SkipLargeLossesState(NamedTuple):
@@ -351,16 +394,49 @@ def scale_by_muon(
   )
 
 
-def _direction(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """Returns what turns gradients into the direction of the step."""
+def momentum_schedule(config: ml_collections.ConfigDict, warmup_steps: int) -> optax.Schedule:
+  """Returns the momentum by step, which rises while the learning rate warms up, if configured."""
+  if config.warmup_momentum is None or not warmup_steps:
+    return optax.constant_schedule(config.momentum)
+  return optax.linear_schedule(config.warmup_momentum, config.momentum, warmup_steps)
+
+
+def _direction(
+  config: ml_collections.ConfigDict, momentum: optax.Schedule
+) -> optax.GradientTransformation:
+  """Returns what turns gradients into the direction of the step; `momentum` is by update."""
   if config.name == 'muon':
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     return scale_by_muon(config.momentum, config.nesterov, adam, config.muon_exclude)
   if config.name != 'sgd':
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+  if config.warmup_momentum is not None:
+    return optax.inject_hyperparams(optax.trace)(momentum, config.nesterov)
   if config.momentum:
     return optax.trace(config.momentum, config.nesterov)
   return optax.identity()
+
+
+def _descent(
+  schedule: optax.Schedule,
+  step_of: Callable[[jax.Array], jax.Array],
+  settings: Mapping[str, ParameterSettings],
+) -> optax.GradientTransformation:
+  """Returns what multiplies by minus the learning rate: of each parameter, with its warm-up."""
+
+  def descent(*start: float) -> optax.GradientTransformation:
+    return optax.scale_by_learning_rate(lambda update: schedule(step_of(update), *start))
+
+  def labels(tree: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: str(settings[parameters.path_string(path)].warmup_start), tree
+    )
+
+  starts = {setting.warmup_start for setting in settings.values()} - {None}
+  if not starts:
+    return descent()
+  groups = {str(start): descent(start) for start in starts}
+  return optax.partition({'None': descent(), **groups}, labels)
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -28,6 +28,7 @@ _FITTED = {
   'evaluation.batch_size',
   'schedule.warmup_epochs',
   'schedule.warmup_steps',
+  'schedule.warmup_min_steps',
 }
 # An epoch of few examples is so many steps, unless batches would be smaller than the least.
 _FITTED_STEPS = 8

@@ -6,6 +6,7 @@ of that step. Time is counted in integers up to the last division, so that step 
 """
 
 from collections.abc import Callable
+import dataclasses
 import itertools
 
 import jax
@@ -17,7 +18,7 @@ import optax
 from crossattn_jax import config_errors
 
 SCHEDULES = ('cosine', 'polynomial', 'step', 'constant')
-WARMUPS = ('to_base', 'of_schedule')
+WARMUPS = ('to_base', 'of_schedule', 'to_schedule')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -33,17 +34,21 @@ def default_config() -> ml_collections.ConfigDict:
     boundary_epochs: when the step schedule multiplies by `factor`; fractions are rounded to steps.
     factor: of the step schedule.
     warmup_epochs, warmup_steps: length of the linear warm-up; at most one of the two is set.
+    warmup_min_steps: the warm-up is at least this long.
     warmup_start: learning rate of the first step. Not scaled with the batch.
     warmup: 'to_base' rises from `warmup_start` to the base rate, then the decay takes over (timm);
       'of_schedule' multiplies the decaying rate by a factor that rises from
-      `warmup_start / base` to 1 (mmcv).
+      `warmup_start / base` to 1 (mmcv); 'to_schedule' rises from `warmup_start` to what the decay
+      has in that step (YOLOv5).
     decay_after_warmup: whether the decay's clock starts at the end of the warm-up; if not, it runs
       from step 0 and the rate drops a little where the warm-up ends (timm, mmcv).
-    per_epoch: whether the rate is constant within an epoch, at the value of its first step.
+    per_epoch: whether the rate is constant within an epoch, at the value of its first step; of the
+      warm-up 'to_schedule' only the decay is.
     epochs_late, steps_late: how late the schedule runs: step n gets the rate of step
       `max(n - steps_late - epochs_late * steps_per_epoch, 0)`. Training scripts that step their
       scheduler with the finished epoch's index are one epoch late: epochs 0 and 1 both train
-      at `warmup_start` (CrossViT, SwiftFormer, BiFormer).
+      at `warmup_start` (CrossViT, SwiftFormer, BiFormer). A warm-up 'to_schedule' is in time, and
+      the decay late after it only: the epoch in which the warm-up ends is repeated (YOLOv5).
   """
   config = ml_collections.ConfigDict()
   config.name = 'cosine'
@@ -55,6 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.factor = 0.1
   config.warmup_epochs = 0.0
   config.warmup_steps = 0
+  config.warmup_min_steps = 0
   config.warmup_start = 0.0
   config.warmup = 'to_base'
   config.decay_after_warmup = True
@@ -62,6 +68,25 @@ def default_config() -> ml_collections.ConfigDict:
   config.epochs_late = 0
   config.steps_late = 0
   return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """An `optax.Schedule`, from the index of a step to its learning rate, that knows its warm-up.
+
+  Attributes:
+    rate: from the step and the rate of the first step to the learning rate.
+    warmup_start: rate of the first step.
+    warmup_steps: length of the warm-up.
+  """
+
+  rate: Callable[[jax.typing.ArrayLike, float], jax.Array]
+  warmup_start: float = 0.0
+  warmup_steps: int = 0
+
+  def __call__(self, step: jax.typing.ArrayLike, warmup_start: float | None = None) -> jax.Array:
+    """The learning rate, of parameters that start at another rate if one is given."""
+    return self.rate(step, self.warmup_start if warmup_start is None else warmup_start)
 
 
 def scaled_learning_rate(config: ml_collections.ConfigDict, batch_size: int) -> float:
@@ -73,7 +98,7 @@ def scaled_learning_rate(config: ml_collections.ConfigDict, batch_size: int) -> 
 
 def create_schedule(
   config: ml_collections.ConfigDict, *, base_lr: float, total_steps: int, steps_per_epoch: int
-) -> optax.Schedule:
+) -> Schedule:
   """Builds the schedule of a run.
 
   Args:
@@ -101,37 +126,48 @@ def create_schedule(
       f'schedule.warmup_steps={config.warmup_steps} are both set; leave one of them 0'
     )
   warmup_steps = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
+  warmup_steps = max(warmup_steps, config.warmup_min_steps)
   if not 0 <= warmup_steps < total_steps:
     key, tenth = 'schedule.warmup_steps', total_steps // 10
     if not config.warmup_steps:
       key, tenth = 'schedule.warmup_epochs', float(f'{total_steps / 10 / steps_per_epoch:.2g}')
+    changes = {key: tenth}
+    if config.warmup_min_steps:
+      changes['schedule.warmup_min_steps'] = 0
+    shown = ' '.join(f'config.{key}={value}' for key, value in changes.items())
     raise config_errors.ConfigError(
       f'the warm-up takes {warmup_steps} steps but the run has {total_steps}; '
-      f'shorten schedule.warmup_epochs or schedule.warmup_steps, as by config.{key}={tenth}',
-      {key: tenth},
+      f'shorten schedule.warmup_epochs or schedule.warmup_steps, as by {shown}',
+      changes,
     )
   if min(config.epochs_late, config.steps_late) < 0:
     raise ValueError('schedule.epochs_late and schedule.steps_late must not be negative')
   steps_late = config.steps_late + config.epochs_late * steps_per_epoch
   decay_start = warmup_steps if config.decay_after_warmup else 0
   decay = _create_decay(config, base_lr, total_steps - decay_start, steps_per_epoch)
+  to_schedule = config.warmup == 'to_schedule'
 
-  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+  def rate(step: jax.typing.ArrayLike, warmup_start: float) -> jax.Array:
     # Of the widest integers: 32 of them divide in float32, whatever the default float is.
-    step = jnp.maximum(jnp.asarray(count).astype(jnp.result_type(int)) - steps_late, 0)
+    step = jnp.asarray(step).astype(jnp.result_type(int))
+    in_time = jnp.minimum(step, warmup_steps) if to_schedule else 0
+    step = warming = jnp.maximum(step - steps_late, in_time)
     if config.per_epoch:
       step = step // steps_per_epoch * steps_per_epoch
-    rate = decay(jnp.maximum(step - decay_start, 0))
+      warming = warming if to_schedule else step
+    decayed = decay(jnp.maximum(step - decay_start, 0))
     if not warmup_steps:
-      return rate
-    progress = jnp.minimum(step, warmup_steps) / warmup_steps
+      return decayed
+    progress = jnp.minimum(warming, warmup_steps) / warmup_steps
+    if to_schedule:
+      return warmup_start * (1 - progress) + decayed * progress
     if config.warmup == 'of_schedule':
-      start = config.warmup_start / base_lr
-      return rate * (start + (1 - start) * progress)
-    warming = config.warmup_start + (base_lr - config.warmup_start) * progress
-    return jnp.where(step < warmup_steps, warming, rate)
+      start = warmup_start / base_lr
+      return decayed * (start + (1 - start) * progress)
+    rising = warmup_start + (base_lr - warmup_start) * progress
+    return jnp.where(step < warmup_steps, rising, decayed)
 
-  return schedule
+  return Schedule(rate, config.warmup_start, warmup_steps)
 
 
 def _create_decay(

@@ -10,7 +10,7 @@ import optax
 
 from crossattn_jax import tasks
 from crossattn_jax.layers import batch_norm
-from crossattn_jax.training import patterns
+from crossattn_jax.training import accumulation, patterns
 from crossattn_jax.training import state as state_lib
 
 Metrics = dict[str, jax.Array]
@@ -80,7 +80,10 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-      ema = _average(ema, {'params': params, **model_state}, state.step, config.ema)
+      before = accumulation.num_updates(state.opt_state, state.step)
+      updates = accumulation.num_updates(opt_state, state.step + 1)
+      share = jnp.where(updates > before, newest_share(config.ema, updates), 0.0)
+      ema = optax.incremental_update({'params': params, **model_state}, ema, share)
     params, model_state, opt_state, ema = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (params, model_state, opt_state, ema),
@@ -105,8 +108,10 @@ def make_train_step(
   return train_step
 
 
-def _average(ema: Any, variables: Any, step: jax.Array, config: ml_collections.ConfigDict) -> Any:
-  decay = config.decay
+def newest_share(config: ml_collections.ConfigDict, updates: jax.Array) -> jax.Array | float:
+  """What the average takes of the newest variables, 1 - its decay, at an update counted from 1."""
+  if config.ramp_updates:
+    return 1 - config.decay + config.decay * jnp.exp(-updates / config.ramp_updates)
   if config.warmup:
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return optax.incremental_update(variables, ema, 1.0 - decay)
+    return jnp.maximum(1 - config.decay, 9 / (9.0 + updates))
+  return 1 - config.decay

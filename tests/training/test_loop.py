@@ -60,6 +60,9 @@ def test_evaluation_reproduces_the_metrics_of_the_run(tiny_config, workdir):
 
 @pytest.mark.extended
 def test_an_interrupted_run_continues_bit_for_bit(tiny_config, workdir, tmp_path):
+  # Updates take three steps: the run is interrupted between two of them.
+  tiny_config.optimizer.nominal_batch_size = 3 * tiny_config.batch_size
+  tiny_config.ema.decay = 0.9
   loop.train(tiny_config, workdir)
   other = epath.Path(tmp_path / 'other')
   tiny_config.checkpoint.every_steps = 5

@@ -340,6 +340,9 @@ def test_state_takes_the_shardings_of_the_parameters(name, frozen):
     ({'decay_include': ('gates',)}, "decay_include.*'gates' matches none.*'gate'"),
     ({'multipliers': (('blocks/.*', 0.1),)}, "multipliers.*'blocks/.*' matches none"),
     ({'clip_adaptive_elements': ('scale',)}, 'clip_adaptive_elements'),
+    ({'warmup_starts': (('biases', 0.1),)}, "warmup_starts.*'biases' matches none"),
+    ({'warmup_momentum': 0.8}, "warmup_momentum is of name='sgd', not 'adamw'"),
+    ({'nominal_batch_size': 0}, 'nominal_batch_size=0 must be positive'),
   ],
 )
 def test_unknown_names_patterns_without_a_match_and_contradictions_are_refused(keys, message):

@@ -129,6 +129,34 @@ def test_warmup_of_schedule_multiplies_the_decaying_rate():
       np.testing.assert_allclose(schedule(step), expected, rtol=1e-9)
 
 
+def test_replays_the_recorded_icafusion_schedule_of_weights_and_of_biases():
+  # 516 steps an epoch; the warm-up of 3 epochs ends in the first step of epoch 3.
+  keys = {'minimum': 1e-3, 'warmup': 'to_schedule', 'decay_after_warmup': False, 'per_epoch': True}
+  recorded = RECORDED.parents[1] / 'icafusion' / 'train_schedule.npz'
+  steps, _, _, weights, biases, *_ = np.load(recorded)['out/table'].T
+  with jax.enable_x64(True):
+    schedule = make_schedule(1e-2, 60 * 516, 516, warmup_epochs=3.0, epochs_late=1, **keys)
+    assert schedule.warmup_steps == 1548
+    np.testing.assert_allclose(schedule(steps), weights, rtol=1e-12)
+    np.testing.assert_allclose(schedule(steps, 0.1), biases, rtol=1e-12)
+    in_time = make_schedule(1e-2, 60 * 516, 516, warmup_epochs=3.0, **keys)
+    np.testing.assert_allclose(in_time(steps[:9]), weights[:9], rtol=1e-12)
+    for epoch in (3, 10, 59):
+      curve = (1 + math.cos(math.pi * epoch / 60)) / 2 * 0.9 + 0.1
+      np.testing.assert_allclose(in_time(epoch * 516 + 515), 1e-2 * curve, rtol=1e-12)
+
+
+def test_a_late_schedule_repeats_the_epoch_in_which_its_warmup_ends():
+  keys = {'warmup': 'to_schedule', 'decay_after_warmup': False, 'per_epoch': True}
+  in_time, late = (
+    make_schedule(1.0, 100, warmup_min_steps=15, epochs_late=epochs, **keys) for epochs in (0, 1)
+  )
+  in_time, late = in_time(jnp.arange(100)), late(jnp.arange(100))
+  np.testing.assert_array_equal(late[:20], in_time[:20])
+  np.testing.assert_array_equal(late[20:30], np.full(10, in_time[19]))
+  np.testing.assert_array_equal(late[30:], in_time[20:90])
+
+
 def test_a_schedule_that_runs_late_repeats_its_first_value():
   # CrossFormer makes update k with the rate of step max(k - 1, 0).
   prompt = make_schedule(1.0, 100, warmup_steps=10)
@@ -156,6 +184,7 @@ def test_learning_rate_scales_with_the_global_batch_only_if_asked():
     ({'name': 'exponential'}, "unknown schedule 'exponential'; known: cosine, "),
     ({'warmup_epochs': 1.0, 'warmup_steps': 3}, 'both set'),
     ({'warmup_epochs': 10.0}, 'warm-up takes 100 steps but the run has 100'),
+    ({'warmup_min_steps': 1000}, r'warmup_epochs=1\.0 config\.schedule\.warmup_min_steps=0$'),
     ({'name': 'step', 'boundary_epochs': (3.0, 2.0)}, 'boundary_epochs'),
     ({'epochs_late': -1}, 'epochs_late'),
   ],
