@@ -48,7 +48,7 @@ def test_synonyms_name_keys_of_some_experiment():
     ('optimiser.name', 'did you mean config.optimizer.name?'),
     ('resume', 'the command that started a run continues it from its last checkpoint'),
     ('zzz', 'the config has accumulation_steps, batch_size, '),
-    ('ema.zzz', 'config.ema has decay, warmup'),
+    ('ema.zzz', 'config.ema has decay, ramp_updates, warmup'),
     ('task.distillation.zzz', 'config.task.distillation has kind, '),
     ('zzz.zzz', 'the config has accumulation_steps, batch_size, '),
   ],
