@@ -79,10 +79,9 @@ def default_config() -> ml_collections.ConfigDict:
       such as layer scales.
     max_loss_ratio: updates nothing on a batch whose loss is this many times that of the last one
       that was used, or more (see `skip_large_losses`).
-    nominal_batch_size: makes an update of the sum over the examples of as many steps as make a
-      batch of this size, of one step when the warm-up begins (YOLOv5; see `accumulation`).
-      `weight_decay` is for a sum of this size, others decay in proportion. None: every step is an
-      update, by the mean over its examples.
+    nominal_batch_size: makes an update of the sum of the gradients of as many steps as make a batch
+      of this size, of one step when the warm-up begins (YOLOv5; see `accumulation`). `weight_decay`
+      is for exactly this size, others decay in proportion. None: every step is an update.
   """
   config = ml_collections.ConfigDict()
   config.name = 'adamw'
@@ -196,17 +195,16 @@ def create_optimizer(
     del params
     return jax.tree.map(lambda u, factor: u * factor, updates, per_parameter('multiplier', updates))
 
-  weight_decay, step_of, parts = config.weight_decay, lambda update: update, []
+  weight_decay, step_of = config.weight_decay, lambda update: update
   if config.nominal_batch_size is not None:
     batches = config.nominal_batch_size / batch_size
     weight_decay *= max(round(batches), 1) / batches
     step_of = accumulation.step_of_update(batches, warmup_steps)
-    parts.append(optax.scale(batch_size))
   momentum = momentum_schedule(config, warmup_steps)
   direction = _direction(config, lambda update: momentum(step_of(update)))
   decay = optax.add_decayed_weights(weight_decay, mask=lambda tree: per_parameter('decayed', tree))
   coupled = config.name in ('adam', 'sgd') and not config.decoupled_weight_decay
-  parts += _clipping(config)
+  parts = _clipping(config)
   parts += [decay, direction] if coupled else [direction, decay]
   if config.name == 'lamb':
     parts.append(optax.scale_by_trust_ratio())

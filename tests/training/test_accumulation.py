@@ -136,8 +136,8 @@ def yolov5_loop(variables, gradients):
 
   Args:
     variables: 'params' and 'batch_stats', each a dictionary of arrays by path.
-    gradients: from such variables and the index of a step to the gradients of the loss, a mean over
-      the batch, and the new batch statistics; also by path.
+    gradients: from such variables and the index of a step to the gradients of the loss and the new
+      batch statistics; also by path.
   """
 
   def curve(epoch):
@@ -157,7 +157,7 @@ def yolov5_loop(variables, gradients):
       bias_rate = over_warmup(step, BIAS_START, RATE * curve(epoch))
       momentum = over_warmup(step, 0.8, MOMENTUM)
     grads, variables['batch_stats'] = gradients(variables, step)
-    total = {path: total[path] + BATCH * grad for path, grad in grads.items()}
+    total = {path: total[path] + grad for path, grad in grads.items()}
     if step % size == 0:
       for path in params.keys() - {'added'}:
         is_bias = path.endswith('/bias')
