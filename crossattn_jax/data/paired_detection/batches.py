@@ -70,9 +70,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation.flip_vertical = 0.0
 
   config.evaluation = ml_collections.ConfigDict()
-  # Whether images are in arrays of their own proportions, with a border of 16 to 31 pixels
-  # altogether: 544 x 672 for images of 512 x 640. Each shape compiles a program. Otherwise all are
-  # in arrays of `image_size`.
+  # Whether images are in arrays of their own proportions, which are 16 to 47 pixels higher and
+  # wider: 544 x 672 for images of 512 x 640. Each shape compiles a program. Otherwise all are in
+  # arrays of `image_size`.
   config.evaluation.rectangular = True
   return config
 
