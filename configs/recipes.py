@@ -1,5 +1,7 @@
 """Recipes that several experiments share."""
 
+from collections.abc import Sequence
+
 import ml_collections
 
 from crossattn_jax import models
@@ -221,6 +223,53 @@ def coco_detection(network: str, length: str) -> ml_collections.ConfigDict:
   config.schedule.warmup_steps = 500
   config.schedule.warmup_start = 1e-7
   config.evaluation.every_epochs = 1.0
+  config.logging.every_steps = 50
+  return config
+
+
+def icafusion(argument: str, class_names: Sequence[str]) -> ml_collections.ConfigDict:
+  """What ICAFusion's script has for every data set: YOLOv5's recipe on images of 640 x 640 pixels.
+
+  Args:
+    argument: 'MODEL', or 'MODEL,FUSION' of another fusion than the transformer.
+    class_names: in the order of the numbers in the files of objects.
+  """
+  model, _, fusion = argument.partition(',')
+  fusion = fusion or 'transformer'
+  config = config_lib.default_config('paired_detection')
+  config.model = models.model_config(model, fusion=fusion, dtype='bfloat16')
+  config.dataset.name = 'pair_folder'
+  config.dataset.class_names = tuple(class_names)
+  config.batch_size = 8
+  config.num_epochs = 60.0
+  config.ema.decay = 0.9999
+  config.ema.ramp_updates = 2000.0
+  config.optimizer.name = 'sgd'
+  config.optimizer.momentum = 0.937
+  config.optimizer.warmup_momentum = 0.8
+  config.optimizer.nesterov = True
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.nominal_batch_size = 64
+  config.optimizer.warmup_starts = (('.*/bias', 0.1),)
+  if fusion == 'transformer':
+    # Scales of layer norms decay, those of batch norms do not. The factors of residual sums are
+    # called biases, and positions and the factors of shrinking by no name that is trained.
+    block = r'fusion_\d/block_\d+'
+    config.optimizer.decay_include = (rf'{block}/(attention/(rgb|thermal)/)?norm/scale',)
+    config.optimizer.warmup_starts += ((rf'{block}/(attention|mlp)_sum_(rgb|thermal)/.*', 0.1),)
+    config.freeze = (r'fusion_\d/(positions|shrinking)_.*',)
+  config.schedule.name = 'cosine'
+  config.schedule.learning_rate = 0.01
+  config.schedule.minimum = 0.001
+  config.schedule.decay_after_warmup = False
+  config.schedule.per_epoch = True
+  config.schedule.epochs_late = 1
+  config.schedule.warmup = 'to_schedule'
+  config.schedule.warmup_epochs = 3.0
+  config.schedule.warmup_min_steps = 1000
+  config.evaluation.every_epochs = 1.0
+  config.checkpoint.best_metric = 'map50'
+  config.checkpoint.use = 'best'
   config.logging.every_steps = 50
   return config
 
