@@ -3,6 +3,7 @@
 from crossattn_jax.kernels.biased.api import biased_attention as biased_attention
 from crossattn_jax.kernels.convolution.api import conv_general_dilated as conv_general_dilated
 from crossattn_jax.kernels.criss_cross.api import criss_cross_attention as criss_cross_attention
+from crossattn_jax.kernels.deformable_sampling.api import deformable_sampling as deformable_sampling
 from crossattn_jax.kernels.depthwise.api import depthwise_convolution as depthwise_convolution
 from crossattn_jax.kernels.dot_product.api import dot_product_attention as dot_product_attention
 from crossattn_jax.kernels.grouped.api import grouped_attention as grouped_attention

@@ -1,0 +1,1 @@
+"""Weighted sums of bilinear samples of several maps: what deformable attention looks at."""
