@@ -22,6 +22,8 @@ LAYOUTS = (
 )
 # Of the folders of objects, in lower case; the first one is taken where there are both.
 _LABELS = ('labels', 'annotations')
+# Beside files of objects, names of such that are none.
+_TABLES = {'classes'}
 
 
 class PairFolder:
@@ -161,7 +163,15 @@ def _label_files(
   by_name = sources.by_stem(found, folder, pairing.ENDING)
   names = list(sources.by_stem(images, images_folder, pairing.ENDING))
   texts = [by_name.get(name, str(folder / f'{name}.txt')) for name in names]
-  extensions = {os.path.splitext(by_name[name])[1] for name in names if name in by_name}
+  missing = [name for name in names if name not in by_name]
+  lonely = [by_name[name] for name in by_name.keys() - set(names) - _TABLES]
+  if missing and lonely:
+    sources.say_once(
+      f'{len(missing)} of {len(names)} pairs in {str(images_folder)!r} have no file of objects, '
+      f'such as {missing[0]!r}, but files in {str(folder)!r} have no pair, such as '
+      f'{min(lonely)!r}: names that belong together must be equal'
+    )
+  extensions = {os.path.splitext(by_name[name])[1].lower() for name in names if name in by_name}
   if len(extensions) != 1:
     raise ValueError(
       f'files of both YOLO (.txt) and Pascal VOC (.xml) are in {str(folder)!r}; move one kind away'

@@ -38,8 +38,7 @@ class Letterbox:
   @property
   def shown(self) -> tuple[int, int]:
     """(height, width) of the image on the canvas."""
-    height, width = self.size
-    return round(height * self.scale), round(width * self.scale)
+    return tuple(max(round(side * self.scale), 1) for side in self.size)
 
   @property
   def margin(self) -> tuple[float, float]:

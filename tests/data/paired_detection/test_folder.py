@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 from PIL import Image
@@ -107,6 +108,18 @@ def test_images_without_partner_are_refused_by_name(tmp_path, write_pairs):
   Image.new('L', (30, 20)).save(tmp_path / 'infrared/train/b.jpg')
   with pytest.raises(ValueError, match=r"b\.jpg' and '.*b\.png' have the same name; remove one"):
     folder.PairFolder(tmp_path, 'train')
+
+
+def test_names_that_do_not_fit_are_said(tmp_path, write_pairs, caplog):
+  write_pairs(tmp_path, a=ROW, b=None)
+  (tmp_path / 'labels/train/classes.txt').write_text('person')
+  folder.PairFolder(tmp_path, 'train')
+  assert not caplog.messages
+  (tmp_path / 'labels/train/B.txt').write_text(ROW)
+  folder.PairFolder(tmp_path, 'train')
+  (message,) = caplog.messages
+  expected = r"1 of 2 pairs .* such as 'b', but .* have no pair, .*labels/train/B\.txt'"
+  assert re.match(expected, message)
 
 
 def test_what_is_missing_in_a_folder_is_named(tmp_path, write_pairs):
