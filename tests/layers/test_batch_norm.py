@@ -98,3 +98,19 @@ def test_a_single_value_per_channel_is_refused_in_training_alone():
     match=r'norm: expected more than 1 value per channel .* \(1, 1, 1, 3\); .*batch_size',
   ):
     network.apply(variables, one, True, mutable=['batch_stats'])
+
+
+def test_dividing_by_the_deviation_has_no_bias():
+  """A bias of 1e-8 in every norm would be one of 1e-5 after sixty of them."""
+  rng = np.random.RandomState(0)
+  variance = np.abs(1 + 0.2 * rng.standard_normal(100_000)).astype(np.float32)
+  variables = {
+    'params': {'scale': jnp.ones(variance.shape), 'bias': jnp.zeros(variance.shape)},
+    'batch_stats': {'mean': jnp.zeros(variance.shape), 'var': jnp.asarray(variance)},
+  }
+  norm = batch_norm.BatchNorm(epsilon=1e-3)
+  out = jax.jit(norm.apply)(variables, jnp.ones((1, *variance.shape)))
+  exact = 1 / np.sqrt((variance + np.float32(1e-3)).astype(np.float64))
+  errors = np.asarray(out[0], np.float64) / exact - 1
+  assert abs(errors.mean()) < 1e-9
+  assert abs(errors).max() < 1e-7

@@ -106,10 +106,14 @@ class TwoStreams(nn.Module):
 
 
 @pytest.mark.slow
+@jax.enable_x64(True)
 def test_any_two_pyramids_are_fused_on_eight_devices_as_on_one():
-  maps = _maps(8, 64, 96, 3)
+  def double(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+
+  maps = double(_maps(8, 64, 96, 3))
   model = TwoStreams()
-  variables = jax.jit(model.init)(jax.random.key(0), *maps)
+  variables = double(jax.jit(model.init)(jax.random.key(0), *maps))
 
   def loss(params, maps):
     fused = model.apply({**variables, 'params': params}, *maps)
@@ -120,7 +124,10 @@ def test_any_two_pyramids_are_fused_on_eight_devices_as_on_one():
   with jax.set_mesh(mesh):
     split = jax.device_put(maps, parallel.batch_sharding(mesh))
     together = jax.jit(jax.value_and_grad(loss))(variables['params'], split)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), alone, together)
+  assert alone[0].dtype == jnp.float64
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-14), alone, together
+  )
   low = TwoStreams(dtype=jnp.bfloat16).apply(variables, *maps)
   assert [x.dtype for x in low] == [jnp.bfloat16] * 3
   assert [x.shape for x in low] == [(8, 8, 12, 16), (8, 4, 6, 16), (8, 2, 3, 16)]
