@@ -176,6 +176,11 @@ def test_objects_of_a_folder_say_classes_and_splits(tmp_path, layout, head):
   splits = (config.dataset.train_split, config.dataset.eval_split)
   assert splits == (f'{whole}[:90%]', f'{whole}[90%:]')
   assert (config.task.name, config.dataset.masks) == ('detection', head == 'mask_rcnn')
+  config = finetune.get_config(f'swiftformer_xs+{head}')
+  flags = [f'--config.dataset.data_dir={tmp_path}', "--config.dataset.class_names=('bolt',)"]
+  command_line.override(config, [*flags, '--config.dataset.other_classes=skip'])
+  tasks.complete_config(config)
+  assert (config.dataset.class_names, config.model.num_classes) == (('bolt',), 1)
 
 
 @pytest.mark.extended

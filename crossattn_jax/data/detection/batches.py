@@ -38,6 +38,9 @@ def default_config() -> ml_collections.ConfigDict:
   # keeps them, and the numbers by which results call them.
   config.class_names = ()
   config.category_ids = ()
+  # Of objects of other classes: 'error', or 'skip', where `class_names` says some of the data set's
+  # classes: these alone are learnt and evaluated.
+  config.other_classes = 'error'
   # (height, width) of the arrays that hold images wider than high, multiples of 32; images higher
   # than wide are in arrays of (width, height), in batches of their own.
   config.image_size = (800, 1344)

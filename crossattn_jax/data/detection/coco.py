@@ -67,6 +67,11 @@ class CocoFile:
   has_mask: np.ndarray
   spans: np.ndarray
 
+  def only(self, kept: np.ndarray) -> 'CocoFile':
+    """The file with some of its annotations, bool `[annotations]`."""
+    names = ('image', 'category', 'ids', 'boxes', 'area', 'crowd', 'has_mask', 'spans')
+    return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
+
   def segmentations(self, chosen: Sequence[int]) -> list[annotations.Segmentation]:
     """Masks of annotations, by their places.
 

@@ -50,6 +50,7 @@ class CocoFolder:
     split: str,
     class_names: Sequence[str] = (),
     image_dir: str | None = None,
+    other_classes: str = 'error',
   ):
     """Opens a split.
 
@@ -59,6 +60,7 @@ class CocoFolder:
         of one of these, see `splits.FolderSplit`.
       class_names: the classes that labels count through, to which the file's are mapped by name.
       image_dir: folder of the images, if it is not found: absolute, or below `data_dir`.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: there is no such file, it says what cannot be, an image that it names is not
@@ -66,7 +68,14 @@ class CocoFolder:
     """
     root, share = pathlib.Path(data_dir), splits.FolderSplit.parse(split)
     path = _find_file(root, share.name)
-    self._file = file = coco.read(path)
+    file = coco.read(path)
+    own = {name: number for number, name in file.categories}
+    used = {file.categories[place][1] for place in set(file.category.tolist())}
+    mapped = classes.by_name(own, used, class_names, repr(str(path)), other_classes)
+    self.class_names, self.category_ids = mapped.names, mapped.numbers
+    classes.say_left_out(mapped.labels[file.category], repr(str(path)))
+    self._file = file = file.only(mapped.labels[file.category] >= 0)
+    self._labels = mapped.labels
     chosen = np.array([share.has(name) for name in file.file_names])
     if not chosen.any():
       raise splits.empty_share(split, root, len(chosen))
@@ -79,11 +88,6 @@ class CocoFolder:
     if not file.has_mask.all():
       number = file.ids[np.argmin(file.has_mask)]
       self.masks_missing = f"annotation {number} of {str(path)!r} has no 'segmentation'"
-    own = {name: number for number, name in file.categories}
-    used = {file.categories[place][1] for place in set(file.category.tolist())}
-    mapped = classes.by_name(own, used, class_names, repr(str(path)))
-    self.class_names, self.category_ids = mapped.names, mapped.numbers
-    self._labels = mapped.labels
 
   def __len__(self) -> int:
     return len(self._images)

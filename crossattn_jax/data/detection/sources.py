@@ -75,6 +75,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     config.data_dir,
     class_names=config.class_names,
     image_dir=config.image_dir,
+    other_classes=config.other_classes,
     upright=image_ops.decoding_of(config, config.name in FOLDERS)['upright'],
   )
   if config.masks and source.masks_missing is not None:
@@ -93,6 +94,7 @@ def create_source(
   *,
   class_names: Sequence[str] = (),
   image_dir: str | None = None,
+  other_classes: str = 'error',
   upright: bool = True,
 ) -> Source:
   """Opens one split of a data set.
@@ -108,6 +110,7 @@ def create_source(
     class_names: the classes that labels count through, usually those of the training split, to
       which those of the data set are mapped by name; by default it has its own.
     image_dir: of COCO files: the folder of their images, if it is not found.
+    other_classes: of objects that have none of these: one of `classes.OTHERS`.
     upright: whether images of folders will be turned as their EXIF orientation says. Objects of
       YOLO's files are those of such images; other files say for which size theirs are.
 
@@ -116,7 +119,7 @@ def create_source(
   """
   name = _resolve(name, data_dir)
   if name == COCO_FOLDER:
-    return coco_folder.CocoFolder(data_dir, split, class_names, image_dir)
+    return coco_folder.CocoFolder(data_dir, split, class_names, image_dir, other_classes)
   if image_dir is not None:
     raise config_errors.ConfigError(
       f'dataset.image_dir is for COCO files, and {name!r} says itself where its images are; set '
@@ -124,13 +127,19 @@ def create_source(
       {'dataset.image_dir': None},
     )
   if name == YOLO_FOLDER:
-    return yolo_folder.YoloFolder(data_dir, split, class_names, upright)
+    return yolo_folder.YoloFolder(data_dir, split, class_names, upright, other_classes)
   if name == VOC_FOLDER:
-    return voc_folder.VocFolder(data_dir, split, class_names, upright)
+    return voc_folder.VocFolder(data_dir, split, class_names, upright, other_classes)
   if sources.bare_name(name) == SCENES:
+    shapes = scenes.SceneSource.class_names
+    if class_names and tuple(class_names) != shapes:
+      raise ValueError(
+        f'the classes of {name!r} are {sources.shown(shapes)}, got '
+        f'dataset.class_names={tuple(class_names)}; leave dataset.class_names=()'
+      )
     return scenes.SceneSource(name, split, data_dir)
   with _suggestions(name):
-    return tfds_source.TfdsSource(name, split, data_dir, class_names)
+    return tfds_source.TfdsSource(name, split, data_dir, class_names, other_classes)
 
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:

@@ -36,6 +36,7 @@ class TfdsSource:
     split: str,
     data_dir: str | os.PathLike[str] | None = None,
     class_names: Sequence[str] = (),
+    other_classes: str = 'error',
   ):
     self._where = f'{name}/{split}'
     self.masks_missing = f'TFDS has the boxes of {name!r} alone'
@@ -46,7 +47,7 @@ class TfdsSource:
     own = features[self._objects].feature['label'].names
     is_coco = sources.bare_name(name) == 'coco' and len(own) == len(_COCO_NUMBERS)
     numbers = dict(zip(own, _COCO_NUMBERS if is_coco else range(1, 1 + len(own)), strict=True))
-    mapped = classes.by_name(numbers, own, class_names, f'dataset {name!r}')
+    mapped = classes.by_name(numbers, own, class_names, f'dataset {name!r}', other_classes)
     self.class_names, self.category_ids = mapped.names, mapped.numbers
     self._labels = mapped.labels
 
@@ -69,7 +70,9 @@ class TfdsSource:
   @functools.cached_property
   def num_objects(self) -> np.ndarray:
     """See `sources.Source`; all examples are read."""
-    return np.array([len(example[self._objects]['label']) for example in self._examples])
+    labels = [self._labels[example[self._objects]['label']] for example in self._examples]
+    classes.say_left_out(np.concatenate([*labels, []]), self._where)
+    return np.array([np.sum(each >= 0) for each in labels])
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `sources.Source`."""
@@ -80,7 +83,8 @@ class TfdsSource:
   def annotations(self, index: int) -> annotations.Objects:
     """See `sources.Source`."""
     objects, size = self._examples[index][self._objects], self.image_size(index)
-    labels = np.asarray(objects['label'], np.int64)
+    labels = self._labels[np.asarray(objects['label'], np.int64)]
+    kept = labels >= 0
     # Stored as top, left, bottom, right in shares of the size.
     boxes = np.asarray(objects['bbox'], np.float64).reshape(-1, 4) * np.tile(size, 2)
     boxes = boxes[:, [1, 0, 3, 2]]
@@ -88,11 +92,11 @@ class TfdsSource:
     area = objects.get('area', np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     return annotations.Objects(
       size=size,
-      boxes=boxes,
-      labels=self._labels[labels],
-      crowd=np.any([np.zeros(len(labels), bool), *marks], axis=0),
-      area=np.asarray(area, np.float64),
-      ids=np.asarray(objects.get('id', 1 + np.arange(len(labels))), np.int64),
+      boxes=boxes[kept],
+      labels=labels[kept],
+      crowd=np.any([np.zeros(len(labels), bool), *marks], axis=0)[kept],
+      area=np.asarray(area, np.float64)[kept],
+      ids=np.asarray(objects.get('id', 1 + np.arange(len(labels))), np.int64)[kept],
     )
 
 

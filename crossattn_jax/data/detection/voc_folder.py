@@ -3,7 +3,7 @@
 Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) challenge".
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import os
 import pathlib
@@ -36,6 +36,12 @@ class _File:
   boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4)))
   difficult: Sequence[bool] = ()
 
+  def only(self, names: Collection[str]) -> '_File':
+    """The file with the objects of some classes."""
+    places = [place for place, name in enumerate(self.names) if name in names]
+    names, difficult = ([each[i] for i in places] for each in (self.names, self.difficult))
+    return _File(self.size, names, self.boxes[places], difficult)
+
 
 class XmlObjects:
   """The objects of images, of which each has an XML file or none; boxes alone.
@@ -51,7 +57,12 @@ class XmlObjects:
   """
 
   def __init__(
-    self, texts: Sequence[str], chosen: Sequence[int], class_names: Sequence[str], described: str
+    self,
+    texts: Sequence[str],
+    chosen: Sequence[int],
+    class_names: Sequence[str],
+    described: str,
+    other_classes: str = 'error',
   ):
     """Reads the XML files.
 
@@ -60,6 +71,7 @@ class XmlObjects:
       chosen: numbers of those that count. The others have names of classes only.
       class_names: the classes that labels count through, to which those of the files are mapped.
       described: the images, for messages.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: a file is wrong, or there are no objects.
@@ -69,10 +81,13 @@ class XmlObjects:
     if not names:
       raise ValueError(f'the XML files of {described} have no objects')
     own = {name: number for number, name in enumerate(names, 1)}
-    mapped = classes.by_name(own, names, class_names, described)
+    mapped = classes.by_name(own, names, class_names, described, other_classes)
     self.class_names, self.category_ids = mapped.names, mapped.numbers
     self._labels = dict(zip(own, mapped.labels.tolist(), strict=True))
-    self._files = [files[index] for index in chosen]
+    labels = [self._labels[name] for index in chosen for name in files[index].names]
+    classes.say_left_out(np.array(labels), described)
+    kept = {name for name, label in self._labels.items() if label >= 0}
+    self._files = [files[index].only(kept) for index in chosen]
     self.counts = np.array([len(file.names) for file in self._files])
     self.sizes = [file.size for file in self._files]
 
@@ -108,6 +123,7 @@ class VocFolder:
     split: str,
     class_names: Sequence[str] = (),
     upright: bool = True,
+    other_classes: str = 'error',
   ):
     """Reads the XML files of a split.
 
@@ -117,6 +133,7 @@ class VocFolder:
       class_names: the classes that labels count through, to which the folder's are mapped by name.
       upright: whether images are turned as their EXIF orientation says; for those whose file does
         not say their size.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: there is no such split, or what a file says cannot be; the message names it.
@@ -132,7 +149,8 @@ class VocFolder:
     self._paths = [pairs[index][0] for index in chosen]
     self.image_ids = tuple(index + 1 for index in chosen)
     described = f'split {split!r} of {str(root)!r}'
-    self._objects = XmlObjects([text for _, text in pairs], chosen, class_names, described)
+    texts = [text for _, text in pairs]
+    self._objects = XmlObjects(texts, chosen, class_names, described, other_classes)
     self.num_objects = self._objects.counts
     self.class_names, self.category_ids = self._objects.class_names, self._objects.category_ids
 

@@ -50,6 +50,7 @@ class TextObjects:
     table: str,
     class_names: Sequence[str],
     described: str,
+    other_classes: str = 'error',
   ):
     """Reads the text files.
 
@@ -59,6 +60,7 @@ class TextObjects:
       table: that says the names, for messages.
       class_names: the classes that labels count through, to which `names` are mapped.
       described: the images, for messages.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: a line is wrong, or there are none.
@@ -66,10 +68,15 @@ class TextObjects:
     # Of each object: class; left, top, right, bottom; where its polygon ends among all corners.
     numbers, boxes, corners, ends = (array.array(kind) for kind in 'qddq')
     self.masks_missing: str | None = None
-    counts, repeated = [], []
+    counts, repeated, skipped = [], [], []
+    skip = other_classes == 'skip' and class_names
+    others = {n for n, name in enumerate(names) if name not in class_names} if skip else ()
     for text in texts:
       before, seen = len(numbers), set()
       for line, number, box, polygon in _read_rows(text, len(names), table):
+        if number in others:
+          skipped.append(number)
+          continue
         row = number, box, tuple(polygon)
         if row in seen:
           repeated.append(line)
@@ -82,7 +89,7 @@ class TextObjects:
         corners.extend(polygon)
         ends.append(len(corners))
       counts.append(len(numbers) - before)
-    if not numbers:
+    if not numbers and not skipped:
       raise ValueError(f'the files of objects of {described} are all empty')
     if repeated:
       sources.say_once(f'{len(repeated)} lines are repeated and left out, such as {repeated[0]}')
@@ -91,10 +98,11 @@ class TextObjects:
     self._boxes = np.array(boxes).reshape(-1, 4)
     self._corners, self._ends = np.array(corners), np.concatenate([[0], np.array(ends)])
     own = {name: number for number, name in enumerate(names)}
-    used = {names[number] for number in set(numbers)}
-    mapped = classes.by_name(own, used, class_names, described)
+    used = {names[number] for number in {*numbers, *skipped}}
+    mapped = classes.by_name(own, used, class_names, described, other_classes)
+    classes.say_left_out(mapped.labels[[*numbers, *skipped]], described)
     self.class_names, self.category_ids = mapped.names, mapped.numbers
-    self._labels = mapped.labels[np.array(numbers)]
+    self._labels = mapped.labels[np.array(numbers, int)]
 
   def of_image(self, index: int, size: tuple[int, int]) -> annotations.Objects:
     """The objects of an image of (height, width)."""
@@ -133,6 +141,7 @@ class YoloFolder:
     split: str,
     class_names: Sequence[str] = (),
     upright: bool = True,
+    other_classes: str = 'error',
   ):
     """Reads the text files of a split.
 
@@ -141,6 +150,7 @@ class YoloFolder:
       split: a name of `find_splits`, or `WHOLE`, or a share of one, see `splits.FolderSplit`.
       class_names: the classes that labels count through, to which the folder's are mapped by name.
       upright: whether objects are those of images turned as their EXIF orientation says.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: there is no such split, or a line is wrong; the message names file and line.
@@ -160,7 +170,8 @@ class YoloFolder:
         f'none of the {len(paths)} images of split {split!r} of {str(root)!r} has a file of '
         f'objects: {paths[0]!r} needs {texts[0]!r}; expected {LAYOUTS}'
       )
-    self._objects = TextObjects(texts, own, where, class_names, f'split {split!r} of {str(root)!r}')
+    described = f'split {split!r} of {str(root)!r}'
+    self._objects = TextObjects(texts, own, where, class_names, described, other_classes)
     self.num_objects, self.masks_missing = self._objects.counts, self._objects.masks_missing
     self.class_names, self.category_ids = self._objects.class_names, self._objects.category_ids
 

@@ -37,6 +37,9 @@ def default_config() -> ml_collections.ConfigDict:
   # keeps them, and the numbers by which results call them.
   config.class_names = ()
   config.category_ids = ()
+  # Of objects of other classes: 'error', or 'skip', where `class_names` says some of the data set's
+  # classes: these alone are learnt and evaluated.
+  config.other_classes = 'error'
   # (height, width) of the arrays that hold images, multiples of 32. Images are resized, keeping
   # their proportions, until they just fit.
   config.image_size = (640, 640)

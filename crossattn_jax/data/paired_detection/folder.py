@@ -40,7 +40,12 @@ class PairFolder:
   """
 
   def __init__(
-    self, root: pathlib.Path, split: str, class_names: Sequence[str] = (), upright: bool = True
+    self,
+    root: pathlib.Path,
+    split: str,
+    class_names: Sequence[str] = (),
+    upright: bool = True,
+    other_classes: str = 'error',
   ):
     """Pairs the files of a split, and reads those of the objects.
 
@@ -50,6 +55,7 @@ class PairFolder:
       class_names: the classes that labels count through, to which the folder's are mapped by name.
         YOLO's files need them where no table in the folder names the classes.
       upright: whether images are turned as their EXIF orientation says.
+      other_classes: of objects that have none of these: one of `classes.OTHERS`.
 
     Raises:
       ValueError: there is no such split, an image has no partner, or a file of objects is wrong;
@@ -74,11 +80,13 @@ class PairFolder:
     described = f'split {split!r} of {str(root)!r}'
     texts, extension = _label_files(labels, rgb, [pair[0] for pair in pairs])
     if extension == '.xml':
-      self._objects = voc_folder.XmlObjects(texts, chosen, class_names, described)
+      self._objects = voc_folder.XmlObjects(texts, chosen, class_names, described, other_classes)
     else:
       names, table = _read_names(root, class_names)
       texts = [texts[number] for number in chosen]
-      self._objects = yolo_folder.TextObjects(texts, names, table, class_names, described)
+      self._objects = yolo_folder.TextObjects(
+        texts, names, table, class_names, described, other_classes
+      )
     self.class_names, self.category_ids = self._objects.class_names, self._objects.category_ids
     self.num_objects = self._objects.counts
 

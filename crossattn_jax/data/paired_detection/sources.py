@@ -58,6 +58,7 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     split,
     config.data_dir,
     class_names=config.class_names,
+    other_classes=config.other_classes,
     upright=image_ops.decoding_of(config, photos=config.name == FOLDER)['upright'],
   )
 
@@ -68,6 +69,7 @@ def create_source(
   data_dir: str | os.PathLike[str] | None = None,
   *,
   class_names: Sequence[str] = (),
+  other_classes: str = 'error',
   upright: bool = True,
 ) -> Source:
   """Opens one split of a data set.
@@ -79,6 +81,7 @@ def create_source(
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the images.
     class_names: the classes that labels count through, usually those of the training split, to
       which those of the data set are mapped by name; by default it has its own.
+    other_classes: of objects that have none of these: one of `classes.OTHERS`.
     upright: whether images of folders will be turned as their EXIF orientation says.
 
   Raises:
@@ -86,7 +89,7 @@ def create_source(
   """
   if sources.bare_name(name) == SCENES:
     return scenes.PairedScenes(name, split, data_dir)
-  return folder.PairFolder(_folder(name, data_dir), split, class_names, upright)
+  return folder.PairFolder(_folder(name, data_dir), split, class_names, upright, other_classes)
 
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:

@@ -112,6 +112,18 @@ def test_classes_are_mapped_by_name(write_coco):
     coco_folder.CocoFolder(write_coco(), 'train', class_names=('cat',))
 
 
+def test_other_classes_are_left_out_and_counted(write_coco, coco_dict, caplog):
+  del coco_dict['annotations'][2]['segmentation']  # The cat's: a mask that nobody needs.
+  source = coco_folder.CocoFolder(
+    write_coco(coco_dict), 'train', class_names=('dog',), other_classes='skip'
+  )
+  assert (source.class_names, source.category_ids) == (('dog',), (8,))
+  assert (source.num_objects.tolist(), source.masks_missing) == ([1, 1, 0], None)
+  assert [source.annotations(index).ids.tolist() for index in range(3)] == [[5], [11], []]
+  assert source.annotations(0).segmentations == [{'size': [20, 30], 'counts': [0, 30, 570]}]
+  assert '1 of 3 objects of ' in caplog.text
+
+
 def test_a_class_without_objects_may_be_unknown(write_coco, coco_dict):
   coco_dict['categories'].append({'id': 5, 'name': 'cow'})
   source = coco_folder.CocoFolder(write_coco(coco_dict), 'train', class_names=('dog', 'cat'))

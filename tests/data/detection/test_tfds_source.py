@@ -48,6 +48,25 @@ def test_difficult_objects_of_pascal_voc_are_not_learnt(tmp_path, image, write_t
   np.testing.assert_array_equal(found.ids, [1, 2])
 
 
+def test_other_classes_are_left_out_and_counted(tmp_path, image, write_tfds, caplog):
+  objects = {
+    'bbox': tfds.features.BBoxFeature(),
+    'label': tfds.features.ClassLabel(names=['aeroplane', 'bicycle']),
+  }
+  boxes = [tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=y, xmax=1.0) for y in (0.5, 1.0)]
+  rows = [{'bbox': box, 'label': label} for label, box in enumerate(boxes)]
+  examples = [{'image': image, 'objects': rows}, {'image': image, 'objects': rows[:1]}]
+  write_tfds('voc', '2007', objects, examples)
+  source = tfds_source.TfdsSource(
+    'voc/2007', 'train', tmp_path, class_names=('bicycle',), other_classes='skip'
+  )
+  assert (source.category_ids, source.num_objects.tolist()) == ((2,), [1, 0])
+  np.testing.assert_array_equal(source.annotations(0).boxes, [[0, 0, 40, 50]])
+  np.testing.assert_array_equal(source.annotations(0).labels, [0])
+  assert len(source.annotations(1)) == 0
+  assert '2 of 3 objects of voc/2007/train' in caplog.text
+
+
 def test_a_data_set_without_boxes_is_refused(tmp_path, image, write_tfds):
   objects = {'label': tfds.features.ClassLabel(num_classes=2)}
   write_tfds('pets', '1', objects, [{'image': image, 'objects': []}])

@@ -55,6 +55,16 @@ def test_classes_are_mapped_by_name(tmp_path):
     voc_folder.VocFolder(tmp_path, '.', class_names=('cat',))
 
 
+def test_other_classes_are_left_out_and_counted(tmp_path, caplog):
+  write(tmp_path, a=entry(1, 1, 3, 3, name='cat') + entry(1, 1, 5, 5), b=entry(1, 1, 2, 2))
+  source = voc_folder.VocFolder(tmp_path, '.', class_names=('cat',), other_classes='skip')
+  assert (source.class_names, source.category_ids) == (('cat',), (1,))
+  assert source.num_objects.tolist() == [1, 0]
+  np.testing.assert_array_equal(source.annotations(0).boxes, [[0, 0, 3, 3]])
+  assert len(source.annotations(1)) == 0
+  assert '2 of 3 objects of ' in caplog.text
+
+
 def test_a_size_that_is_not_said_is_the_image_s(tmp_path):
   write(tmp_path, size='<size><width>0</width><height>0</height></size>', a=entry(1, 1, 3, 3))
   assert voc_folder.VocFolder(tmp_path, '.').annotations(0).size == (20, 30)

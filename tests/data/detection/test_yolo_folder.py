@@ -76,6 +76,17 @@ def test_classes_are_mapped_by_name(tmp_path):
     yolo_folder.YoloFolder(root, 'train', class_names=('cat',))
 
 
+def test_other_classes_are_left_out_and_counted(tmp_path, caplog):
+  triangle = '1 .1 .1 .5 .1 .5 .5'
+  root = write(tmp_path, a=f'0 .5 .5 .5 .5\n{triangle}', b='0 .5 .5 .1 .1', c=triangle)
+  source = yolo_folder.YoloFolder(root, 'train', class_names=('dog',), other_classes='skip')
+  assert (source.class_names, source.category_ids) == (('dog',), (1,))
+  assert (source.num_objects.tolist(), source.masks_missing) == ([1, 0, 1], None)
+  assert source.annotations(0).labels.tolist() == source.annotations(2).labels.tolist() == [0]
+  np.testing.assert_allclose(source.annotations(0).boxes, [[3, 2, 15, 10]])
+  assert '2 of 4 objects of ' in caplog.text
+
+
 @pytest.mark.parametrize(
   ('images', 'labels', 'split', 'table'),
   [
