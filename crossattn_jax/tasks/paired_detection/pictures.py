@@ -10,9 +10,10 @@ from crossattn_jax.tasks import attention_maps, drawing
 from crossattn_jax.tasks.detection import pictures
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure
+  from matplotlib import figure, patches
 
-_PANEL = 5.0  # Width in inches.
+_WIDTH = 5.0  # Of an image, in inches.
+_BAR = 0.9  # Of a colour bar.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Look:
 
   Attributes:
     title: of the object.
+    box: of the object, corners in pixels of the images.
     rgb: weights over the RGB image, times the number of pixels: 1 where all weigh the same.
     thermal: likewise over the thermal image.
     query: what asks, not zero there.
   """
 
   title: str
+  box: np.ndarray
   rgb: np.ndarray
   thermal: np.ndarray
   query: np.ndarray
@@ -57,7 +60,8 @@ def side_by_side(path: epath.Path, sample: Sample, class_names: Sequence[str]) -
   """Draws both images with what was found, and below them a row for each that looks."""
   tall = sample.rgb.shape[0] / sample.rgb.shape[1]
   rows = 1 + len(sample.looks)
-  page = figure.Figure(figsize=(2 * _PANEL, rows * (_PANEL * tall + 0.3)), layout='constrained')
+  width = _WIDTH + _BAR * bool(sample.looks)
+  page = figure.Figure(figsize=(2 * width, rows * (_WIDTH * tall + 0.3)), layout='constrained')
   first, *others = page.subplots(rows, 2, squeeze=False)
   for axes, title, image in zip(
     first, ('RGB', 'thermal'), (sample.rgb, sample.thermal), strict=True
@@ -74,8 +78,10 @@ def side_by_side(path: epath.Path, sample: Sample, class_names: Sequence[str]) -
     ):
       shown = drawing.show_attention(axes, image, attention_maps.Attention(weights, look.query))
       shown.set_clim(0, max(1.0, float(weights.max())))
+      (x, y), (across, down) = look.box[:2] - 0.5, look.box[2:] - look.box[:2]
+      axes.add_patch(patches.Rectangle((x, y), across, down, fill=False, edgecolor='white'))
       axes.set_title(f'{look.title}: {direction}', fontsize=10)
-      page.colorbar(shown, ax=axes, shrink=0.8, label='attention (1: all pixels alike)')
+      page.colorbar(shown, ax=axes, shrink=0.9, label='attention (1: all pixels alike)')
   drawing.save(page, path)
 
 

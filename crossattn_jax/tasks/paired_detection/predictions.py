@@ -97,7 +97,8 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
       return []
     looks = []
     # Objects are in the order of the maps, of which there may be fewer.
-    for label, score, *maps in zip(
+    for box, label, score, *maps in zip(
+      found.boxes,
       found.labels,
       found.scores,
       *(result[f'attention/{name}'] for name in ('rgb', 'thermal', 'query')),
@@ -105,7 +106,7 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
     ):
       rgb, thermal, query = (_within(x * x.size, example) for x in maps)
       title = f'{self.task.class_names[label]} {score:.2f}'
-      looks.append(pictures.Look(title, rgb, thermal, query))
+      looks.append(pictures.Look(title, box, rgb, thermal, query))
     return looks
 
   def evaluation_sample(self, example: predictor.Row, result: predictor.Row) -> pictures.Sample:
