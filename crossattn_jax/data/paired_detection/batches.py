@@ -118,10 +118,10 @@ def batch_spec(
 def read_pair(
   rgb: str | os.PathLike[str], thermal: str | os.PathLike[str], config: ml_collections.ConfigDict
 ) -> tuple[dict[str, np.ndarray], Pair]:
-  """Reads two image files as evaluation would.
+  """Reads two image files to predict for.
 
   Returns:
-    A batch of one, as evaluation has it but for `mask` and `skipped`, and the images.
+    What `prepare_pair` makes of the images, and these.
 
   Raises:
     ValueError: one is no readable image, or they differ in size; the message names both.
@@ -134,8 +134,12 @@ def read_pair(
 
 
 def prepare_pair(pair: Pair, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-  """Resizes, pads and normalises a pair as evaluation does: a batch of one."""
-  example = _eval_example(pair, -1, _eval_shape(pair.size, config), config)
+  """Resizes, pads and normalises a pair in an array of `image_size`, as exported models take it.
+
+  Returns:
+    A batch of one, as evaluation has it that is not `rectangular`, but for `mask` and `skipped`.
+  """
+  example = _eval_example(pair, -1, tuple(config.image_size), config)
   return {name: value[None] for name, value in example.items()}
 
 

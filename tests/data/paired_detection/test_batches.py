@@ -178,10 +178,12 @@ def test_evaluation_has_every_pair_once_in_rectangles(config):
 def test_evaluation_of_published_sizes():
   config = data.default_config()
   pair = data.Pair(*(np.zeros((512, 640, 3), np.uint8),) * 2)
-  batch = data.prepare_pair(pair, config)
-  assert batch['rgb'].shape == (1, 544, 672, 3)
-  assert (batch['offset'].tolist(), batch['scale'].tolist()) == ([[16, 16]], [1])
+  assert data._eval_shape(pair.size, config) == (544, 672)
+  row = data._eval_example(pair, 0, (544, 672), config)
+  assert row['rgb'].shape == (544, 672, 3)
+  assert (row['offset'].tolist(), row['scale']) == ([16, 16], 1)
   config.evaluation.rectangular = False
+  assert data._eval_shape(pair.size, config) == (640, 640)
   batch = data.prepare_pair(pair, config)
   assert batch['thermal'].shape == (1, 640, 640, 3)
   assert (batch['offset'].tolist(), batch['scale'].tolist()) == ([[64, 0]], [1])
@@ -190,7 +192,7 @@ def test_evaluation_of_published_sizes():
 def test_evaluation_shrinks_to_the_mean_of_what_pixels_cover(config):
   rgb = np.random.default_rng(0).integers(256, size=(64, 192, 3)).astype(np.uint8)
   batch = data.prepare_pair(data.Pair(rgb, rgb), config)
-  shown = batch['rgb'][0, 16:48, 16:112] * 255
+  shown = batch['rgb'][0, 16:48] * 255
   expected = rgb.reshape(32, 2, 96, 2, 3).mean((1, 3))
   np.testing.assert_allclose(shown, expected, atol=0.51)
 
