@@ -188,12 +188,28 @@ def create_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> 
 
   Raises:
     ValueError: as `schedules.create_schedule`.
+    ConfigError: the run ends before its warm-up.
   """
-  return schedules.create_schedule(
+  total_steps = count_steps(config, steps_per_epoch)
+  schedule = schedules.create_schedule(
     config.schedule,
     base_lr=schedules.scaled_learning_rate(config.schedule, config.batch_size),
-    total_steps=count_steps(config, steps_per_epoch),
+    total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
+  )
+  if 0 <= schedule.warmup_steps < total_steps:
+    return schedule
+  changes = {'schedule.warmup_steps': total_steps // 10}
+  if not config.schedule.warmup_steps:
+    tenth = float(f'{total_steps / 10 / steps_per_epoch:.2g}')
+    changes = {'schedule.warmup_epochs': tenth}
+  if config.schedule.warmup_min_steps:
+    changes['schedule.warmup_min_steps'] = 0
+  shown = ' '.join(f'config.{key}={value}' for key, value in changes.items())
+  raise config_lib.ConfigError(
+    f'the warm-up takes {schedule.warmup_steps} steps but the run has {total_steps}; '
+    f'shorten schedule.warmup_epochs or schedule.warmup_steps, as by {shown}',
+    changes,
   )
 
 

@@ -104,7 +104,7 @@ def create_schedule(
   Args:
     config: as `default_config` documents.
     base_lr: the learning rate at the top, see `scaled_learning_rate`.
-    total_steps: of the whole run, warm-up included.
+    total_steps: of the whole run, warm-up included, which should end before it does.
     steps_per_epoch: what converts `*_epochs` to steps.
 
   Returns:
@@ -127,19 +127,6 @@ def create_schedule(
     )
   warmup_steps = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
   warmup_steps = max(warmup_steps, config.warmup_min_steps)
-  if not 0 <= warmup_steps < total_steps:
-    key, tenth = 'schedule.warmup_steps', total_steps // 10
-    if not config.warmup_steps:
-      key, tenth = 'schedule.warmup_epochs', float(f'{total_steps / 10 / steps_per_epoch:.2g}')
-    changes = {key: tenth}
-    if config.warmup_min_steps:
-      changes['schedule.warmup_min_steps'] = 0
-    shown = ' '.join(f'config.{key}={value}' for key, value in changes.items())
-    raise config_errors.ConfigError(
-      f'the warm-up takes {warmup_steps} steps but the run has {total_steps}; '
-      f'shorten schedule.warmup_epochs or schedule.warmup_steps, as by {shown}',
-      changes,
-    )
   if min(config.epochs_late, config.steps_late) < 0:
     raise ValueError('schedule.epochs_late and schedule.steps_late must not be negative')
   steps_late = config.steps_late + config.epochs_late * steps_per_epoch

@@ -146,6 +146,12 @@ def test_replays_the_recorded_icafusion_schedule_of_weights_and_of_biases():
       np.testing.assert_allclose(in_time(epoch * 516 + 515), 1e-2 * curve, rtol=1e-12)
 
 
+def test_a_run_may_be_shorter_than_a_warmup_to_its_schedule():
+  keys = {'warmup': 'to_schedule', 'decay_after_warmup': False, 'warmup_min_steps': 1000}
+  schedule = make_schedule(1.0, 100, **keys)
+  np.testing.assert_allclose(schedule(50), 0.5 * 50 / 1000, rtol=1e-6)
+
+
 def test_a_late_schedule_repeats_the_epoch_in_which_its_warmup_ends():
   keys = {'warmup': 'to_schedule', 'decay_after_warmup': False, 'per_epoch': True}
   in_time, late = (
@@ -183,8 +189,6 @@ def test_learning_rate_scales_with_the_global_batch_only_if_asked():
     ({'warmup': 'base'}, "unknown warm-up 'base'; did you mean 'to_base'"),
     ({'name': 'exponential'}, "unknown schedule 'exponential'; known: cosine, "),
     ({'warmup_epochs': 1.0, 'warmup_steps': 3}, 'both set'),
-    ({'warmup_epochs': 10.0}, 'warm-up takes 100 steps but the run has 100'),
-    ({'warmup_min_steps': 1000}, r'warmup_epochs=1\.0 config\.schedule\.warmup_min_steps=0$'),
     ({'name': 'step', 'boundary_epochs': (3.0, 2.0)}, 'boundary_epochs'),
     ({'epochs_late': -1}, 'epochs_late'),
   ],
@@ -195,6 +199,25 @@ def test_impossible_schedules_are_refused_by_name(keys, message):
 
 
 @pytest.mark.parametrize(
+  ('keys', 'message'),
+  [
+    (
+      {'warmup_epochs': 10.0},
+      r'takes 100 steps but the run has 100; .*schedule\.warmup_epochs=1\.0$',
+    ),
+    ({'warmup_steps': 500}, r'takes 500 steps but the run has 100; .*schedule\.warmup_steps=10$'),
+    ({'warmup_min_steps': 1000}, r'warmup_epochs=1\.0 config\.schedule\.warmup_min_steps=0$'),
+  ],
+)
+def test_a_run_that_ends_before_its_warmup_is_refused(keys, message):
+  config = config_lib.default_config()
+  config.num_steps = 100
+  config.schedule.update(keys)
+  with pytest.raises(ValueError, match=message):
+    experiment.create_schedule(config, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize(
   ('run', 'warmup'),
   [({'num_epochs': 1.0}, {'warmup_steps': 2000}), ({'num_steps': 3}, {'warmup_epochs': 0.25})],
   ids=['many_steps', 'few_steps'],
@@ -202,6 +225,5 @@ def test_impossible_schedules_are_refused_by_name(keys, message):
 def test_runs_of_any_length_are_set_up_without_their_data(run, warmup):
   config = config_lib.default_config('classification')
   config.update({'num_epochs': None, 'num_steps': None} | run)
-  steps_per_epoch = experiment.any_steps_per_epoch(config)
-  total_steps = config.num_steps or round(config.num_epochs * steps_per_epoch)
-  make_schedule(1e-3, total_steps, steps_per_epoch, **({'warmup_epochs': 0.0} | warmup))
+  config.schedule.update({'warmup_epochs': 0.0} | warmup)
+  experiment.create_schedule(config, experiment.any_steps_per_epoch(config))
