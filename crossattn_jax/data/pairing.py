@@ -1,10 +1,13 @@
-"""Visible and infrared images in folders of their own, and which of them belong together."""
+"""Aligned visible and infrared images: folders of them, which belong together, decoding."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 import os
 import pathlib
+from typing import Any
 
-from crossattn_jax.data import sources
+import numpy as np
+
+from crossattn_jax.data import image_ops, pipeline, sources
 
 # Names that folders of either kind of image have, in lower case.
 VISIBLE_FOLDERS = ('vi', 'vis', 'visible', 'rgb', 'color', 'colour')
@@ -69,3 +72,34 @@ def pair_files(
       f'{name!r}{path.suffix}{more}'
     )
   return [(path, second[name]) for name, path in first.items()]
+
+
+def decode(
+  example: Mapping[str, Any], kinds: Sequence[str], options: Mapping[str, Any]
+) -> list[np.ndarray]:
+  """Decodes both images of a pair.
+
+  Args:
+    example: of each kind the file's bytes, `KIND`, and its name for messages, `KIND_key`.
+    kinds: of both images.
+    options: see `decoding.decode`.
+
+  Returns:
+    uint8 `[height, width, 3]` of each.
+
+  Raises:
+    UnreadableError: one cannot be decoded, or they differ in size; the message names both.
+  """
+  keys, images = [example[f'{kind}_key'] for kind in kinds], []
+  for kind, key, partner in zip(kinds, keys, reversed(keys), strict=True):
+    try:
+      images.append(np.asarray(image_ops.decode(example[kind], 3, **options)))
+    except pipeline.UnreadableError as error:
+      raise pipeline.UnreadableError(f'{key!r}, the partner of {partner!r}: {error}') from error
+  sizes = [image.shape[:2] for image in images]
+  if sizes[0] != sizes[1]:
+    raise pipeline.UnreadableError(
+      f'{keys[0]!r} has {sizes[0][0]} x {sizes[0][1]} pixels, {keys[1]!r} '
+      f'{sizes[1][0]} x {sizes[1][1]}; pairs must be aligned'
+    )
+  return images

@@ -9,7 +9,7 @@ from etils import epath
 import ml_collections
 import numpy as np
 
-from crossattn_jax.data import decoding, image_ops, pipeline
+from crossattn_jax.data import decoding, image_ops, pairing, pipeline
 from crossattn_jax.data.image_fusion import colors, sources
 
 # What models pad images to.
@@ -93,25 +93,9 @@ def _padded(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   return np.pad(image.astype(np.float32), margins)[..., None]
 
 
-def _decode(example: sources.Example, decoding: Mapping[str, Any]) -> Pair:
-  """Decodes both images.
-
-  Raises:
-    UnreadableError: one cannot be decoded, or they differ in size.
-  """
-  images = {}
-  for kind in ('visible', 'infrared'):
-    try:
-      images[kind] = np.asarray(image_ops.decode(example[kind], 3, **decoding))
-    except pipeline.UnreadableError as error:
-      raise pipeline.UnreadableError(f'{example[f"{kind}_key"]!r}: {error}') from error
-  sizes = [image.shape[:2] for image in images.values()]
-  if sizes[0] != sizes[1]:
-    raise pipeline.UnreadableError(
-      f'{example["visible_key"]!r} has {sizes[0][0]} x {sizes[0][1]} pixels, '
-      f'{example["infrared_key"]!r} {sizes[1][0]} x {sizes[1][1]}; pairs must be aligned'
-    )
-  return Pair(**images)
+def _decode(example: Mapping[str, Any], decoding: Mapping[str, Any]) -> Pair:
+  """Decodes both images; see `pairing.decode`."""
+  return Pair(*pairing.decode(example, ('visible', 'infrared'), decoding))
 
 
 def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:

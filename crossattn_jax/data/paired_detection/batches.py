@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import decoding, image_ops, levels, pipeline
+from crossattn_jax.data import decoding, image_ops, levels, pairing, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations
 from crossattn_jax.data.paired_detection import augmentation, placement, sources
@@ -127,7 +127,7 @@ def read_pair(
     ValueError: one is no readable image, or they differ in size; the message names both.
   """
   paths = dict(zip(MODALITIES, (rgb, thermal), strict=True))
-  files = {name: pathlib.Path(path).read_bytes() for name, path in paths.items()}
+  files = {name: epath.Path(path).read_bytes() for name, path in paths.items()}
   keys = {f'{name}_key': os.fspath(path) for name, path in paths.items()}
   pair = _decode(files | keys, image_ops.decoding_of(config, photos=True))
   return prepare_pair(pair, config), pair
@@ -163,34 +163,20 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _decode(example: Mapping[str, Any], options: Mapping[str, Any]) -> Pair:
-  """Decodes both images.
+  """Decodes both images; see `pairing.decode`.
 
   Raises:
-    UnreadableError: one cannot be decoded, or they differ in size; the message names both.
+    UnreadableError: as there, or an image is deep, and nothing says which levels count.
   """
-  both = ' and '.join(repr(example[f'{name}_key']) for name in MODALITIES)
-  images = {}
+  pair = Pair(*pairing.decode(example, MODALITIES, options))
   for name in MODALITIES:
-    try:
-      images[name] = np.asarray(_decode_image(example[name], options))
-    except pipeline.UnreadableError as error:
-      raise pipeline.UnreadableError(f'{both}: of the {name} image, {error}') from error
-  sizes = [f'{image.shape[0]} x {image.shape[1]}' for image in images.values()]
-  if sizes[0] != sizes[1]:
-    raise pipeline.UnreadableError(
-      f'{both} have {sizes[0]} and {sizes[1]} pixels (height x width); pairs must be aligned'
-    )
-  return Pair(**images)
-
-
-def _decode_image(data: bytes, options: Mapping[str, Any]) -> Image.Image:
-  image = image_ops.decode(data, 3, **options)
-  if options['levels'] is None and Image.open(io.BytesIO(data)).mode.startswith('I'):
-    raise pipeline.UnreadableError(
-      'it has 16 bits, of which thermal cameras use few: set dataset.decoding.levels=(low, high), '
-      'the levels that are to be black and white, such as (0, 65535) for all'
-    )
-  return image
+    if options['levels'] is None and Image.open(io.BytesIO(example[name])).mode.startswith('I'):
+      raise pipeline.UnreadableError(
+        f'{example[f"{name}_key"]!r} has 16 bits, of which thermal cameras use few: set '
+        'dataset.decoding.levels=(low, high), the levels that are to be black and white, such as '
+        '(0, 65535) for all'
+      )
+  return pair
 
 
 def _eval_shape(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:

@@ -201,14 +201,14 @@ def test_pairs_that_cannot_be_used_are_named(config, folder, tmp_path):
   root = shutil.copytree(folder, tmp_path / 'copy')
   config.data_dir = str(root)
   Image.new('L', (64, 47)).save(root / 'infrared/train/1.png')
-  wrong = r"visible/train/1\.png' and '.*infrared/train/1\.png' have 48 x 64 and 47 x 64 pixels"
+  wrong = r"visible/train/1\.png' has 48 x 64 .*, '.*infrared/train/1\.png' 47 x 64; pairs must"
   paths = [root / kind / 'train/1.png' for kind in ('visible', 'infrared')]
   with pytest.raises(ValueError, match=wrong):
     data.read_pair(*paths, config)
   with pytest.raises(ValueError, match=wrong + r'.*dataset\.unreadable'):
     examples(config, 8)
   paths[1].write_bytes(b'nothing')
-  with pytest.raises(ValueError, match=r"1\.png' and '.*infrared/train/1\.png': of the thermal"):
+  with pytest.raises(ValueError, match=r"infrared/train/1\.png', the partner of '.*/1\.png': the"):
     data.read_pair(*paths, config)
   config.unreadable = 'skip'
   without_augmentation(config)
@@ -224,7 +224,7 @@ def test_deep_thermal_images_need_levels(config, folder, tmp_path):
   deep[8:30, 10:42] = 8000
   paths = [root / 'visible/train/0.png', root / 'infrared/train/0.png']
   Image.fromarray(deep).save(paths[1])
-  with pytest.raises(ValueError, match=r'of the thermal image, .*16 bits, .*decoding\.levels'):
+  with pytest.raises(ValueError, match=r"infrared/train/0\.png' has 16 bits, .*decoding\.levels"):
     data.read_pair(*paths, config)
   config.decoding.levels = (7000, 8000)
   _, pair = data.read_pair(*paths, config)

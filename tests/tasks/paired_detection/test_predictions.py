@@ -95,7 +95,7 @@ def test_pairs_that_differ_in_size_and_lonely_files_are_refused_with_both_names(
     (tmp_path / name).mkdir()
     Image.new('RGB', (side, side)).save(tmp_path / name / 'a.png')
   predictor, output = task.Predictor(task, variables), epath.Path(tmp_path / 'out')
-  with pytest.raises(ValueError, match=r"rgb/a\.png' and '.*ir/a\.png' have 64 x 64 and 32 x 32"):
+  with pytest.raises(ValueError, match=r"rgb/a\.png' has 64 x 64 pixels, '.*ir/a\.png' 32 x 32"):
     predictor.write_predictions(epath.Path(tmp_path), output)
   (tmp_path / 'ir' / 'a.png').rename(tmp_path / 'ir' / 'b.png')
   with pytest.raises(ValueError, match=r"rgb/a\.png' has no partner: expected '.*/ir' to have"):
