@@ -9,7 +9,7 @@ import pytest
 
 from crossattn_jax import models, parallel
 from crossattn_jax.geometry import assignment
-from crossattn_jax.heads.detection import types
+from crossattn_jax.heads.detection import rpn, types
 from crossattn_jax.tasks.detection import region_losses
 
 # In millions, as the official configurations count.
@@ -137,6 +137,25 @@ def test_images_without_objects_are_background(trained):
 def shapes():
   """Of the variables of a tiny model."""
   return jax.eval_shape(tiny().init, jax.random.key(0), batch_of(2)[0])
+
+
+def test_anchors_in_the_padding_make_no_proposals(monkeypatch):
+  given = {}
+
+  def propose(*args, is_candidate, **options):
+    given['is_candidate'] = is_candidate
+    return jnp.zeros((2, 20, 4)), jnp.zeros((2, 20))
+
+  @jax.jit
+  def candidates(image_size):
+    model.init(jax.random.key(0), jnp.zeros((2, 64, 96, 3)), image_size=image_size)
+    return given['is_candidate']
+
+  monkeypatch.setattr(rpn, 'propose', propose)
+  model, image_size = tiny(), np.array([[64, 96], [32, 64]])
+  expected = model.anchors().of_input((64, 96)).valid(image_size)
+  assert [bool(of_image.all()) for of_image in expected] == [True, False]
+  np.testing.assert_array_equal(candidates(image_size), expected)
 
 
 def test_masks_of_the_model_need_masks_of_the_data(shapes):
