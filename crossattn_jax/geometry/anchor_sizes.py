@@ -106,8 +106,8 @@ def suitable(
     **options: of `fit`.
 
   Returns:
-    Of every level, smallest area first. Those that are given where there are no boxes or no others
-    find more.
+    Of every level, smallest area first, in hundredths of a pixel. Those that are given where there
+    are no boxes or no others find more.
 
   Raises:
     ValueError: others are needed, and there are too few boxes.
@@ -119,7 +119,7 @@ def suitable(
   given = np.asarray(anchors, float)
   if not len(sizes) or recall(sizes, given, max_ratio) >= min_recall:
     return anchors
-  found = fit(sizes, given[..., 0].size, rng, max_ratio=max_ratio, **options)
+  found = fit(sizes, given[..., 0].size, rng, max_ratio=max_ratio, **options).round(2)
   if recall(sizes, found, max_ratio) <= recall(sizes, given, max_ratio):
     return anchors
   return tuple(tuple(map(tuple, level)) for level in found.reshape(given.shape).tolist())

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -116,13 +117,16 @@ def complete_config(
     ValueError: the weights cannot be read, or are of another model.
   """
   notes, run = [], None
-  begun = workdir is not None and bool(checkpoints.find_steps(workdir / 'checkpoints'))
+  trained = workdir is not None and bool(checkpoints.find_steps(workdir / 'checkpoints'))
+  begun = trained
   if classes:
     given = config.get('weights')
     if begun and given and given == config_lib.load(workdir / 'config.json').weights:
       config.weights = None  # With which the run began.
     config_lib.take_classes(config, workdir)
     begun = False
+  if trained:
+    _take_anchors(config, *config_lib.model_fields(config_lib.load(workdir / 'config.json')))
   if config.get('weights') is not None:
     source = str(workdir) if begun else config.weights
     run, name, saved, names = _saved(config, source, with_data)
@@ -135,9 +139,11 @@ def complete_config(
       for field, value in fitting.inherit(name, saved, *config_lib.model_fields(config)).items()
       if config.model.get(field) is None and not _OF_THE_RUN.fullmatch(field)
     }
+    taken.pop('anchor_sizes', None)
     _check_fields(config, source, name, _plain(taken))
     with config.unlocked(), config.ignore_type():
       config.model.update(_plain(taken))
+    taken |= _take_anchors(config, name, saved)
     if taken:
       shown = ', '.join(f'{field}={value}' for field, value in taken.items())
       notes.append(f'the model is built as its weights were saved: {shown}')
@@ -186,6 +192,20 @@ def _take_classes(
   if config.model.get('num_classes', 0) is None:
     with config.unlocked():
       config.model.num_classes = saved.get('num_classes') or len(names) or None
+
+
+def _take_anchors(
+  config: ml_collections.ConfigDict, name: str, saved: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Sets the anchors of a head that is taken with them, before data give others; returns them."""
+  wanted, given = config_lib.model_fields(config)
+  theirs, ours = models.create_model(name, **saved), models.create_model(wanted, **given)
+  streams = [len(getattr(network, 'modalities', ())) for network in (theirs, ours)]
+  if 'anchor_sizes' in given or not hasattr(ours, 'anchor_sizes') or streams[0] != streams[1]:
+    return {}
+  with config.unlocked():
+    config.model.anchor_sizes = theirs.anchor_sizes
+  return {'anchor_sizes': theirs.anchor_sizes}
 
 
 def _check_fields(
@@ -274,10 +294,13 @@ def start_from(
   inner = dict.fromkeys(path.partition('/')[2] for path in paths)
   patterns.check('weights_fresh', config.weights_fresh, inner)
   fitted = _fit(network, opened, str(source), config.weights_fresh)
+  initial = _by_path(state.variables)
   frozen = [
     path
     for path in fitted.fresh
-    if path.startswith('params/') and patterns.matches(config.freeze, path.partition('/')[2])
+    if path.startswith('params/')
+    and patterns.matches(config.freeze, path.partition('/')[2])
+    and jnp.ptp(initial[path]) > 0  # Drawn: constants, as of positions, may stay what they are.
   ]
   if frozen:
     raise config_lib.ConfigError(
@@ -285,7 +308,7 @@ def start_from(
       f'that would stay untrained, such as {frozen[0].partition("/")[2]!r}: leave them out of it'
     )
   _tell(opened, fitted)
-  variables = _on_devices(fitted, network.abstract, _by_path(state.variables))
+  variables = _on_devices(fitted, network.abstract, initial)
   params = variables['params']
   model_state = {name: tree for name, tree in variables.items() if name != 'params'}
   # The step donates its state: parameters and average may not share a buffer.

@@ -122,9 +122,12 @@ def test_what_is_fresh_can_be_asked_for_and_not_frozen(run, tiny_config):
   initial = experiment.init_state()
   state = weights.start_from(experiment, initial, str(workdir))
   np.testing.assert_array_equal(state.params['norm_1']['scale'], initial.params['norm_1']['scale'])
+  # Only what would stay at random is refused.
   tiny_config.freeze = ('norm_.*/.*',)
+  weights.start_from(setup(tiny_config), initial, str(workdir))
+  tiny_config.weights_fresh, tiny_config.freeze = ('head_1/.*',), ('head_.*',)
   with pytest.raises(
-    config_lib.ConfigError, match=r'freeze holds 2 arrays .* such as .norm_1/bias'
+    config_lib.ConfigError, match=r'freeze holds 1 arrays .* such as .head_1/kernel'
   ):
     weights.start_from(setup(tiny_config), initial, str(workdir))
   tiny_config.weights_fresh = ('norms_1/.*',)

@@ -291,6 +291,16 @@ class Examples(pipeline.Examples):
     sizes = [self.source.image_size(index) for index in range(len(self.source))]
     return [_eval_shape(size, self.config) for size in sizes]
 
+  def learnt_sizes(self) -> list[np.ndarray]:
+    """Sizes `[n, 2]` of the objects of each pair, (width, height) in pixels of `image_size`."""
+    sizes = []
+    for index in range(len(self.source)):
+      objects = self.source.annotations(index)
+      boxes, _ = _learnable(objects)
+      scale = placement.Letterbox(objects.size, tuple(self.config.image_size)).scale
+      sizes.append(scale * (boxes[:, 2:] - boxes[:, :2]))
+    return sizes
+
   def decode(self, index: int) -> tuple[Pair, annotations.Objects]:
     """The images, grey ones with one channel, and their objects.
 

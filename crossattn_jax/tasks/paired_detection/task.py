@@ -9,7 +9,9 @@ import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
+from crossattn_jax import models
 from crossattn_jax.data.paired_detection import batches as data
+from crossattn_jax.geometry import anchor_sizes
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import types
 from crossattn_jax.metrics import yolo
@@ -48,6 +50,9 @@ def default_config() -> ml_collections.ConfigDict:
         # Over the pairs of a batch: 'sum', for which YOLOv5's learning rates are, or 'mean'.
         'reduction': 'sum',
       },
+      # Where the model's anchors can learn a smaller share of the training objects, others are
+      # computed from these: `config.model.anchor_sizes`. 0: never.
+      'min_anchor_recall': 0.98,
       # See `yolo.find_objects`.
       'evaluation': {
         'score_threshold': 0.001,
@@ -79,8 +84,29 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
-  """Takes splits and classes from the data set; see `tasks.complete_config`."""
-  return detection.complete_config(config, data.Examples)
+  """Takes splits, classes and anchors from the data set; see `tasks.complete_config`."""
+  return detection.complete_config(config, data.Examples) + _complete_anchors(config)
+
+
+def _complete_anchors(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the model's anchors, where they are None: its own, or such as suit the data."""
+  model = models.create_model(**config.model)
+  if config.model.get('anchor_sizes') is not None or not hasattr(model, 'anchor_sizes'):
+    return []
+  sizes, least, notes = model.anchor_sizes, config.task.min_anchor_recall, []
+  if least > 0:
+    boxes = data.Examples(config.dataset, config.dataset.train_split).learnt_sizes()
+    options = {'min_recall': least, 'max_ratio': config.task.loss.max_ratio}
+    try:
+      sizes = anchor_sizes.suitable(boxes, sizes, config.seed, **options)
+    except ValueError as error:
+      notes = [f"the model's own anchors are kept: {error}"]
+  with config.unlocked():
+    config.model.anchor_sizes = sizes
+  if sizes != model.anchor_sizes:
+    shown = ', '.join(f'{width:g} x {height:g}' for level in sizes for width, height in level)
+    notes = [f'anchors are of the sizes of the training objects, width x height: {shown}']
+  return notes
 
 
 def create_task(config: ml_collections.ConfigDict) -> 'PairedDetection':

@@ -271,3 +271,10 @@ def test_wrong_values_are_refused_by_key(config, key, value, expected):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=rf'dataset\.{key} must be {expected}'):
     data.Examples(config, 'train')
+
+
+def test_objects_are_learnt_in_the_size_that_the_canvas_gives_them(config):
+  sizes = data.Examples(config, 'train').learnt_sizes()
+  for found, (size, box) in zip(sizes, PAIRS, strict=True):
+    scale = min(64 / size[0], 96 / size[1])
+    np.testing.assert_allclose(found, [scale * np.subtract(box[2:], box[:2])])

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from crossattn_jax import parallel, tasks
-from crossattn_jax.training import loop
+from crossattn_jax.conversion import opening
+from crossattn_jax.geometry import anchor_sizes
+from crossattn_jax.heads.detection import yolo
+from crossattn_jax.training import loop, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,3 +146,43 @@ def test_the_loop_trains_evaluates_and_draws(small_config, tmp_path, capsys):
   assert losses[0] == pytest.approx(4 * sum(parts), rel=1e-5)
   assert 'mAP50' in capsys.readouterr().err
   assert (tmp_path / 'predictions.png').exists()
+
+
+def test_anchors_are_the_models_own_where_they_learn_the_objects_and_of_their_sizes_otherwise(
+  small_config,
+):
+  config = small_config()
+  own = tasks.create_task(config).model.anchor_sizes
+  assert config.model.anchor_sizes == own == yolo.COCO_ANCHORS.sizes
+  config.model.anchor_sizes = None
+  config.task.loss.max_ratio = 1.5
+  (note,) = tasks.complete_config(config)
+  sizes = config.model.anchor_sizes
+  assert note.startswith('anchors are of the sizes of the training objects, width x height: ')
+  assert np.shape(sizes) == (3, 3, 2)
+  task = tasks.create_task(config)
+  assert task.model.anchor_sizes == sizes
+  boxes = np.concatenate(task.examples('train').learnt_sizes())
+  assert anchor_sizes.recall(boxes, sizes, 1.5) > anchor_sizes.recall(boxes, own, 1.5) + 0.1
+  assert tasks.complete_config(config) == []
+  assert config.model.anchor_sizes == sizes
+  config.model.anchor_sizes, config.task.min_anchor_recall = None, 0.0
+  assert tasks.complete_config(config) == []
+  assert config.model.anchor_sizes == own
+
+
+def test_anchors_of_weights_come_before_those_of_data(small_config, monkeypatch):
+  others = tuple(tuple((w + 1.0, h + 2.0) for w, h in level) for level in yolo.COCO_ANCHORS.sizes)
+
+  def taken(**saved):
+    config = small_config()
+    config.model.anchor_sizes, config.weights = None, 'weights.pt'
+    opened = opening.OpenedWeights('icafusion_n', saved, {})
+    monkeypatch.setattr(weights, '_open_file', lambda *args: opened)
+    weights.complete_config(config)
+    return config.model.anchor_sizes
+
+  assert taken() == yolo.COCO_ANCHORS.sizes
+  assert taken(anchor_sizes=others) == others
+  # Of a single stream the head is not taken.
+  assert taken(anchor_sizes=others, modalities=('rgb',)) is None
