@@ -96,12 +96,16 @@ class PairFolder:
   def __getitem__(self, index: int) -> dict[str, Any]:
     rgb, thermal = self._paths[index]
     return {
-      'key': rgb,
+      'key': self.key(index),
       'rgb': pathlib.Path(rgb).read_bytes(),
       'thermal': pathlib.Path(thermal).read_bytes(),
       'rgb_key': rgb,
       'thermal_key': thermal,
     }
+
+  def key(self, index: int) -> str:
+    """See `sources.Source`."""
+    return self._paths[index][0]
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `sources.Source`."""

@@ -12,7 +12,7 @@ class PairedScenes(scenes.SceneSource):
   """
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    key, example = f'{self._where}[{index}]', self._examples[index]
+    key, example = self.key(index), self._examples[index]
     return {
       'key': key,
       'rgb': example['image'],
@@ -20,3 +20,7 @@ class PairedScenes(scenes.SceneSource):
       'rgb_key': f'image of {key}',
       'thermal_key': f'thermal of {key}',
     }
+
+  def key(self, index: int) -> str:
+    """See `sources.Source`."""
+    return f'{self._where}[{index}]'

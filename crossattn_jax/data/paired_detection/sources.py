@@ -44,6 +44,9 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Example: ...
 
+  def key(self, index: int) -> str:
+    """The name of a pair, without reading it."""
+
   def annotations(self, index: int) -> annotations.Objects:
     """The objects of a pair, in pixels of its images."""
 

@@ -9,6 +9,7 @@ from etils import epath
 import ml_collections
 import numpy as np
 
+from crossattn_jax.data.paired_detection import sources
 from crossattn_jax.metrics import coco, miss_rate
 
 NAMES = tuple(f'miss_rate/{name}' for name in miss_rate.SETTINGS)
@@ -17,26 +18,25 @@ _KEYS = ('id', 'image_id', 'bbox', 'height', 'occlusion', 'ignore')
 
 
 def evaluate(
-  rows: Mapping[str, np.ndarray], source: Any, options: ml_collections.ConfigDict
+  rows: Mapping[str, np.ndarray],
+  people: miss_rate.Pedestrians,
+  count: int,
+  options: ml_collections.ConfigDict,
 ) -> dict[str, float]:
   """The miss rates of detections, fractions.
 
   Args:
     rows: of all pairs, as `instances.to_rows` has them.
-    source: of the split, whose pairs must be those of the file, in its order.
+    people: who is there, as `read` has it.
+    count: of the pairs.
     options: `config.task.miss_rate`.
 
   Returns:
     The `NAMES` but for settings in which nobody must be found.
-
-  Raises:
-    ValueError: the file is not one of KAIST's annotations, or of other images.
   """
-  truths, images = read_annotations(options.annotations)
-  _check_images(images, source, options.annotations)
   found = coco.Instances(rows['image'], rows['label'], rows['box'], rows['score'])
-  day = np.arange(len(images)) < options.day_pairs
-  results = miss_rate.miss_rates(truths, found, day, options.official)
+  day = np.arange(count) < options.day_pairs
+  results = miss_rate.miss_rates(people, found, day, options.official)
   rates = {f'miss_rate/{name}': result.rate for name, result in results.items()}
   return {name: rate for name, rate in rates.items() if not np.isnan(rate)}
 
@@ -51,16 +51,18 @@ def line(metrics: Mapping[str, float]) -> str:
   return 'miss rates in percent: ' + '  '.join(shown)
 
 
-def read_annotations(
-  path: str | os.PathLike[str],
-) -> tuple[miss_rate.Pedestrians, list[Mapping[str, Any]]]:
+def read(path: str | os.PathLike[str], source: sources.Source) -> miss_rate.Pedestrians:
   """Reads KAIST's improved annotations of its test set, JSON in COCO's form.
 
+  Args:
+    path: of the file.
+    source: of the split, whose pairs must be the file's images, in its order.
+
   Returns:
-    Who is there, and of each image what the file says; images count in its order.
+    Who is there.
 
   Raises:
-    ValueError: it is no such file; the message says what is missing.
+    ValueError: it is no such file, or one of other images; the message says what is missing.
   """
   expected = "KAIST's annotations: JSON with 'images' and 'annotations', which have"
   try:
@@ -76,17 +78,17 @@ def read_annotations(
       f'{", ".join(_KEYS)}; {type(error).__name__}: {error}'
     ) from error
   corner, size = np.split(np.reshape(np.array(columns['bbox'], np.float64), (-1, 4)), 2, axis=1)
-  people = miss_rate.Pedestrians(
+  _check_images(images, source, os.fspath(path))
+  return miss_rate.Pedestrians(
     image=image,
     box=np.concatenate([corner, corner + size], axis=1),
     occlusion=np.array(columns['occlusion']),
     ignored=np.array(columns['ignore'], bool),
     height=np.array(columns['height'], np.float64),
   )
-  return people, images
 
 
-def _check_images(images: Sequence[Mapping[str, Any]], source: Any, path: str) -> None:
+def _check_images(images: Sequence[Mapping[str, Any]], source: sources.Source, path: str) -> None:
   """Refuses a file of other images than those of a split."""
   where = f'config.task.miss_rate.annotations={path!r}'
   if len(images) != len(source):
@@ -95,7 +97,7 @@ def _check_images(images: Sequence[Mapping[str, Any]], source: Any, path: str) -
       "config.dataset.eval_split to KAIST's test pairs, or config.task.miss_rate.annotations=None"
     )
   for index, image in enumerate(images):
-    name, key = image.get('im_name', image.get('file_name', '')), source[index]['key']
+    name, key = image.get('im_name', image.get('file_name', '')), source.key(index)
     if _plain(name) not in _plain(key):
       raise ValueError(
         f'{where}: its image {index} is {name!r}, and pair {index} of the split is {key!r}; the '

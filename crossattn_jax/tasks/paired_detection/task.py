@@ -1,6 +1,7 @@
 """Object detection in pairs of aligned images, RGB and thermal; what papers of them report."""
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from crossattn_jax.data.paired_detection import batches as data
 from crossattn_jax.geometry import anchor_sizes
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import types
-from crossattn_jax.metrics import yolo
+from crossattn_jax.metrics import miss_rate, yolo
 from crossattn_jax.models import icafusion
 from crossattn_jax.models.icafusion import attention_maps
 from crossattn_jax.tasks import base
@@ -141,6 +142,25 @@ class PairedDetection(detection.Detection):
         f'config.task.shown_attention must be at least 0, got {options.shown_attention}'
       )
 
+  def check_data(self) -> None:
+    """Refuses annotations for KAIST's miss rates of other pairs than those to be evaluated.
+
+    Raises:
+      ValueError: as `miss_rates.read`.
+    """
+    if self._has_miss_rates:
+      _ = self._people
+
+  @property
+  def _has_miss_rates(self) -> bool:
+    return bool(self.config.task.miss_rate.annotations)
+
+  @functools.cached_property
+  def _people(self) -> miss_rate.Pedestrians:
+    """Who is in the pairs that are evaluated, to KAIST's miss rates."""
+    source = self.examples(self.config.dataset.eval_split).source
+    return miss_rates.read(self.config.task.miss_rate.annotations, source)
+
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Both images `[batch, height, width, 3]` in 0..1, and their padded objects."""
     return data.batch_spec(self.config.dataset, batch_size)
@@ -225,8 +245,9 @@ class PairedDetection(detection.Detection):
     source = self.examples(self.config.dataset.eval_split).source
     truths, found, _ = instances.compared(examples, source, masks=False)
     metrics = yolo.evaluate(truths, found, self.class_names)
-    if metrics and self.config.task.miss_rate.annotations:
-      metrics |= miss_rates.evaluate(examples, source, self.config.task.miss_rate)
+    if metrics and self._has_miss_rates:
+      options = self.config.task.miss_rate
+      metrics |= miss_rates.evaluate(examples, self._people, len(source), options)
     return metrics | super().evaluate_examples(variables, examples)
 
   @property
@@ -234,13 +255,13 @@ class PairedDetection(detection.Detection):
     """All but miss rates are to be high."""
     names = [*yolo.NAMES, *(f'{x}/{name}' for name in self.class_names for x in yolo.NAMES)]
     modes = dict.fromkeys(names, 'max') | super().metric_modes
-    if self.config.task.miss_rate.annotations:
+    if self._has_miss_rates:
       modes |= dict.fromkeys(miss_rates.NAMES, 'min')
     return modes
 
   def summary(self, metrics: Mapping[str, Any]) -> list[str]:
     """YOLOv5's table and COCO's, and KAIST's miss rates."""
     lines = [yolo.table(metrics, self.class_names), *super().summary(metrics)]
-    if self.config.task.miss_rate.annotations:
+    if self._has_miss_rates:
       lines.append(miss_rates.line(metrics))
     return lines

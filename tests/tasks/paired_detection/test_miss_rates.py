@@ -23,8 +23,8 @@ class Pairs:
   def __len__(self):
     return len(self.names)
 
-  def __getitem__(self, index):
-    return {'key': f'visible/test/{self.names[index].replace("/", "_")}_visible.png'}
+  def key(self, index):
+    return f'visible/test/{self.names[index].replace("/", "_")}_visible.png'
 
   def image_size(self, index):
     return self.size
@@ -54,7 +54,8 @@ def found(*images):
 
 
 def test_who_is_missed_by_night_counts_by_night(options):
-  rates = miss_rates.evaluate(found(0, 1), Pairs(), options)
+  people = miss_rates.read(options.annotations, Pairs())
+  rates = miss_rates.evaluate(found(0, 1), people, 3, options)
   assert rates['miss_rate/day'] == pytest.approx(1e-5)
   assert rates['miss_rate/night'] == pytest.approx(1 + 1e-5)
   assert rates['miss_rate/all'] == pytest.approx(1 / 3 + 1e-5)
@@ -65,7 +66,7 @@ def test_who_is_missed_by_night_counts_by_night(options):
   )
   # To the official script, nobody is in an image without detections, and nobody finds the first.
   options.official = True
-  rates = miss_rates.evaluate(found(0, 1), Pairs(), options)
+  rates = miss_rates.evaluate(found(0, 1), people, 3, options)
   assert rates['miss_rate/all'] == pytest.approx(1 / 2 + 1e-5)
 
 
@@ -76,8 +77,8 @@ def test_annotations_of_other_images_are_refused(options):
     (Pairs(size=(256, 320)), 'its image 0 has 512 x 640 pixels (height x width), and pair'),
   ):
     with pytest.raises(ValueError, match=re.escape(message)):
-      miss_rates.evaluate(found(), pairs, options)
+      miss_rates.read(options.annotations, pairs)
   with open(options.annotations, 'w') as file:
     json.dump({'images': [], 'annotations': [{'id': 1}]}, file)
   with pytest.raises(ValueError, match=r"miss_rate\.annotations=.*expected KAIST's .*'image_id'"):
-    miss_rates.evaluate(found(), Pairs(), options)
+    miss_rates.read(options.annotations, Pairs())

@@ -102,6 +102,32 @@ def test_outputs_that_are_not_finite_are_refused(knowing_task):
     evaluate(task, {'finite': jnp.arange(10) > 2}, 4)
 
 
+def test_miss_rates_are_reported_where_annotations_are_given(knowing_task, tmp_path, capsys):
+  task, variables = knowing_task()
+  source, people = task.examples('validation').source, []
+  for index in range(len(source)):
+    for box in source.annotations(index).boxes.tolist():
+      x, y, *corner = box
+      size = [corner[0] - x, corner[1] - y]
+      person = {'id': len(people), 'image_id': index, 'bbox': [x, y, *size], 'height': size[1]}
+      people.append(person | {'occlusion': 0, 'ignore': 0})
+  path = tmp_path / 'annotations.json'
+  images = [{'id': index, 'height': 64, 'width': 64} for index in range(len(source))]
+  path.write_text(json.dumps({'images': images, 'annotations': people}))
+  task.config.task.miss_rate.annotations = str(path)
+  task.config.task.miss_rate.official = False
+  metrics = evaluate(task, variables, 10)
+  assert metrics['miss_rate/none'] == pytest.approx(1e-5)
+  assert metrics['map50'] == pytest.approx(1)
+  assert (task.metric_modes['miss_rate/none'], task.metric_modes['map50']) == ('min', 'max')
+  assert 'miss rates in percent: ' in capsys.readouterr().err
+  path.write_text(json.dumps({'images': images[1:], 'annotations': []}))
+  other, _ = knowing_task()
+  other.config.task.miss_rate.annotations = str(path)
+  with pytest.raises(ValueError, match=r'annotations=.*has 9 images, and the evaluated split 10'):
+    other.check_data()
+
+
 @pytest.mark.parametrize(
   ('key', 'value', 'message'),
   [
