@@ -4,6 +4,7 @@ Needs numpy and Pillow only; `training.export` puts this file beside the scripts
 """
 
 import io
+import sys
 import warnings
 
 import numpy as np
@@ -53,6 +54,15 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
       'dataset.decoding.levels=(low, high)'
     )
   return image if image.mode == mode else image.convert(mode)
+
+
+def read_or_exit(path, mode, **options):
+  """Decodes an image file, see `decode`; if it cannot be read, a sentence ends the program."""
+  try:
+    with open(path, 'rb') as file:
+      return decode(file.read(), mode, **options)
+  except Exception as error:  # Pillow may raise anything.
+    sys.exit(f'error: cannot read image {str(path)!r}: {error}')
 
 
 def size(file, upright=False):

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from decoding import decode
+from decoding import read_or_exit
 import jax
 from jax import export
 import numpy as np
@@ -26,7 +26,7 @@ def load(folder):
 
 def preprocess(path, steps):
   """Returns an image file as the model wants it, float32 [height, width, channels]."""
-  image = decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding'])
+  image = read_or_exit(path, steps['mode'], **steps['decoding'])
   height, width = steps['resize']['size']
   if steps['resize']['keep_proportions']:
     width, height = (

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from decoding import decode
+from decoding import read_or_exit
 import jax
 from jax import export
 from mask_pasting import paste_masks
@@ -31,7 +31,7 @@ def load(folder):
 
 def preprocess(path, steps):
   """Returns an image file, and as the model wants it: float32 [h, w, channels], (height, width)."""
-  image = decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding'])
+  image = read_or_exit(path, steps['mode'], **steps['decoding'])
   resize, canvas, size = steps['resize'], steps['pad_to'], image.size[::-1]
   sides = (resize['long_side'], max(size)), (resize['short_side'], min(size))
   factor = min(most / side for most, side in (*sides, *zip(resize['size'], size, strict=True)))

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from decoding import decode
+from decoding import read_or_exit
 import jax
 from jax import export
 import numpy as np
@@ -29,7 +29,7 @@ def load(folder):
 
 def read(path, steps):
   """Returns an image file as uint8 RGB [height, width, 3]."""
-  return np.asarray(decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding']))
+  return np.asarray(read_or_exit(path, steps['mode'], **steps['decoding']))
 
 
 def to_luma(image, steps):

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from decoding import decode
+from decoding import read_or_exit
 import jax
 from jax import export
 import numpy as np
@@ -29,7 +29,7 @@ def load(folder):
 
 def preprocess(path, steps):
   """Returns an image file as the model wants it, float32 [h, w, channels], and its (w, h)."""
-  image = decode(pathlib.Path(path).read_bytes(), steps['mode'], **steps['decoding'])
+  image = read_or_exit(path, steps['mode'], **steps['decoding'])
   size = image.size
   height, width = steps['resize']['size']
   image = image.resize((width, height), Image.Resampling[steps['resize']['interpolation'].upper()])

@@ -1,0 +1,28 @@
+"""Scripts beside exported models: what they say where an input is wrong."""
+
+import importlib
+import pathlib
+import runpy
+
+from PIL import Image
+import pytest
+
+STEPS = {'mode': 'RGB', 'decoding': {}}
+
+
+@pytest.mark.parametrize(
+  'task', ['classification', 'detection', 'image_fusion', 'paired_detection', 'segmentation']
+)
+def test_a_broken_image_is_one_sentence(task, tmp_path, monkeypatch):
+  serving = importlib.import_module(f'crossattn_jax.tasks.{task}.serving')
+  for module in serving.Serving.modules:
+    monkeypatch.syspath_prepend(pathlib.Path(module.__file__).parent)
+  script = runpy.run_path(str(pathlib.Path(serving.__file__).with_name('serving_script.py')))
+  read = script.get('read') or script['preprocess']
+  broken, cut = tmp_path / 'broken.png', tmp_path / 'cut.png'
+  broken.write_bytes(b'no image')
+  Image.effect_noise((32, 32), 9).save(cut)
+  cut.write_bytes(cut.read_bytes()[:-400])
+  for path, problem in ((broken, 'cannot identify'), (cut, 'trunc'), (tmp_path / 'no', 'No such')):
+    with pytest.raises(SystemExit, match=f'^error: cannot read image .*{path.name}.*{problem}'):
+      read(path, STEPS)
