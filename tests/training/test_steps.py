@@ -126,6 +126,7 @@ def test_loss_and_gradients_on_eight_devices_equal_those_of_one(
 def test_parameters_and_optimizer_state_are_really_sharded(wide_config, sizes):
   wide_config.model.param_dtype = 'float32'
   wide_config.optimizer.name = 'adamw'
+  wide_config.optimizer.nominal_batch_size = 256  # A sum of gradients.
   mesh = parallel.create_mesh(*sizes)
   experiment = experiment_lib.setup(wide_config, mesh, steps_per_epoch=10)
   state = experiment.init_state()
