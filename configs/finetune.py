@@ -9,14 +9,16 @@ starts from scratch: at another rate, and for longer. FOLDER holds a folder of i
 
 A backbone with a head, such as `biformer_small+upernet`, or a `ccnet_*`, labels pixels: FOLDER
 holds images and masks (docs/segmentation.md). One with `+retinanet`, `+faster_rcnn` or `+mask_rcnn`
-finds objects: FOLDER holds images and COCO's JSON or YOLO's text files (docs/detection.md).
-`mmvit_base_audio` hears: FOLDER holds .wav files and tables (docs/data.md).
+finds objects: FOLDER holds images and COCO's JSON or YOLO's text files (docs/detection.md). An
+`icafusion_*` finds them in pairs: FOLDER holds `visible`, `infrared` and `labels`
+(docs/icafusion.md). `mmvit_base_audio` hears: FOLDER holds .wav files and tables (docs/data.md).
 """
 
 import ml_collections
 
 from configs import ccnet_ade20k, mask_rcnn_coco, mmvit_audioset, recipes, segmentation_ade20k
 from crossattn_jax import models
+from crossattn_jax.models import icafusion
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import optimizers, schedules
 
@@ -28,9 +30,9 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
     ValueError: there is no such model, or it is of another kind.
   """
   module = models.create_model(model)
-  if hasattr(module, 'detect') and '+' not in model:
-    raise ValueError(f'{model!r} finds objects in pairs of images, which no task trains yet')
-  if hasattr(module, 'detect'):
+  if isinstance(module, icafusion.ICAFusion):
+    config = _paired_detection(model)
+  elif hasattr(module, 'detect'):
     config = _detection(model)
   elif hasattr(module, 'style'):
     config = _segmentation(model)
@@ -127,6 +129,15 @@ def _detection(model: str) -> ml_collections.ConfigDict:
   config.dataset.std = ml_collections.config_dict.placeholder(tuple)
   config.model.dtype = config.model.frozen_norm = None
   config.batch_size = 8
+  return config
+
+
+def _paired_detection(model: str) -> ml_collections.ConfigDict:
+  config = recipes.icafusion(model, ())
+  # A rate for any batch. What the authors' script leaves as it is drawn is trained, too.
+  config.task.loss.reduction = 'mean'
+  config.freeze = ()
+  config.model.dtype = None
   return config
 
 

@@ -10,20 +10,22 @@ from absl import app
 from PIL import Image
 
 from crossattn_jax.data.classification import digits, sources
-from crossattn_jax.data.scenes import shapes, tones
+from crossattn_jax.data.scenes import dataset, shapes, tones
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
 
 # Of scenes and clips that no data set has.
 _SEED = 1
 _SCENES = 3
+_NIGHTS = 4
 _CLIP = ('samples', 0)
 _QUERIES = ('a red star on sand', 'a blue disc')
 
 
 def write(folder: pathlib.Path) -> None:
   """Writes digits of the test split, rendered scenes, pairs of them, a sound, and queries."""
-  for name in ('digits', 'scenes', 'pairs/visible', 'pairs/infrared', 'sounds'):
+  pairs = [f'{name}/{kind}' for name in ('pairs', 'night') for kind in ('visible', 'infrared')]
+  for name in ('digits', 'scenes', 'sounds', *pairs):
     (folder / name).mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as data_dir:
     digits.prepare(data_dir)
@@ -37,6 +39,11 @@ def write(folder: pathlib.Path) -> None:
     if index < 2:
       visible.save(folder / 'pairs' / 'visible' / f'{index}.jpg', quality=90)
       thermal.save(folder / 'pairs' / 'infrared' / f'{index}.jpg', quality=90)
+  (night,) = (x for x in dataset.ShapeScenes.BUILDER_CONFIGS if x.name == 'night')
+  for index in range(_NIGHTS):
+    scene = night.render(_SEED, index)
+    for kind, image in (('visible', scene.image), ('infrared', scene.thermal)):
+      Image.fromarray(image).save(folder / 'night' / kind / f'{index}.jpg', quality=90)
   samples, labels = tones.clip(*_CLIP)
   name = ', '.join(tones.CLASS_NAMES[label] for label in labels)
   (folder / 'sounds' / f'{name}.wav').write_bytes(tones.encode(samples))

@@ -31,6 +31,7 @@ CLASSIFIERS = [
     *CLASSIFIERS,
     *('biformer_small+upernet', 'pyramid_tiny+semantic_fpn'),
     *('crossformer_small+retinanet', 'pyramid_tiny+faster_rcnn', 'biformer_small+mask_rcnn'),
+    *models.list_models('icafusion*'),
   ],
 )
 def test_every_model_with_classes_has_an_experiment(model):
@@ -55,7 +56,6 @@ def test_every_model_with_classes_has_an_experiment(model):
     ('crosvit_small_240', "unknown model 'crosvit_small_240'; did you mean 'crossvit_small_240'"),
     ('biformer_small+uppernet', r"did you mean 'biformer_\w+\+upernet'"),
     ('atfuse', "'atfuse' has no classes to learn: .* such as 'crossvit_small_240'"),
-    ('icafusion_n', "'icafusion_n' finds objects in pairs of images, which no task trains yet"),
     ('', 'unknown model'),
   ],
 )
