@@ -204,6 +204,8 @@ class Examples(pipeline.Examples):
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
     self._decoding = image_ops.decoding_of(config, config.name in sources.FOLDERS)
+    # Sources look at headers.
+    decoding.allow(self._decoding['max_pixels'])
 
   @staticmethod
   def check(config: ml_collections.ConfigDict) -> None:
@@ -260,7 +262,6 @@ class Examples(pipeline.Examples):
   @functools.cached_property
   def _sizes(self) -> list[tuple[int, int]]:
     """(height, width) of every image."""
-    decoding.allow(self._decoding['max_pixels'])
     return [self.source.image_size(index) for index in range(len(self.source))]
 
   @functools.cached_property

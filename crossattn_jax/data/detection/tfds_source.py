@@ -1,6 +1,6 @@
 """Detection data sets of TFDS, such as `coco/2017` and `voc/2007`: images and boxes, no masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import io
 import os
@@ -60,29 +60,40 @@ class TfdsSource:
       key += f' ({example["image/filename"].decode()})'
     return {'image': example['image'], 'key': key}
 
-  @functools.cached_property
+  @property
   def image_ids(self) -> tuple[int, ...]:
-    """See `sources.Source`; COCO's own are in the examples, which are all read."""
-    if not self._has_id:
-      return tuple(range(1, 1 + len(self)))
-    return tuple(int(example['image/id']) for example in self._examples)
+    """See `sources.Source`."""
+    return self._table[0] if self._has_id else tuple(range(1, 1 + len(self)))
 
-  @functools.cached_property
+  @property
   def num_objects(self) -> np.ndarray:
-    """See `sources.Source`; all examples are read."""
-    labels = [self._labels[example[self._objects]['label']] for example in self._examples]
-    classes.say_left_out(np.concatenate([*labels, []]), self._where)
-    return np.array([np.sum(each >= 0) for each in labels])
+    """See `sources.Source`."""
+    return self._table[1]
 
   def image_size(self, index: int) -> tuple[int, int]:
     """See `sources.Source`."""
+    return self._size if None not in self._size else self._table[2][index]
+
+  @functools.cached_property
+  def _table(self) -> tuple[tuple[int, ...], np.ndarray, Sequence[tuple[int, int]]]:
+    """Number, objects and size of each image. All examples are read, with their images: once."""
+    ids, labels, sizes = [], [], []
+    for example in self._examples:
+      ids.append(int(example.get('image/id', 0)))
+      labels.append(self._labels[np.asarray(example[self._objects]['label'], np.int64)])
+      sizes.append(self._size_of(example))
+    classes.say_left_out(np.concatenate([*labels, []]), self._where)
+    return tuple(ids), np.array([np.sum(each >= 0) for each in labels]), sizes
+
+  def _size_of(self, example: Mapping[str, Any]) -> tuple[int, int]:
     if None not in self._size:
       return self._size
-    return image_ops.size_in_header(io.BytesIO(self._examples[index]['image']))
+    return image_ops.size_in_header(io.BytesIO(example['image']))
 
   def annotations(self, index: int) -> annotations.Objects:
     """See `sources.Source`."""
-    objects, size = self._examples[index][self._objects], self.image_size(index)
+    example = self._examples[index]
+    objects, size = example[self._objects], self._size_of(example)
     labels = self._labels[np.asarray(objects['label'], np.int64)]
     kept = labels >= 0
     # Stored as top, left, bottom, right in shares of the size.

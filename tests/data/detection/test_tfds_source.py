@@ -28,6 +28,24 @@ def test_coco_of_tfds_has_boxes_and_its_own_numbers(tmp_path, image, coco_tfds):
   assert len(source.annotations(1)) == 0
 
 
+def test_what_is_known_of_all_examples_is_read_once(tmp_path, coco_tfds):
+  source = tfds_source.TfdsSource('coco/2017', 'train', tmp_path)
+  examples, read = list(source._examples), []
+
+  class Examples:
+    def __getitem__(self, index):
+      read.append(index)
+      return examples[index]
+
+    def __len__(self):
+      return len(examples)
+
+  source._examples = Examples()
+  assert (source.image_ids, source.num_objects.tolist()) == ((139, 140), [2, 0])
+  assert [source.image_size(index) for index in range(2)] == [(50, 40)] * 2
+  assert read == [0, 1, 2]  # That there is no third one ends the loop.
+
+
 def test_difficult_objects_of_pascal_voc_are_not_learnt(tmp_path, image, write_tfds):
   objects = {
     'bbox': tfds.features.BBoxFeature(),
