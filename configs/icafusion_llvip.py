@@ -16,5 +16,5 @@ from configs import recipes
 
 
 def get_config(argument: str = 'icafusion_l') -> ml_collections.ConfigDict:
-  """Returns the experiment of a model: 'MODEL', or 'MODEL,FUSION'."""
+  """Returns the experiment of 'MODEL' or 'MODEL,FUSION'; see `recipes.icafusion`."""
   return recipes.icafusion(argument, ['person'])

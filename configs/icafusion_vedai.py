@@ -18,7 +18,7 @@ _CLASSES = ('car', 'truck', 'pickup', 'tractor', 'camper', 'ship', 'van', 'plane
 
 
 def get_config(argument: str = 'icafusion_l') -> ml_collections.ConfigDict:
-  """Returns the experiment of a model: 'MODEL', or 'MODEL,FUSION'."""
+  """Returns the experiment of 'MODEL' or 'MODEL,FUSION'; see `recipes.icafusion`."""
   config = recipes.icafusion(argument, _CLASSES)
   config.dataset.augmentation.mosaic = 0.0
   return config

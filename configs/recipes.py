@@ -231,13 +231,17 @@ def icafusion(argument: str, class_names: Sequence[str]) -> ml_collections.Confi
   """What ICAFusion's script has for every data set: YOLOv5's recipe on images of 640 x 640 pixels.
 
   Args:
-    argument: 'MODEL', or 'MODEL,FUSION' of another fusion than the transformer.
+    argument: 'MODEL', or 'MODEL,FUSION' of another fusion than the transformer: 'nin', 'add'; or
+      the stream that is to see alone, 'rgb' or 'thermal'.
     class_names: in the order of the numbers in the files of objects.
   """
   model, _, fusion = argument.partition(',')
-  fusion = fusion or 'transformer'
   config = config_lib.default_config('paired_detection')
-  config.model = models.model_config(model, fusion=fusion, dtype='bfloat16')
+  config.model = models.model_config(model, dtype='bfloat16')
+  if fusion in ('rgb', 'thermal'):
+    config.model.modalities = (fusion,)
+  elif fusion:
+    config.model.fusion = fusion
   config.dataset.name = 'pair_folder'
   config.dataset.class_names = tuple(class_names)
   config.batch_size = 8
@@ -251,7 +255,7 @@ def icafusion(argument: str, class_names: Sequence[str]) -> ml_collections.Confi
   config.optimizer.weight_decay = 5e-4
   config.optimizer.nominal_batch_size = 64
   config.optimizer.warmup_starts = (('.*/bias', 0.1),)
-  if fusion == 'transformer':
+  if fusion in ('', 'transformer'):
     # Scales of layer norms decay, those of batch norms do not. The factors of residual sums are
     # called biases, and positions and the factors of shrinking by no name that is trained.
     block = r'fusion_\d/block_\d+'

@@ -18,7 +18,13 @@ RECORDED = pathlib.Path(__file__).parents[1] / 'reference' / 'icafusion' / 'trai
 
 @pytest.mark.parametrize(
   'argument',
-  ['icafusion_l', 'icafusion_n', 'icafusion_resnet50', 'icafusion_vgg16,nin', 'icafusion_m,add'],
+  [
+    'icafusion_l',
+    'icafusion_n',
+    'icafusion_resnet50',
+    'icafusion_vgg16,nin',
+    'icafusion_s,thermal',
+  ],
 )
 @pytest.mark.parametrize('experiment', EXPERIMENTS, ids=lambda x: x.__name__)
 def test_every_model_and_fusion_is_a_valid_experiment(experiment, argument):
@@ -68,8 +74,8 @@ def test_parameters_are_in_the_groups_of_the_original():
     assert each.decayed == (name == 'kernel' or (name == 'scale' and in_block)), path
 
 
-@pytest.mark.parametrize('argument', ['icafusion_n,nin', 'icafusion_vgg16,add'])
-def test_other_fusions_have_nothing_frozen(argument):
+@pytest.mark.parametrize('argument', ['icafusion_n,nin', 'icafusion_n,rgb', 'icafusion_vgg16,add'])
+def test_other_fusions_and_single_streams_have_nothing_frozen(argument):
   found = settings(argument)
   assert all(each.multiplier == 1 for each in found.values())
   decayed = {path.rpartition('/')[2] for path, each in found.items() if each.decayed}
