@@ -75,7 +75,8 @@ class Correspondence:
     position_embeddings: path -> index into `module.grids()` of its patch grid, such as
       {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
     classifier_rules: between the classifier that the network may start from and the paths within
-      its 'backbone'; those of the classifier's own head tell what is left out.
+      its backbones; those of the classifier's own head tell what is left out.
+    backbones: the modules that are such a classifier but for its head.
     fields: the shapes of a state dict by their keys -> the fields of the model that they tell,
       besides the numbers of classes and channels, which are found for every model.
     settings: the shapes of a state dict by their keys -> fields that no array shows, but that these
@@ -94,6 +95,7 @@ class Correspondence:
   heads: Sequence[str] = ()
   position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
   classifier_rules: Sequence[mapping_lib.Rule] = ()
+  backbones: Sequence[str] = ('backbone',)
   fields: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
   settings: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
   buffers: Callable[[State], Mapping[str, Any]] = lambda state: {}

@@ -21,7 +21,8 @@ def start_from_classifier(
   """Initialises a network whose backbone was trained as a classifier.
 
   Args:
-    name: of the network, such as 'ccnet_resnet101' or 'biformer_small+upernet'.
+    name: of the network, such as 'ccnet_resnet101', 'biformer_small+upernet' or
+      'icafusion_resnet50', both of whose streams start alike.
     state: of the classifier, as `reading.read_checkpoint` finds it.
     num_classes: of the network.
     overrides: of `create_model`.
@@ -40,14 +41,14 @@ def start_from_classifier(
   if not rules:
     raise mapping_lib.MappingError(f'{name} is no network that starts from a classifier')
   template = correspondence.model_template(module, described.call, described.inputs)
-  prefix, flat, lines, problems = 'backbone/', {}, [], []
+  flat, lines, problems = {}, [], []
   used, fresh = set(), []
   for path, leaf in traverse_util.flatten_dict(template, sep='/').items():
-    collection, _, inner = path.partition('/')
+    collection, top, inner = path.split('/', 2)
     own = [rule for rule in rules if rule.collection == collection]
-    keys = [rule.key_of(inner.removeprefix(prefix)) for rule in own]
+    keys = [rule.key_of(inner) for rule in own]
     rule, key = next(((r, k) for r, k in zip(own, keys, strict=True) if k in state), (None, None))
-    if not inner.startswith(prefix) or (rule is None and 'output_norm' in inner):
+    if top not in described.backbones or (rule is None and 'output_norm' in inner):
       fresh.append(path)
       lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
     elif rule is None:

@@ -102,18 +102,38 @@ SPATIAL_PYRAMID_POOLING = [
 ]
 # Of a `vgg.Block`:
 VGG_BLOCK = affine('vggblock.{j}.0', 'conv_{j}', 'conv')
+
+
+def resnet_block(torch: str, flax: str, shortcut: str) -> list[Rule]:
+  """The rules of a `resnet.Bottleneck`; `shortcut` is what its own is called in torch."""
+  rules = conv_norm(f'{torch}{shortcut}.0', f'{torch}{shortcut}.1', f'{flax}shortcut')
+  for i in range(3):
+    rules += conv_norm(f'{torch}conv{i + 1}', f'{torch}bn{i + 1}', f'{flax}conv_{i}')
+  return rules
+
+
 # Of a `resnet.Stem` and a `resnet.Stage`:
 RESNET_STEM = conv_norm('layer.0', 'layer.1', 'conv')
-RESNET_STAGE = [
-  *(
-    rule
-    for i in range(3)
-    for rule in conv_norm(
-      f'layer.{{j}}.conv{i + 1}', f'layer.{{j}}.bn{i + 1}', f'block_{{j}}/conv_{i}'
-    )
-  ),
-  *conv_norm('layer.{j}.shortcut.0', 'layer.{j}.shortcut.1', 'block_{j}/shortcut'),
-]
+RESNET_STAGE = resnet_block('layer.{j}.', 'block_{j}/', 'shortcut')
+
+
+def classifier_rules(module: icafusion.ICAFusion) -> list[Rule]:
+  """The rules between a stream and the classifier of torchvision that it may start from."""
+  if module.stream == 'resnet':
+    rules = [*conv_norm('conv1', 'bn1', 'stem/conv'), Rule('fc.{leaf:weight|bias}', None)]
+    for s in range(4):
+      rules += resnet_block(f'layer{s + 1}.{{j}}.', f'stage_{s}/block_{{j}}/', 'downsample')
+    return rules
+  if module.stream == 'vgg':
+    rules, layer = [Rule('classifier.{i}.{leaf:weight|bias}', None)], 0
+    for s, depth in enumerate(module.depths):
+      for i in range(depth):
+        rules += affine(f'features.{layer + 2 * i}', f'block_{s}/conv_{i}', 'conv')
+      layer += 2 * depth + 1  # A ReLU after each, and a pool.
+    return rules
+  return []
+
+
 # Of a `YoloHead`; anchors are arguments here, not buffers.
 YOLO_HEAD = [
   *affine('m.{i}', 'level_{i}', 'conv'),
@@ -306,6 +326,8 @@ def describe(module: icafusion.ICAFusion) -> correspondence.Correspondence:
     call=call,
     inputs={'rgb': image, 'ir': image},
     taps=model_taps(module),
+    classifier_rules=classifier_rules(module),
+    backbones=[f'stream_{modality}' for modality in module.modalities],
     fields=lambda shapes: told_fields(module, shapes),
     buffers=lambda state: told_anchors(module, state),
     besides=lambda state: unmapped(module, state),

@@ -14,8 +14,10 @@ from crossattn_jax.conversion import (
   opening,
   reading,
   recognition,
+  start,
   torch_files,
 )
+from crossattn_jax.conversion.systems import icafusion
 from crossattn_jax.heads.detection import yolo
 from crossattn_jax.models import registry
 
@@ -236,3 +238,58 @@ def test_a_yolov5_of_other_layers_is_refused_by_name(monkeypatch, tmp_path):
   state['model.0.conv.conv.weight'] = state.pop('model.0.conv.weight')
   with pytest.raises(mapping.MappingError, match=r'weights\.pt: .* before v6\.0: .* a Focus'):
     open_file(monkeypatch, tmp_path, {'model': pickled(state, ['a'])})
+
+
+def torchvision_resnet(widths, classes):
+  """The state dict of a torchvision ResNet with one bottleneck a stage."""
+  rng, state, channels = np.random.default_rng(0), {}, 3
+
+  def unit(conv, norm, shape):
+    state[f'{conv}.weight'] = rng.standard_normal(shape)
+    for leaf in ('weight', 'bias', 'running_mean', 'running_var'):
+      state[f'{norm}.{leaf}'] = rng.standard_normal(shape[0])
+    state[f'{norm}.num_batches_tracked'] = np.int64(1)
+
+  unit('conv1', 'bn1', (widths[0], channels, 7, 7))
+  channels = widths[0]
+  for stage, width in enumerate(widths[1:], 1):
+    block = f'layer{stage}.0'
+    unit(f'{block}.conv1', f'{block}.bn1', (width, channels, 1, 1))
+    unit(f'{block}.conv2', f'{block}.bn2', (width, width, 3, 3))
+    unit(f'{block}.conv3', f'{block}.bn3', (4 * width, width, 1, 1))
+    unit(f'{block}.downsample.0', f'{block}.downsample.1', (4 * width, channels, 1, 1))
+    channels = 4 * width
+  state |= {'fc.weight': rng.standard_normal((classes, channels)), 'fc.bias': np.zeros(classes)}
+  return state
+
+
+@pytest.mark.extended
+def test_both_streams_start_from_an_image_classifier():
+  state = torchvision_resnet((8, 8, 8, 8, 8), 10)
+  fields = {**MINI, 'widths': (8,) * 5, 'neck_widths': (8,) * 8, 'grids': ((2, 2),) * 3}
+  started = start.start_from_classifier('icafusion_resnet50', state, 2, fields)
+  params, statistics = started.variables['params'], started.variables['batch_stats']
+  for stream in ('stream_rgb', 'stream_thermal'):
+    block = params[stream]['stage_1']['block_0']
+    kernel = state['layer2.0.conv2.weight'].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(block['conv_1']['conv']['kernel'], kernel)
+    shortcut = statistics[stream]['stage_3']['block_0']['shortcut']['norm']['var']
+    np.testing.assert_array_equal(shortcut, state['layer4.0.downsample.1.running_var'])
+  fresh = {line.flax_path.split('/')[1] for line in started.report if not line.torch_key}
+  assert fresh == {'fusion_3', 'fusion_4', 'fusion_5', 'neck', 'head'}
+  lost = {line.torch_key for line in started.report if not line.flax_path}
+  assert {key for key in lost if 'num_batches' not in key} == {'fc.weight', 'fc.bias'}
+  with pytest.raises(mapping.MappingError, match=r'unexpected: features\.0\.weight'):
+    start.start_from_classifier(
+      'icafusion_resnet50', {'features.0.weight': state['fc.bias']}, 2, fields
+    )
+
+
+def test_the_convolutions_of_torchvisions_vgg_are_those_of_a_stream():
+  rules = icafusion.classifier_rules(registry.create_model('icafusion_vgg16'))
+  layers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+  paths = [(s, i) for s, depth in enumerate((2, 2, 3, 3, 3)) for i in range(depth)]
+  for layer, (s, i) in zip(layers, paths, strict=True):
+    (path,) = filter(None, (rule.path_of(f'features.{layer}.weight') for rule in rules))
+    assert path == f'block_{s}/conv_{i}/kernel'
+  assert recognition.knows(rules, 'classifier.6.bias')
