@@ -87,4 +87,4 @@ def test_bfloat16_learns_and_keeps_float32_parameters_and_statistics(
   config, assert_bfloat16_learns
 ):
   config.task.loss.reduction = 'mean'
-  assert_bfloat16_learns(config, _batch, steps=60, share=0.9)
+  assert_bfloat16_learns(config, _batch, steps=25, share=0.9)
