@@ -55,14 +55,13 @@ def evaluate(
   """
   right = match(truths, detections)
   found = average_precision(right, detections.score, detections.label, truths.label)
+  if not len(found.classes):
+    return {}
   columns = (found.ap[:, 0], found.ap[:, 5], found.ap.mean(axis=1), found.precision, found.recall)
-  metrics = {}
-  for name, column in zip(NAMES, columns, strict=True) if len(found.classes) else ():
-    metrics[name] = float(column.mean())
-    metrics |= {
-      f'{name}/{class_names[label]}': float(value)
-      for label, value in zip(found.classes, column, strict=True)
-    }
+  metrics = {name: float(column.mean()) for name, column in zip(NAMES, columns, strict=True)}
+  for label, *values in zip(found.classes, *columns, strict=True):
+    own = (f'{name}/{class_names[label]}' for name in NAMES)
+    metrics |= dict(zip(own, map(float, values), strict=True))
   return metrics
 
 

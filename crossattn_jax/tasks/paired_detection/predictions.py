@@ -70,11 +70,8 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
     self, shown: Shown, result: predictor.Row, files: Mapping[str, epath.Path]
   ) -> predictor.Record:
     """The objects that are shown, best first, boxes as x_min, y_min, x_max, y_max."""
-    real = result['labels'] >= 0
-    for (x, y, *corner), score in zip(result['boxes'][real], result['scores'][real], strict=True):
-      values = (x, y, corner[0] - x, corner[1] - y)
-      box = ','.join(f'{value:.4f}' for value in values)
-      self._lines.append(f'{self._numbers[shown.path]},{box},{score:.8f}\n')
+    if self.task.config.task.kaist_file:
+      self._lines += _kaist_lines(self._numbers[shown.path], result)
     return super().record(shown, result, files)
 
   def summarize(self, records: Sequence[predictor.Record], output: epath.Path) -> None:
@@ -130,6 +127,18 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
   def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
     """See `pictures.sheet`."""
     pictures.sheet(path, samples, self.task.class_names)
+
+
+def _kaist_lines(number: int, result: predictor.Row) -> list[str]:
+  """The objects of a pair as lines of its number, x_min, y_min, width, height and score."""
+  real = result['labels'] >= 0
+  low, high = np.split(result['boxes'][real], 2, axis=1)
+  return [
+    f'{number},{",".join(f"{value:.4f}" for value in box)},{score:.8f}\n'
+    for box, score in zip(
+      np.concatenate([low, high - low], axis=1), result['scores'][real], strict=True
+    )
+  ]
 
 
 def _within(values: np.ndarray, example: predictor.Row) -> np.ndarray:
