@@ -141,15 +141,7 @@ def _find_folders(
   elif both is not None:
     both = both[0] / split, both[1] / split
   if both is None or not both[0].is_dir():
-    there = find_splits(root)
-    raise config_errors.UnknownName(
-      f'{str(root)!r} has no pairs of split {split!r}, but of {sources.shown(there) or "none"}; '
-      f'expected {LAYOUTS}; folders of RGB images are called '
-      f'{", ".join(pairing.VISIBLE_FOLDERS)}, of thermal ones '
-      f'{", ".join(pairing.INFRARED_FOLDERS)}',
-      split,
-      there,
-    )
+    raise _no_pairs(root, split)
   if not both[1].is_dir():
     raise ValueError(f'{str(both[1])!r} is missing, the partner of {str(both[0])!r}')
   found = [
@@ -165,6 +157,23 @@ def _find_folders(
     )
   below = [place / split for place in found if (place / split).is_dir()]
   return *both, (below or found)[0]
+
+
+def _no_pairs(root: pathlib.Path, split: str) -> config_errors.UnknownName:
+  """Says that a folder has no pairs of a split, and what it has."""
+  there = find_splits(root)
+  of_split = '' if split == WHOLE else f' of split {split!r}'
+  kind, names = ('splits', there) if there else ('folders', [x.name for x in _folders(root)])
+  kinds = (*pairing.VISIBLE_FOLDERS, *pairing.INFRARED_FOLDERS)
+  inside = next((x for x in (root, root.parent) if x.name.lower() in kinds), None)
+  meant = f'Did you mean dataset.data_dir={str(inside.parent)!r}? ' if inside else ''
+  return config_errors.UnknownName(
+    f'{str(root)!r} has no pairs{of_split}; its {kind} are {sources.shown(names) or "none"}. '
+    f'{meant}Expected {LAYOUTS}; folders of RGB images are called '
+    f'{", ".join(pairing.VISIBLE_FOLDERS)}, of thermal ones {", ".join(pairing.INFRARED_FOLDERS)}',
+    split,
+    there,
+  )
 
 
 def _label_files(

@@ -234,8 +234,8 @@ def check_thresholds(config: ml_collections.ConfigDict) -> None:
 def check_classes(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   """Refuses a model of another number of classes than the data set has."""
   count = len(config.dataset.class_names)
-  # Without data, as where a step is only compiled, they have no names.
-  if count and model.num_classes != count:
+  # Without data, as where a step is only compiled, they have no names, or no number.
+  if count and config.model.get('num_classes', model.num_classes) not in (None, count):
     raise config_errors.ConfigError(
       f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '
       f'{count} classes; set config.model.num_classes={count}',

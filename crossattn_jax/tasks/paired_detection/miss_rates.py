@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str], source: sources.Source) -> miss_rate.Pede
     numbers = {image['id']: number for number, image in enumerate(images)}
     columns = {key: [person[key] for person in people] for key in _KEYS}
     image = np.array([numbers[number] for number in columns['image_id']], int)
-  except (ValueError, LookupError, TypeError) as error:
+  except (OSError, ValueError, LookupError, TypeError) as error:
     raise ValueError(
       f'config.task.miss_rate.annotations={os.fspath(path)!r}: expected {expected} '
       f'{", ".join(_KEYS)}; {type(error).__name__}: {error}'

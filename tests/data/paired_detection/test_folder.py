@@ -124,8 +124,10 @@ def test_names_that_do_not_fit_are_said(tmp_path, write_pairs, caplog):
 
 def test_what_is_missing_in_a_folder_is_named(tmp_path, write_pairs):
   write_pairs(tmp_path, ('rgb/train', 'ir/train', 'labels/train'), a=ROW)
-  with pytest.raises(ValueError, match=r"no pairs of split 'val', but of 'train'; expected"):
+  with pytest.raises(ValueError, match=r"no pairs of split 'val'; its splits are 'train'\. Exp"):
     folder.PairFolder(tmp_path, 'val')
+  with pytest.raises(ValueError, match=rf"rgb' .* 'train'\. Did you mean .*='{tmp_path}'\?"):
+    folder.PairFolder(tmp_path / 'rgb', '.')
   (tmp_path / 'rgb/val').mkdir()
   with pytest.raises(ValueError, match=r"ir/val' is missing, the partner of '.*rgb/val'"):
     folder.PairFolder(tmp_path, 'val')
@@ -139,6 +141,9 @@ def test_what_is_missing_in_a_folder_is_named(tmp_path, write_pairs):
   (tmp_path / 'labels').rename(tmp_path / 'objects')
   with pytest.raises(ValueError, match=r"has no folder 'labels' or 'annotations' for the objects"):
     folder.PairFolder(tmp_path, 'train')
+  (tmp_path / 'ir').rename(tmp_path / 'night')
+  with pytest.raises(ValueError, match=r"no pairs; its folders are 'night', 'objects', 'rgb'\."):
+    folder.PairFolder(tmp_path, '.')
 
 
 def test_files_of_two_kinds_are_refused(tmp_path, write_pairs):
