@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-import optax
 
 from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training import messages, weights
+from crossattn_jax.training import messages, schedules, weights
 
 _T = TypeVar('_T')
 
@@ -264,10 +263,10 @@ def _steps_per_epoch(task: tasks.Task, mesh: Mesh | None) -> int:
 
 
 def _assemble(
-  task: tasks.Task, mesh: Mesh, steps_per_epoch: int, schedule: optax.Schedule | None
+  task: tasks.Task, mesh: Mesh, steps_per_epoch: int, schedule: schedules.Schedule | None
 ) -> experiment_lib.Experiment:
   """The experiment; that it can be traced says that the model takes its inputs."""
-  schedule = schedule or optax.constant_schedule(0.0)
+  schedule = schedule or schedules.Schedule(lambda step, warmup_start: jnp.zeros(()))
   experiment = experiment_lib.assemble(task, mesh, steps_per_epoch, schedule)
   _ = experiment.traced_step
   return experiment

@@ -89,6 +89,15 @@ def test_four_mistakes_are_one_message_whose_last_line_solves_them(tiny_config, 
   assert preflight.setup(tiny_config, mesh).total_steps == 12
 
 
+def test_a_schedule_that_cannot_be_is_the_only_problem(tiny_config, mesh):
+  change(
+    tiny_config,
+    {'schedule.epochs_late': -1, 'optimizer.warmup_starts': (('.*/bias', 0.1),)},
+  )
+  with pytest.raises(ValueError, match=r'^schedule\.epochs_late and schedule\.steps_late must not'):
+    preflight.setup(tiny_config, mesh)
+
+
 def test_problems_that_only_a_person_can_solve_are_listed_beside_the_others(tiny_config, mesh):
   change(
     tiny_config,
