@@ -48,7 +48,7 @@ TRAINED = [
   '--config.logging.every_steps=1',
 ]
 # Runs that compile for minutes.
-LONG = {'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
+LONG = {'icafusion_shapes', 'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
 # What makes a model small for the compiler, by what its name starts with.
 COMPILED = {
   'crossvit': ['--config.model.depths=((1,1,0),)'],
