@@ -119,10 +119,19 @@ def evaluate(
   Returns:
     What `coco.evaluate` has; empty where there is no object.
   """
-  expected, found, sizes = compared(rows, source, masks=masks)
+  return coco_metrics(*compared(rows, source, masks=masks), class_names)
+
+
+def coco_metrics(
+  truths: coco.Instances,
+  found: coco.Instances,
+  sizes: np.ndarray,
+  class_names: Sequence[str],
+) -> dict[str, float]:
+  """What `evaluate` returns, of what `compared` does; of masks too where there are some."""
   metrics = {}
-  for kind in ('box', 'mask') if masks else ('box',):
-    results = coco.evaluate(expected, found, sizes, class_names, kind)
+  for kind in ('box',) if truths.rle is None else ('box', 'mask'):
+    results = coco.evaluate(truths, found, sizes, class_names, kind)
     metrics |= {f'{kind}_{name}': value for name, value in results.items()}
   return metrics
 

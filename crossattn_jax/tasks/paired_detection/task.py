@@ -243,12 +243,12 @@ class PairedDetection(detection.Detection):
   ) -> dict[str, float]:
     """YOLOv5's and COCO's metrics of all detections, and KAIST's where they are wanted."""
     source = self.examples(self.config.dataset.eval_split).source
-    truths, found, _ = instances.compared(examples, source, masks=False)
+    truths, found, sizes = instances.compared(examples, source, masks=False)
     metrics = yolo.evaluate(truths, found, self.class_names)
     if metrics and self._has_miss_rates:
       options = self.config.task.miss_rate
       metrics |= miss_rates.evaluate(examples, self._people, len(source), options)
-    return metrics | super().evaluate_examples(variables, examples)
+    return metrics | instances.coco_metrics(truths, found, sizes, self.class_names)
 
   @property
   def metric_modes(self) -> dict[str, str]:
