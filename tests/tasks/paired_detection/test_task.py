@@ -166,7 +166,7 @@ def test_the_loop_trains_evaluates_and_draws(small_config, tmp_path, capsys):
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   steps = [line for line in lines if 'train/loss' in line]
   losses = [line['train/objectness_loss'] for line in steps]
-  assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:2])
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
   parts = [value for name, value in steps[0].items() if name.endswith('_loss')]
   assert len(parts) == 3
   assert steps[0]['train/loss'] == pytest.approx(4 * sum(parts), rel=1e-5)
