@@ -186,6 +186,12 @@ def _convert(
     return name, convert.to_flax(name, state, untold)
   except mapping_lib.MappingError as error:
     found = recognition.recognise(shapes, name)
+    if not found and all(recognition.knows(described.classifier_rules, key) for key in shapes):
+      raise mapping_lib.MappingError(
+        f'holds a classifier that {" and ".join(described.backbones)} of {name!r} can start from: '
+        f'`python -m crossattn_jax.parity convert {name} FILE OUTPUT.safetensors --start=CLASSES` '
+        'makes weights to start from'
+      ) from error
     if not found and not any(recognition.knows(described.rules, key) for key in shapes):
       keys = ', '.join(list(shapes)[:5])
       raise mapping_lib.MappingError(

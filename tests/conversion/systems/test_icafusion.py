@@ -293,3 +293,14 @@ def test_the_convolutions_of_torchvisions_vgg_are_those_of_a_stream():
     (path,) = filter(None, (rule.path_of(f'features.{layer}.weight') for rule in rules))
     assert path == f'block_{s}/conv_{i}/kernel'
   assert recognition.knows(rules, 'classifier.6.bias')
+
+
+def test_an_image_classifier_is_named_with_what_makes_a_start_of_it(monkeypatch, tmp_path):
+  state = {f'features.{i}.bias': np.zeros(64, np.float32) for i in (0, 2)}
+  path = tmp_path / 'vgg16.pth'
+  path.touch()
+  monkeypatch.setattr(reading, '_read', lambda path: state)
+  with pytest.raises(
+    mapping.MappingError, match=r'stream_rgb and stream_thermal .* --start=CLASSES'
+  ):
+    opening.open_weights(path, 'icafusion_vgg16')
