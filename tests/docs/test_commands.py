@@ -49,14 +49,15 @@ TRAINED = [
 ]
 # Runs that compile for minutes.
 LONG = {'icafusion_shapes', 'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
-# What makes a model small for the compiler, by what its name starts with.
-COMPILED = {
+COMPILED = ['--compile_effort=-1']
+# What makes a model small, by what its name starts with.
+SMALL = {
   'crossvit': ['--config.model.depths=((1,1,0),)'],
+  'crossformer': ['--config.model.depths=(1,1,1,1)'],
   'crossformer_small+mask_rcnn': [
     '--config.dataset.image_size=(64,64)',
     '--config.dataset.augmentation.long_side=64',
     '--config.dataset.evaluation.long_side=64',
-    '--config.model.depths=(1,1,1,1)',
     '--config.model.widths=(32,32,32,32)',
     '--config.model.training_candidates=16',
     '--config.model.sampled_regions=8',
@@ -65,7 +66,11 @@ COMPILED = {
     '--config.model.mask_channels=16',
     '--config.model.mask_convs=1',
   ],
+  'pyramid': ['--config.model.depths=(1,1,1,1)'],
+  'swiftformer': ['--config.model.depths=(1,1,1,1)'],
 }
+# A run's other run, to start from or to learn from.
+STARTS = ('config.weights', 'config.task.distillation.teacher_weights')
 
 
 def text_of(path):
@@ -152,23 +157,41 @@ def test_modules_that_are_run_exist():
   assert all((ROOT / name.replace('.', '/')).with_suffix('.py').exists() for name in missing)
 
 
+def run_of(words):
+  """The workdir of a command, and that of the run which its training starts from, or None."""
+  exported = re.match(r'(/tmp/\w+)/export/', words[1])
+  run = flag(words, 'workdir') or (exported and exported[1])
+  starts = (flag(words, key) or '' for key in STARTS)
+  return run, next((start for start in starts if start.startswith('/tmp/')), None)
+
+
 def stories():
-  """Commands that run, by the folder under /tmp that they make or use, or by themselves."""
-  found = {}
+  """Commands that run, by the folder under /tmp that they make or use, or by themselves.
+
+  A run that starts from another is in that one's story; a long one trains the other by itself.
+  """
+  found, starts = {}, {}
   for _, words in COMMANDS:
     if words[1] == '-m' or reason_not_to_run(words):
       continue
-    exported = re.match(r'(/tmp/\w+)/export/', words[1])
-    run = flag(words, 'workdir') or (exported and exported[1])
-    name = run or flag(words, 'topology') or '/tmp/digits'
-    found.setdefault(name.removeprefix('/tmp/'), []).append(words)
+    run, start = run_of(words)
+    name = (run or flag(words, 'topology') or '/tmp/digits').removeprefix('/tmp/')
+    found.setdefault(name, []).append(words)
+    if start:
+      starts[name] = start.removeprefix('/tmp/')
+  for group in found.values():
+    # Training comes first.
+    group.sort(key=lambda words: mode_of(words) != 'train')
+  for name, start in starts.items():
+    if name in LONG:
+      found[name].insert(0, found[start][0])
+    else:
+      found[start] += found.pop(name)
   for name, group in found.items():
-    if flag(group[0], 'workdir') and 'train' not in map(mode_of, group):
+    if flag(group[0], 'workdir') and mode_of(group[0]) != 'train':
       continue  # Of a run that no tier trains.
     marks = [pytest.mark.slow if name in LONG else pytest.mark.extended]
     marks += [pytest.mark.tpu_aot] if flag(group[0], 'topology') else []
-    # Training comes first.
-    group.sort(key=lambda words: mode_of(words) != 'train')
     yield pytest.param(group, id=name, marks=marks)
 
 
@@ -212,9 +235,10 @@ def call(folder, datasets_dir, main_environment):
       if experiment(config).dataset.name.startswith('shape_scenes/'):
         words += ['--config.dataset.name=shape_scenes/tiny']
     elif mode == 'compile':
+      words += COMPILED
+    if mode in ('train', 'compile'):
       model = experiment(config).model.name
-      (small,) = (flags for name, flags in COMPILED.items() if model.startswith(name))
-      words += ['--compile_effort=-1', *small]
+      words += [x for name in SMALL if model.startswith(name) for x in SMALL[name]]
     result = subprocess.run(
       words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -226,10 +250,6 @@ def call(folder, datasets_dir, main_environment):
 @pytest.mark.parametrize('story', list(stories()))
 def test_what_needs_nothing_from_elsewhere_runs(story, call):
   for words in story:
-    for key in ('config.task.distillation.teacher_weights', 'config.weights'):
-      run = flag(words, key) or ''
-      if run.startswith('/tmp/'):
-        call(next(other for _, other in COMMANDS if flag(other, 'workdir') == run))
     call(words)
 
 

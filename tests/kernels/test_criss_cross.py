@@ -111,16 +111,20 @@ def test_value_and_gradients_match_the_definition(shape, implementation, dtype):
     assert relative_error(array, exact) < BOUNDS[dtype], name
 
 
-@pytest.mark.parametrize('implementation', ['tpu', pytest.param('gpu', marks=pytest.mark.extended)])
-@pytest.mark.parametrize(
-  'name',
-  [
-    'cca_core_9x7_attention',
-    pytest.param('cca_core_large_logits_10x14', marks=pytest.mark.extended),
-    pytest.param('cca_core_24x33', marks=pytest.mark.extended),
-    pytest.param('cca_core_97x97', marks=pytest.mark.slow),
-  ],
-)
+def recorded():
+  """The cases on both kernels: the smallest on one by default, the largest in no hurry."""
+  tiers = {
+    'cca_core_9x7_attention': (),
+    'cca_core_large_logits_10x14': pytest.mark.extended,
+    'cca_core_24x33': pytest.mark.extended,
+    'cca_core_97x97': pytest.mark.slow,
+  }
+  for (name, tier), implementation in itertools.product(tiers.items(), ('tpu', 'gpu')):
+    marks = tier or (pytest.mark.extended if implementation == 'gpu' else ())
+    yield pytest.param(name, implementation, marks=marks, id=f'{name}-{implementation}')
+
+
+@pytest.mark.parametrize(('name', 'implementation'), recorded())
 def test_kernels_replay_the_recorded_cases(name, implementation):
   case = cases.read_case(REFERENCE / f'{name}.json')
   adapter = ccnet_modules.attention_adapter(implementation, interpreted(implementation))

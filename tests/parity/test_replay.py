@@ -29,10 +29,10 @@ def work(manifest):
 def recorded_cases():
   """All cases, each in the tier that its size allows.
 
-  By default runs the smallest case of each kind of module, in float64. All the others that are
-  small are extended, in both precisions, and so is the smallest large case of each system in
-  float64. What is left, whole models above all, is slow, in float32 where the kind has no smaller
-  case: rounding does not tell one size from another.
+  By default runs the smallest case of each kind of module, in float64. Extended are the same in
+  float32, all others that are small in float64, and the smallest large case of each system in
+  float64. What is left, whole models above all, is slow; a large case only in float64 where the
+  kind has a smaller one: rounding does not tell one size from another.
   """
   manifests = {path: json.loads(path.read_text()) for path in cases.find_manifests([REFERENCE])}
   kinds, systems = set(), set()
@@ -48,7 +48,8 @@ def recorded_cases():
       if large:
         marks = pytest.mark.extended if exact and system not in systems else pytest.mark.slow
       else:
-        marks = [] if exact and first and quick else pytest.mark.extended
+        marks = pytest.mark.extended if exact or first else pytest.mark.slow
+        marks = [] if exact and first and quick else marks
       yield pytest.param(path, precision, id=f'{system}/{path.stem}-{precision}', marks=marks)
     kinds.add(kind)
     if large:

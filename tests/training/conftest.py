@@ -98,3 +98,10 @@ def assert_bfloat16_learns():
     assert all(jax.tree.leaves(moved))
 
   return train
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Lets the loop use one of the simulated devices, for which programs compile faster."""
+  mesh = parallel.create_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)

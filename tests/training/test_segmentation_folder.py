@@ -96,6 +96,7 @@ def test_a_missing_table_of_classes_is_one_problem(folder):
 
 
 @pytest.mark.extended
+@pytest.mark.usefixtures('one_device')
 def test_a_network_learns_a_folder_and_shows_it_in_its_own_names(folder, tmp_path):
   config = with_folder(semantic_fpn_shapes.get_config(), folder)
   config.model.update(widths=(8, 8, 8, 8), stem_widths=(8, 8, 8), head_channels=8)
