@@ -100,8 +100,10 @@ def assert_bfloat16_learns():
   return train
 
 
-@pytest.fixture
-def one_device(monkeypatch):
+@pytest.fixture(scope='module')
+def one_device():
   """Lets the loop use one of the simulated devices, for which programs compile faster."""
   mesh = parallel.create_mesh(devices=jax.devices()[:1])
-  monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, 'create_mesh', lambda **_: mesh)
+    yield

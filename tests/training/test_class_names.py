@@ -43,7 +43,7 @@ def open_config(data_dir):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, one_device):
   """The folder of a run that tells red from blue, and of its data."""
   folder = tmp_path_factory.mktemp('class_names')
   write_folder(folder / 'data' / 'train', ('blue', 'red'), 8)
