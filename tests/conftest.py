@@ -33,6 +33,14 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+  """A test is of one tier, else it runs twice."""
+  for item in items:
+    tiers = {mark.name for mark in item.iter_markers()} & {'extended', 'torch', 'slow'}
+    if len(tiers) > 1:
+      raise pytest.UsageError(f'{item.nodeid} is of several tiers: {", ".join(sorted(tiers))}')
+
+
 def pytest_runtest_setup(item):
   """Without libtpu, nothing compiles for TPUs."""
   if item.get_closest_marker('tpu_aot') and importlib.util.find_spec('libtpu') is None:
