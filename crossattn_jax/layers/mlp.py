@@ -26,3 +26,34 @@ class Mlp(module.Module):
     fc1 = linear.Dense(self.hidden, kernel_init=initializers.linear, name='fc1', **self.types)
     fc2 = linear.Dense(x.shape[-1], kernel_init=self.out_init, name='fc2', **self.types)
     return drop(fc2(drop(activations.gelu(fc1(x)))))
+
+
+class FeedForward(module.Module):
+  """The first transformers' MLP: linear, ReLU, dropout, linear back to the input's width, dropout.
+
+  Biases are drawn at first as PyTorch draws those of linear maps.
+
+  Attributes:
+    hidden: width between the two linear maps.
+    drop_rate: of both dropouts.
+    kernel_init: of the kernels; None draws them as PyTorch does.
+  """
+
+  hidden: int
+  drop_rate: float = 0.0
+  kernel_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Maps `[..., channels]` to the same shape."""
+    channels = x.shape[-1]
+
+    def dense(features: int, fan_in: int, name: str) -> linear.Dense:
+      init = initializers.torch_convolution(fan_in)
+      return linear.Dense(
+        features, kernel_init=self.kernel_init or init, bias_init=init, name=name, **self.types
+      )
+
+    drop = nn.Dropout(self.drop_rate, deterministic=not train)
+    x = drop(nn.relu(dense(self.hidden, channels, 'fc1')(x)))
+    return drop(dense(channels, self.hidden, 'fc2')(x))

@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -205,6 +206,7 @@ def module_adapter(
   rules: Sequence[mapping_lib.Rule],
   call: Callable[[nn.Module, Arrays], Arrays],
   parameters_of: nn.Module | None = None,
+  unused: str | None = None,
   taps: AnyMapping[str, correspondence.TapLike | None] | None = None,
   statistic: Callable[[str], str] = 'after/{}'.format,
   without_gradient: Iterable[str] = (),
@@ -235,6 +237,8 @@ def module_adapter(
     call: (bound module, inputs by name) -> outputs by name, both in the original's layout: all that
       there are, of which a case recorded some.
     parameters_of: the module whose variables the case has, where `module` does not use all of them.
+    unused: a regular expression of the keys of parameters that the original has and never uses,
+      where `module` has none of them. Their gradient is 0.
     taps: by the original's names; outputs may be taps. Those that this case did not record are
       skipped.
     statistic: the original's key of a running statistic -> the output's name.
@@ -252,6 +256,10 @@ def module_adapter(
     entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
   }
 
+  if kept := {key: shape for key, shape in shapes.items() if re.fullmatch(unused or '', key)}:
+    arrays = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in kept.items()}
+    template = {**template, 'unused': arrays}
+    rules = [*(mapping_lib.Rule(key, key, collection='unused') for key in kept), *rules]
   mapping = mapping_lib.build_mapping(rules, template, shapes)
   train = manifest['mode'] == 'train' and 'batch_stats' in template
   statistics = {
