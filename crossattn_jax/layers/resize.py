@@ -109,7 +109,9 @@ def upsample_nearest(image: jax.Array, size: Sequence[int]) -> jax.Array:
     if length % length_in == 0:
       image = jnp.repeat(image, length // length_in, axis=axis)
     else:
-      image = jnp.take(image, np.arange(length) * length_in // length, axis=axis)
+      # torch rounds the ratio to float32.
+      nearest = np.arange(length, dtype=np.float32) * np.float32(length_in / length)
+      image = jnp.take(image, np.minimum(nearest.astype(int), length_in - 1), axis=axis)
   return image
 
 

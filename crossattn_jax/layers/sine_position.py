@@ -44,7 +44,7 @@ def masked_sine_position(padding: jax.Array, channels: int) -> jax.Array:
   half, widest = channels // 2, jax.dtypes.canonicalize_dtype(jnp.float64)
 
   def rounded(x: jax.Array) -> jax.Array:
-    # XLA divides by what it broadcasts as it multiplies by the reciprocal, which in float32 differs.
+    # XLA multiplies by the reciprocal of what is broadcast, which in float32 differs.
     return x.astype(jnp.float32).astype(widest)
 
   halves = []

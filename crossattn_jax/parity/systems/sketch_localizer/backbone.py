@@ -1,0 +1,80 @@
+"""Cases of the backbone's blocks and stages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.systems import sketch_localizer as rules
+from crossattn_jax.models.sketch_localizer import backbone
+from crossattn_jax.parity import adapters, arguments
+
+Manifest = Mapping[str, Any]
+Arrays = dict[str, jax.Array]
+
+_LAST_CHANNELS = 256  # Of the last stage's merged tokens, in the originals.
+
+
+def _size(manifest: Manifest) -> tuple[int, int]:
+  c, inputs = manifest['constructor'], manifest['inputs']
+  c.ignore('dim', only=(inputs['tokens']['shape'][-1],))
+  c.ignore('det_token_num', 'pos_dim', only=tuple(inputs['det_pos']['shape'][1:]))
+  return c['H'], c['W']
+
+
+def _padding(c: arguments.Arguments, inputs: Arrays) -> jax.Array | None:
+  return inputs['mask'] if c['cross_attn'] else None
+
+
+@adapters.register_adapter('sketch_localizer', 'ram_block')
+def _block(manifest: Manifest) -> adapters.Adapter:
+  c, size = manifest['constructor'], _size(manifest)
+  shift = c['shift_size']
+  module = backbone.Block(
+    c['num_heads'], c['window_size'], shift, c.get('mlp_ratio', 4.0), c.get('qkv_bias', True)
+  )
+
+  def call(module: nn.Module, inputs: Arrays) -> Arrays:
+    return {'tokens': module(inputs['tokens'], size, inputs['det_pos'], _padding(c, inputs))}
+
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=prefixed(rules.RECONFIGURED_BLOCK, 'block.'),
+    call=call,
+    # The original's are the rolled map's.
+    taps={'block.attn': ('attention', lambda x: jnp.roll(x[0], (-shift, -shift), axis=(1, 2)))},
+  )
+
+
+@adapters.register_adapter('sketch_localizer', 'ram_stage')
+def _stage(manifest: Manifest) -> adapters.Adapter:
+  c, size = manifest['constructor'], _size(manifest)
+  channels = _LAST_CHANNELS if c.get('last') else 2 * manifest['inputs']['tokens']['shape'][-1]
+  depth, merges = c['depth'], c['downsample']
+  module = backbone.Stage(
+    c['num_heads'],
+    (0.0,) * depth,
+    channels if merges else None,
+    c['window_size'],
+    c.get('mlp_ratio', 4.0),
+    c.get('qkv_bias', True),
+  )
+
+  def call(module: nn.Module, inputs: Arrays) -> Arrays:
+    tokens, merged, merged_size = module(
+      inputs['tokens'], size, inputs['det_pos'], _padding(c, inputs)
+    )
+    return {'tokens': tokens, 'tokens_down': merged, 'hw_down': jnp.array(merged_size)}
+
+  return adapters.module_adapter(
+    manifest,
+    module,
+    rules=rules.STAGE,
+    call=call,
+    unused=rules.UNUSED_OF_STAGE,
+    taps={f'blocks.{i}': f'block_{i}' for i in range(depth)},
+  )
