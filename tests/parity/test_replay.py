@@ -17,7 +17,10 @@ OUTSIDE_IN_FLOAT32 = {
 }
 
 # Small, but many loops, which compile for long; smaller cases have their parts.
-COMPILE_LONG = {'det_roi_head_losses', 'det_roi_head_predict', 'maskrcnn_fpn_rpn'}
+COMPILE_LONG = {
+  'det_roi_head_losses', 'det_roi_head_predict', 'maskrcnn_fpn_rpn', 'decoder', 'decoder_layer',
+  'ram_stage', 'stage_fusion_multi', 'trainable_sketch_fusion',
+}  # fmt: skip
 
 
 def work(manifest):

@@ -51,3 +51,42 @@ DEFORMABLE_ATTENTION = [
   *affine('value_proj', 'value', 'linear_heads_out'),
   *affine('output_proj', 'out', 'linear_heads_in'),
 ]
+# Of a `DecoderLayer`.
+DECODER_LAYER = [
+  Rule('self_attn.in_proj_weight', 'qkv/kernel', 'qkv'),
+  Rule('self_attn.in_proj_bias', 'qkv/bias', 'qkv'),
+  *affine('self_attn.out_proj', 'out', 'linear_heads_in'),
+  *prefixed(DEFORMABLE_ATTENTION, 'cross_attn.', 'deformable/'),
+  *norm('norm1', 'norm_deformable'),
+  *norm('norm2', 'norm_self'),
+  *norm('norm3', 'norm_mlp'),
+  *affine('linear1', 'mlp/fc1'),
+  *affine('linear2', 'mlp/fc2'),
+]
+# Of a `DeformableDecoder`.
+DECODER = [
+  *prefixed(DECODER_LAYER, 'decoder.layers.{j}.', 'layer_{j}/'),
+  *affine('reference_points', 'point'),
+]
+# Of a `BoxRegressor`.
+BOX_REGRESSOR = affine('layers.{j}', 'linear_{j}')
+# Of a `SketchProjection`.
+SKETCH_PROJECTION = [
+  *norm('gp_norm', 'norm'),
+  *affine('sketch_proj', 'linear', 'pointwise_conv'),
+]
+# Of a `RefinementHead`, but for its boxes.
+REFINEMENT_HEAD = [
+  *affine('class_embed_v2.{l}', 'class_{l}'),
+  *affine('trans.{l}.1', 'sketch_linear_{l}'),
+  *prefixed(GUIDED_FUSION, 'query_fusion.{l}.', 'object_fusion_{l}/'),
+  *prefixed(GUIDED_FUSION, 'query_fusion_sketch.{l}.', 'sketch_fusion_{l}/'),
+]
+
+
+def unused_of_refinement_head(levels: int) -> str:
+  """The keys that the original never uses: of the first levels, and the last level's sketch."""
+  return (
+    rf'query_fusion(_sketch)?\.[012]\..*|query_fusion_sketch\.{levels - 1}\..*|'
+    + UNUSED_OF_GUIDED_FUSION
+  )
