@@ -47,8 +47,8 @@ TRAINED = [
   '--config.schedule.warmup_steps=0',
   '--config.logging.every_steps=1',
 ]
-# Runs that compile for minutes.
-LONG = {'icafusion_shapes', 'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught'}
+# Runs that compile for minutes, and a slice for which tests/training/test_compile.py compiles too.
+LONG = {'icafusion_shapes', 'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught', 'v5e:16x16'}
 COMPILED = ['--compile_effort=-1']
 # What makes a model small, by what its name starts with.
 SMALL = {

@@ -337,7 +337,7 @@ def test_what_fsdp_splits_falls_as_one_over_the_devices(report):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.extended
+@pytest.mark.slow
 def test_a_quick_compilation_computes_and_communicates_the_same(report, small_config):
   quick = report('v5e:4x4', data=16)
   small_config.mesh.data = 16
