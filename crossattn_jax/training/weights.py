@@ -125,7 +125,7 @@ def complete_config(
       config.weights = None  # With which the run began.
     config_lib.take_classes(config, workdir)
     begun = False
-  if trained:
+  if trained and (workdir / 'config.json').exists():
     _take_anchors(config, *config_lib.model_fields(config_lib.load(workdir / 'config.json')))
   if config.get('weights') is not None:
     source = str(workdir) if begun else config.weights
@@ -199,10 +199,12 @@ def _take_anchors(
 ) -> dict[str, Any]:
   """Sets the anchors of a head that is taken with them, before data give others; returns them."""
   wanted, given = config_lib.model_fields(config)
-  theirs, ours = models.create_model(name, **saved), models.create_model(wanted, **given)
-  streams = [len(getattr(network, 'modalities', ())) for network in (theirs, ours)]
-  if 'anchor_sizes' in given or not hasattr(ours, 'anchor_sizes') or streams[0] != streams[1]:
+  fields = [{*models.model_config(each)} for each in (name, wanted)]
+  if 'anchor_sizes' in given or not all('anchor_sizes' in each for each in fields):
     return {}
+  theirs, ours = models.create_model(name, **saved), models.create_model(wanted, **given)
+  if len(theirs.modalities) != len(ours.modalities):
+    return {}  # The head starts fresh.
   with config.unlocked():
     config.model.anchor_sizes = theirs.anchor_sizes
   return {'anchor_sizes': theirs.anchor_sizes}
