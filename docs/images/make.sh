@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Makes the pictures of the README and the results in the notebooks again, by running what they
-# show. Needs extras `test` and `torch`; forty minutes on two cores.
+# show. Needs extras `test` and `torch`; an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD
 
 samples_of() {
-  local workdir
   workdir=$(mktemp -d)
   python main.py --config="configs/$1.py" --workdir="$workdir"
   cp "$workdir/predictions.png" "docs/images/$2.png"
@@ -21,8 +20,11 @@ samples_of ccnet_shapes ccnet_shapes
 samples_of semantic_fpn_shapes semantic_fpn_shapes
 samples_of retinanet_shapes retinanet_shapes
 samples_of mask_rcnn_shapes mask_rcnn_shapes
+samples_of icafusion_shapes icafusion_shapes
+python main.py --mode=predict --workdir="$workdir" --input=crossattn_jax/samples/night --output="$workdir/night"
+cp "$workdir/night/0.png" docs/images/icafusion_attention.png
 # Pages need them neither as large nor exact to the bit.
-python - docs/images/{retinanet,mask_rcnn}_shapes <<'END'
+python - docs/images/{{retinanet,mask_rcnn,icafusion}_shapes,icafusion_attention} <<'END'
 import pathlib, sys
 from PIL import Image
 for name in sys.argv[1:]:
