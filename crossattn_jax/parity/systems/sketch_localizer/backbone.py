@@ -21,7 +21,10 @@ _LAST_CHANNELS = 256  # Of the last stage's merged tokens, in the originals.
 def _size(manifest: Manifest) -> tuple[int, int]:
   c, inputs = manifest['constructor'], manifest['inputs']
   c.ignore('dim', only=(inputs['tokens']['shape'][-1],))
-  c.ignore('det_token_num', 'pos_dim', only=tuple(inputs['det_pos']['shape'][1:]))
+  for name, length in zip(
+    ('det_token_num', 'pos_dim'), inputs['det_pos']['shape'][1:], strict=True
+  ):
+    c.ignore(name, only=(length,))
   return c['H'], c['W']
 
 
