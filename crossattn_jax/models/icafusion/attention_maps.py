@@ -53,7 +53,8 @@ def of_anchors(
   for level, ((height, width), rows) in enumerate(zip(grid.map_sizes, grid.levels, strict=True)):
     tokens = fusion.smaller_size((height, width), model.grids[level])
     cell = jnp.clip((anchors - rows.start) // per_cell, 0, height * width - 1)
-    token = cell // width * tokens[0] // height * tokens[1] + cell % width * tokens[1] // width
+    row, column = cell // width * tokens[0] // height, cell % width * tokens[1] // width
+    token = row * tokens[1] + column
     block = intermediates[f'fusion_{level + 3}'][f'block_{model.fusion_depth - 1}']['attention']
     rgb, thermal = (block[modality]['project'][-1] for modality in cross_modal.MODALITIES)
 
@@ -82,7 +83,6 @@ def _spread(weights: jax.Array, size: Sequence[int], finest: Sequence[int]) -> j
   (cells,) = jax.linear_transpose(pool, jax.ShapeDtypeStruct((len(flat), *size, 1), flat.dtype))(
     flat
   )
-  factors = [out // side for out, side in zip(finest, size, strict=True)]
-  for axis, factor in enumerate(factors, start=1):
-    cells = jnp.repeat(cells, factor, axis=axis) / factor
+  for axis, (side, out) in enumerate(zip(size, finest, strict=True), start=1):
+    cells = jnp.repeat(cells, out // side, axis=axis) * (side / out)
   return cells.reshape(*weights.shape[:-2], *finest)

@@ -33,7 +33,7 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
   """
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
-    """A pair as evaluation has it, and as its files have it."""
+    """A pair in arrays of `image_size`, and as its files have it."""
     batch, pair = data.read_pair(*source.paths, self.task.config.dataset)
     example = predictor.row_of(batch, 0)
     return predictor.Loaded(example, Shown(source.paths[0], pair.rgb, pair.thermal, example))

@@ -213,9 +213,10 @@ class PairedDetection(detection.Detection):
     found = self.model.decode(outputs, size, **self.config.task.evaluation)
     finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
     looks = {}
-    if attention and state:
-      chosen = found.anchors[:, :attention]
-      looks = attention_maps.of_anchors(self.model, state['intermediates'], size, chosen)
+    if attention:
+      looks = attention_maps.of_anchors(
+        self.model, state.get('intermediates', {}), size, found.anchors[:, :attention]
+      )
     return found, jnp.all(jnp.stack(finite), axis=0), looks
 
   def detect(
