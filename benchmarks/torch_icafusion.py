@@ -259,7 +259,9 @@ class ICAFusion(nn.Module):
     beside = [layer[23](fused[2])]
     x = layer[26](torch.cat([functional.interpolate(beside[0], scale_factor=2), fused[1]], 1))
     beside.append(layer[27](x))
-    levels = [layer[30](torch.cat([functional.interpolate(beside[1], scale_factor=2), fused[0]], 1))]
+    levels = [
+      layer[30](torch.cat([functional.interpolate(beside[1], scale_factor=2), fused[0]], 1))
+    ]
     levels.append(layer[33](torch.cat([layer[31](levels[0]), beside[1]], 1)))
     levels.append(layer[36](torch.cat([layer[34](levels[1]), beside[0]], 1)))
     return layer[37](levels)
@@ -267,7 +269,7 @@ class ICAFusion(nn.Module):
 
 def assign(boxes, level, size):
   """Indices of image, object, anchor, row and column of what learns on a level of a square map."""
-  batch, objects = boxes.shape[:2]
+  objects = boxes.shape[1]
   boxes = (boxes / STRIDES[level]).reshape(-1, 4)
   ratio = boxes[None, :, 2:] / (ANCHORS[level].to(boxes) / STRIDES[level])[:, None]
   anchor, found = torch.where(torch.maximum(ratio, 1 / ratio).amax(-1) < 4)
@@ -287,15 +289,13 @@ def assign(boxes, level, size):
 def ciou(boxes, others):
   """Complete IoU of boxes by centre and size."""
   (x, y, width, height), (u, v, w, h) = boxes.unbind(1), others.unbind(1)
-  shared = (torch.minimum(x + width / 2, u + w / 2) - torch.maximum(x - width / 2, u - w / 2)).clamp(
-    min=0
-  ) * (torch.minimum(y + height / 2, v + h / 2) - torch.maximum(y - height / 2, v - h / 2)).clamp(
-    min=0
-  )
+  low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+  other_low, other_high = others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2
+  shared = torch.minimum(high, other_high) - torch.maximum(low, other_low)
+  shared = shared.clamp(min=0).prod(dim=1)
+  hull = torch.maximum(high, other_high) - torch.minimum(low, other_low)
+  hull = hull.square().sum(dim=1)
   overlap = shared / (width * height + w * h - shared + 1e-7)
-  hull = (torch.maximum(x + width / 2, u + w / 2) - torch.minimum(x - width / 2, u - w / 2)) ** 2 + (
-    torch.maximum(y + height / 2, v + h / 2) - torch.minimum(y - height / 2, v - h / 2)
-  ) ** 2
   distance = ((x - u) ** 2 + (y - v) ** 2) / (hull + 1e-7)
   shape = 4 / math.pi**2 * (torch.atan(w / h) - torch.atan(width / height)) ** 2
   with torch.no_grad():

@@ -7,12 +7,12 @@ For each model the forward pass and a whole training step (forward, loss, backwa
 float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the
 cross-entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet
 loss; of ATFuse, which fuses pairs of images, its loss of gradients and intensities; of RetinaNet,
-on images of 320 x 320 pixels, its loss of 12 objects each, anchors assigned. Each side is a process
-of its own with the same cores; they take turns, one sample each, and the one that waits sleeps.
-Prints the medians and the ratio PyTorch / this library of each round: above 1 this library is
-faster. PyTorch's models are timm's (extra `torch`), and plain modules for those that no package
-has: MMViT, CrossFormer, MMCA, ATFuse and RetinaNet (`benchmarks/torch_*.py`). On a GPU both
-multiply float32 in TF32.
+on images of 320 x 320 pixels, and ICAFusion, on pairs of 640 x 640, their losses of 12 objects
+each, anchors assigned. Each side is a process of its own with the same cores; they take turns, one
+sample each, and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library
+of each round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and
+plain modules for those that no package has: MMViT, CrossFormer, MMCA, ATFuse, RetinaNet and
+ICAFusion (`benchmarks/torch_*.py`). On a GPU both multiply float32 in TF32.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import jax.numpy as jnp
   import optax
 
-  from crossattn_jax.heads.detection import types
-  from crossattn_jax.models import atfuse, detector, mmca
+  from crossattn_jax.models import atfuse, detector, icafusion, mmca
   from crossattn_jax.tasks.detection import losses as detection_losses
+  from crossattn_jax.tasks.detection import yolo_losses
   from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
   from crossattn_jax.tasks.retrieval import losses as retrieval_losses
 
@@ -57,21 +57,43 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
     images = tuple(jax.random.uniform(key, shape, maxval=255) for key in keys[:2])
     return images, lambda *images: image_fusion_losses.fusion_loss(*images).total.mean()
   if isinstance(model, detector.RetinaNet):
-    sizes, grid = jnp.full((batch, 2), DETECTOR_SIDE), model.anchors().of_input([DETECTOR_SIDE] * 2)
-    low = jax.random.uniform(keys[1], (batch, 12, 2), maxval=0.7 * DETECTOR_SIDE)
-    size = jax.random.uniform(keys[2], (batch, 12, 2), minval=16, maxval=0.3 * DETECTOR_SIDE)
-    labels = jax.random.randint(keys[1], (batch, 12), 0, model.num_classes)
-    truths = types.Truths(jnp.concatenate([low, low + size], axis=-1), labels)
+    truths, grid = jax_objects(model, batch, DETECTOR_SIDE)
+    sizes = jnp.full((batch, 2), DETECTOR_SIDE)
 
     def retinanet_loss(outputs, _):
       return sum(detection_losses.retinanet_losses(outputs, truths, sizes, grid).values())
 
     image = jax.random.normal(keys[0], (batch, DETECTOR_SIDE, DETECTOR_SIDE, 3))
     return (image,), retinanet_loss
+  if isinstance(model, icafusion.ICAFusion):
+    truths, grid = jax_objects(model, batch, model.image_size[0])
+    gains = yolo_losses.default_gains(model.num_classes, model.image_size)
+
+    def yolo_loss(outputs, *_):
+      positives = yolo_losses.assign(truths, grid)
+      return sum(yolo_losses.yolo_losses(outputs, positives, grid, gains=gains).values())
+
+    shape = (batch, *model.image_size, 3)
+    return tuple(jax.random.uniform(key, shape) for key in keys[:2]), yolo_loss
   image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
   labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
   cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
   return (image,), lambda logits, _: cross_entropy(logits, labels).mean()
+
+
+def jax_objects(model: Any, batch: int, side: int) -> tuple[Any, Any]:
+  """Returns 12 objects in each of a batch of square images, and the anchors of a detector."""
+  import jax
+  import jax.numpy as jnp
+
+  from crossattn_jax.heads.detection import types
+
+  keys = jax.random.split(jax.random.key(1), 3)
+  low = jax.random.uniform(keys[0], (batch, 12, 2), maxval=0.7 * side)
+  size = jax.random.uniform(keys[1], (batch, 12, 2), minval=16, maxval=0.3 * side)
+  labels = jax.random.randint(keys[2], (batch, 12), 0, model.num_classes)
+  boxes = jnp.concatenate([low, low + size], axis=-1)
+  return types.Truths(boxes, labels), model.anchors().of_input((side, side))
 
 
 def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable[[], None]:
@@ -129,6 +151,7 @@ def torch_function(
   from benchmarks import (
     torch_atfuse,
     torch_crossformer,
+    torch_icafusion,
     torch_mmca,
     torch_mmvit,
     torch_retinanet,
@@ -137,10 +160,11 @@ def torch_function(
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit, torch_retinanet
+  detectors = torch_icafusion, torch_retinanet
+  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit, *detectors
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
-  if build in (torch_atfuse, torch_mmca, torch_retinanet):
+  if build in (torch_atfuse, torch_mmca, *detectors):
     inputs, objective = build.problem(batch, device)
   else:
     inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)
