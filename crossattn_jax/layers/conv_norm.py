@@ -5,6 +5,7 @@ from collections.abc import Callable
 from flax import linen as nn
 import jax
 
+from crossattn_jax import kernels
 from crossattn_jax.layers import batch_norm, initializers, module
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -54,6 +55,7 @@ class ConvNorm(module.Module):
       use_bias=self.use_bias,
       kernel_init=self.kernel_init or init,
       bias_init=init,
+      conv_general_dilated=kernels.conv_general_dilated,
       name='conv',
       **self.types,
     )(x)

@@ -15,6 +15,12 @@ from crossattn_jax.layers import convolution
     ((9, 10), 3, 4, 4, 0),
     ((11, 8), 3, 7, 4, 3),
     ((5, 6), 8, 1, 2, 0),
+    # At stride 1, with fewer channels than come out and with more.
+    ((5, 6), 3, 1, 1, 0),
+    ((5, 6), 3, 3, 1, 1),
+    ((5, 6), 8, 3, 1, 1),
+    ((6, 7), 8, 4, 1, 1),
+    ((6, 7), 4, 2, 1, 2),
     # Kernels several strides wide.
     ((9, 10), 3, 8, 4, 2),
     ((8, 12), 3, 16, 4, 6),
@@ -75,7 +81,7 @@ def test_layers_take_the_quick_forms_and_any_other_the_convolution():
     return str(jax.make_jaxpr(module.apply)(variables, image))
 
   assert 'custom_vjp' in traced(stride=2, padding=1)
-  assert 'custom_vjp' not in traced(padding=1)
+  assert 'custom_vjp' in traced(padding=1)
   assert 'custom_vjp' not in traced(stride=2, feature_group_count=2)
   assert 'custom_vjp' not in traced(stride=2, kernel_dilation=2)
   # Two slices of a kernel two strides wide: twice the channels.

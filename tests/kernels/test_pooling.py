@@ -33,6 +33,22 @@ def test_both_forms_of_the_maximum_and_their_gradients_are_the_same(size, side, 
     np.testing.assert_allclose(vjp(cotangent)[0], expected_vjp(cotangent)[0], atol=1e-14)
 
 
+def test_the_first_of_equal_maxima_gets_the_gradient():
+  x = jnp.asarray(np.random.RandomState(0).randint(3, size=(2, 9, 8, 3)), jnp.float32)
+  cotangents = []
+  for form in (pooling.shifted, pooling.reference):
+    out, vjp = jax.vjp(lambda x, form=form: form(x, (3, 5), (2, 3), ((1, 1), (2, 0))), x)
+    weights = jnp.arange(out.size, dtype=out.dtype).reshape(out.shape)
+    cotangents.append(vjp(weights)[0])
+  np.testing.assert_array_equal(*cotangents)
+
+
+def test_a_window_with_a_number_that_is_none_has_none():
+  x = jnp.ones((1, 4, 4, 1)).at[0, 2, 2].set(jnp.nan)
+  out, _ = jax.vjp(lambda x: pooling.shifted(x, (2, 2), (2, 2), ((0, 0), (0, 0))), x)
+  np.testing.assert_array_equal(jnp.isnan(out[0, :, :, 0]), [[False, False], [False, True]])
+
+
 def test_the_form_is_that_of_the_platform():
   pool = jax.jit(lambda x: pooling.max_pool(x, 3, 2, ((1, 1), (1, 1))))
   x = jnp.zeros((1, 5, 5, 2))

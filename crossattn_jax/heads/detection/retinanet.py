@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import parallel
+from crossattn_jax import kernels, parallel
 from crossattn_jax.layers import module
 
 _INIT = nn.initializers.normal(0.01)
@@ -35,6 +35,7 @@ def convolution(channels: int, side: int, name: str, bias: float = 0.0, **types:
     padding=((side // 2,) * 2,) * 2,
     kernel_init=_INIT,
     bias_init=nn.initializers.constant(bias),
+    conv_general_dilated=kernels.conv_general_dilated,
     name=name,
     **types,
   )

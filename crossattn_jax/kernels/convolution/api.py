@@ -11,7 +11,7 @@ from crossattn_jax.kernels import dispatch
 from crossattn_jax.kernels.convolution import cpu, reference, xla
 
 _CHANNELS_LAST = {3: ('NWC', 'WIO', 'NWC'), 4: ('NHWC', 'HWIO', 'NHWC')}
-# With fewer channels XLA:CPU's convolution takes five times as long as the product of patches.
+# Of images under kernels several strides wide, which `xla.slices` takes.
 _FEW_CHANNELS = 8
 
 
@@ -22,9 +22,9 @@ def conv_general_dilated(
 
   - Sentences, at stride 1 and without padding: `xla.windows`.
   - Images under kernels several strides wide: `xla.slices`.
-  - Other windows that are more than a pixel apart, on one device: CPUs take the gradients as
-    products of patches with matrices, and the result too where the input has few channels. XLA:CPU
-    takes two to five times as long for the convolution (`benchmarks/strided_conv.py`).
+  - Other windows, on one device: CPUs take the gradients as products of matrices, and the result
+    too where the input has few channels and windows are more than a pixel apart. XLA:CPU takes up
+    to five times as long for the convolution (`benchmarks/convolutions.py`).
   - Anything else is the convolution.
   """
   stride, precision = window_strides[0], kwargs.get('precision')
@@ -41,41 +41,44 @@ def conv_general_dilated(
   )
   if plain and lhs.ndim == 3 and stride == 1 and not np.any(padding):
     return xla.windows(lhs, rhs, precision)
-  if plain and lhs.ndim == 4 and stride > 1:
+  if plain and lhs.ndim == 4:
     geometry = (stride, tuple(map(tuple, padding)))
     columns, channels = rhs.shape[1:3]
-    if channels < _FEW_CHANNELS and columns > stride and columns % stride == 0:
+    if channels < _FEW_CHANNELS and 1 < stride < columns and columns % stride == 0:
       return xla.slices(lhs, rhs, geometry, precision)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-      return _strided(lhs, rhs, geometry, precision)
+      return _convolution(lhs, rhs, geometry, precision)
   return jax.lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _strided(
+def _convolution(
   x: jax.Array, kernel: jax.Array, geometry: reference.Geometry, precision: Any
 ) -> jax.Array:
-  static = {'geometry': geometry, 'precision': precision}
-  plain = functools.partial(reference.convolution, **static)
-  if x.shape[-1] >= _FEW_CHANNELS:
-    return plain(x, kernel)
-  product = functools.partial(cpu.convolution, **static)
-  return dispatch.by_platform(x, kernel, cpu=product, xla=plain)
-
-
-def _forward(x, kernel, geometry, precision):
-  return _strided(x, kernel, geometry, precision), (x, kernel)
-
-
-def _backward(geometry, precision, residuals, cotangent):
-  def gradients(form):
-    form = functools.partial(form, geometry=geometry, precision=precision)
-    return lambda x, kernel, cotangent: jax.vjp(form, x, kernel)[1](cotangent)
-
   return dispatch.by_platform(
-    *residuals, cotangent, cpu=gradients(cpu.convolution), xla=gradients(reference.convolution)
+    x,
+    kernel,
+    cpu=cpu.convolution,
+    xla=reference.convolution,
+    geometry=geometry,
+    precision=precision,
   )
 
 
-_strided.defvjp(_forward, _backward)
+def _forward(x, kernel, geometry, precision):
+  return _convolution(x, kernel, geometry, precision), (x, kernel)
+
+
+def _backward(geometry, precision, residuals, cotangent):
+  return dispatch.by_platform(
+    *residuals,
+    cotangent,
+    cpu=cpu.gradients,
+    xla=reference.gradients,
+    geometry=geometry,
+    precision=precision,
+  )
+
+
+_convolution.defvjp(_forward, _backward)

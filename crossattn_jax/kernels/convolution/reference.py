@@ -1,4 +1,4 @@
-"""The definition of a strided convolution."""
+"""The definition of a convolution, with its gradients."""
 
 import functools
 from typing import Any
@@ -19,3 +19,16 @@ def convolution(
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=numbers, precision=precision
   )
+
+
+@functools.partial(jax.jit, static_argnames=('geometry', 'precision'))
+def gradients(
+  x: jax.Array,
+  kernel: jax.Array,
+  cotangent: jax.Array,
+  geometry: Geometry,
+  precision: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients of `x` and `kernel`."""
+  form = functools.partial(convolution, geometry=geometry, precision=precision)
+  return jax.vjp(form, x, kernel)[1](cotangent)
