@@ -25,6 +25,7 @@ from crossattn_jax.layers import convolution
     ((9, 10), 3, 8, 4, 2),
     ((8, 12), 3, 16, 4, 6),
     ((7, 5), 3, 6, 2, 2),
+    ((8, 6), 3, 6, 2, 2),
   ],
   ids=str,
 )
@@ -84,5 +85,6 @@ def test_layers_take_the_quick_forms_and_any_other_the_convolution():
   assert 'custom_vjp' in traced(padding=1)
   assert 'custom_vjp' not in traced(stride=2, feature_group_count=2)
   assert 'custom_vjp' not in traced(stride=2, kernel_dilation=2)
-  # Two slices of a kernel two strides wide: twice the channels.
-  assert 'f32[2,3,4,12] = conv_general_dilated' in traced(side=4, stride=2)
+  # A kernel two strides wide is one of whole blocks, or has twice the channels, in two slices.
+  assert 'f32[2,2,16,6]' in traced(side=4, stride=2)
+  assert 'f32[2,4,5,12] = conv_general_dilated' in traced(side=4, stride=2, padding=1)

@@ -21,7 +21,7 @@ def conv_general_dilated(
   """`jax.lax.conv_general_dilated` for `nn.Conv(conv_general_dilated=...)`, in faster forms.
 
   - Sentences, at stride 1 and without padding: `xla.windows`.
-  - Images under kernels several strides wide: `xla.slices`.
+  - Images under kernels several strides wide: `xla.slices`, or `xla.blocks` where that can be.
   - Other windows, on one device: CPUs take the gradients as products of matrices, and the result
     too where the input has few channels and windows are more than a pixel apart. XLA:CPU takes up
     to five times as long for the convolution (`benchmarks/convolutions.py`).
@@ -31,6 +31,7 @@ def conv_general_dilated(
   plain = (
     lhs.ndim in _CHANNELS_LAST
     and not isinstance(padding, str)
+    and kwargs.get('preferred_element_type') is None
     and kwargs.get('dimension_numbers')
     == jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _CHANNELS_LAST[lhs.ndim])
     and set(window_strides) == {stride}
@@ -45,7 +46,11 @@ def conv_general_dilated(
     geometry = (stride, tuple(map(tuple, padding)))
     columns, channels = rhs.shape[1:3]
     if channels < _FEW_CHANNELS and 1 < stride < columns and columns % stride == 0:
-      return xla.slices(lhs, rhs, geometry, precision)
+      whole = (*lhs.shape[1:3], *rhs.shape[:2], *np.ravel(padding))
+      if any(length % stride for length in whole):
+        return xla.slices(lhs, rhs, geometry, precision)
+      lhs, rhs, geometry = xla.blocks(lhs, rhs, geometry)
+      window_strides, padding = (1, 1), geometry[1]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
       return _convolution(lhs, rhs, geometry, precision)

@@ -46,3 +46,27 @@ def slices(
   out = reference.convolution(x, kernel, (stride, (vertical, (left, right))), precision)
   out = out.reshape(*out.shape[:3], count, channels_out)
   return sum(out[:, :, i : i + width, i] for i in range(count))
+
+
+def blocks(
+  x: jax.Array, kernel: jax.Array, geometry: reference.Geometry
+) -> tuple[jax.Array, jax.Array, reference.Geometry]:
+  """A convolution at stride 1 that is the same: blocks of pixels, as wide as the stride, are one.
+
+  With more channels and fewer taps it suits matrix units and caches. Kernel, padding and image must
+  be whole blocks.
+
+  Returns:
+    The blocks of the image, of the kernel, and their geometry.
+  """
+  stride, padding = geometry
+  channels, channels_out = kernel.shape[2:]
+  batch, height, width = x.shape[0], *(length // stride for length in x.shape[1:3])
+  x = x.reshape(batch, height, stride, width, stride * channels)
+  x = jnp.concatenate([x[:, :, row] for row in range(stride)], axis=-1)
+  rows, columns = (side // stride for side in kernel.shape[:2])
+  kernel = kernel.reshape(rows, stride, columns, stride * channels, channels_out)
+  kernel = jnp.swapaxes(kernel, 1, 2).reshape(rows, columns, -1, channels_out)
+  (top, bottom), (left, right) = padding
+  margins = ((top // stride, bottom // stride), (left // stride, right // stride))
+  return x, kernel, (1, margins)
