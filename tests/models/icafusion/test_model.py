@@ -132,6 +132,17 @@ def test_it_computes_in_bfloat16_and_its_outputs_are_wider():
     np.testing.assert_allclose(x, exact[name], atol=0.05)
 
 
+@pytest.mark.slow
+def test_the_smallest_published_model_computes_in_bfloat16():
+  model = models.create_model('icafusion_n')
+  variables = jax.jit(model.init)(jax.random.key(0), *_pair())
+  half = model.clone(dtype=jnp.bfloat16)
+  exact, rounded = (jax.jit(x.apply)(variables, *_pair())[0] for x in (model, half))
+  for name, x in rounded.items():
+    error = jnp.linalg.norm(x - exact[name]) / jnp.linalg.norm(exact[name])
+    assert error < 0.02
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
