@@ -376,7 +376,7 @@ def main():
       outputs, _ = network.apply(variables, *images)
       grid = network.anchors().of_input((side, side))
       positives = yolo_losses.assign_centers(boxes, labels, grid)
-      gains = yolo_losses.default_gains(network.num_classes, (side, side))
+      gains = yolo_losses.scaled_gains(network.num_classes, (side, side))
       return outputs, yolo_losses.yolo_losses(outputs, positives, grid, gains=gains)
 
     given = (images.permute(0, 1, 3, 4, 2), boxes, labels.int())

@@ -70,7 +70,7 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
     return (image,), retinanet_loss
   if isinstance(model, icafusion.ICAFusion):
     truths, grid = jax_objects(model, batch, model.image_size[0])
-    gains = yolo_losses.default_gains(model.num_classes, model.image_size)
+    gains = yolo_losses.scaled_gains(model.num_classes, model.image_size)
 
     def yolo_loss(outputs, *_):
       positives = yolo_losses.assign(truths, grid)
