@@ -53,6 +53,16 @@ def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(
 
 
 @pytest.mark.slow
+def test_the_smallest_published_model_on_eight_devices_equals_that_on_one(
+  config, assert_mesh_equals_one_device
+):
+  options = {'num_classes': 3, 'attention_drop_rate': 0.0, 'drop_rate': 0.0}
+  with config.unlocked():
+    config.model = models.model_config('icafusion_n', **options)
+  assert_mesh_equals_one_device(config, _batch, (8, 1, 1, 1))
+
+
+@pytest.mark.slow
 def test_what_eight_devices_find_is_what_one_finds(config):
   config.model.param_dtype = 'float64'
   config.task.evaluation.max_boxes = 20
