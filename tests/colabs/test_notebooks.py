@@ -86,6 +86,16 @@ def test_detection(main_environment, tmp_path, monkeypatch):
   assert "'logits': (1, 4842, 2)" in text
 
 
+@pytest.mark.slow
+def test_pairs(main_environment, datasets_dir, tmp_path, monkeypatch):
+  environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
+  notebook = execute('pairs.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = 0.06')
+  text = printed(notebook)
+  assert pictures(notebook) == 2
+  assert 'mAP50' in text
+  assert '(1, 40, 40, 64)' in text
+
+
 @pytest.mark.torch
 def test_compare_with_pytorch(main_environment, tmp_path, monkeypatch):
   notebook = execute('compare_with_pytorch.ipynb', tmp_path, main_environment, monkeypatch)
