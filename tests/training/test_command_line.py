@@ -189,7 +189,7 @@ def test_what_fine_tuning_leaves_to_the_data_may_be_set_and_left_again(network):
     ('dataset.image_size=abc', 'config.dataset.image_size must be numbers, such as (8, 8)'),
     ('batch_size=None', 'config.batch_size cannot be None; it is 64'),
     ('schedule.name=None', "config.schedule.name cannot be None; it is 'cosine'"),
-    ('ema=0.9', 'config.ema is a section; it has decay, warmup'),
+    ('ema=0.9', 'config.ema is a section; it has decay, ramp_updates, warmup'),
     ('optimizer=sgd', 'config.optimizer is a section; did you mean config.optimizer.name? it has '),
     ('batch_size', 'Missing value for flag --config.batch_size'),
     ('lr=3', 'unknown config key config.lr; did you mean config.schedule.learning_rate?'),
