@@ -65,8 +65,15 @@ class Foreign:
   __setitem__ = append = extend = add = _ignore
 
 
+class _Sealed:
+  """What a pickle makes but must not change: memory is read by its sizes."""
+
+  def __setstate__(self, state: Any):
+    raise UnreadableTorchFile('it changes a tensor that it has made')
+
+
 @dataclasses.dataclass
-class _Storage:
+class _Storage(_Sealed):
   """The numbers that tensors are views of.
 
   Attributes:
@@ -88,7 +95,7 @@ class _Storage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(_Sealed):
   """A tensor whose numbers are still in the file.
 
   Attributes:
@@ -144,7 +151,7 @@ _ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 
 @dataclasses.dataclass
-class _Numbers:
+class _Numbers(_Sealed):
   """Stands for a class of storages."""
 
   dtype: np.dtype

@@ -198,6 +198,30 @@ def test_nothing_in_a_pickled_network_is_called(tmp_path):
   assert not witness.exists()
 
 
+# In the letters of pickles: four numbers, a tensor of them, and how a state is set.
+NUMBERS = b'(Vstorage\nctorch\nFloatStorage\n%sV0\nVcpu\nI4\ntQ'
+TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n(%sI0\n(I%d\nt(I1\ntI00\n(dtR'
+STATE = b'(V%s\n%sdb'
+
+
+@pytest.mark.parametrize(
+  'tensor',
+  [
+    TENSOR % (NUMBERS % b'' + STATE % (b'size', b'I9\n'), 9),
+    TENSOR % (NUMBERS % b'', 4) + STATE % (b'shape', b'(I9\nt'),
+    TENSOR % (NUMBERS % (STATE % (b'dtype', b'VO\n')), 4),
+  ],
+  ids=['storage', 'tensor', 'dtype'],
+)
+def test_what_tensors_read_memory_by_cannot_be_changed(tmp_path, tensor):
+  """Sizes, shapes and dtypes that do not fit each other would read beyond the file's numbers."""
+  with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
+    archive.writestr('archive/data.pkl', b'(Vw\n%sd.' % tensor)
+    archive.writestr('archive/data/0', np.arange(4, dtype=np.float32).tobytes())
+  with pytest.raises(reading.CheckpointError, match='changes a tensor that it has made'):
+    reading.read_checkpoint(tmp_path / 'x.pt')
+
+
 def test_a_network_that_contains_itself_is_refused(tmp_path, monkeypatch):
   network = torch_files.Foreign()
   network.state = {'_modules': {'0': network}}
