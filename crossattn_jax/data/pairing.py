@@ -66,10 +66,11 @@ def pair_files(
   if lonely:
     name, folder = lonely[0]
     path = first.get(name) or second[name]
-    more = f'; so have {len(lonely) - 1} other images' if len(lonely) > 1 else ''
+    others = len(lonely) - 1
+    more = f'; {others} other image{"s have" if others > 1 else " has"} none' if others else ''
     raise ValueError(
-      f'{str(path)!r} has no partner: expected {os.fspath(folder)!r} to have an image '
-      f'{name!r}{path.suffix}{more}'
+      f'{str(path)!r} has no partner: expected {os.fspath(folder)!r} to have an image {name!r}, '
+      f'such as {name + path.suffix!r}{more}'
     )
   return [(path, second[name]) for name, path in first.items()]
 

@@ -30,8 +30,8 @@ def test_images_are_paired_by_their_paths_without_extensions_and_endings():
 @pytest.mark.parametrize(
   ('visible', 'infrared', 'message'),
   [
-    (['v/a.jpg'], [], "'v/a.jpg' has no partner: expected 't' to have an image 'a'.jpg"),
-    ([], ['t/a.png', 't/b.png'], "'t/a.png' has no partner: expected 'v' to have an image 'a'"),
+    (['v/a.jpg'], [], "'v/a.jpg' has no partner: expected 't' to have an image 'a', such as 'a."),
+    ([], ['t/a.png', 't/b.png'], "to have an image 'a', such as 'a.png'; 1 other image has none"),
     (['v/a.jpg', 'v/a.png'], ['t/a.png'], "'v/a.jpg' and 'v/a.png' have the same name; remove"),
     (['v/a.jpg'], ['t/a.png', 't/a_ir.png'], "'t/a.png' and 't/a_ir.png' have the same name"),
   ],

@@ -40,7 +40,7 @@ def test_an_image_without_partner_is_named_and_where_it_would_be(
   with pytest.raises(ValueError, match=expected):
     train_stream(config, 0)
   write_images(tmp_path / 'train' / where, ('e', 'f'))
-  with pytest.raises(ValueError, match=r'has no partner.*; so have 2 other images'):
+  with pytest.raises(ValueError, match=r'has no partner.*; 2 other images have none'):
     train_stream(config, 0)
 
 
