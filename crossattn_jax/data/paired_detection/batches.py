@@ -244,6 +244,8 @@ class Examples(pipeline.Examples):
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
     self._decoding = image_ops.decoding_of(config, photos=config.name == sources.FOLDER)
+    # Sources look at headers.
+    decoding.allow(self._decoding['max_pixels'])
 
   @staticmethod
   def check(config: ml_collections.ConfigDict) -> None:
@@ -287,7 +289,6 @@ class Examples(pipeline.Examples):
 
   def buckets(self) -> list[tuple[int, int]]:
     """Shapes that hold each pair."""
-    decoding.allow(self._decoding['max_pixels'])
     sizes = [self.source.image_size(index) for index in range(len(self.source))]
     return [_eval_shape(size, self.config) for size in sizes]
 

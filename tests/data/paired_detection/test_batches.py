@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from crossattn_jax.data import decoding
 from crossattn_jax.data.detection import annotations
 from crossattn_jax.data.paired_detection import batches as data
 
@@ -271,6 +272,13 @@ def test_wrong_values_are_refused_by_key(config, key, value, expected):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=rf'dataset\.{key} must be {expected}'):
     data.Examples(config, 'train')
+
+
+def test_sizes_of_large_images_are_read_where_they_are_allowed(config, monkeypatch):
+  config.decoding.max_pixels = 2 * decoding.MAX_PIXELS
+  # At twice as many Pillow gives up.
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+  assert data.Examples(config, 'train').source.image_size(0) == (48, 64)
 
 
 def test_objects_are_learnt_in_the_size_that_the_canvas_gives_them(config):
