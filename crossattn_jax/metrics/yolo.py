@@ -45,7 +45,7 @@ def evaluate(
   """The numbers of a paper's table.
 
   Args:
-    truths: what is there.
+    truths: what is there; crowds are left out, as YOLOv5's files leave out difficult objects.
     detections: what was found, with scores.
     class_names: in the order of the labels.
 
@@ -53,6 +53,9 @@ def evaluate(
     The `NAMES`, means over the classes that occur among the truths, and 'NAME/CLASS' of each of
     these classes; empty where there is none.
   """
+  if truths.crowd is not None:
+    counted = ~truths.crowd
+    truths = coco.Instances(truths.image[counted], truths.label[counted], truths.box[counted])
   right = match(truths, detections)
   found = average_precision(right, detections.score, detections.label, truths.label)
   if not len(found.classes):

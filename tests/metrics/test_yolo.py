@@ -1,5 +1,7 @@
 """YOLOv5's average precision, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,16 @@ def test_nothing_found_and_nothing_there():
   assert evaluate(instances((0, 0, SQUARE)), nothing).ap.tolist() == [[0] * 10]
   assert evaluate(instances(), nothing).ap.shape == (0, 10)
   assert evaluate(instances(), instances((0, 0, SQUARE), scores=[0.9])).ap.shape == (0, 10)
+
+
+def test_nobody_needs_to_find_crowds():
+  truths = instances((0, 0, SQUARE), (0, 0, [50, 50, 70, 70]), (1, 1, SQUARE))
+  found = instances((0, 0, SQUARE), scores=[0.9])
+  assert yolo.evaluate(truths, found, 'ab')['recall'] == pytest.approx(1 / 4)
+  truths = dataclasses.replace(truths, crowd=np.array([False, True, True]))
+  metrics = yolo.evaluate(truths, found, 'ab')
+  assert metrics['map'] == metrics['recall'] == pytest.approx(1)
+  assert 'map/b' not in metrics
 
 
 def test_a_table_has_all_classes_that_occur():
