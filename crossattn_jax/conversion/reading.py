@@ -242,7 +242,8 @@ def _class_names(content: Any) -> tuple[str, ...]:
       named = holder.get(key) if isinstance(holder, dict) else None
       if isinstance(named, dict):
         pairs = [(k, v) if isinstance(k, int) else (v, k) for k, v in named.items()]
-        if sorted(number for number, _ in pairs) == list(range(len(pairs))):
+        numbers = [number for number, _ in pairs if isinstance(number, int)]
+        if sorted(numbers) == list(range(len(pairs))):
           named = [name for _, name in sorted(pairs)]
       if isinstance(named, (list, tuple)) and all(isinstance(name, str) for name in named):
         return tuple(named)

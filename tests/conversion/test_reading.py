@@ -120,7 +120,8 @@ def test_an_average_that_is_not_there_is_missed(tmp_path, monkeypatch):
 )
 def test_class_names_are_found(tmp_path, monkeypatch, said):
   assert read(tmp_path, monkeypatch, {'model': RAW, **said}).class_names == ('cat', 'dog')
-  assert read(tmp_path, monkeypatch, {'model': RAW}).class_names == ()
+  for others in ({}, {'names': {0: 'cat', 'b': 'dog'}}, {'classes': {'cat': [0], 'dog': 1}}):
+    assert read(tmp_path, monkeypatch, {'model': RAW, **others}).class_names == ()
 
 
 def test_files_of_torch_are_read_without_it(monkeypatch):
