@@ -205,22 +205,30 @@ def test_average_follows_parameters_and_batch_statistics(tiny_config):
 
 @pytest.mark.extended
 def test_a_step_that_is_not_finite_changes_only_the_counters(tiny_config):
+  # Updates take two steps: the sum of gradients waits, too.
+  tiny_config.optimizer.nominal_batch_size = 2 * tiny_config.batch_size
+  tiny_config.ema.decay = 0.9
   experiment = experiment_lib.setup(tiny_config, _one_device(), steps_per_epoch=10)
   good, bad = _batch(tiny_config), _batch(tiny_config)
   bad['image'][3, 2, 2] = np.nan
   state, metrics = experiment.train_step(experiment.init_state(), good)
-  before = jax.device_get((state.params, state.opt_state))
+  state, metrics = experiment.train_step(state, good)
+  before = jax.device_get((state.params, state.opt_state, state.ema))
   for count in (1, 2):
     state, metrics = experiment.train_step(state, bad)
     assert np.isnan(metrics['loss'])
     assert metrics['bad_steps'] == count
-  jax.tree.map(
-    np.testing.assert_array_equal, before, jax.device_get((state.params, state.opt_state))
-  )
+  after = jax.device_get((state.params, state.opt_state, state.ema))
+  jax.tree.map(np.testing.assert_array_equal, before, after)
   state, metrics = experiment.train_step(state, good)
-  assert state.step == 4
+  assert state.step == 5
   assert metrics['bad_steps'] == 0
   assert np.isfinite(metrics['loss'])
+  others = experiment.init_state()
+  for _ in range(3):
+    others, _ = experiment.train_step(others, good)
+  _assert_trees_close(state.params, others.params, 1e-6)
+  _assert_trees_close(state.ema, others.ema, 1e-6)
 
 
 @pytest.mark.extended
