@@ -255,7 +255,7 @@ def _arrays(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, np.ndar
   for key, x in tensors.items():
     try:
       array = x.numpy() if isinstance(x, torch_files.Tensor) else x
-    except (torch_files.UnreadableTorchFile, zipfile.BadZipFile, KeyError) as error:
+    except (ValueError, OverflowError, MemoryError, zipfile.BadZipFile, KeyError) as error:
       raise CheckpointError(f'{path}: is damaged at {key} ({error}); download it again') from error
     half = array.dtype.name in ('float16', 'bfloat16')
     arrays[key] = array.astype(np.float32) if half else array

@@ -201,26 +201,39 @@ def test_nothing_in_a_pickled_network_is_called(tmp_path):
 
 # In the letters of pickles: four numbers, a tensor of them, and how a state is set.
 NUMBERS = b'(Vstorage\nctorch\nFloatStorage\n%sV0\nVcpu\nI4\ntQ'
-TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n(%sI0\n(I%d\nt(I1\ntI00\n(dtR'
+TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n(%sI0\n(I%d\nt(I%d\ntI00\n(dtR'
 STATE = b'(V%s\n%sdb'
 
 
 @pytest.mark.parametrize(
   'tensor',
   [
-    TENSOR % (NUMBERS % b'' + STATE % (b'size', b'I9\n'), 9),
-    TENSOR % (NUMBERS % b'', 4) + STATE % (b'shape', b'(I9\nt'),
-    TENSOR % (NUMBERS % (STATE % (b'dtype', b'VO\n')), 4),
+    TENSOR % (NUMBERS % b'' + STATE % (b'size', b'I9\n'), 9, 1),
+    TENSOR % (NUMBERS % b'', 4, 1) + STATE % (b'shape', b'(I9\nt'),
+    TENSOR % (NUMBERS % (STATE % (b'dtype', b'VO\n')), 4, 1),
   ],
   ids=['storage', 'tensor', 'dtype'],
 )
 def test_what_tensors_read_memory_by_cannot_be_changed(tmp_path, tensor):
   """Sizes, shapes and dtypes that do not fit each other would read beyond the file's numbers."""
-  with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
+  with pytest.raises(reading.CheckpointError, match='changes a tensor that it has made'):
+    reading.read_checkpoint(save_tensor(tmp_path / 'x.pt', tensor))
+
+
+@pytest.mark.parametrize(
+  ('length', 'stride'), [(5, 1), (2, 4), (-4, 1), (2**62, 0), (2**70, 0), (1, 2**62)]
+)
+def test_tensors_of_sizes_that_cannot_be_are_damaged(tmp_path, length, stride):
+  path = save_tensor(tmp_path / 'x.pt', TENSOR % (NUMBERS % b'', length, stride))
+  with pytest.raises(reading.CheckpointError, match=r'x\.pt: is damaged at w \('):
+    reading.read_checkpoint(path)
+
+
+def save_tensor(path, tensor):
+  with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/data.pkl', b'(Vw\n%sd.' % tensor)
     archive.writestr('archive/data/0', np.arange(4, dtype=np.float32).tobytes())
-  with pytest.raises(reading.CheckpointError, match='changes a tensor that it has made'):
-    reading.read_checkpoint(tmp_path / 'x.pt')
+  return path
 
 
 def test_a_network_that_contains_itself_is_refused(tmp_path, monkeypatch):
