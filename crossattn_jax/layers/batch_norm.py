@@ -78,10 +78,9 @@ class BatchNorm(module.Module):
     if self.absolute_scale:
       # Not jnp.abs, whose derivative at 0 is 0: the weight could never leave it.
       scale = jnp.where(scale < 0, -scale, scale) + self.epsilon
-    # XLA makes one instruction of 1 / sqrt, which CPUs round with a bias of 1e-8. Through sixty
+    # Of 1 / sqrt XLA makes one instruction, which CPUs round with a bias of 1e-8. Through sixty
     # norms by running statistics that grows to 1e-5.
-    deviation = jax.lax.optimization_barrier(jnp.sqrt(variance + self.epsilon))
-    factor = 1 / deviation * scale
+    factor = jnp.sqrt(1 / (variance + self.epsilon)) * scale
     return ((wide - mean) * factor + bias.astype(wide.dtype)).astype(x.dtype)
 
 
