@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossattn_jax import parallel
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import types
 
@@ -25,9 +26,14 @@ def find_objects(
   Returns:
     Detections, best first, in pixels of an image of that size.
   """
-  batch, queries, classes = logits.shape
-  scores = nn.sigmoid(logits).reshape(batch, -1)
-  scores, pairs = jax.lax.top_k(scores, min(max_boxes, queries * classes))
-  found = jnp.take_along_axis(boxes, (pairs // classes)[..., None], axis=1)
-  corners = box_ops.denormalize(box_ops.from_center_size(found), image_size[:, None])
-  return types.Detections(corners, scores, (pairs % classes).astype(jnp.int32))
+  classes = logits.shape[-1]
+
+  def of_image(
+    logits: jax.Array, boxes: jax.Array, image_size: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    scores, pairs = jax.lax.top_k(nn.sigmoid(logits).reshape(-1), min(max_boxes, logits.size))
+    query, label = jnp.divmod(pairs, classes)
+    corners = box_ops.from_center_size(boxes[query])
+    return box_ops.denormalize(corners, image_size), scores, label.astype(jnp.int32)
+
+  return types.Detections(*parallel.map_batch(of_image, logits, boxes, image_size))
