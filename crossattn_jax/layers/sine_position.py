@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def sine_position(height: int, width: int, channels: int) -> np.ndarray:
+def sine_position(height: int, width: int, channels: int) -> jax.Array:
   """Rows and columns as whole numbers, counted from 1.
 
   Args:
@@ -18,7 +18,7 @@ def sine_position(height: int, width: int, channels: int) -> np.ndarray:
     channels: a multiple of 4; the first half tells the row, the second the column.
 
   Returns:
-    `[height, width, channels]` float32, a constant.
+    `[height, width, channels]` float32; programs hold those of one row and of one column.
   """
   half = channels // 2
 
@@ -28,7 +28,7 @@ def sine_position(height: int, width: int, channels: int) -> np.ndarray:
 
   size = height, width, half
   rows, columns = waves(height)[:, None], waves(width)
-  return np.concatenate([np.broadcast_to(x, size) for x in (rows, columns)], axis=-1)
+  return jnp.concatenate([jnp.broadcast_to(x, size) for x in (rows, columns)], axis=-1)
 
 
 def masked_sine_position(padding: jax.Array, channels: int) -> jax.Array:

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,11 @@ def test_rows_and_columns_count_from_one_at_growing_wave_lengths():
   for row, column in np.ndindex(3, 2):
     waves = [f(at / t) for at in (row + 1, column + 1) for t in (1, 100) for f in (np.sin, np.cos)]
     np.testing.assert_allclose(position[row, column], waves, atol=1e-6)
+
+
+def test_programs_hold_no_whole_maps():
+  program = jax.jit(lambda: sine_position.sine_position(64, 48, 32)).lower().as_text()
+  assert len(program) < 64 * 48 * 32
 
 
 def test_padding_ends_the_map_at_two_pi():

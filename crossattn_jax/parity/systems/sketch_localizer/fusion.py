@@ -22,9 +22,7 @@ def _sine_position(manifest: Manifest) -> adapters.Adapter:
   channels = 2 * manifest['constructor']['num_pos_feats']
 
   def run(x: jax.Array) -> Arrays:
-    position = channels_first(
-      jnp.asarray(sine_position.sine_position(*x.shape[2:], channels))[None]
-    )
+    position = channels_first(sine_position.sine_position(*x.shape[2:], channels)[None])
     return {'pos': jnp.repeat(position, len(x), axis=0)}
 
   return adapters.function_adapter(run, jit=True)
