@@ -1,5 +1,7 @@
 """The transformer's multi-layer perceptron."""
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 
@@ -37,11 +39,13 @@ class FeedForward(module.Module):
     hidden: width between the two linear maps.
     drop_rate: of both dropouts.
     kernel_init: of the kernels; None draws them as PyTorch does.
+    activation: in place of ReLU.
   """
 
   hidden: int
   drop_rate: float = 0.0
   kernel_init: nn.initializers.Initializer | None = None
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -55,5 +59,5 @@ class FeedForward(module.Module):
       )
 
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    x = drop(nn.relu(dense(self.hidden, channels, 'fc1')(x)))
+    x = drop(self.activation(dense(self.hidden, channels, 'fc1')(x)))
     return drop(dense(channels, self.hidden, 'fc2')(x))

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import reconfigured
-from crossattn_jax.layers import drop_path, initializers, linear, mlp, module, resize, sine_position
+from crossattn_jax.layers import (
+  activations,
+  drop_path,
+  initializers,
+  linear,
+  mlp,
+  module,
+  resize,
+  sine_position,
+)
 
 EPSILON = 1e-5  # Of the norms.
 Size = tuple[int, int]
@@ -72,8 +81,10 @@ class Block(module.Module):
       self.num_heads, self.window, self.shift, self.qkv_bias, name='attention', **self.types
     )(patches, det, position, padding)
     tokens += drop(join(patches[:, :height, :width], det), train)
-    hidden = mlp.Mlp(int(self.mlp_ratio * channels), name='mlp', **self.types)
-    return tokens + drop(hidden(self.layer_norm('norm2', EPSILON)(tokens)), train)
+    network = mlp.FeedForward(
+      int(self.mlp_ratio * channels), activation=activations.gelu, name='mlp', **self.types
+    )
+    return tokens + drop(network(self.layer_norm('norm2', EPSILON)(tokens)), train)
 
 
 def split(tokens: jax.Array, size: Size) -> tuple[jax.Array, jax.Array]:
