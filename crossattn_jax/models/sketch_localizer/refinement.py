@@ -84,7 +84,7 @@ class RefinementHead(module.Module):
 
     Returns:
       Logits `[levels, batch, queries, classes]`, and boxes `[levels, batch, queries, 4]`, centres
-      and sizes as fractions of the image.
+      and sizes as fractions of the image; both in at least float32.
     """
     channels, levels = sketches.shape[-1], len(decoded.states)
     init = initializers.torch_convolution
@@ -125,4 +125,5 @@ class RefinementHead(module.Module):
       reference = decoded.references[level - 1] if level else decoded.first_reference
       change = box_heads[level](state).astype(reference.dtype)
       boxes.append(deformable_decoder.move(reference, change))
-    return jnp.stack(logits), jnp.stack(boxes)
+    scores = jnp.stack(logits)
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), jnp.stack(boxes)
