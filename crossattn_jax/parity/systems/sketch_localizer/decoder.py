@@ -90,10 +90,11 @@ class _Head(nn.Module):
   """All that comes after the decoder."""
 
   levels: int
+  channels: int
   num_classes: int
 
   def setup(self):
-    self.projection = refinement.SketchProjection()
+    self.projection = refinement.SketchProjection(self.channels)
     self.head = refinement.RefinementHead(self.num_classes, drop_rate=0.0)
     self.boxes = [deformable_decoder.BoxRegressor() for _ in range(self.levels)]
 
@@ -105,7 +106,7 @@ class _Head(nn.Module):
 
 @adapters.register_adapter('sketch_localizer', 'refinement_head')
 def _refinement(manifest: Manifest) -> adapters.Adapter:
-  c, (levels, _, queries, _) = manifest['constructor'], manifest['inputs']['hs']['shape']
+  c, (levels, _, queries, channels) = manifest['constructor'], manifest['inputs']['hs']['shape']
   c.ignore('num_queries', only=(queries,))
   c.ignore('aux_loss', 'with_box_refine', only=(True,))
   count = c['num_sketches']
@@ -125,7 +126,7 @@ def _refinement(manifest: Manifest) -> adapters.Adapter:
 
   return adapters.module_adapter(
     manifest,
-    _Head(levels, c['num_classes']),
+    _Head(levels, channels, c['num_classes']),
     rules=[
       *prefixed(rules.SKETCH_PROJECTION, flax='projection/'),
       *prefixed(rules.REFINEMENT_HEAD, flax='head/'),

@@ -53,6 +53,12 @@ def _matcher(manifest: Manifest) -> adapters.Adapter:
 # The original's names of the losses, and ours.
 _NAMES = {'loss_ce': 'class_loss', 'loss_bbox': 'box_loss', 'loss_giou': 'giou_loss'}
 _LOGGED = ('class_error', 'cardinality_error')
+# What the original computes for each of its `losses`.
+_PARTS = {
+  'labels': ('loss_ce', 'class_error'),
+  'boxes': ('loss_bbox', 'loss_giou'),
+  'cardinality': ('cardinality_error',),
+}
 
 
 @adapters.register_adapter('sketch_localizer', 'set_criterion')
@@ -60,7 +66,10 @@ def _criterion(manifest: Manifest) -> adapters.Adapter:
   c, inputs = manifest['constructor'], manifest['inputs']
   c.ignore('num_classes', only=(inputs['logits']['shape'][-1],))
   c.ignore('focal_alpha')  # The original has 0.25, whatever it is told.
-  weights, levels, parts = _cost_weights(c), c['levels'], c['losses']
+  weights, levels = _cost_weights(c), c['levels']
+  if unknown := set(c['losses']) - set(_PARTS):
+    raise arguments.ArgumentError(f'losses {sorted(unknown)}; known are {", ".join(_PARTS)}')
+  names = [name for part in c['losses'] for name in _PARTS[part]]
   totals = dict(c['weight_dict'])
   suffixes = [*(f'_{level}' for level in range(levels - 1)), '']
 
@@ -68,13 +77,11 @@ def _criterion(manifest: Manifest) -> adapters.Adapter:
     queries = set_losses.match(logits, boxes, labels, truths, **weights)
     count = set_losses.number_of_objects(labels)
     losses = set_losses.set_losses(logits, boxes, labels, truths, queries, count)
-    losses = {name: losses[ours] for name, ours in _NAMES.items()}
-    if 'cardinality' in parts:
-      losses['cardinality_error'] = set_losses.cardinality_error(logits, labels)
-    return losses | {
+    losses = {name: losses[ours] for name, ours in _NAMES.items()} | {
       'class_error': set_losses.class_error(logits, labels, queries),
-      'query_of_target': queries,
+      'cardinality_error': set_losses.cardinality_error(logits, labels),
     }
+    return {name: losses[name] for name in names} | {'query_of_target': queries}
 
   def run(
     logits: jax.Array, boxes_raw: jax.Array, tgt_raw: jax.Array, tgt_count: jax.Array
@@ -86,12 +93,13 @@ def _criterion(manifest: Manifest) -> adapters.Adapter:
       losses = of_level(logits[level], boxes[level], labels, truths)
       queries.append(losses.pop('query_of_target'))
       outputs |= {f'{name}{suffix}': value for name, value in losses.items()}
-    outputs['total'] = set_losses.weighted_sum(outputs, totals)
+    computed = {name: weight for name, weight in totals.items() if name in outputs}
+    outputs['total'] = set_losses.weighted_sum(outputs, computed)
     columns = manifest['shapes']['out/query_of_target'][-1]
     outputs['query_of_target'] = jnp.stack(queries)[..., :columns]
     return outputs
 
-  logged = [f'{name}{suffix}' for name in _LOGGED for suffix in suffixes]
+  logged = [f'{name}{suffix}' for name in _LOGGED if name in names for suffix in suffixes]
   return adapters.function_adapter(run, without_gradient=logged, jit=True)
 
 
