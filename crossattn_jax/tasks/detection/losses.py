@@ -113,9 +113,10 @@ def assign_anchors(
   return jax.vmap(of_image)(truths.boxes, truths.labels, grid.valid(image_size))
 
 
-def of_truths(values: jax.Array, assigned: jax.Array) -> jax.Array:
-  """Rows of `values` `[batch, truths, n]` for each of `assigned` `[batch, count]`; any for none."""
-  return jnp.take_along_axis(values, jnp.maximum(assigned, 0)[..., None], axis=1)
+def rows_at(values: jax.Array, indices: jax.Array) -> jax.Array:
+  """Rows of `values` `[batch, rows, ...]`, of each of `indices` `[batch, count]`; any for none."""
+  index = jnp.maximum(indices, 0).reshape(*indices.shape, *(1,) * (values.ndim - 2))
+  return jnp.take_along_axis(values, index, axis=1)
 
 
 def retinanet_terms(
@@ -148,13 +149,13 @@ def retinanet_terms(
   found = assigned >= 0
   # An image without objects counts as one of one.
   number = jnp.sum(jnp.maximum(jnp.sum(found, axis=1), 1))
-  labels = jnp.where(found, of_truths(truths.labels[..., None], assigned)[..., 0], -1)
+  labels = jnp.where(found, rows_at(truths.labels, assigned), -1)
   classes = focal_loss(
     outputs['logits'], labels, assigned != assignment.IGNORED, alpha=alpha, gamma=gamma
   )
   targets = encoding.encode(
     grid.corners(truths.boxes.dtype),
-    of_truths(truths.boxes, assigned),
+    rows_at(truths.boxes, assigned),
     stds=stds,
     inclusive=grid.anchors.boxes.inclusive,
   )
@@ -232,7 +233,7 @@ def rpn_terms(
   deltas = jnp.take_along_axis(outputs['anchor_deltas'], indices[..., None], axis=1)
   targets = encoding.encode(
     grid.corners(truths.boxes.dtype)[indices],
-    of_truths(truths.boxes, assigned),
+    rows_at(truths.boxes, assigned),
     stds=stds,
     inclusive=grid.anchors.boxes.inclusive,
   )

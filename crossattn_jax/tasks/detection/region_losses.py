@@ -103,12 +103,12 @@ def region_losses(
   classes = deltas.shape[-2]
   drawn, found = assigned != assignment.IGNORED, assigned >= 0
   number = jnp.maximum(jnp.sum(drawn), 1)
-  labels = jnp.where(found, losses.of_truths(truths.labels[..., None], assigned)[..., 0], classes)
+  labels = jnp.where(found, losses.rows_at(truths.labels, assigned), classes)
 
   # A sum, whose gradient is no scatter.
   is_class = nn.one_hot(labels, classes, dtype=bool)[..., None]
   own_deltas = jnp.sum(jnp.where(is_class, deltas, 0), axis=-2)
-  targets = encoding.encode(regions, losses.of_truths(truths.boxes, assigned), stds=stds)
+  targets = encoding.encode(regions, losses.rows_at(truths.boxes, assigned), stds=stds)
   boxes = losses.box_loss(own_deltas, targets, found[..., None])
   right = drawn & (jnp.argmax(logits, axis=-1) == labels)
   result = {

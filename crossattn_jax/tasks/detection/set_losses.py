@@ -82,12 +82,6 @@ def match(
   return parallel.map_batch(assignment.hungarian_matching, cost, labels >= 0)
 
 
-def at_queries(values: jax.Array, queries: jax.Array) -> jax.Array:
-  """The matched rows `[batch, truths, ...]` of `[batch, queries, ...]`; any, in padding."""
-  index = jnp.maximum(queries, 0).reshape(*queries.shape, *(1,) * (values.ndim - 2))
-  return jnp.take_along_axis(values, index, axis=1)
-
-
 def labels_of_queries(queries: jax.Array, labels: jax.Array, count: int) -> jax.Array:
   """The label that each of `count` queries is to have, `[batch, count]`, -1 for none."""
   is_own = queries[:, None] == jnp.arange(count)[:, None]
@@ -126,7 +120,7 @@ def set_losses(
   of_class = losses_lib.focal_loss(
     logits, wanted, jnp.ones(wanted.shape, logits.dtype), alpha=alpha, gamma=gamma
   )
-  found, is_truth = at_queries(boxes, queries), labels >= 0
+  found, is_truth = losses_lib.rows_at(boxes, queries), labels >= 0
   distance = jnp.abs(found - truths).sum(axis=-1)
   overlap = box_ops.giou(*map(box_ops.from_center_size, (found, truths)), eps=_EPS)
   sums = {
@@ -164,7 +158,7 @@ def soft_focal_loss(
 
 def class_error(logits: jax.Array, labels: jax.Array, queries: jax.Array) -> jax.Array:
   """Per cent of the objects whose query has the highest logit in another class; 100 of none."""
-  right = (jnp.argmax(at_queries(logits, queries), axis=-1) == labels) & (labels >= 0)
+  right = (jnp.argmax(losses_lib.rows_at(logits, queries), axis=-1) == labels) & (labels >= 0)
   return 100 - 100 * jnp.sum(right) / jnp.maximum(jnp.sum(labels >= 0), 1)
 
 
@@ -192,9 +186,9 @@ def iou_loss(
     queries: see there.
     count: see there.
   """
-  found = at_queries(boxes, queries)
+  found = losses_lib.rows_at(boxes, queries)
   overlap = box_ops.iou(*map(box_ops.from_center_size, (found, truths)), eps=_EPS)
-  loss = optax.losses.sigmoid_binary_cross_entropy(at_queries(ious, queries), overlap)
+  loss = optax.losses.sigmoid_binary_cross_entropy(losses_lib.rows_at(ious, queries), overlap)
   return jnp.where(labels >= 0, loss, 0).sum() / count
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from crossattn_jax.heads.detection import queries as queries_lib
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.tasks.detection import dense_losses, set_losses
+from crossattn_jax.tasks.detection import losses as losses_lib
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -201,7 +202,7 @@ def _masks(manifest: Manifest) -> adapters.Adapter:
 
   def run(pred_masks: jax.Array, masks: jax.Array, tgt_count: jax.Array) -> Arrays:
     is_truth = (jnp.arange(most) < tgt_count[:, None]) & (queries >= 0)
-    logits = set_losses.at_queries(pred_masks, queries)
+    logits = losses_lib.rows_at(pred_masks, queries)
     losses = dense_losses.mask_losses(logits, masks, is_truth, count)
     return {'loss_mask': losses['mask_loss'], 'loss_dice': losses['dice_loss']}
 
