@@ -204,9 +204,13 @@ class DeformableDecoder(module.Module):
     memory = jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1)
     padding = jnp.concatenate([x.reshape(len(x), -1) for x in paddings], axis=1)
     point = nn.sigmoid(
-      linear.Dense(2, kernel_init=nn.initializers.xavier_uniform(), name='point', **self.types)(
-        position
-      )
+      linear.Dense(
+        2,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=initializers.torch_convolution(position.shape[-1]),
+        name='point',
+        **self.types,
+      )(position)
     )
     # Positions are finer than what bfloat16 tells apart.
     point = point.astype(jnp.promote_types(point.dtype, jnp.float32))
