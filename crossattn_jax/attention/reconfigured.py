@@ -103,10 +103,10 @@ class ReconfiguredAttention(module.Module):
       rows, columns = position.shape[1:3]
       seen = patches[:, :rows, :columns] + position.astype(patches.dtype)
       patch_key, patch_value = (
-        linear.split_heads(x, heads).reshape(len(x), -1, heads, channels // heads)
+        linear.split_heads(x, heads).reshape(x.shape[0], -1, heads, channels // heads)
         for x in project(seen, slice(1, 3))
       )
-      visible = None if padding is None else ~padding.reshape(len(padding), -1)
+      visible = None if padding is None else ~padding.reshape(padding.shape[0], -1)
       of_det, _ = joint_attention.joint_attention(
         query, [patch_key, key], [patch_value, value], [visible, None]
       )

@@ -201,8 +201,8 @@ class DeformableDecoder(module.Module):
       train: whether to drop.
     """
     sizes = [x.shape[1:3] for x in maps]
-    memory = jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1)
-    padding = jnp.concatenate([x.reshape(len(x), -1) for x in paddings], axis=1)
+    memory = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps], axis=1)
+    padding = jnp.concatenate([x.reshape(x.shape[0], -1) for x in paddings], axis=1)
     point = nn.sigmoid(
       linear.Dense(
         2,

@@ -90,12 +90,12 @@ class Block(module.Module):
 def split(tokens: jax.Array, size: Size) -> tuple[jax.Array, jax.Array]:
   """The map and the detection tokens of `[batch, patches + det_tokens, channels]`."""
   patches, det = jnp.split(tokens, [size[0] * size[1]], axis=1)
-  return patches.reshape(len(patches), *size, -1), det
+  return patches.reshape(patches.shape[0], *size, -1), det
 
 
 def join(patches: jax.Array, det: jax.Array) -> jax.Array:
   """The inverse of `split`."""
-  return jnp.concatenate([patches.reshape(len(patches), -1, patches.shape[-1]), det], axis=1)
+  return jnp.concatenate([patches.reshape(patches.shape[0], -1, patches.shape[-1]), det], axis=1)
 
 
 class PatchMerging(module.Module):

@@ -90,7 +90,7 @@ class RefinementHead(module.Module):
     init = initializers.torch_convolution
     whole = sketches.max(axis=(2, 3)).mean(axis=1)
     cells = sine_position.sine_position(*sketches.shape[2:4], channels).reshape(-1, channels)
-    sketch = sketches.mean(axis=1).reshape(len(sketches), -1, channels)
+    sketch = sketches.mean(axis=1).reshape(sketches.shape[0], -1, channels)
 
     def fusion(name: str) -> sketch_guided.GuidedFusion:
       return sketch_guided.GuidedFusion(
