@@ -116,7 +116,7 @@ def test_the_loop_trains_evaluates_and_draws(head, small_config, tmp_path, capsy
   config.batch_size = 4
   config.num_steps = 40
   config.schedule.name = 'constant'
-  config.schedule.learning_rate = 1e-2
+  config.schedule.learning_rate = 2e-3
   config.schedule.warmup_steps = 0
   config.logging.every_steps = 1
   mesh = parallel.create_mesh(devices=jax.devices()[:1])
