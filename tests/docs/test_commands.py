@@ -66,6 +66,13 @@ SMALL = {
     '--config.model.mask_channels=16',
     '--config.model.mask_convs=1',
   ],
+  'icafusion': [
+    '--config.dataset.image_size=(64,64)',
+    '--config.model.widths=(8,8,8,8,8)',
+    '--config.model.depths=(1,1,1,1)',
+    '--config.model.neck_widths=(8,8,8,8,8,8,8,8)',
+    '--config.model.neck_depth=1',
+  ],
   'pyramid': ['--config.model.depths=(1,1,1,1)'],
   'swiftformer': ['--config.model.depths=(1,1,1,1)'],
 }
