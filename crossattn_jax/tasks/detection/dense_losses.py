@@ -5,15 +5,18 @@ Song et al. 2022 (arXiv 2110.03921).
 """
 
 from collections.abc import Sequence
+import functools
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax.layers import pooling, resize
-from crossattn_jax.tasks.detection import set_losses
+from crossattn_jax.tasks.detection import losses as losses_lib
 
 Losses = dict[str, jax.Array]
+
+focal_loss = functools.partial(losses_lib.binary_cross_entropy, gamma=2)
 
 
 def dice_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -49,7 +52,7 @@ def mask_losses(
   logits, targets = (x.reshape(*is_truth.shape, -1) for x in (resized, masks))
   targets = targets.astype(logits.dtype)
   losses = {
-    'mask_loss': set_losses.soft_focal_loss(logits, targets).mean(axis=-1),
+    'mask_loss': focal_loss(logits, targets).mean(axis=-1),
     'dice_loss': dice_loss(logits, targets),
   }
   return {name: jnp.where(is_truth, x, 0).sum() / count for name, x in losses.items()}
@@ -80,7 +83,7 @@ def token_label_losses(
   focal, dice = 0, 0
   for logits in levels:
     targets = pooling.adaptive_average_pool(shares, logits.shape[1:3])
-    of_cells = set_losses.soft_focal_loss(logits, targets)
+    of_cells = focal_loss(logits, targets)
     focal += of_cells.mean(axis=(1, 2)).sum()
     dice += dice_loss(*(x.reshape(len(x), -1) for x in (logits, targets))).sum()
   return {'token_focal_loss': focal / count, 'token_dice_loss': dice / count}

@@ -136,26 +136,6 @@ def number_of_objects(labels: jax.Array) -> jax.Array:
   return jnp.maximum(jnp.sum(labels >= 0), 1)
 
 
-def soft_focal_loss(
-  logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2
-) -> jax.Array:
-  """`losses.focal_loss` of every class, for targets between 0 and 1 (arXiv 1708.02002, equation 5).
-
-  Args:
-    logits: of any shape.
-    targets: the same shape.
-    alpha: weight of a target of 1; that of 0 is `1 - alpha`.
-    gamma: power of the probability that is missing.
-
-  Returns:
-    The same shape.
-  """
-  probability = nn.sigmoid(logits)
-  missing = probability * (1 - targets) + (1 - probability) * targets
-  weight = alpha * targets + (1 - alpha) * (1 - targets)
-  return weight * missing**gamma * optax.losses.sigmoid_binary_cross_entropy(logits, targets)
-
-
 def class_error(logits: jax.Array, labels: jax.Array, queries: jax.Array) -> jax.Array:
   """Per cent of the objects whose query has the highest logit in another class; 100 of none."""
   right = (jnp.argmax(losses_lib.rows_at(logits, queries), axis=-1) == labels) & (labels >= 0)

@@ -17,6 +17,7 @@ import numpy as np
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import anchors as anchors_lib
 from crossattn_jax.heads.detection import types
+from crossattn_jax.tasks.detection import losses
 
 # An object's own cell, and those on the left, above, on the right and below, as half steps (x, y).
 _STEPS = np.array([(0, 0), (-0.5, 0), (0, -0.5), (0.5, 0), (0, 0.5)])
@@ -95,35 +96,6 @@ def assign_centers(
       )
     )
   return levels
-
-
-def binary_cross_entropy(
-  logits: jax.Array,
-  targets: jax.Array,
-  *,
-  positive_weight: float = 1.0,
-  gamma: float = 0.0,
-  alpha: float = 0.25,
-) -> jax.Array:
-  """Cross-entropy of probabilities that may lie between 0 and 1, focal by option.
-
-  Args:
-    logits: `[...]`.
-    targets: `[...]`, probabilities.
-    positive_weight: of the part that is 1.
-    gamma: power of the probability that is missing (Lin et al. 2017, arXiv 1708.02002); 0 for plain
-      cross-entropy, without `alpha`.
-    alpha: weight of the part that is 1; the rest's is `1 - alpha`.
-
-  Returns:
-    `[...]`.
-  """
-  loss = positive_weight * targets * nn.softplus(-logits) + (1 - targets) * nn.softplus(logits)
-  if not gamma:
-    return loss
-  missing = targets * nn.sigmoid(-logits) + (1 - targets) * nn.sigmoid(logits)
-  missing = jnp.maximum(missing, jnp.finfo(missing.dtype).tiny)  # Its power has a finite slope.
-  return (alpha * targets + (1 - alpha) * (1 - targets)) * missing**gamma * loss
 
 
 def scaled_gains(
@@ -212,7 +184,9 @@ def yolo_losses(
     logits = outputs['objectness'][:, rows]
     wanted = 1 - iou_share + iou_share * jnp.maximum(lax.stop_gradient(overlap), 0)
     wanted = _largest(logits.shape[1], indices, jnp.where(slots.found, wanted, 0))
-    entropy = binary_cross_entropy(logits, wanted, positive_weight=objectness_weight, gamma=gamma)
+    entropy = losses.binary_cross_entropy(
+      logits, wanted, positive_weight=objectness_weight, gamma=gamma
+    )
     plain['objectness_loss'] += weight * jnp.mean(entropy)
 
     logits = of_slots('logits')
@@ -220,7 +194,7 @@ def yolo_losses(
     if num_classes > 1:
       true = slots.labels[..., None] == jnp.arange(num_classes)
       wanted = jnp.where(true, 1 - label_smoothing / 2, label_smoothing / 2)
-      entropy = binary_cross_entropy(
+      entropy = losses.binary_cross_entropy(
         logits, wanted.astype(logits.dtype), positive_weight=class_weight, gamma=gamma
       )
       entropy = jnp.where(slots.found[..., None], entropy, 0)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossattn_jax.tasks.detection import set_losses
+from crossattn_jax.tasks.detection import dense_losses, set_losses
 
 # Three queries, two objects of class 1 and padding; the second query is where the first object is.
 BOXES = jnp.array([[[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.4, 0.2], [0.8, 0.7, 0.1, 0.3]]])
@@ -60,7 +60,7 @@ def test_an_image_without_objects_has_a_class_loss_only():
 
 def test_soft_targets_of_0_and_1_have_the_hard_loss():
   target = jnp.array([[[0.0, 0], [0, 1], [0, 1]]])
-  total = set_losses.soft_focal_loss(LOGITS, target).sum() / 2
+  total = dense_losses.focal_loss(LOGITS, target).sum() / 2
   np.testing.assert_allclose(total, losses()['class_loss'], rtol=1e-5)
 
 

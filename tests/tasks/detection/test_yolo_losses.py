@@ -8,7 +8,7 @@ import pytest
 from crossattn_jax import parallel
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import anchors, types
-from crossattn_jax.tasks.detection import yolo_losses
+from crossattn_jax.tasks.detection import losses, yolo_losses
 
 SPEC = anchors.SizedAnchors((8, 16), (((6, 4), (12, 10)), ((20, 18), (40, 30))))
 GRID = SPEC.of_input((32, 64))
@@ -164,9 +164,9 @@ def test_cross_entropy_weighs_what_is_and_what_is_missing():
   logits, targets = np.array([2.0, -1.0, 0.3]), np.array([1.0, 0.0, 0.7])
   p = sigmoid(logits)
   plain = -1.3 * targets * np.log(p) - (1 - targets) * np.log(1 - p)
-  found = yolo_losses.binary_cross_entropy(logits, targets, positive_weight=1.3)
+  found = losses.binary_cross_entropy(logits, targets, positive_weight=1.3)
   np.testing.assert_allclose(found, plain, rtol=1e-5)
-  found = yolo_losses.binary_cross_entropy(logits, targets, positive_weight=1.3, gamma=1.5)
+  found = losses.binary_cross_entropy(logits, targets, positive_weight=1.3, gamma=1.5)
   missing = 1 - targets * p - (1 - targets) * (1 - p)
   alpha = 0.25 * targets + 0.75 * (1 - targets)
   np.testing.assert_allclose(found, alpha * missing**1.5 * plain, rtol=1e-5)
@@ -174,9 +174,7 @@ def test_cross_entropy_weighs_what_is_and_what_is_missing():
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 1.5])
 def test_cross_entropy_and_its_gradient_are_finite_for_logits_of_any_size(gamma):
-  total = lambda x: yolo_losses.binary_cross_entropy(
-    x, jnp.array([1.0, 0, 1, 0]), gamma=gamma
-  ).sum()
+  total = lambda x: losses.binary_cross_entropy(x, jnp.array([1.0, 0, 1, 0]), gamma=gamma).sum()
   loss, gradient = jax.value_and_grad(total)(jnp.array([1e4, 1e4, -1e4, -1e4]))
   assert np.isfinite(loss)
   assert np.isfinite(gradient).all()

@@ -111,7 +111,7 @@ def _focal(manifest: Manifest) -> adapters.Adapter:
   c.ignore('alpha')  # The original has 0.25, whatever it is told.
 
   def run(logits: jax.Array, onehot: jax.Array) -> Arrays:
-    loss = set_losses.soft_focal_loss(logits, onehot, gamma=gamma)
+    loss = dense_losses.focal_loss(logits, onehot, gamma=gamma)
     return {'loss': loss.mean(axis=1).sum() / count}
 
   return adapters.function_adapter(run, jit=True)
