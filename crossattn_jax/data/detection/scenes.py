@@ -1,5 +1,6 @@
 """Procedural scenes as a detection data set: boxes and masks of the visible part of each shape."""
 
+from collections.abc import Sequence
 import functools
 import io
 import os
@@ -32,7 +33,23 @@ class SceneSource:
   masks_missing = None
   category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
 
-  def __init__(self, name: str, split: str, data_dir: str | os.PathLike[str] | None = None):
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+  ):
+    """Opens a split, and writes the data set before if need be.
+
+    Raises:
+      ValueError: there is no such data set, or classes are given that are not its own.
+    """
+    if class_names and tuple(class_names) != self.class_names:
+      raise ValueError(
+        f'the classes of {name!r} are {sources.shown(self.class_names)}, got '
+        f'dataset.class_names={tuple(class_names)}; leave dataset.class_names=()'
+      )
     dataset.prepare(name, data_dir)
     self._where = f'{name}/{split}'
     features, self._examples = sources.open_tfds(name, split, data_dir)

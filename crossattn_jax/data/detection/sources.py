@@ -131,13 +131,7 @@ def create_source(
   if name == VOC_FOLDER:
     return voc_folder.VocFolder(data_dir, split, class_names, upright, other_classes)
   if sources.bare_name(name) == SCENES:
-    shapes = scenes.SceneSource.class_names
-    if class_names and tuple(class_names) != shapes:
-      raise ValueError(
-        f'the classes of {name!r} are {sources.shown(shapes)}, got '
-        f'dataset.class_names={tuple(class_names)}; leave dataset.class_names=()'
-      )
-    return scenes.SceneSource(name, split, data_dir)
+    return scenes.SceneSource(name, split, data_dir, class_names)
   with _suggestions(name):
     return tfds_source.TfdsSource(name, split, data_dir, class_names, other_classes)
 

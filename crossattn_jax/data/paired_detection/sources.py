@@ -91,7 +91,7 @@ def create_source(
     ValueError: there is no such data set or split, or what it says cannot be.
   """
   if sources.bare_name(name) == SCENES:
-    return scenes.PairedScenes(name, split, data_dir)
+    return scenes.PairedScenes(name, split, data_dir, class_names)
   return folder.PairFolder(_folder(name, data_dir), split, class_names, upright, other_classes)
 
 

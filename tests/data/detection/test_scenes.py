@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax.data.detection import scenes
+from crossattn_jax.data.paired_detection import scenes as paired_scenes
 from crossattn_jax.data.scenes import dataset, shapes
 
 
@@ -49,3 +50,9 @@ def test_scenes_for_detection_have_three_to_eight_objects_of_many_sizes():
   heights = [item.box[2] - item.box[0] for scene in rendered for item in scene.objects]
   assert min(heights) < 20
   assert max(heights) > 50
+
+
+@pytest.mark.parametrize('source_of', [scenes.SceneSource, paired_scenes.PairedScenes])
+def test_other_classes_than_the_shapes_are_refused(source_of, tmp_path):
+  with pytest.raises(ValueError, match=r"got dataset.class_names=\('disc', 'cube'\); leave"):
+    source_of('shape_scenes/tiny', 'validation', tmp_path, ('disc', 'cube'))
