@@ -81,8 +81,8 @@ def make_train_step(
     ema = state.ema
     if ema is not None:
       before = accumulation.num_updates(state.opt_state, state.step)
-      updates = accumulation.num_updates(opt_state, state.step + 1)
-      share = jnp.where(updates > before, newest_share(config.ema, updates), 0.0)
+      count = accumulation.num_updates(opt_state, state.step + 1)
+      share = jnp.where(count > before, newest_share(config.ema, count), 0.0)
       ema = optax.incremental_update({'params': params, **model_state}, ema, share)
     params, model_state, opt_state, ema = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
@@ -108,10 +108,10 @@ def make_train_step(
   return train_step
 
 
-def newest_share(config: ml_collections.ConfigDict, updates: jax.Array) -> jax.Array | float:
+def newest_share(config: ml_collections.ConfigDict, update: jax.Array) -> jax.Array | float:
   """What the average takes of the newest variables, 1 - its decay, at an update counted from 1."""
   if config.ramp_updates:
-    return 1 - config.decay + config.decay * jnp.exp(-updates / config.ramp_updates)
+    return 1 - config.decay + config.decay * jnp.exp(-update / config.ramp_updates)
   if config.warmup:
-    return jnp.maximum(1 - config.decay, 9 / (9.0 + updates))
+    return jnp.maximum(1 - config.decay, 9 / (9.0 + update))
   return 1 - config.decay
