@@ -1,8 +1,8 @@
 r"""ICAFusion on procedural scenes at night, small enough for a CPU, or one of its streams alone.
 
 In each image a third of the objects does not show: in the visible one those in the dark, in the
-thermal one those that are as warm as the ground. AP50 0.905, AP 0.684 on 300 scenes of 96 x 96
-pixels after 6 epochs; of one stream alone AP50 0.605 (RGB) and 0.640 (thermal). About 6 minutes on
+thermal one those that are as warm as the ground. AP50 0.903, AP 0.685 on 300 scenes of 96 x 96
+pixels after 6 epochs; of one stream alone AP50 0.622 (RGB) and 0.640 (thermal). About 7 minutes on
 two idle CPU cores. Needs no network; the scenes are rendered on first use.
 
   python main.py --config=configs/icafusion_shapes.py --workdir=/tmp/icafusion_shapes
