@@ -12,7 +12,7 @@ from PIL import Image
 
 from crossattn_jax.data import sources
 from crossattn_jax.data.detection import annotations
-from crossattn_jax.data.scenes import dataset, shapes
+from crossattn_jax.data.scenes import dataset
 
 # Of a scene: its map of instances has one byte per pixel.
 _MOST_OBJECTS = 255
@@ -29,9 +29,7 @@ class SceneSource:
     masks_missing: nothing.
   """
 
-  class_names = shapes.SHAPES
   masks_missing = None
-  category_ids = tuple(range(1, len(shapes.SHAPES) + 1))
 
   def __init__(
     self,
@@ -45,14 +43,16 @@ class SceneSource:
     Raises:
       ValueError: there is no such data set, or classes are given that are not its own.
     """
+    dataset.prepare(name, data_dir)
+    self._where = f'{name}/{split}'
+    features, self._examples = sources.open_tfds(name, split, data_dir)
+    self.class_names = tuple(features['objects']['label'].names[1:])  # Behind the ground.
     if class_names and tuple(class_names) != self.class_names:
       raise ValueError(
         f'the classes of {name!r} are {sources.shown(self.class_names)}, got '
         f'dataset.class_names={tuple(class_names)}; leave dataset.class_names=()'
       )
-    dataset.prepare(name, data_dir)
-    self._where = f'{name}/{split}'
-    features, self._examples = sources.open_tfds(name, split, data_dir)
+    self.category_ids = tuple(range(1, len(self.class_names) + 1))
     self._size = features['image'].shape[:2]
     self.image_ids = tuple(range(len(self._examples)))
 

@@ -28,6 +28,9 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
     radii: see `shapes.render_scene`.
     dark: see `shapes.render_scene`.
     tepid: see `shapes.render_scene`.
+    shown: see `shapes.render_scene`; also the data set's classes.
+    unseen: those of them that no scene for training shows.
+    turn: see `shapes.render_scene`.
   """
 
   image_size: int = 128
@@ -38,12 +41,17 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
   radii: tuple[float, float] = shapes.RADII
   dark: float = 0.0
   tepid: float = 0.0
+  shown: tuple[str, ...] = shapes.SHAPES
+  unseen: tuple[str, ...] = ()
+  turn: float = np.pi
 
   def render(self, seed: int, index: int) -> shapes.Scene:
     """Renders a scene of the set."""
-    names = ('drawn', 'least_seen', 'radii', 'dark', 'tepid')
+    names = ('drawn', 'least_seen', 'radii', 'dark', 'tepid', 'turn')
     options = {name: getattr(self, name) for name in names}
-    return shapes.render_scene(seed, index, self.image_size, **options)
+    left_out = self.unseen if seed == _SEED else ()
+    shown = [name for name in self.shown if name not in left_out]
+    return shapes.render_scene(seed, index, self.image_size, shown=shown, **options)
 
 
 class ShapeScenes(tfds.core.GeneratorBasedBuilder):
@@ -80,6 +88,19 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
       tepid=0.6,
     ),
     ShapeScenesConfig(
+      name='sketch',
+      description='96 x 96 pixels, 4 to 6 objects of 30 shapes that stand nearly upright; of six '
+      'shapes there are objects in the scenes for evaluation only.',
+      image_size=96,
+      train_examples=4000,
+      drawn=(4, 6),
+      least_seen=3,
+      radii=(0.11, 0.17),
+      shown=shapes.ALL_SHAPES,
+      unseen=shapes.ALL_SHAPES[4::5],
+      turn=0.3,
+    ),
+    ShapeScenesConfig(
       name='tiny',
       description='A few scenes of 64 x 64 pixels, for tests.',
       image_size=64,
@@ -105,7 +126,7 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
           'objects': tfds.features.Sequence(
             {
               'bbox': tfds.features.BBoxFeature(),
-              'label': tfds.features.ClassLabel(names=list(shapes.CLASS_NAMES)),
+              'label': tfds.features.ClassLabel(names=['ground', *self.builder_config.shown]),
               'color': tfds.features.ClassLabel(names=list(shapes.COLORS)),
               'texture': tfds.features.ClassLabel(names=list(shapes.TEXTURES)),
               'visible': np.float32,

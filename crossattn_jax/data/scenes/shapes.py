@@ -10,8 +10,12 @@ import functools
 
 import numpy as np
 
+from crossattn_jax.data.scenes import silhouettes
+
 SHAPES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 CLASS_NAMES = ('ground', *SHAPES)
+# Those, and more for whoever learns what a shape is.
+ALL_SHAPES = silhouettes.NAMES
 PALETTE = np.array(
   [
     (70, 70, 70),
@@ -66,7 +70,7 @@ class SceneObject:
   """An object of a scene.
 
   Attributes:
-    label: index into `CLASS_NAMES`.
+    label: 1 + index into `ALL_SHAPES`, the first of which are `SHAPES`.
     box: top, left, bottom, right of its visible pixels, the latter two exclusive.
     visible: share of its pixels, those beyond the image included, that can be seen.
     color: its name.
@@ -101,7 +105,7 @@ class Scene:
     masks: whole objects, also where others hide them, bool `[objects, size, size]`.
     objects: nearest first.
     caption: one sentence.
-    sketches: an outline of each shape, black on white, uint8 `[shapes, size / 2, size / 2]`.
+    sketches: an outline of each of `SHAPES`, black on white, uint8 `[6, size / 2, size / 2]`.
     thermal: uint8 `[size, size]`.
     depth: in metres, float32 `[size, size]`.
   """
@@ -115,43 +119,6 @@ class Scene:
   sketches: np.ndarray
   thermal: np.ndarray
   depth: np.ndarray
-
-
-def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Distance to the edge of a shape of radius one around the origin, negative inside.
-
-  Args:
-    shape: one of `SHAPES`.
-    x: coordinates to the right.
-    y: coordinates downwards.
-
-  Returns:
-    At most the distance: beyond corners that of the edges' extensions.
-  """
-  match shape:
-    case 'disc':
-      return np.hypot(x, y) - 0.9
-    case 'square':
-      return np.maximum(np.abs(x), np.abs(y)) - 0.7
-    case 'triangle':
-      # The upper corner is at (0, -1).
-      sides = 0.5 * np.sqrt(3) * np.abs(x) - 0.5 * y
-      return np.maximum(sides, y) - 0.5
-    case 'star':
-      # Folded into half a sector, in which one edge runs from the tip to an inner corner.
-      sector = 2 * np.pi / 5
-      angle = np.abs((np.arctan2(x, -y) + sector / 2) % sector - sector / 2)
-      radius = np.hypot(x, y)
-      inner = 0.45
-      edge = np.array([inner * np.cos(sector / 2) - 1, inner * np.sin(sector / 2)])
-      edge /= np.hypot(*edge)
-      return (radius * np.cos(angle) - 1) * edge[1] - radius * np.sin(angle) * edge[0]
-    case 'ring':
-      return np.abs(np.hypot(x, y) - 0.68) - 0.24
-    case 'cross':
-      long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-      return np.maximum(long - 0.95, short - 0.32)
-  raise ValueError(f'unknown shape {shape!r}; known: {", ".join(SHAPES)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +149,8 @@ def render_scene(
   radii: tuple[float, float] = RADII,
   dark: float = 0.0,
   tepid: float = 0.0,
+  shown: Sequence[str] = SHAPES,
+  turn: float = np.pi,
 ) -> Scene:
   """Renders one scene.
 
@@ -195,6 +164,8 @@ def render_scene(
     dark: share of the image that no light reaches: objects there show in the thermal image only.
     tepid: share of the objects in the light that are as warm as the ground, and show in the visible
       image only. With it, all the others are clearly warmer or colder.
+    shown: shapes of the objects, of `ALL_SHAPES`.
+    turn: most that objects are turned by, either way, in radians.
 
   Returns:
     The scene, the same whenever and wherever it is rendered.
@@ -205,10 +176,10 @@ def render_scene(
   if size < 32 or size % 2:
     raise ValueError(f'size={size} must be even and at least 32')
   rng = np.random.default_rng([seed, index])
-  placed, masks, instances = _place(rng, size, drawn, radii)
+  placed, masks, instances = _place(rng, size, drawn, radii, shown, turn)
   # The nearest object may lie mostly beyond the edge; one with its centre far inside does not.
   while len(placed) < least_seen:
-    placed, masks, instances = _place(rng, size, drawn, radii)
+    placed, masks, instances = _place(rng, size, drawn, radii, shown, turn)
   ground = tuple(GROUNDS)[rng.integers(len(GROUNDS))]
   names = [
     (tuple(COLORS)[rng.integers(len(COLORS))], TEXTURES[rng.integers(len(TEXTURES))])
@@ -271,21 +242,26 @@ def render_scene(
 
 
 def _place(
-  rng: np.random.Generator, size: int, drawn: tuple[int, int], radii: tuple[float, float]
+  rng: np.random.Generator,
+  size: int,
+  drawn: tuple[int, int],
+  radii: tuple[float, float],
+  shown: Sequence[str],
+  turn: float,
 ) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
   """Draws objects, nearest first, and drops those that nearer ones hide."""
   number = int(rng.integers(*drawn, endpoint=True))
-  shapes = rng.integers(len(SHAPES), size=number)
+  shapes = [ALL_SHAPES.index(shown[i]) for i in rng.integers(len(shown), size=number)]
   centers = rng.uniform(0.08, 0.92, (number, 2)) * size
   lengths = rng.uniform(*radii, number) * size
-  turns = rng.uniform(0, 2 * np.pi, number)
+  turns = rng.uniform(0, 2 * np.pi, number) if turn == np.pi else rng.uniform(-turn, turn, number)
   heights = rng.uniform(*_HEIGHTS, number)
   far, near = _GROUND_DEPTH
   depths = far + (near - far) * centers[:, 0] / size - heights
   placed, masks = [], []
   instances = np.zeros((size, size), np.uint8)
   for i in np.argsort(depths, kind='stable'):
-    item = _object(size, int(shapes[i]), centers[i], lengths[i], turns[i], heights[i], depths[i])
+    item = _object(size, shapes[i], centers[i], lengths[i], turns[i], heights[i], depths[i])
     hidden = instances[item.window] > 0
     seen = item.mask & ~hidden
     if seen.sum() < max(_VISIBLE_SHARE * _area(item), _VISIBLE_AREA * size**2):
@@ -313,7 +289,9 @@ def _object(
   cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
   across = cosine * right[None] + sine * down[:, None]
   along = cosine * down[:, None] - sine * right[None]
-  distances = distance(SHAPES[shape], across, along).astype(np.float32) * np.float32(radius)
+  distances = silhouettes.distance(ALL_SHAPES[shape], across, along).astype(
+    np.float32
+  ) * np.float32(radius)
   return _Placed(
     shape, window, distances, across, along, float(radius), float(height), float(depth)
   )
@@ -323,7 +301,7 @@ def _object(
 def _unit_area(shape: int) -> float:
   """Pixels of a shape per square of its radius."""
   side = np.linspace(-1, 1, 801)
-  inside = distance(SHAPES[shape], side[None], side[:, None]) < 0
+  inside = silhouettes.distance(ALL_SHAPES[shape], side[None], side[:, None]) < 0
   return float(inside.mean() * 4)
 
 
@@ -418,7 +396,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 def _describe(item: SceneObject) -> str:
   texture = '' if item.texture == 'plain' else f'{item.texture} '
-  return f'{item.size} {item.color} {texture}{CLASS_NAMES[item.label]}'
+  return f'{item.size} {item.color} {texture}{ALL_SHAPES[item.label - 1]}'
 
 
 def with_article(phrase: str) -> str:
@@ -436,7 +414,7 @@ def _caption(objects: list[SceneObject], ground: str) -> str:
   """Lists the objects from left to right, and says where the nearest is from the second one."""
   in_order = sorted(objects, key=lambda item: item.box[1] + item.box[3])
   sentence = f'{listed([with_article(_describe(item)) for item in in_order])} on {ground}'
-  names = [f'the {item.color} {CLASS_NAMES[item.label]}' for item in objects[:2]]
+  names = [f'the {item.color} {ALL_SHAPES[item.label - 1]}' for item in objects[:2]]
   if len(set(names)) == 2:
     first, second = objects[:2]
     down = first.box[0] + first.box[2] - second.box[0] - second.box[2]
@@ -459,7 +437,7 @@ def _sketches(rng: np.random.Generator, size: int) -> np.ndarray:
     wobble = [np.float32(0.04) * _smooth_noise(rng, 6, size) for _ in range(2)]
     right, down = side[None] / scale + wobble[0], side[:, None] / scale + wobble[1]
     cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    edge = distance(shape, cosine * right + sine * down, cosine * down - sine * right)
+    edge = silhouettes.distance(shape, cosine * right + sine * down, cosine * down - sine * right)
     ink = np.clip(1.5 - np.abs(edge) * scale / pixel, 0, 1)
     result[i] = _to_bytes(1 - ink)
   return result

@@ -148,16 +148,6 @@ def test_the_light_changes_nothing_but_the_images():
   np.testing.assert_allclose((night.image < 20).all(-1).mean(), 0.33, atol=0.05)
 
 
-@pytest.mark.parametrize('shape', shape_scenes.SHAPES)
-def test_shapes_lie_within_their_radius_and_distances_change_at_most_as_fast_as_places(shape):
-  side = np.linspace(-1.5, 1.5, 301)
-  values = shape_scenes.distance(shape, side[None], side[:, None])
-  assert (values[np.hypot(side[None], side[:, None]) > 1.001] > 0).mean() > 0.999
-  assert (values < 0).mean() > 0.1
-  for axis in (0, 1):
-    assert np.abs(np.diff(values, axis=axis)).max() <= 0.01 + 1e-9
-
-
 def test_an_odd_size_and_an_unknown_configuration_are_refused(tmp_path):
   with pytest.raises(ValueError, match='size=33 must be even'):
     shape_scenes.render_scene(0, 0, 33)
