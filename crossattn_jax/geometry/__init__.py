@@ -1,1 +1,1 @@
-"""Pure functions on boxes that know no network."""
+"""Pure functions on boxes and points that know no network."""

@@ -1,0 +1,1 @@
+"""MIT and its original."""
