@@ -1,11 +1,12 @@
 """Points in space on a grid: voxels, the coarser levels above them, who is next to whom.
 
-All of it is integer work that knows no weights, so it is NumPy's, in the input pipeline: networks get
-tables of rows and compute on static shapes (MIT, Yang et al. 2023, arXiv 2310.12817; Minkowski
+All of it is integer work that knows no weights, so NumPy does it, in the input pipeline: networks
+get tables of rows and compute on static shapes (MIT, Yang et al. 2023, arXiv 2310.12817; Minkowski
 Engine's sparse convolutions, Choy et al. 2019, arXiv 1904.08755, section 3).
 
 Cells are `[n, 3]` integers x, y, z, each once. A level of stride s has cells that are multiples of
-s. A table says rows of cells, -1 where there is no such cell; its columns are the cells it speaks of.
+s. A table says rows of cells, -1 where there is no such cell; its columns are the cells it speaks
+of.
 """
 
 from collections.abc import Sequence
