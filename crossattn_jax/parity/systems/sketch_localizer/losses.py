@@ -11,6 +11,7 @@ from crossattn_jax.heads.detection import queries as queries_lib
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.tasks.detection import dense_losses, set_losses
 from crossattn_jax.tasks.detection import losses as losses_lib
+from crossattn_jax.tasks.sketch_localization import losses as localizer_losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -67,37 +68,30 @@ def _criterion(manifest: Manifest) -> adapters.Adapter:
   c, inputs = manifest['constructor'], manifest['inputs']
   c.ignore('num_classes', only=(inputs['logits']['shape'][-1],))
   c.ignore('focal_alpha')  # The original has 0.25, whatever it is told.
-  weights, levels = _cost_weights(c), c['levels']
+  weights, number = _cost_weights(c), c['levels']
   if unknown := set(c['losses']) - set(_PARTS):
     raise arguments.ArgumentError(f'losses {sorted(unknown)}; known are {", ".join(_PARTS)}')
   names = [name for part in c['losses'] for name in _PARTS[part]]
   totals = dict(c['weight_dict'])
-  suffixes = [*(f'_{level}' for level in range(levels - 1)), '']
-
-  def of_level(logits: jax.Array, boxes: jax.Array, labels: jax.Array, truths: jax.Array) -> Arrays:
-    queries = set_losses.match(logits, boxes, labels, truths, **weights)
-    count = set_losses.number_of_objects(labels)
-    losses = set_losses.set_losses(logits, boxes, labels, truths, queries, count)
-    losses = {name: losses[ours] for name, ours in _NAMES.items()} | {
-      'class_error': set_losses.class_error(logits, labels, queries),
-      'cardinality_error': set_losses.cardinality_error(logits, labels),
-    }
-    return {name: losses[name] for name in names} | {'query_of_target': queries}
+  suffixes = [*(f'_{level}' for level in range(number - 1)), '']
 
   def run(
     logits: jax.Array, boxes_raw: jax.Array, tgt_raw: jax.Array, tgt_count: jax.Array
   ) -> Arrays:
-    boxes, truths = nn.sigmoid(boxes_raw), nn.sigmoid(tgt_raw)
-    labels = _labels(tgt_count, truths.shape[1])
-    outputs, queries = {}, []
-    for level, suffix in enumerate(suffixes):
-      losses = of_level(logits[level], boxes[level], labels, truths)
-      queries.append(losses.pop('query_of_target'))
-      outputs |= {f'{name}{suffix}': value for name, value in losses.items()}
+    # Levels are first in the original.
+    levels = {'logits': logits.swapaxes(0, 1), 'boxes': nn.sigmoid(boxes_raw.swapaxes(0, 1))}
+    arrays = levels, _labels(tgt_count, tgt_raw.shape[1]), nn.sigmoid(tgt_raw)
+    queries = localizer_losses.match(*arrays, **weights)
+    found = localizer_losses.of_levels(*arrays, queries)
+    outputs = {
+      f'{name}{suffix}': found[_NAMES.get(name, name)][level]
+      for level, suffix in enumerate(suffixes)
+      for name in names
+    }
     computed = {name: weight for name, weight in totals.items() if name in outputs}
     outputs['total'] = set_losses.weighted_sum(outputs, computed)
     columns = manifest['shapes']['out/query_of_target'][-1]
-    outputs['query_of_target'] = jnp.stack(queries)[..., :columns]
+    outputs['query_of_target'] = queries.swapaxes(0, 1)[..., :columns]
     return outputs
 
   logged = [f'{name}{suffix}' for name in _LOGGED if name in names for suffix in suffixes]

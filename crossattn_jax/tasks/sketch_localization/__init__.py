@@ -1,0 +1,1 @@
+"""Finding in a photo what a sketch shows."""
