@@ -14,6 +14,8 @@ from crossattn_jax import kernels, parallel
 from crossattn_jax.layers import initializers, linear, mlp, module, sine_position
 
 Features = dict[str, jax.Array]
+Fusion = Literal['mean', 'trainable']
+FUSIONS = ('mean', 'trainable')
 
 EPSILON = 1e-5  # Of the norms.
 GROUPS = 32  # Of channels that a group norm takes together.
@@ -98,7 +100,7 @@ class SketchCrossAttention(module.Module):
     drop_rate: see there.
   """
 
-  sketch_fusion: Literal['mean', 'trainable'] = 'mean'
+  sketch_fusion: Fusion = 'mean'
   num_heads: int = 8
   hidden: int = 1024
   drop_rate: float = 0.4

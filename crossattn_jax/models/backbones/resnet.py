@@ -1,6 +1,6 @@
-"""ResNet with a deep stem, and dilated in place of strided stages for dense prediction.
+"""ResNet, with a deep stem or the paper's, and dilated in place of strided stages where asked for.
 
-Source: He et al. 2016 (arXiv 1512.03385); the stem of three 3 x 3 convolutions and the dilated
+Source: He et al. 2016 (arXiv 1512.03385), with the stride in the 3 x 3 convolutions; the stem of three 3 x 3 convolutions and the dilated
 stages as in PSPNet (Zhao et al. 2017, arXiv 1612.01105), whose ImageNet weights CCNet starts from;
 multi-grid as in DeepLabv3 (Chen et al. 2017, arXiv 1706.05587).
 """
@@ -145,7 +145,7 @@ class ResNet(module.Module):
     image_size: (height, width) of the natural input; any other size will do.
     depths: bottlenecks of each stage.
     widths: inside the bottlenecks of each stage.
-    stem_widths: of the convolutions of the stem.
+    stem_widths: of the convolutions of the stem; one alone is the paper's 7 x 7 convolution.
     output_stride: 32; 16, 8 and 4 keep the last one, two or three stages at the resolution before
       them and dilate their convolutions instead, from the first block on.
     multi_grid: factors of the dilation of the last stage's blocks.
@@ -196,7 +196,11 @@ class ResNet(module.Module):
     checks.check_image(self, image, self.num_channels)
     unit = functools.partial(conv_norm.ConvNorm, absolute_scale=self.absolute_scale, **self.types)
     features: Features = {}
-    x = DeepStem(self.stem_widths, self.ceil_mode, unit, name='stem')(image, train)
+    if len(self.stem_widths) == 1:
+      stem = Stem(self.stem_widths[0], unit, name='stem')
+    else:
+      stem = DeepStem(self.stem_widths, self.ceil_mode, unit, name='stem')
+    x = stem(image, train)
     stride, dilation, last = 4, 1, len(self.depths) - 1
     for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
       step = 2 if s else 1
@@ -227,4 +231,5 @@ class ResNet(module.Module):
 
 DEPTHS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3)}
 for _name, _depths in DEPTHS.items():
+  registry.register(_name, ResNet, depths=_depths, stem_widths=(64,))
   registry.register(f'{_name}_deep_stem', ResNet, depths=_depths)

@@ -1,19 +1,22 @@
-"""The Swin transformer with detection tokens.
+"""The Swin transformer with detection tokens, which looks at sketches before each of its stages.
 
-Source: ViDT, Song et al. 2022 (arXiv 2110.03921), section 3.1; Swin, Liu et al. 2021 (arXiv
-2103.14030), section 3.
+Source: Locformer, Tripathi et al. 2024 (arXiv 2303.08784), in the form of its code; ViDT, Song et
+al. 2022 (arXiv 2110.03921), section 3.1; Swin, Liu et al. 2021 (arXiv 2103.14030), section 3.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from crossattn_jax.attention import reconfigured
+from crossattn_jax.attention import reconfigured, sketch_guided
 from crossattn_jax.layers import (
   activations,
+  convolution,
   drop_path,
   initializers,
   linear,
@@ -24,6 +27,7 @@ from crossattn_jax.layers import (
 )
 
 EPSILON = 1e-5  # Of the norms.
+PATCH = 4  # Pixels on a side.
 Size = tuple[int, int]
 
 
@@ -175,3 +179,128 @@ class Stage(module.Module):
       return tokens, tokens, size
     merged = PatchMerging(self.merged_channels, name='merging', **self.types)
     return tokens, *merged(tokens, size)
+
+
+class Stem(module.Module):
+  """A linear map of every patch of 4 x 4 pixels, and a norm; images are padded to whole patches.
+
+  Attributes:
+    channels: of the result.
+  """
+
+  channels: int
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Maps `[batch, height, width, bands]` to a quarter of height and width, rounded up."""
+    _, height, width, bands = image.shape
+    image = jnp.pad(image, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)))
+    x = convolution.convolution(
+      bands, self.channels, PATCH, stride=PATCH, name='conv', **self.types
+    )(image)
+    return self.layer_norm('norm', EPSILON)(x)
+
+
+class Seen(NamedTuple):
+  """What the backbone returns.
+
+  Attributes:
+    maps: of the stages from the second on at strides 8, 16, ..., and the last one merged.
+    det: `[batch, det_tokens, channels]`, of the last stage before merging.
+    det_position: `[1, det_tokens, position_channels]`.
+    features: 'stage_{i}', the map of stage i before merging, and 'attention_{i}', how much each of
+      its cells looked at each cell of the sketch before it, `[batch, cells, cells of the sketch]`.
+  """
+
+  maps: list[jax.Array]
+  det: jax.Array
+  det_position: jax.Array
+  features: dict[str, jax.Array]
+
+
+class SketchGuidedSwin(module.Module):
+  """Stages that patches and detection tokens go through together, patches guided by sketches.
+
+  Attributes:
+    width: channels of the first stage; each has twice as many as the one before.
+    depths: blocks of the stages.
+    num_heads: of the stages.
+    window: see `Block`.
+    mlp_ratio: see there.
+    drop_path_rate: of the last block; it rises from 0 at the first.
+    det_stages: where detection tokens look at patches.
+    num_queries: how many detection tokens.
+    channels: of their positions, and of the merged map of the last stage.
+    sketch_fusion: see `SketchCrossAttention`.
+    fusion_heads: see there.
+    fusion_hidden: see there.
+    fusion_drop_rate: see there.
+    remat: whether the backward pass recomputes each block.
+    scan_blocks: whether blocks that repeat are one loop.
+  """
+
+  width: int = 96
+  depths: Sequence[int] = (2, 2, 6, 2)
+  num_heads: Sequence[int] = (3, 6, 12, 24)
+  window: int = 7
+  mlp_ratio: float = 4
+  drop_path_rate: float = 0.2
+  det_stages: Sequence[int] = (3,)
+  num_queries: int = 100
+  channels: int = 256
+  sketch_fusion: sketch_guided.Fusion = 'mean'
+  fusion_heads: int = 8
+  fusion_hidden: int = 1024
+  fusion_drop_rate: float = 0.4
+  remat: bool = False
+  scan_blocks: bool = False
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, sketches: jax.Array, padding: jax.Array, train: bool = False
+  ) -> Seen:
+    """Looks at images.
+
+    Args:
+      image: `[batch, height, width, bands]`.
+      sketches: `[batch, sketches, rows, columns, channels]`, their features.
+      padding: bool `[batch, height, width]`, True for what is none of the image.
+      train: whether to drop.
+    """
+    x = Stem(self.width, name='stem', **self.types)(image)
+    # The originals resize masks twice: to this size, and to that of a stage.
+    coarse = [max(side // 8, 1) for side in x.shape[1:3]]
+    padding = resize.upsample_nearest(padding[..., None], coarse)[..., 0]
+    det, position = (
+      self.param(name, initializers.linear, (1, self.num_queries, channels), self.param_dtype)
+      for name, channels in (('det_token', self.width), ('det_position', self.channels))
+    )
+    det = jnp.broadcast_to(det.astype(x.dtype), (x.shape[0], *det.shape[1:]))
+    ends = np.cumsum(self.depths)
+    rates = np.linspace(0, self.drop_path_rate, ends[-1])
+    features, maps = {}, []
+    for i, end in enumerate(ends):
+      x, attention = sketch_guided.SketchCrossAttention(
+        self.sketch_fusion,
+        self.fusion_heads,
+        self.fusion_hidden,
+        self.fusion_drop_rate,
+        name=f'cross_attention_{i}',
+        **self.types,
+      )(x, sketches, train)
+      size = x.shape[1:3]
+      is_last = i == len(ends) - 1
+      tokens, merged, merged_size = Stage(
+        self.num_heads[i],
+        tuple(rates[end - self.depths[i] : end].tolist()),
+        self.channels if is_last else 2 * x.shape[-1],
+        self.window,
+        self.mlp_ratio,
+        name=f'stage_{i}',
+        **self.types,
+      )(join(x, det), size, position, padding if i in self.det_stages else None, train)
+      seen, last_det = split(tokens, size)
+      x, det = split(merged, merged_size)
+      features |= {f'stage_{i}': seen, f'attention_{i}': attention['weights']}
+      maps.append(seen)
+    return Seen([*maps[1:], x], last_det, position, features)
