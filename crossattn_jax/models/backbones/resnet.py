@@ -1,8 +1,9 @@
 """ResNet, with a deep stem or the paper's, and dilated in place of strided stages where asked for.
 
-Source: He et al. 2016 (arXiv 1512.03385), with the stride in the 3 x 3 convolutions; the stem of three 3 x 3 convolutions and the dilated
-stages as in PSPNet (Zhao et al. 2017, arXiv 1612.01105), whose ImageNet weights CCNet starts from;
-multi-grid as in DeepLabv3 (Chen et al. 2017, arXiv 1706.05587).
+Source: He et al. 2016 (arXiv 1512.03385), with the stride in the 3 x 3 convolutions; the stem of
+three 3 x 3 convolutions and the dilated stages as in PSPNet (Zhao et al. 2017, arXiv 1612.01105),
+whose ImageNet weights CCNet starts from; multi-grid as in DeepLabv3 (Chen et al. 2017, arXiv
+1706.05587).
 """
 
 import functools
