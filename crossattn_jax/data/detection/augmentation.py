@@ -67,6 +67,7 @@ def draw(
   size: Sequence[int],
   canvas: Sequence[int],
   options: ml_collections.ConfigDict,
+  multiple: int = 1,
 ) -> View:
   """Draws a view for training.
 
@@ -75,12 +76,13 @@ def draw(
     size: (height, width) of the image.
     canvas: (height, width) that holds the view.
     options: `config.dataset.augmentation`.
+    multiple: of sides of what is resized, see `levels.fit`.
   """
   region, part = (0, 0, size[1], size[0]), size
   if rng.random() < options.crop.probability:
-    region, part = _draw_crop(rng, size, canvas, options)
+    region, part = _draw_crop(rng, size, canvas, options, multiple)
   box = longest(options, canvas), _draw_side(rng, shortest(options, canvas), options.short_step)
-  return View(region, levels.fit(part, box, canvas), bool(rng.random() < options.flip))
+  return View(region, levels.fit(part, box, canvas, multiple), bool(rng.random() < options.flip))
 
 
 def longest(options: ml_collections.ConfigDict, canvas: Sequence[int]) -> int:
@@ -102,10 +104,11 @@ def _draw_crop(
   size: Sequence[int],
   canvas: Sequence[int],
   options: ml_collections.ConfigDict,
+  multiple: int,
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
   """The part of an image that a crop of the resized image shows, and the crop's size."""
   box = longest(options, canvas), _draw_side(rng, options.crop.short_side, options.crop.short_step)
-  resized = levels.fit(size, box)
+  resized = levels.fit(size, box, multiple=multiple)
   low, high = options.crop.sides
   crop = [int(rng.integers(min(low, side), min(high, side), endpoint=True)) for side in resized]
   # Batches are of one orientation: a crop keeps that of its image.

@@ -18,9 +18,6 @@ from crossattn_jax.data import decoding, image_ops, levels, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations, augmentation, grouping, sources
 
-# Sides of arrays of images are multiples of it: of the strides of pyramids, and of bytes of masks.
-SIDE_MULTIPLE = 32
-
 
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: COCO's boxes with the augmentation of mmdetection's 1x schedules."""
@@ -93,7 +90,7 @@ def batch_spec(
     'labels': ((count,), np.int32),
     'index': ((), np.int32),
   }
-  if config.masks:
+  if config.get('masks'):
     shapes['masks'] = ((count, height, width // 8), np.uint8)
   return {
     name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
@@ -156,6 +153,16 @@ def _eval_box(config: ml_collections.ConfigDict) -> tuple[int, int]:
   )
 
 
+def _multiple(config: ml_collections.ConfigDict) -> int:
+  """Of the sides of resized images, see `levels.fit`."""
+  return config.get('size_multiple', 1)
+
+
+def _eval_size(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
+  """(height, width) at which evaluation shows an image."""
+  return levels.fit(size, _eval_box(config), multiple=_multiple(config))
+
+
 def _canvas(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
   """(height, width) of the arrays that hold images of the orientation of (height, width)."""
   height, width = config.image_size
@@ -167,14 +174,19 @@ def _eval_shape(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple
   step = config.evaluation.bucket_step
   if step is None:
     return _canvas(size, config)
-  return tuple(-(-side // step) * step for side in levels.fit(size, _eval_box(config)))
+  return tuple(
+    -(-side // step) * step
+    for side in levels.fit(size, _eval_box(config), multiple=config.get('size_multiple', 1))
+  )
 
 
 def _eval_example(
   image: Image.Image, index: int, shape: Sequence[int], config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
   size = image.size[::-1]
-  view = augmentation.whole(size, levels.fit(size, _eval_box(config)))
+  view = augmentation.whole(
+    size, levels.fit(size, _eval_box(config), multiple=config.get('size_multiple', 1))
+  )
   return {
     'image': levels.pad(levels.normalize(view.image(image), config), shape),
     'image_size': np.array(view.size, np.int32),
@@ -197,9 +209,13 @@ class Examples(pipeline.Examples):
     `index`: number of the example in the split, int32.
   Rows of evaluation batches are the same without objects, which are `source.annotations(index)`;
   `index` is -1 where there is no image.
+
+  Attributes:
+    side_multiple: of sides of arrays of images: strides of pyramids, and bytes of masks.
   """
 
   kind = 'image'
+  side_multiple = 32
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
@@ -207,19 +223,19 @@ class Examples(pipeline.Examples):
     # Sources look at headers.
     decoding.allow(self._decoding['max_pixels'])
 
-  @staticmethod
-  def check(config: ml_collections.ConfigDict) -> None:
+  @classmethod
+  def check(cls, config: ml_collections.ConfigDict) -> None:
     """Refuses wrong values, naming the key."""
-    require = pipeline.requirement(config)
+    require, multiple = pipeline.requirement(config), cls.side_multiple
     image_ops.check_options(config)
     levels.check_options(config)
     canvas, options, evaluation = config.image_size, config.augmentation, config.evaluation
     require(
       len(canvas) == 2
       and 0 < canvas[0] <= canvas[1]
-      and not any(side % SIDE_MULTIPLE for side in canvas),
+      and not any(side % multiple for side in canvas),
       'image_size',
-      f'(height, width) of images wider than high, multiples of {SIDE_MULTIPLE} pixels',
+      f'(height, width) of images wider than high, multiples of {multiple} pixels',
     )
     require(config.max_boxes >= 1, 'max_boxes', 'at least 1')
 
@@ -241,9 +257,9 @@ class Examples(pipeline.Examples):
     require(options.crop.short_step >= 1, 'augmentation.crop.short_step', 'at least 1 pixel')
     step, (long_side, short_side) = evaluation.bucket_step, _eval_box(config)
     require(
-      step is None or (step > 0 and step % SIDE_MULTIPLE == 0),
+      step is None or (step > 0 and step % multiple == 0),
       'evaluation.bucket_step',
-      f'a multiple of {SIDE_MULTIPLE} pixels, or None',
+      f'a multiple of {multiple} pixels, or None',
     )
     if step is None:
       is_held('evaluation.short_side', short_side, canvas[0])
@@ -268,7 +284,7 @@ class Examples(pipeline.Examples):
   def _groups(self) -> list[np.ndarray]:
     """Indices of the examples that are learnt from, those whose batches have one shape together."""
     indices = np.arange(len(self.source))
-    if self.config.skip_empty:
+    if self.config.get('skip_empty'):
       indices = np.flatnonzero(self.source.num_objects)
       if not len(indices):
         raise ValueError(
@@ -313,18 +329,29 @@ class Examples(pipeline.Examples):
     """
     example = self.source[index]
     image = image_ops.decode(example['image'], 3, **self._decoding)
-    objects = self.source.annotations(index)
+    objects = self.objects(index)
     annotations.check_size(objects, image.size[::-1], example['key'])
     return image, objects
+
+  def objects(self, index: int) -> annotations.Objects:
+    """What an image shows of what is learnt."""
+    return self.source.annotations(index)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draws a view of an image and of its objects."""
     (image, objects), found, skipped = self.next_readable(index)
+    numbers = {'index': np.int32(found), 'skipped': np.int32(skipped)}
+    return self.view(index, image, objects, rng) | numbers
+
+  def view(
+    self, index: int, image: Image.Image, objects: annotations.Objects, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """Draws a view for the batch of an index of an image and of its objects."""
     size, config = image.size[::-1], self.config
     height, width = config.image_size
     # Of the batch, whichever image is shown.
     canvas = config.image_size if height == width else _canvas(self._sizes[index], config)
-    view = augmentation.draw(rng, size, canvas, config.augmentation)
+    view = augmentation.draw(rng, size, canvas, config.augmentation, _multiple(config))
     boxes = view.boxes(objects.boxes)
     chosen = np.flatnonzero(objects.learnable & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1))
     if len(chosen) > config.max_boxes:
@@ -339,12 +366,10 @@ class Examples(pipeline.Examples):
       'original_size': np.array(size, np.int32),
       'boxes': np.zeros((config.max_boxes, 4), np.float32),
       'labels': np.full(config.max_boxes, -1, np.int32),
-      'index': np.int32(found),
-      'skipped': np.int32(skipped),
     }
     row['boxes'][: len(chosen)] = boxes[chosen]
     row['labels'][: len(chosen)] = objects.labels[chosen]
-    if config.masks:
+    if config.get('masks'):
       row['masks'] = _packed_masks(objects, chosen, view, (config.max_boxes, *canvas))
     return row
 

@@ -1,0 +1,1 @@
+"""Photos with objects, and drawings of their classes, which say what is searched for."""
