@@ -19,12 +19,12 @@ _DEPTHS = {'I': '32-bit whole numbers', 'F': '32-bit floating-point numbers'}
 def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
   """Decodes an image to 8 bits per channel.
 
-  Palettes are looked up, CMYK is converted, transparency is dropped. Of 16 bits per channel the
+  Palettes are looked up, CMYK is converted, transparency mostly dropped. Of 16 bits per channel the
   upper 8 are kept, whatever the format: PNG, TIFF, or PGM, which is first scaled to its full range.
 
   Args:
     data: bytes of a file in any format that Pillow reads.
-    mode: 'RGB' or 'L' (grey).
+    mode: 'RGB', 'L' (grey), or 'RGBA', which keeps transparency.
     levels: (low, high): the levels of grey images deeper than 8 bits that become 0 and 255, those
       between in proportion, those beyond cut off. Without them 32-bit images are refused.
     upright: turns the image as its EXIF orientation says, which photos of phones have. TIFF is

@@ -5,7 +5,7 @@ drawn alike, those that a model learns from and those that it is asked with.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from crossattn_jax.data import decoding, sources
 from crossattn_jax.data.sketch_localization import svg, thinning
+from crossattn_jax.geometry import strokes as strokes_lib
 
 EXTENSIONS = (*sources.IMAGE_EXTENSIONS, '.svg', '.json', '.ndjson', '.npy')
 
@@ -42,13 +43,12 @@ class Drawing:
   """A drawing that was read.
 
   Attributes:
-    strokes: x, y of each, float32 `[n, 2]`, x to the right and y down, from 0 to `EXTENT` along the
-      longer side of the drawing.
+    strokes: see `geometry.strokes`; from 0 to `EXTENT` along the longer side of the drawing.
     notes: what was done to it, a few words each.
     doubt: why it may be no drawing at all; '' where nothing speaks against it.
   """
 
-  strokes: Sequence[np.ndarray]
+  strokes: strokes_lib.Strokes
   notes: Sequence[str] = ()
   doubt: str = ''
 
@@ -81,48 +81,28 @@ def _read(file: pathlib.Path, number: int) -> Drawing:
   if kind == '.svg':
     return from_strokes(svg.read(file.read_bytes()), ('lines of an SVG',))
   if kind == '.npy':
-    return from_stroke3(np.load(file, allow_pickle=False))
+    rows = np.load(file, allow_pickle=False)
+    return from_strokes(strokes_lib.from_stroke3(rows), ('stroke-3',))
   if kind in ('.json', '.ndjson'):
     return _from_json(file.read_text(), kind == '.ndjson', number)
-  return from_pixels(np.asarray(decoding.decode(file.read_bytes(), 'RGBA', upright=True)))
+  return from_image(file.read_bytes())
 
 
-def from_strokes(strokes: Sequence[np.ndarray], notes: Sequence[str] = ()) -> Drawing:
-  """A drawing of strokes `[n, 2]` in any frame, which are brought into QuickDraw's.
+def from_strokes(strokes: strokes_lib.Strokes, notes: Sequence[str] = ()) -> Drawing:
+  """A drawing of strokes in any frame, which are brought into QuickDraw's.
 
   Raises:
-    ValueError: there is no point, or one that is not finite.
+    ValueError: there is no line, or a point that is not finite.
   """
-  strokes = [np.asarray(stroke, np.float32).reshape(-1, 2) for stroke in strokes]
   strokes = [stroke for stroke in strokes if len(stroke)]
   if not strokes:
     raise ValueError('it is empty: it has no line')
   points = np.concatenate(strokes)
   if not np.isfinite(points).all():
     raise ValueError('some of its points are not finite')
-  low, extent = points.min(axis=0), float(np.ptp(points, axis=0).max())
-  if extent == 0:
-    raise ValueError('it is a single point')
-  return Drawing([(stroke - low) * np.float32(EXTENT / extent) for stroke in strokes], notes)
-
-
-def from_stroke3(rows: np.ndarray) -> Drawing:
-  """A drawing of rows dx, dy, pen: 1 where the pen is lifted behind the point.
-
-  Args:
-    rows: `[points, 3]`.
-
-  Raises:
-    ValueError: they have another shape, or there is no point.
-  """
-  if rows.ndim != 2 or rows.shape[1] != 3 or rows.dtype.kind not in 'iuf':
-    raise ValueError(
-      f'its array is {rows.dtype} {list(rows.shape)}; expected stroke-3: numbers [points, 3] of '
-      'dx, dy and whether the pen is lifted'
-    )
-  points = np.cumsum(rows[:, :2].astype(np.float64), axis=0)
-  lifted = np.flatnonzero(rows[:-1, 2] != 0) + 1
-  return from_strokes(np.split(points, lifted), ('stroke-3',))
+  if not np.ptp(points, axis=0).any():
+    raise ValueError('it is empty: all of it is a single point')
+  return Drawing(strokes_lib.fit(strokes, EXTENT), notes)
 
 
 def from_quickdraw(drawing: Any) -> Drawing:
@@ -132,22 +112,13 @@ def from_quickdraw(drawing: Any) -> Drawing:
   as its 'drawing'.
 
   Raises:
-    ValueError: it is not of that form, or there is no point.
+    ValueError: it is not of that form, or there is no line.
   """
-  if isinstance(drawing, Mapping):
+  if isinstance(drawing, dict):
     drawing = drawing.get('drawing')
-  if not isinstance(drawing, Sequence) or isinstance(drawing, str):
-    raise ValueError("expected QuickDraw's strokes: a list [[x, ...], [y, ...]] for each of them")
-  strokes = []
-  for number, stroke in enumerate(drawing, start=1):
-    try:
-      x, y = stroke[:2]
-      strokes.append(np.array([x, y], np.float64).T.reshape(len(x), 2))
-    except (ValueError, TypeError, KeyError) as error:
-      raise ValueError(
-        f"stroke {number} is {str(stroke)[:60]}; expected QuickDraw's form [[x, ...], [y, ...]]"
-      ) from error
-  return from_strokes(strokes, ('strokes of QuickDraw',))
+  if isinstance(drawing, list):
+    drawing = [stroke[:2] if isinstance(stroke, list) else stroke for stroke in drawing]
+  return from_strokes(strokes_lib.from_simplified(drawing), ('strokes of QuickDraw',))
 
 
 def _from_json(text: str, lines: bool, number: int) -> Drawing:
@@ -168,8 +139,8 @@ def _from_json(text: str, lines: bool, number: int) -> Drawing:
   return dataclasses.replace(drawing, notes=(*drawing.notes, note))
 
 
-def from_png(data: bytes) -> Drawing:
-  """As `from_pixels`, of an encoded image."""
+def from_image(data: bytes) -> Drawing:
+  """A drawing of an encoded picture; see `from_pixels`."""
   return from_pixels(np.asarray(decoding.decode(data, 'RGBA', upright=True)))
 
 

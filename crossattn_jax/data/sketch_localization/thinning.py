@@ -13,22 +13,20 @@ _AROUND = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 def thin(ink: np.ndarray) -> np.ndarray:
   """Takes pixels off both sides of lines until they are one pixel wide, bool `[height, width]`.
 
-  What was connected stays so. Source: Zhang and Suen 1984.
+  What is connected, corners included, stays so. Source: Guo and Hall 1989, algorithm A1.
   """
   ink = np.pad(np.asarray(ink, bool), 1)
   while True:
     before = ink.sum()
-    for side in (0, 1):
+    for turn in (0, 4):  # From the lower left, then from the upper right.
       around = np.stack([np.roll(ink, (-row, -column), (0, 1)) for row, column in _AROUND])
-      count = around.sum(0)
+      sides, behind, ahead = around[::2], np.roll(around, 1, axis=0)[::2], around[1::2]
       # 1 where the ink around a pixel is in one piece.
-      pieces = (~around & np.roll(around, -1, axis=0)).sum(0)
-      above, right, below, left = around[::2]
-      if side == 0:
-        kept = (above & right & below) | (right & below & left)
-      else:
-        kept = (above & right & left) | (above & below & left)
-      ink = ink & ~((count >= 2) & (count <= 6) & (pieces == 1) & ~kept)
+      pieces = (~sides & (ahead | np.roll(sides, -1, axis=0))).sum(0)
+      count = np.minimum((sides | behind).sum(0), (sides | ahead).sum(0))
+      p = np.roll(around, -turn, axis=0)
+      kept = (p[4] | p[5] | ~p[7]) & p[6]
+      ink = ink & ~((pieces == 1) & (count >= 2) & (count <= 3) & ~kept)
     if ink.sum() == before:
       return ink[1:-1, 1:-1]
 
@@ -44,11 +42,10 @@ def traced(line: np.ndarray) -> list[np.ndarray]:
   """
   pixels = {(int(row), int(column)) for row, column in np.argwhere(line)}
   neighbours = {pixel: _neighbours(pixel, pixels) for pixel in pixels}
-  ends = [pixel for pixel in sorted(pixels) if len(neighbours[pixel]) != 2]
-  steps = set()
-  paths = []
+  ends = {pixel for pixel in pixels if len(neighbours[pixel]) != 2}
+  steps, paths = set(), []
   # Closed lines have no end: any pixel of theirs that is left begins one.
-  for start in (*ends, *sorted(pixels)):
+  for start in (*sorted(ends), *sorted(pixels)):
     free = [pixel for pixel in neighbours[start] if (start, pixel) not in steps]
     if start not in ends and len(free) < 2:
       continue
@@ -61,7 +58,7 @@ def traced(line: np.ndarray) -> list[np.ndarray]:
       steps.update(itertools.pairwise(path))
       steps.update(itertools.pairwise(path[::-1]))
       paths.append(path)
-  paths += [[pixel, pixel] for pixel in ends if not neighbours[pixel]]
+  paths += [[pixel, pixel] for pixel in sorted(ends) if not neighbours[pixel]]
   return [np.array(path)[:, ::-1] for path in paths]
 
 

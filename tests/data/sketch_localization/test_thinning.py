@@ -3,6 +3,8 @@
 import itertools
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
 from crossattn_jax.data.sketch_localization import thinning
 
@@ -20,6 +22,28 @@ def test_a_bar_becomes_the_line_in_its_middle():
   np.testing.assert_array_equal(rows, [4])
   assert line[4].sum() >= 24 - 5
   assert thinning.width(bar, thinning.traced(line)) == 5
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_pieces_and_holes_stay_as_many(seed):
+  dots = np.random.RandomState(seed).rand(40, 40) < 0.03
+  ink = ndimage.binary_dilation(dots, iterations=1 + seed % 3)
+  line = thinning.thin(ink)
+
+  def pieces(ink):
+    return ndimage.label(ink, np.ones((3, 3)))[1]
+
+  def holes(ink):
+    return ndimage.label(np.pad(~ink, 1, constant_values=True))[1]
+
+  assert pieces(line) == pieces(ink)
+  assert holes(line) == holes(ink)
+  assert line.sum() < 0.5 * ink.sum()
+
+
+@pytest.mark.parametrize('side', [1, 2, 3, 4])
+def test_a_dot_stays(side):
+  assert thinning.thin(np.ones((side, side), bool)).sum() == 1
 
 
 def test_what_is_one_pixel_wide_stays():
