@@ -8,6 +8,9 @@ from crossattn_jax.kernels.depthwise.api import depthwise_convolution as depthwi
 from crossattn_jax.kernels.dot_product.api import dot_product_attention as dot_product_attention
 from crossattn_jax.kernels.grouped.api import grouped_attention as grouped_attention
 from crossattn_jax.kernels.grouped.grouping import Grouping as Grouping
+from crossattn_jax.kernels.neighbours.api import sparse_convolution as sparse_convolution
+from crossattn_jax.kernels.neighbours.api import sparse_downsampling as sparse_downsampling
+from crossattn_jax.kernels.neighbours.api import sparse_upsampling as sparse_upsampling
 from crossattn_jax.kernels.pooling import max_pool as max_pool
 from crossattn_jax.kernels.products import contract as contract
 from crossattn_jax.kernels.products import project_apart as project_apart

@@ -1,0 +1,1 @@
+"""Convolutions on sparse cells, whose neighbours are said by tables."""

@@ -1,0 +1,214 @@
+"""The public functions of sparse convolutions: checks, gradients that gather and never scatter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax import parallel
+from crossattn_jax.kernels import dispatch
+from crossattn_jax.kernels.neighbours import reference, xla
+
+IMPLEMENTATIONS = ('auto', 'reference', 'xla')
+
+
+def sparse_convolution(
+  x: jax.Array, kernel: jax.Array, table: jax.Array, *, implementation: str = 'auto'
+) -> jax.Array:
+  """A convolution on sparse cells, whose results are at the same cells ("submanifold").
+
+  Source: 4D Spatio-Temporal ConvNets, Choy et al. 2019 (arXiv 1904.08755), equation 3; MIT
+  (arXiv 2310.12817).
+
+  Args:
+    x: `[batch, n, channels]`.
+    kernel: `[window, channels, features]`.
+    table: `[batch, window, n]` integers, as `geometry.points.neighbours` makes them, -1 for no
+      cell: the rows of cells around each one, in an order in which opposite places are at opposite
+      ends. Columns of rows that are padding hold -1 only.
+    implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, 'auto' is 'xla'.
+
+  Returns:
+    `[batch, n, features]` in `x`'s dtype, 0 in padding. What is in padded rows of `x` does not
+    matter. Products are summed in at least float32. Both arrays have gradients, made of gathers.
+
+  Raises:
+    ValueError: shapes or the implementation that do not go together, by name.
+  """
+  op = 'sparse_convolution'
+  _check(op, x, kernel, {'table': (table, (x.shape[0], kernel.shape[0], x.shape[1]))})
+  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  dispatch.require(op, kernel.shape[0] % 2 == 1, f'a window is odd, got kernel {kernel.shape}')
+  form = reference.convolution if implementation == 'reference' else _convolution
+  return _by_scene(form, x, kernel, table)
+
+
+def sparse_downsampling(
+  x: jax.Array,
+  kernel: jax.Array,
+  children: jax.Array,
+  place: jax.Array,
+  *,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """A convolution of 2 x 2 x 2 cells with stride 2, from a level to the next coarser one.
+
+  Source: see `sparse_convolution`.
+
+  Args:
+    x: `[batch, n, channels]` of the finer level.
+    kernel: `[8, channels, features]`.
+    children: `[batch, 8, m]` integers, the rows of the finer cells in each coarser one, -1 for
+      none (`geometry.points.coarsen`).
+    place: `[batch, n]` integers, where each finer cell is: 8 times its parent's row plus its
+      octant, -1 in padding.
+    implementation: see `sparse_convolution`.
+
+  Returns:
+    `[batch, m, features]` in `x`'s dtype; see `sparse_convolution`.
+
+  Raises:
+    ValueError: see `sparse_convolution`.
+  """
+  op = 'sparse_downsampling'
+  tables = {
+    'children': (children, (x.shape[0], 8, children.shape[-1])),
+    'place': (place, x.shape[:2]),
+  }
+  _check(op, x, kernel, tables)
+  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  form = reference.downsampling if implementation == 'reference' else _downsampling
+  return _by_scene(form, x, kernel, children, place)
+
+
+def sparse_upsampling(
+  x: jax.Array,
+  kernel: jax.Array,
+  children: jax.Array,
+  place: jax.Array,
+  *,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """The transposed convolution of 2 x 2 x 2 cells with stride 2, to cells that are there already.
+
+  Source: see `sparse_convolution`.
+
+  Args:
+    x: `[batch, m, channels]` of the coarser level.
+    kernel: `[8, channels, features]`.
+    children: see `sparse_downsampling`.
+    place: see `sparse_downsampling`.
+    implementation: see `sparse_convolution`.
+
+  Returns:
+    `[batch, n, features]` in `x`'s dtype; see `sparse_convolution`.
+
+  Raises:
+    ValueError: see `sparse_convolution`.
+  """
+  op = 'sparse_upsampling'
+  tables = {
+    'children': (children, (x.shape[0], 8, x.shape[1])),
+    'place': (place, (x.shape[0], place.shape[-1])),
+  }
+  _check(op, x, kernel, tables)
+  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  form = reference.upsampling if implementation == 'reference' else _upsampling
+  return _by_scene(form, x, kernel, children, place)
+
+
+def _by_scene(form, x, kernel, *tables):
+  """Each device computes its own scenes: no table points into another one."""
+  scenes = ('batch', None, None)
+  return parallel.map_shards(
+    form,
+    x,
+    kernel,
+    *tables,
+    names=(scenes, (None, None, None), *(scenes[: table.ndim] for table in tables)),
+    out_names=scenes,
+  )
+
+
+def _across(kernel):
+  """From features to channels."""
+  return kernel.swapaxes(1, 2)
+
+
+def _valid(x, is_row):
+  """Padding may hold anything, NaN too."""
+  return jnp.where(is_row[..., None], x, 0)
+
+
+@jax.custom_vjp
+def _convolution(x, kernel, table):
+  return xla.convolution(x, kernel, table)
+
+
+def _convolution_forward(x, kernel, table):
+  return _convolution(x, kernel, table), (x, kernel, table)
+
+
+def _convolution_backward(residuals, cotangent):
+  x, kernel, table = residuals
+  cotangent = _valid(cotangent, table[:, table.shape[1] // 2] >= 0)
+  # What a cell gives to its neighbour, it gets from it seen from the other side.
+  of_x = xla.convolution(cotangent, _across(kernel)[::-1], table)
+  of_kernel = xla.convolution_kernel_gradient(x, table, cotangent)
+  return of_x, of_kernel.astype(kernel.dtype), None
+
+
+@jax.custom_vjp
+def _downsampling(x, kernel, children, place):
+  del place
+  return xla.convolution(x, kernel, children)
+
+
+def _downsampling_forward(x, kernel, children, place):
+  return _downsampling(x, kernel, children, place), (x, kernel, children, place)
+
+
+def _downsampling_backward(residuals, cotangent):
+  x, kernel, children, place = residuals
+  cotangent = _valid(cotangent, (children >= 0).any(axis=1))
+  of_x = xla.transposed_convolution(cotangent, _across(kernel), place)
+  of_kernel = xla.convolution_kernel_gradient(x, children, cotangent)
+  return of_x, of_kernel.astype(kernel.dtype), None, None
+
+
+@jax.custom_vjp
+def _upsampling(x, kernel, children, place):
+  del children
+  return xla.transposed_convolution(x, kernel, place)
+
+
+def _upsampling_forward(x, kernel, children, place):
+  return _upsampling(x, kernel, children, place), (x, kernel, children)
+
+
+def _upsampling_backward(residuals, cotangent):
+  x, kernel, children = residuals
+  of_x = xla.convolution(cotangent, _across(kernel), children)
+  x = _valid(x, (children >= 0).any(axis=1))
+  of_kernel = xla.convolution_kernel_gradient(cotangent, children, x)
+  return of_x, _across(of_kernel).astype(kernel.dtype), None, None
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+_downsampling.defvjp(_downsampling_forward, _downsampling_backward)
+_upsampling.defvjp(_upsampling_forward, _upsampling_backward)
+
+
+def _check(op, x, kernel, tables):
+  require = functools.partial(dispatch.require, op)
+  require(x.ndim == 3, f'x must be [batch, cells, channels], got {x.shape}')
+  require(
+    kernel.ndim == 3 and kernel.shape[1] == x.shape[2],
+    f'kernel must be [window, {x.shape[2]}, features] for x {x.shape}, got {kernel.shape}',
+  )
+  for name, (table, shape) in tables.items():
+    require(jnp.issubdtype(table.dtype, jnp.integer), f'{name} must be integers, got {table.dtype}')
+    require(
+      table.shape == shape,
+      f'{name} must be {shape} for x {x.shape} and kernel {kernel.shape}, got {table.shape}',
+    )
