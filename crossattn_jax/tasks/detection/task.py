@@ -220,7 +220,8 @@ def check_thresholds(config: ml_collections.ConfigDict) -> None:
   options = config.task
   for key, value in (
     ('evaluation.score_threshold', options.evaluation.score_threshold),
-    ('evaluation.iou_threshold', options.evaluation.iou_threshold),
+    # Where queries find objects, none is found twice.
+    ('evaluation.iou_threshold', options.evaluation.get('iou_threshold', 0)),
     ('shown_score', options.shown_score),
   ):
     if not 0 <= value <= 1:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import types
-from crossattn_jax.tasks.detection import dense_losses, set_losses
+from crossattn_jax.tasks.detection import set_losses
 
 Losses = dict[str, jax.Array]
 
@@ -35,9 +35,9 @@ def localizer_losses(
 
   Args:
     outputs: of the model: 'logits' `[batch, levels, queries, classes]`, 'boxes' `[batch, levels,
-      queries, 4]`, centres and sizes as fractions of the image; where the model has such heads,
-      'ious' `[batch, levels, queries]` and 'tokens_0', ... `[batch, rows, columns, classes]`.
-    truths: what the sketch shows, with the label 0; with masks where tokens are learnt.
+      queries, 4]`, centres and sizes as fractions of the image; where the model has such a head,
+      'ious' `[batch, levels, queries]`.
+    truths: what the sketch shows, with the label 0.
     image_size: (height, width) in pixels of the part of the input that is image, `[batch, 2]`.
     weights: of the losses by their names; those without one, or with 0, are left out.
     matching: see `match`.
@@ -46,9 +46,9 @@ def localizer_losses(
 
   Returns:
     The losses times their weights: 'class_loss', 'box_loss', 'giou_loss', 'iou_loss', 'margin_loss'
-    and 'pair_margin_loss' of the last level; 'auxiliary_loss', the sum of the same of all others;
-    'token_loss'. All are divided by the number of objects in the batch, but margins. And of the
-    last level 'class_error' in per cent and 'cardinality_error'; see `set_losses`.
+    and 'pair_margin_loss' of the last level, and 'auxiliary_loss', the sum of the same of all
+    others. All but margins are divided by the number of objects in the batch. And of the last level
+    'class_error' in per cent and 'cardinality_error'; see `set_losses`.
   """
   labels, boxes = targets(truths, image_size)
   queries = match(outputs, labels, boxes, **(matching or {}))
@@ -56,12 +56,6 @@ def localizer_losses(
   weighted = {name: weights[name] * x for name, x in every.items() if weights.get(name)}
   losses = {name: x[-1] for name, x in weighted.items()}
   losses['auxiliary_loss'] = sum(x[:-1].sum() for x in weighted.values())
-  tokens = [outputs[name] for name in sorted(outputs) if name.startswith('tokens_')]
-  if tokens and weights.get('token_loss'):
-    masks = jnp.unpackbits(truths.masks, axis=-1).astype(bool)
-    count = set_losses.number_of_objects(labels)
-    of_tokens = dense_losses.token_label_losses(tokens, masks, labels, count)
-    losses['token_loss'] = weights['token_loss'] * sum(of_tokens.values())
   return losses | {name: every[name][-1] for name in ERRORS}
 
 

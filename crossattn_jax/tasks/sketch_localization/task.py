@@ -1,0 +1,207 @@
+"""Finding in a photo what a sketch shows; AP of categories that were learnt, and of others."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_dict
+import numpy as np
+
+from crossattn_jax import config_errors
+from crossattn_jax.data.sketch_localization import batches as data
+from crossattn_jax.data.sketch_localization import sources
+from crossattn_jax.heads.detection import types
+from crossattn_jax.models.parts.types import Features
+from crossattn_jax.models.sketch_localizer import model as sketch_localizer
+from crossattn_jax.tasks import base
+from crossattn_jax.tasks.detection import predictions
+from crossattn_jax.tasks.detection import task as detection
+from crossattn_jax.tasks.sketch_localization import average_precision, losses, serving
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The `task`, `dataset` and `predict` sections of an experiment."""
+  config = ml_collections.ConfigDict()
+  config.task = ml_collections.ConfigDict(
+    {
+      'name': 'sketch_localization',
+      # Of the losses; see `losses.localizer_losses`. Those of heads that the model does not have
+      # are none.
+      'loss_weights': {
+        'class_loss': 2.0,
+        'box_loss': 5.0,
+        'giou_loss': 2.0,
+        # Of `model.iou_head`.
+        'iou_loss': 2.0,
+        # Experiments of the authors, whose code logs them, the second one times 3.
+        'margin_loss': 0.0,
+        'pair_margin_loss': 0.0,
+        # Where there is a teacher.
+        'distillation_loss': 4.0,
+      },
+      # Of what it costs that a query finds an object; see `set_losses.matching_cost`.
+      'matching': {'class_weight': 2.0, 'box_weight': 5.0, 'giou_weight': 2.0},
+      'margin': 0.5,
+      'pair_margin': -0.3,
+      # A trained localizer whose maps and queries the model is to have too (ViDT).
+      'distillation': {
+        # As `config.model`. None: no teacher.
+        'teacher': {'name': config_dict.placeholder(str)},
+        # A file that `python -m crossattn_jax.parity convert` wrote, or a workdir.
+        'teacher_weights': config_dict.placeholder(str),
+      },
+      'evaluation': {
+        # Detections with a lower score are none.
+        'score_threshold': 0.0,
+        # Of an image.
+        'max_boxes': 100,
+        # Whether the best pairs of a query and a class are taken, though one class of two finds
+        # nothing, as by the authors.
+        'official': False,
+        # By which area objects are small, medium or large: in pixels of their 'file', or of the
+        # image as 'resized' for the network, as by the authors.
+        'area': 'file',
+      },
+      # Least score of what pictures and records of predictions show; files have all detections.
+      'shown_score': 0.3,
+    }
+  )
+  config.dataset = data.default_config()
+  # What `predict` searches for: files of sketches, with commas between them, or a folder of them.
+  config.predict = ml_collections.ConfigDict({'sketch': config_dict.placeholder(str)})
+  return config
+
+
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+  """Takes splits and categories from the data; see `tasks.complete_config`."""
+  return sources.complete(config.dataset)
+
+
+def create_task(config: ml_collections.ConfigDict) -> 'SketchLocalization':
+  """Builds the task; see `tasks.create_task`."""
+  return SketchLocalization(config)
+
+
+class SketchLocalization(detection.Detection):
+  """Finds the objects of a photo that are what sketches show.
+
+  Attributes:
+    categories: that sketches may show, by number.
+  """
+
+  Examples = data.Examples
+  Predictor = predictions.Predictor
+  Serving = serving.Serving
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    super().__init__(config)
+    self.categories = tuple(config.dataset.class_names)
+    # Whatever a sketch shows, objects that are found are of the only class.
+    self.class_names, self.category_ids = (sources.MATCH,), (1,)
+
+  def check_options(self) -> None:
+    """Refuses what does not belong together or cannot be, naming the keys."""
+    config, options, model = self.config, self.config.task, self.model
+    if not isinstance(model, sketch_localizer.SketchLocalizer):
+      raise ValueError(
+        f'config.model.name={config.model.name!r} does not find what sketches show; '
+        "list_models('sketch_localizer*') shows what does"
+      )
+    detection.check_thresholds(config)
+    if options.evaluation.area not in average_precision.AREAS:
+      raise ValueError(
+        f'config.task.evaluation.area={options.evaluation.area!r} is not one of '
+        f'{", ".join(average_precision.AREAS)}'
+      )
+    if config.dataset.max_boxes > model.num_queries:
+      raise config_errors.ConfigError(
+        f'config.dataset.max_boxes={config.dataset.max_boxes} objects of an image need a query '
+        f'each, of which there are config.model.num_queries={model.num_queries}; set '
+        f'config.dataset.max_boxes={model.num_queries}, or give the model more',
+        {'dataset.max_boxes': model.num_queries},
+      )
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Normalised images in a canvas, their sketches, and the padded objects these show."""
+    return data.batch_spec(self.config.dataset, batch_size)
+
+  def model_inputs(self, batch: base.Batch) -> tuple[jax.Array, jax.Array]:
+    """The image and the sketches."""
+    return batch['image'], batch['sketches']
+
+  def loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """The weighted sum of the losses of all levels; see `losses.localizer_losses`."""
+    options, size = self.config.task, batch['image_size']
+    (outputs, _), updated = self.forward(
+      variables, batch, jax.random.split(rng), train, image_size=size
+    )
+    reported = losses.localizer_losses(
+      outputs,
+      types.Truths(batch['boxes'], batch['labels']),
+      size,
+      options.loss_weights,
+      matching=options.matching,
+      margin=options.margin,
+      pair_margin=options.pair_margin,
+    )
+    loss = sum(value for name, value in reported.items() if name.endswith('_loss'))
+    return loss, (reported, updated)
+
+  def find(
+    self, variables: base.Variables, batch: base.Batch
+  ) -> tuple[types.Detections, jax.Array, Features]:
+    """What the sketches show, in pixels of the images' files.
+
+    Args:
+      variables: of the model.
+      batch: 'image', 'image_size', 'original_size' and 'sketches'.
+
+    Returns:
+      The objects, whether scores are finite `[batch]`, and the model's features.
+    """
+    outputs, features = self.model.apply(
+      variables, *self.model_inputs(batch), image_size=batch['image_size']
+    )
+    thresholds = dict(self.config.task.evaluation)
+    del thresholds['area']
+    # Boxes are fractions of the image, of whatever size.
+    found = self.model.decode(outputs, batch['original_size'], **thresholds)
+    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
+    return found, jnp.all(jnp.stack(finite), axis=0), features
+
+  def detect(
+    self, variables: base.Variables, batch: base.Batch
+  ) -> tuple[types.Detections, jax.Array]:
+    """The objects, in pixels of their files, and whether scores are finite `[batch]`."""
+    found, finite, _ = self.find(variables, batch)
+    return found, finite
+
+  def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
+    """The number of queries, and what was found for each."""
+    evaluation = super().evaluate(variables, batch)
+    evaluation.examples['image_size'] = batch['image_size']
+    return evaluation
+
+  def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """See `average_precision.to_rows`."""
+    return average_precision.to_rows(examples)
+
+  def evaluate_examples(
+    self, variables: base.Variables, examples: Mapping[str, np.ndarray]
+  ) -> dict[str, float]:
+    """See `average_precision.evaluate`."""
+    source = self.examples(self.config.dataset.eval_split).source
+    return average_precision.evaluate(examples, source, self.config.task.evaluation.area)
+
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """All are to be high."""
+    return dict.fromkeys(average_precision.names(self.categories), 'max')
+
+  def summary(self, metrics: Mapping[str, Any]) -> list[str]:
+    """A table of average precisions of all, seen and unseen categories."""
+    return [average_precision.table(metrics)]
