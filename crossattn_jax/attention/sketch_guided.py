@@ -5,20 +5,18 @@ Source: Locformer, Tripathi et al. 2024 (arXiv 2303.08784), in the form of its c
 
 from typing import Literal
 
-from einops import rearrange, repeat
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import initializers, linear, mlp, module, sine_position
+from crossattn_jax.attention import positioned
+from crossattn_jax.layers import initializers, mlp, module, projection_norm, sine_position
 
 Features = dict[str, jax.Array]
 Fusion = Literal['mean', 'trainable']
 FUSIONS = ('mean', 'trainable')
 
 EPSILON = 1e-5  # Of the norms.
-GROUPS = 32  # Of channels that a group norm takes together.
 
 
 class GuidedFusion(module.Module):
@@ -60,31 +58,14 @@ class GuidedFusion(module.Module):
       `[batch, queries, channels]`; and 'attended', the attention's result, in the same shape, and
       'weights', the mean of all heads' (and guides') attention weights `[batch, queries, tokens]`.
     """
-    channels, heads, count = x.shape[-1], self.num_heads, 1 if guide.ndim == 3 else guide.shape[1]
-    project = linear.Projections(
-      3, heads, channels, kernel_init=nn.initializers.xavier_uniform(), name='qkv', **self.types
-    )
-    (query,) = project(x + x_position.astype(x.dtype), slice(0, 1))
-    (key,) = project(guide + guide_position.astype(guide.dtype), slice(1, 2))
-    (value,) = project(guide, slice(2, 3))
-    query = parallel.constrain(query, 'batch', 'tokens', ('heads', heads))
-    query = repeat(query, 'b n (h d) -> (b k) n h d', k=count, h=heads)
-    key, value = (x.reshape(-1, x.shape[-2], heads, channels // heads) for x in (key, value))
-    drops = train and self.drop_rate > 0
-    dropout = nn.Dropout(self.drop_rate, deterministic=False) if drops else None
-    attended = kernels.dot_product_attention(query, key, value, dropout=dropout)
-    attended = rearrange(attended, '(b k) n h d -> b k n h d', k=count).mean(axis=1)
-    attended = linear.Dense(
-      channels,
-      axis=(-2, -1),
-      kernel_init=initializers.torch_convolution(channels),
-      name='out',
+    attended, weights = positioned.PositionedAttention(
+      self.num_heads,
+      self.drop_rate,
+      initializers.torch_convolution(x.shape[-1]),
+      name='attention',
       **self.types,
-    )(attended)
+    )(x, guide, x_position, guide_position, train)
     change = mlp.FeedForward(self.hidden, self.drop_rate, name='mlp', **self.types)(attended, train)
-    scores = jnp.einsum('bnhd,bmhd->bhnm', query, key) * query.shape[-1] ** -0.5
-    weights = nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
-    weights = rearrange(weights, '(b k) h n m -> b (k h) n m', k=count).mean(axis=1)
     out = self.layer_norm('norm', EPSILON)(x + change)
     return out, {'attended': attended, 'weights': weights}
 
@@ -118,11 +99,15 @@ class SketchCrossAttention(module.Module):
 
     Returns:
       The map; and the features of `GuidedFusion`, its queries the map's cells row by row.
+
+    Raises:
+      ValueError: unknown fusion of sketches.
     """
+    if self.sketch_fusion not in FUSIONS:
+      raise ValueError(f'sketch_fusion={self.sketch_fusion!r} is not one of {", ".join(FUSIONS)}')
     (batch, height, width, channels), (rows, columns) = x.shape, sketches.shape[2:4]
-    sketches = ProjectionNorm(channels, name='projection', **self.types)(
-      sketches.reshape(-1, *sketches.shape[2:])
-    )
+    project = projection_norm.ProjectionNorm(channels, name='projection', **self.types)
+    sketches = project(sketches.reshape(-1, *sketches.shape[2:]))
     guide = sketches.reshape(batch, -1, rows * columns, channels)
     if self.sketch_fusion == 'mean':
       guide = guide.mean(axis=1)
@@ -136,33 +121,6 @@ class SketchCrossAttention(module.Module):
       train,
     )
     return tokens.reshape(x.shape), features
-
-
-class ProjectionNorm(module.Module):
-  """A linear map of every cell, and a group norm over the whole map.
-
-  Attributes:
-    channels: of the result.
-    kernel_init: of the linear map; as PyTorch draws it, with its bias, where None.
-  """
-
-  channels: int
-  kernel_init: nn.initializers.Initializer | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[batch, ..., width]` to `[batch, ..., channels]`."""
-    init = initializers.torch_convolution(x.shape[-1])
-    x = linear.Dense(
-      self.channels,
-      kernel_init=self.kernel_init or init,
-      bias_init=nn.initializers.zeros if self.kernel_init else init,
-      name='linear',
-      **self.types,
-    )(x)
-    return nn.GroupNorm(
-      GROUPS, epsilon=EPSILON, use_fast_variance=False, name='norm', **self.types
-    )(x)
 
 
 class SketchFusion(module.Module):

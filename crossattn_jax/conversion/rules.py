@@ -1,7 +1,7 @@
 """Rules that several systems need: linear maps, convolutions and norms, with PyTorch's names."""
 
 from crossattn_jax.conversion.layouts import Layout
-from crossattn_jax.conversion.mapping import Rule
+from crossattn_jax.conversion.mapping import Rule, prefixed
 
 
 def affine(
@@ -43,3 +43,19 @@ def batch_norm(torch: str, flax: str, spelling: str = '') -> list[Rule]:
 def conv_norm(conv: str, norm: str, flax: str) -> list[Rule]:
   """The rules of a `ConvNorm`: a convolution and its batch norm."""
   return [*affine(conv, f'{flax}/conv', 'conv'), *batch_norm(norm, f'{flax}/norm')]
+
+
+BOTTLENECK = [
+  *(rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')),
+  *conv_norm('downsample.0', 'downsample.1', 'shortcut'),
+]
+
+
+def resnet(stages: int = 4, deep_stem: bool = False) -> list[Rule]:
+  """The rules of a ResNet without its classifier, with torchvision's names."""
+  rules = conv_norm('conv1', 'bn1', 'stem/conv')
+  if deep_stem:
+    rules = [x for i in range(3) for x in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'stem/conv_{i}')]
+  for s in range(stages):
+    rules += prefixed(BOTTLENECK, f'layer{s + 1}.{{b}}.', f'stage_{s}/block_{{b}}/')
+  return rules

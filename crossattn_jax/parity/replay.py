@@ -7,6 +7,7 @@ import pathlib
 import time
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,17 +156,17 @@ def run_case(case: cases.Case, adapter: adapters.Adapter, precision: str) -> dic
       (grad_params, grads), (outputs, taps) = gradient(params, differentiated, others)
       arrays.update({f'grad_input/{name}': grad for name, grad in grads.items()})
       if has_grad_param:
-        grad_params = jax.tree.map(np.asarray, grad_params)
-        gradients = adapter.mapping.only('params').to_torch({'params': grad_params})
-        # Parameters that the original froze are in other collections and get no gradient.
-        arrays.update(
-          {
-            f'grad_param/{entry.torch_key}': gradients[entry.torch_key]
-            if entry.collection == 'params'
-            else np.zeros(entry.torch_shape)
-            for entry in adapter.mapping.entries
-          }
-        )
+        flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, grad_params))
+        for key in case.manifest['grad_param']:
+          # What modules share has several keys in a state dict, any of which the record may have.
+          entry = adapter.mapping.find(key)
+          if entry is None:
+            continue
+          # Parameters that the original froze are in other collections and get no gradient.
+          gradient = np.zeros(entry.torch_shape)
+          if entry.collection == 'params':
+            gradient = entry.layout.to_torch(flat[entry.path], entry.torch_shape)
+          arrays[f'grad_param/{key}'] = gradient
     else:
       forward = _jit_once(scalar, heavy=False) if adapter.jit else scalar
       _, (outputs, taps) = forward(params, differentiated, others)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.conversion import correspondence, layouts
+from crossattn_jax.conversion import rules as rules_lib
 from crossattn_jax.conversion.layouts import channels_first, channels_last, first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, conv_norm
@@ -27,32 +28,22 @@ def criss_cross_rules(rank: int) -> list[Rule]:
 
 
 STEM = [rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')]
-BOTTLENECK = [
-  *(rule for i in range(3) for rule in conv_norm(f'conv{i + 1}', f'bn{i + 1}', f'conv_{i}')),
-  *conv_norm('downsample.0', 'downsample.1', 'shortcut'),
-]
-
-
-def backbone_rules(stages: int) -> list[Rule]:
-  """The rules of a ResNet without its classifier."""
-  rules = prefixed(STEM, '', 'stem/')
-  for s in range(stages):
-    rules += prefixed(BOTTLENECK, f'layer{s + 1}.{{b}}.', f'stage_{s}/block_{{b}}/')
-  return rules
-
 
 RESNET_HEAD = affine('fc', 'head')
 
 
 @correspondence.register_backbone(resnet.ResNet)
 def resnet_rules(module: resnet.ResNet) -> list[Rule]:
-  """The rules of the official classifier, or of mmdetection's backbone ResNetV1c.
+  """The rules of the official classifier, or of mmdetection's backbone ResNet or ResNetV1c.
 
-  Of that the stem is one sequence, in which every third layer is an activation.
+  Of the latter the stem is one sequence, in which every third layer is an activation.
   """
-  rules = backbone_rules(len(module.depths))
+  deep_stem = len(module.stem_widths) > 1
+  rules = rules_lib.resnet(len(module.depths), deep_stem)
   if module.num_classes:
     return [*rules, *RESNET_HEAD]
+  if not deep_stem:
+    return rules
   rules = rules[len(STEM) :]
   for i in range(3):
     rules += conv_norm(f'stem.{3 * i}', f'stem.{3 * i + 1}', f'stem/conv_{i}')
@@ -98,7 +89,7 @@ def model_rules(module: ccnet.CCNet) -> list[Rule]:
     pooling = psp_rules() if module.context == 'psp' else aspp_rules()
     head = [*prefixed(pooling, '0.', 'pooling/'), *affine('1', 'classifier', 'conv')]
   return [
-    *prefixed(backbone_rules(len(module.depths)), '', 'backbone/'),
+    *prefixed(rules_lib.resnet(len(module.depths), deep_stem=True), flax='backbone/'),
     *prefixed(head, 'head.', 'head/'),
     *conv_norm('dsn.0', 'dsn.1', 'auxiliary_head/conv'),
     *affine('dsn.3', 'auxiliary_head/classifier', 'conv'),
@@ -165,18 +156,18 @@ def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
     inputs={'image': jax.ShapeDtypeStruct((1, module.num_channels, 97, 97), jnp.float32)},
     taps=model_taps(module),
     heads=('head/classifier', 'auxiliary_head/classifier'),
-    classifier_rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
+    classifier_rules=[*rules_lib.resnet(len(module.depths), deep_stem=True), *RESNET_HEAD],
     fields=fields,
   )
 
 
-@correspondence.register_models('ccnet', 'resnet*_deep_stem')
+@correspondence.register_models('ccnet', 'resnet*')
 def describe_resnet(module: resnet.ResNet) -> correspondence.Correspondence:
-  """Says how a ResNet corresponds to the classifier that the official networks start from."""
+  """Says how a ResNet corresponds to torchvision's, or to what the official networks start from."""
   shape = (1, module.num_channels, *module.image_size)
   taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
   return correspondence.Correspondence(
-    rules=[*backbone_rules(len(module.depths)), *RESNET_HEAD],
+    rules=[*rules_lib.resnet(len(module.depths), len(module.stem_widths) > 1), *RESNET_HEAD],
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
     inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
     taps={'maxpool': ('stem', first_map), **taps},

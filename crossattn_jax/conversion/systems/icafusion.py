@@ -10,6 +10,7 @@ import numpy as np
 
 from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion import mapping as mapping_lib
+from crossattn_jax.conversion import rules as rules_lib
 from crossattn_jax.conversion.layouts import channels_first, channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm, conv_norm, norm
@@ -104,26 +105,18 @@ SPATIAL_PYRAMID_POOLING = [
 VGG_BLOCK = affine('vggblock.{j}.0', 'conv_{j}', 'conv')
 
 
-def resnet_block(torch: str, flax: str, shortcut: str) -> list[Rule]:
-  """The rules of a `resnet.Bottleneck`; `shortcut` is what its own is called in torch."""
-  rules = conv_norm(f'{torch}{shortcut}.0', f'{torch}{shortcut}.1', f'{flax}shortcut')
-  for i in range(3):
-    rules += conv_norm(f'{torch}conv{i + 1}', f'{torch}bn{i + 1}', f'{flax}conv_{i}')
-  return rules
-
-
 # Of a `resnet.Stem` and a `resnet.Stage`:
 RESNET_STEM = conv_norm('layer.0', 'layer.1', 'conv')
-RESNET_STAGE = resnet_block('layer.{j}.', 'block_{j}/', 'shortcut')
+RESNET_STAGE = [
+  *conv_norm('layer.{j}.shortcut.0', 'layer.{j}.shortcut.1', 'block_{j}/shortcut'),
+  *prefixed(rules_lib.BOTTLENECK, 'layer.{j}.', 'block_{j}/'),
+]
 
 
 def classifier_rules(module: icafusion.ICAFusion) -> list[Rule]:
   """The rules between a stream and the classifier of torchvision that it may start from."""
   if module.stream == 'resnet':
-    rules = [*conv_norm('conv1', 'bn1', 'stem/conv'), Rule('fc.{leaf:weight|bias}', None)]
-    for s in range(4):
-      rules += resnet_block(f'layer{s + 1}.{{j}}.', f'stage_{s}/block_{{j}}/', 'downsample')
-    return rules
+    return [*rules_lib.resnet(), Rule('fc.{leaf:weight|bias}', None)]
   if module.stream == 'vgg':
     rules, layer = [Rule('classifier.{i}.{leaf:weight|bias}', None)], 0
     for s, depth in enumerate(module.depths):

@@ -12,9 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax import kernels, parallel
-from crossattn_jax.attention import deformable
-from crossattn_jax.layers import initializers, linear, mlp, module
+from crossattn_jax.attention import deformable, positioned
+from crossattn_jax.layers import initializers, linear, mlp, module, stack
 
 EPSILON = 1e-5  # Of the norms.
 BoxHead = Callable[[jax.Array], jax.Array]
@@ -63,21 +62,23 @@ class BoxRegressor(module.Module):
 
   Attributes:
     size_bias: what it says of the logits of widths and heights at first.
+    key: of its initial values, so that several start alike; None for one of its own.
   """
 
   size_bias: float = 0.0
+  key: jax.Array | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., channels]` to changes of the logits of centres and sizes, `[..., 4]`."""
     channels = x.shape[-1]
     init = initializers.torch_convolution(channels)
-    for i in range(2):
-      x = nn.relu(
-        linear.Dense(channels, kernel_init=init, bias_init=init, name=f'linear_{i}', **self.types)(
-          x
-        )
-      )
+    for i, keys in enumerate(initializers.split_key(self.key, (2, 2))):
+      kernel_init, bias_init = (initializers.drawn_with(key, init) for key in keys)
+      x = linear.Dense(
+        channels, kernel_init=kernel_init, bias_init=bias_init, name=f'linear_{i}', **self.types
+      )(x)
+      x = nn.relu(x)
     zeros = nn.initializers.zeros
 
     def bias_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -123,26 +124,16 @@ class DecoderLayer(module.Module):
       padding: bool `[batch, positions]`, True for what is none of the image.
       train: whether to drop.
     """
-    channels, heads = x.shape[-1], self.num_heads
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    xavier = nn.initializers.xavier_uniform()
-    project = linear.Projections(3, heads, channels, kernel_init=xavier, name='qkv', **self.types)
-    query, key = project(x + position, slice(0, 2))
-    (value,) = project(x, slice(2, 3))
-    query, key, value = (
-      linear.split_heads(parallel.constrain(part, 'batch', None, ('heads', heads)), heads)
-      for part in (query, key, value)
-    )
-    dropout = drop if train and self.drop_rate > 0 else None
-    attended = kernels.dot_product_attention(query, key, value, dropout=dropout)
-    attended = linear.Dense(channels, axis=(-2, -1), kernel_init=xavier, name='out', **self.types)(
-      attended
-    )
+    attended, _ = positioned.PositionedAttention(
+      self.num_heads, self.drop_rate, name='attention', **self.types
+    )(x, x, position, position, train)
     x = self.layer_norm('norm_self', EPSILON)(x + drop(attended))
     looked = deformable.DeformableAttention(
-      heads, self.num_points, name='deformable', **self.types
+      self.num_heads, self.num_points, name='deformable', **self.types
     )(x + position, reference, memory, sizes, padding)
     x = self.layer_norm('norm_deformable', EPSILON)(x + drop(looked))
+    xavier = nn.initializers.xavier_uniform()
     network = mlp.FeedForward(self.hidden, self.drop_rate, xavier, name='mlp', **self.types)
     return self.layer_norm('norm_mlp', EPSILON)(x + network(x, train))
 
@@ -171,6 +162,7 @@ class DeformableDecoder(module.Module):
     num_points: see there.
     hidden: see there.
     drop_rate: see there.
+    remat: whether the backward pass recomputes each layer.
   """
 
   num_layers: int = 6
@@ -178,6 +170,7 @@ class DeformableDecoder(module.Module):
   num_points: int = 4
   hidden: int = 1024
   drop_rate: float = 0.1
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -226,14 +219,16 @@ class DeformableDecoder(module.Module):
     states, references = [x], [reference]
     for i in range(self.num_layers):
       seen = reference[:, :, None] * jnp.tile(ratios, reference.shape[-1] // 2)
-      x = DecoderLayer(
+      layer = DecoderLayer(
         self.num_heads,
         self.num_points,
         self.hidden,
         self.drop_rate,
         name=f'layer_{i}',
         **self.types,
-      )(x, position, seen, memory, sizes, padding, train)
+      )
+      arguments = position, seen, memory, sizes, padding, train
+      x = stack.apply_block(layer, x, *arguments, remat=self.remat)
       reference = refined(i + 1, x, reference)
       states.append(x)
       references.append(reference)

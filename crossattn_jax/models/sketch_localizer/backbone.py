@@ -11,7 +11,6 @@ from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossattn_jax.attention import reconfigured, sketch_guided
 from crossattn_jax.layers import (
@@ -24,6 +23,7 @@ from crossattn_jax.layers import (
   module,
   resize,
   sine_position,
+  stack,
 )
 
 EPSILON = 1e-5  # Of the norms.
@@ -56,6 +56,7 @@ class Block(module.Module):
     tokens: jax.Array,
     size: Size,
     det_position: jax.Array,
+    position: jax.Array | None = None,
     padding: jax.Array | None = None,
     train: bool = False,
   ) -> jax.Array:
@@ -66,8 +67,9 @@ class Block(module.Module):
         detection tokens.
       size: rows and columns of the map.
       det_position: `[1, det_tokens, position_channels]`.
-      padding: bool `[batch, rows, columns]`: detection tokens attend to patches where it is False;
-        None where they attend to none.
+      position: `[batch, rows, columns, channels]`, added to patches for the detection tokens that
+        attend to them; None where they attend to none.
+      padding: bool `[batch, rows, columns]`, True for patches that they do not see.
       train: whether to drop paths.
     """
     channels, (height, width) = tokens.shape[-1], size
@@ -80,7 +82,6 @@ class Block(module.Module):
     patches = jnp.pad(
       patches, ((0, 0), (0, -height % self.window), (0, -width % self.window), (0, 0))
     )
-    position = None if padding is None else sine_position.masked_sine_position(padding, channels)
     patches, det = reconfigured.ReconfiguredAttention(
       self.num_heads, self.window, self.shift, self.qkv_bias, name='attention', **self.types
     )(patches, det, position, padding)
@@ -138,6 +139,8 @@ class Stage(module.Module):
     window: see `Block`.
     mlp_ratio: see there.
     qkv_bias: see there.
+    remat: whether the backward pass recomputes each block.
+    scan_blocks: whether blocks that repeat are one loop.
   """
 
   num_heads: int
@@ -146,6 +149,8 @@ class Stage(module.Module):
   window: int = 7
   mlp_ratio: float = 4
   qkv_bias: bool = True
+  remat: bool = False
+  scan_blocks: bool = False
 
   @nn.compact
   def __call__(
@@ -156,25 +161,48 @@ class Stage(module.Module):
     padding: jax.Array | None = None,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array, Size]:
-    """Applies the stage; arguments are those of `Block`, the padding of any size.
+    """Applies the stage.
+
+    Args:
+      tokens: as for `Block`.
+      size: rows and columns of their map.
+      det_position: as for `Block`.
+      padding: bool `[batch, rows, columns]` of any size, True for what detection tokens do not see;
+        None where they see no patches.
+      train: whether to drop paths.
 
     Returns:
       The tokens before they are merged; those after, and the size of their map.
     """
+    position = None
     if padding is not None:
       # The originals' masks have been resized once before, and so may not have the map's size.
       padding = resize.upsample_nearest(padding[..., None], size)[..., 0]
-    for i, rate in enumerate(self.drop_path_rates):
-      tokens = Block(
+      position = sine_position.masked_sine_position(padding, tokens.shape[-1])
+    shifts = [self.window // 2 if i % 2 else 0 for i in range(len(self.drop_path_rates))]
+    tokens = stack.apply_blocks(
+      self,
+      lambda i, rate, **where: Block(
         self.num_heads,
         self.window,
-        self.window // 2 if i % 2 else 0,
+        shifts[i],
         self.mlp_ratio,
         self.qkv_bias,
         rate,
-        name=f'block_{i}',
+        **where,
         **self.types,
-      )(tokens, size, det_position, padding, train)
+      ),
+      self.drop_path_rates,
+      tokens,
+      size,
+      det_position,
+      position,
+      padding,
+      train,
+      kinds=shifts,
+      scan=self.scan_blocks,
+      remat=self.remat,
+    )
     if self.merged_channels is None:
       return tokens, tokens, size
     merged = PatchMerging(self.merged_channels, name='merging', **self.types)
@@ -276,26 +304,26 @@ class SketchGuidedSwin(module.Module):
       for name, channels in (('det_token', self.width), ('det_position', self.channels))
     )
     det = jnp.broadcast_to(det.astype(x.dtype), (x.shape[0], *det.shape[1:]))
-    ends = np.cumsum(self.depths)
-    rates = np.linspace(0, self.drop_path_rate, ends[-1])
-    features, maps = {}, []
-    for i, end in enumerate(ends):
-      x, attention = sketch_guided.SketchCrossAttention(
+    features, maps, last = {}, [], len(self.depths) - 1
+    for i, rates in enumerate(drop_path.growing_rates(self.drop_path_rate, self.depths)):
+      look = sketch_guided.SketchCrossAttention(
         self.sketch_fusion,
         self.fusion_heads,
         self.fusion_hidden,
         self.fusion_drop_rate,
         name=f'cross_attention_{i}',
         **self.types,
-      )(x, sketches, train)
+      )
+      x, attention = stack.apply_block(look, x, sketches, train, remat=self.remat)
       size = x.shape[1:3]
-      is_last = i == len(ends) - 1
       tokens, merged, merged_size = Stage(
         self.num_heads[i],
-        tuple(rates[end - self.depths[i] : end].tolist()),
-        self.channels if is_last else 2 * x.shape[-1],
+        rates,
+        2 * x.shape[-1] if i < last else self.channels,
         self.window,
         self.mlp_ratio,
+        remat=self.remat,
+        scan_blocks=self.scan_blocks,
         name=f'stage_{i}',
         **self.types,
       )(join(x, det), size, position, padding if i in self.det_stages else None, train)

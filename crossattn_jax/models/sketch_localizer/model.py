@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import sketch_guided
 from crossattn_jax.heads.detection import deformable_decoder, queries, types
-from crossattn_jax.layers import module, resize
+from crossattn_jax.layers import module, projection_norm, resize
 from crossattn_jax.models import detector, registry
 from crossattn_jax.models.backbones import resnet
 from crossattn_jax.models.parts import checks
@@ -167,8 +167,10 @@ class SketchLocalizer(module.Module):
     maps = [self._project(f'map_projection_{i}', x) for i, x in enumerate(seen.maps)]
     position = self._project('position_projection', seen.det_position)
     paddings = [resize.upsample_nearest(padding[..., None], x.shape[1:3])[..., 0] for x in maps]
+    # They start alike, but for the size that the first one says.
+    key = self.make_rng('params') if self.is_initializing() else None
     box_heads = [
-      deformable_decoder.BoxRegressor(0.0 if i else -2.0, name=f'boxes_{i}', **self.types)
+      deformable_decoder.BoxRegressor(0.0 if i else -2.0, key, name=f'boxes_{i}', **self.types)
       for i in range(self.num_layers + 1)
     ]
     decoded = deformable_decoder.DeformableDecoder(
@@ -177,6 +179,7 @@ class SketchLocalizer(module.Module):
       self.num_points,
       self.decoder_hidden,
       self.drop_rate,
+      self.remat,
       name='decoder',
       **self.types,
     )(self._project('query_projection', seen.det), position, maps, paddings, box_heads, train)
@@ -214,7 +217,7 @@ class SketchLocalizer(module.Module):
     return x.reshape(*sketches.shape[:2], *x.shape[1:])
 
   def _project(self, name: str, x: jax.Array) -> jax.Array:
-    return sketch_guided.ProjectionNorm(
+    return projection_norm.ProjectionNorm(
       self.channels, nn.initializers.xavier_uniform(), name=name, **self.types
     )(x)
 

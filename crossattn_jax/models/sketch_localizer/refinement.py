@@ -4,6 +4,7 @@ Source: Locformer, Tripathi et al. 2024 (arXiv 2303.08784), in the form of its c
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 from flax import linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import sketch_guided
 from crossattn_jax.heads.detection import deformable_decoder
-from crossattn_jax.layers import initializers, linear, module, sine_position
+from crossattn_jax.layers import initializers, linear, module, projection_norm, sine_position
 
 
 class SketchProjection(module.Module):
@@ -28,13 +29,7 @@ class SketchProjection(module.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., rows, columns, width]` to `[..., rows, columns, channels]`."""
     init = initializers.torch_convolution(x.shape[-1])
-    norm = nn.GroupNorm(
-      sketch_guided.GROUPS,
-      epsilon=sketch_guided.EPSILON,
-      use_fast_variance=False,
-      name='norm',
-      **self.types,
-    )
+    norm = projection_norm.group_norm('norm', **self.types)
     sketches = norm(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
     return linear.Dense(
       self.channels, kernel_init=init, bias_init=init, name='linear', **self.types
@@ -97,6 +92,11 @@ class RefinementHead(module.Module):
         self.num_heads, self.hidden, self.drop_rate, name=name, **self.types
       )
 
+    # All levels start alike.
+    key = self.make_rng('params') if self.is_initializing() else None
+    of_sketch, of_bias, of_both = (
+      functools.partial(initializers.drawn_with, x) for x in initializers.split_key(key, (3,))
+    )
     logits, boxes = [], []
     for level, state in enumerate(decoded.states):
       refined = state
@@ -106,8 +106,8 @@ class RefinementHead(module.Module):
           sketch, _ = fusion(f'sketch_fusion_{level}')(sketch, refined, cells, position, train)
       searched = linear.Dense(
         channels,
-        kernel_init=init(channels),
-        bias_init=init(channels),
+        kernel_init=of_sketch(init(channels)),
+        bias_init=of_bias(init(channels)),
         name=f'sketch_linear_{level}',
         **self.types,
       )(nn.relu(whole))
@@ -116,7 +116,7 @@ class RefinementHead(module.Module):
       )
       classify = linear.Dense(
         self.num_classes,
-        kernel_init=init(2 * channels),
+        kernel_init=of_both(init(2 * channels)),
         bias_init=nn.initializers.constant(-math.log((1 - self.prior) / self.prior)),
         name=f'class_{level}',
         **self.types,

@@ -186,7 +186,7 @@ def _bottleneck(manifest: Manifest) -> adapters.Adapter:
   module = resnet.Bottleneck(
     c['planes'], c.get('stride', 1), dilation, c.get('downsample', False), _UNIT
   )
-  return _map_adapter(manifest, module, prefixed(ccnet.BOTTLENECK, 'b.'))
+  return _map_adapter(manifest, module, prefixed(shared_rules.BOTTLENECK, 'b.'))
 
 
 @adapters.register_adapter('ccnet', 'stem')

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from crossattn_jax.conversion.mapping import prefixed
 from crossattn_jax.conversion.systems import sketch_localizer as rules
+from crossattn_jax.layers import sine_position
 from crossattn_jax.models.sketch_localizer import backbone
-from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity import adapters
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -28,20 +29,20 @@ def _size(manifest: Manifest) -> tuple[int, int]:
   return c['H'], c['W']
 
 
-def _padding(c: arguments.Arguments, inputs: Arrays) -> jax.Array | None:
-  return inputs['mask'] if c['cross_attn'] else None
-
-
 @adapters.register_adapter('sketch_localizer', 'ram_block')
 def _block(manifest: Manifest) -> adapters.Adapter:
   c, size = manifest['constructor'], _size(manifest)
-  shift = c['shift_size']
+  shift, sees_patches = c['shift_size'], c['cross_attn']
   module = backbone.Block(
     c['num_heads'], c['window_size'], shift, c.get('mlp_ratio', 4.0), c.get('qkv_bias', True)
   )
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    return {'tokens': module(inputs['tokens'], size, inputs['det_pos'], _padding(c, inputs))}
+    tokens, position, padding = inputs['tokens'], None, None
+    if sees_patches:
+      padding = inputs['mask']
+      position = sine_position.masked_sine_position(padding, tokens.shape[-1])
+    return {'tokens': module(tokens, size, inputs['det_pos'], position, padding)}
 
   return adapters.module_adapter(
     manifest,
@@ -57,7 +58,7 @@ def _block(manifest: Manifest) -> adapters.Adapter:
 def _stage(manifest: Manifest) -> adapters.Adapter:
   c, size = manifest['constructor'], _size(manifest)
   channels = _LAST_CHANNELS if c.get('last') else 2 * manifest['inputs']['tokens']['shape'][-1]
-  depth, merges = c['depth'], c['downsample']
+  depth, merges, sees_patches = c['depth'], c['downsample'], c['cross_attn']
   module = backbone.Stage(
     c['num_heads'],
     (0.0,) * depth,
@@ -68,9 +69,8 @@ def _stage(manifest: Manifest) -> adapters.Adapter:
   )
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
-    tokens, merged, merged_size = module(
-      inputs['tokens'], size, inputs['det_pos'], _padding(c, inputs)
-    )
+    padding = inputs['mask'] if sees_patches else None
+    tokens, merged, merged_size = module(inputs['tokens'], size, inputs['det_pos'], padding)
     return {'tokens': tokens, 'tokens_down': merged, 'hw_down': jnp.array(merged_size)}
 
   return adapters.module_adapter(
