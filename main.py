@@ -13,6 +13,9 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
                   and in --output predictions.json and pictures. See docs/predicting.md.
       python main.py --mode=predict --workdir=/tmp/digits --input=crossattn_jax/samples/digits
 
+  --mode=demo     shows a page in the browser: drop an image, and see what predict says of it.
+      python main.py --mode=demo --workdir=/tmp/digits
+
   --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
 
@@ -39,7 +42,15 @@ import ml_collections
 import rich
 
 from crossattn_jax import parallel, tasks
-from crossattn_jax.training import command_line, errors, export, host_memory, loop, metric_writers
+from crossattn_jax.training import (
+  command_line,
+  demo,
+  errors,
+  export,
+  host_memory,
+  loop,
+  metric_writers,
+)
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training.compile import aot
 
@@ -48,14 +59,19 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'predict', 'export', 'compile'], 'What to do; see above.'
+  'mode',
+  'train',
+  ['train', 'eval', 'predict', 'demo', 'export', 'compile'],
+  'What to do; see above.',
 )
-_INPUT = flags.DEFINE_string('input', None, 'predict: a file, or a folder that is searched.')
+_INPUT = flags.DEFINE_string(
+  'input', None, 'predict: a file, or a folder that is searched. demo: the examples on the page.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'predict: folder for results and pictures, WORKDIR/predictions by default, or ./predictions. '
-  'export: WORKDIR/export by default.',
+  'demo: WORKDIR/demo by default, or ./demo. export: WORKDIR/export by default.',
 )
 _PICTURES = flags.DEFINE_enum(
   'pictures',
@@ -64,8 +80,12 @@ _PICTURES = flags.DEFINE_enum(
   "predict: a picture of 'each' input, a 'sheet' of some, or 'none'. By default each of up to 32.",
 )
 _USE = flags.DEFINE_string(
-  'use', None, "eval, predict, export: which checkpoint: 'latest', 'best' or a step."
+  'use', None, "eval, predict, demo, export: which checkpoint: 'latest', 'best' or a step."
 )
+_HOST = flags.DEFINE_string(
+  'host', '127.0.0.1', 'demo: the address to listen at. 0.0.0.0 lets other machines see the page.'
+)
+_PORT = flags.DEFINE_integer('port', None, 'demo: by default the first free one from 7860 on.')
 _PLATFORMS = flags.DEFINE_list('platforms', list(export.PLATFORMS), 'export: for which to lower.')
 _FIXED_BATCH_SIZE = flags.DEFINE_integer(
   'fixed_batch_size', None, 'export: examples per call. Any number of them by default.'
@@ -95,10 +115,12 @@ _STOPPED = 128 + signal.SIGINT
 
 # The modes of the flags that are not for all.
 _MODES = {
-  'input': ('predict',),
-  'output': ('predict', 'export'),
+  'input': ('predict', 'demo'),
+  'output': ('predict', 'demo', 'export'),
   'pictures': ('predict',),
-  'use': ('eval', 'predict', 'export'),
+  'host': ('demo',),
+  'port': ('demo',),
+  'use': ('eval', 'predict', 'demo', 'export'),
   'platforms': ('export',),
   'fixed_batch_size': ('export',),
   'topology': ('compile',),
@@ -168,6 +190,11 @@ def run(overrides: Sequence[str]) -> None:
       rich.print(metric_writers.summary_table(metrics))
       print(f'split {config.dataset.eval_split!r} of {config.dataset.name!r}')
       print(json.dumps(metrics))
+  elif _MODE.value == 'demo':
+    examples = None if _INPUT.value is None else _path(_INPUT.value)
+    demo.serve(
+      config, workdir, _results('demo', workdir), examples, host=_HOST.value, port=_PORT.value
+    )
   elif _MODE.value == 'export':
     in_workdir = _OUTPUT.value is None and workdir is not None
     output = workdir / 'export' if in_workdir else _path(_required(_OUTPUT))
@@ -188,15 +215,20 @@ def run(overrides: Sequence[str]) -> None:
     _predict(config, workdir)
 
 
+def _results(name: str, workdir: epath.Path | None) -> epath.Path:
+  """The folder for results: --output, or one of that name in the workdir, or else here."""
+  if _OUTPUT.value is not None:
+    return _path(_OUTPUT.value)
+  return epath.Path(name) if workdir is None else workdir / name
+
+
 def _predict(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:
   """Prints records as they come, and at last where they are."""
   if _INPUT.value is None:
     raise config_lib.ConfigError(
       '--mode=predict needs --input: a file or a folder, such as crossattn_jax/samples/digits'
     )
-  inputs = _path(_INPUT.value)
-  in_workdir = workdir / 'predictions' if workdir is not None else epath.Path('predictions')
-  output = in_workdir if _OUTPUT.value is None else _path(_OUTPUT.value)
+  inputs, output = _path(_INPUT.value), _results('predictions', workdir)
   stream = _Stream()
   signal.signal(signal.SIGINT, stream.interrupt)
   try:

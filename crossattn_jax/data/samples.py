@@ -9,6 +9,7 @@ import tempfile
 from absl import app
 from PIL import Image
 
+from crossattn_jax.data import sources as data_sources
 from crossattn_jax.data.classification import digits, sources
 from crossattn_jax.data.scenes import dataset, shapes, tones
 
@@ -20,6 +21,23 @@ _SCENES = 3
 _NIGHTS = 4
 _CLIP = ('samples', 0)
 _QUERIES = ('a red star on sand', 'a blue disc')
+
+# Which of them data sets are like, by the task.
+_OFFERED = {
+  ('classification', 'digits'): 'digits',
+  ('audio_classification', 'tones'): 'sounds',
+  ('segmentation', 'shape_scenes'): 'scenes',
+  ('detection', 'shape_scenes'): 'scenes',
+  ('image_fusion', 'shape_scenes'): 'pairs',
+  ('paired_detection', 'shape_scenes'): 'night',
+  ('retrieval', 'shape_scenes'): 'queries.txt',
+}
+
+
+def offered(task: str, dataset: str) -> pathlib.Path | None:
+  """The samples that look like a data set that is made here; None for others."""
+  name = _OFFERED.get((task, data_sources.bare_name(dataset)))
+  return None if name is None else FOLDER / name
 
 
 def write(folder: pathlib.Path) -> None:

@@ -9,12 +9,13 @@ import ml_collections
 
 from crossattn_jax import config_errors
 from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
-from crossattn_jax.tasks.predictor import PICTURES, Predictor
+from crossattn_jax.tasks.predictor import PICTURES, Field, Predictor, evenly_spread
 
 __all__ = [
   'PICTURES',
   'Batch',
   'Evaluation',
+  'Field',
   'Predictor',
   'Serving',
   'Task',
@@ -22,6 +23,7 @@ __all__ = [
   'complete_config',
   'create_task',
   'default_config',
+  'evenly_spread',
   'upgrade_config',
 ]
 

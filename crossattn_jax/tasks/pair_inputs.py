@@ -1,6 +1,7 @@
 """What `--input` names where a task predicts for pairs of a visible and an infrared image."""
 
 import collections
+from collections.abc import Sequence
 from typing import ClassVar
 
 from etils import epath
@@ -17,6 +18,10 @@ class PairInputs:
     f'a folder with one folder of visible images ({", ".join(pairing.VISIBLE_FOLDERS)}) and one of '
     f'infrared images ({", ".join(pairing.INFRARED_FOLDERS)}), or VISIBLE,INFRARED: two folders or '
     'two files'
+  )
+  fields: ClassVar[Sequence[predictor.Field]] = (
+    predictor.Field('visible', 'image', 'Visible image'),
+    predictor.Field('infrared', 'image', 'Infrared image of the same scene'),
   )
 
   @classmethod

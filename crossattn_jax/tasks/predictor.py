@@ -50,6 +50,21 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
+class Field:
+  """Something that a person gives for one prediction, on a page.
+
+  Attributes:
+    name: a word, of the folder that it is stored in.
+    kind: 'image', 'sound' and 'drawing' are files, 'text' is one that the page writes.
+    label: what it is, for people.
+  """
+
+  name: str
+  kind: str
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Loaded:
   """An input that was read.
 
@@ -75,10 +90,14 @@ class Predictor(abc.ABC):
     variables: of its model.
     extensions: of the files that folders are searched for.
     expected: what `--input` names, for messages.
+    fields: that make up one input.
+    shown_files: of a record, the files that are pictures for people.
   """
 
   extensions: ClassVar[Sequence[str]] = sources.IMAGE_EXTENSIONS
   expected: ClassVar[str] = 'an image, or a folder with images'
+  fields: ClassVar[Sequence[Field]] = (Field('image', 'image', 'Image'),)
+  shown_files: ClassVar[Sequence[str]] = ('picture',)
 
   def __init__(self, task: Any, variables: Variables):
     self.task, self.variables = task, variables
@@ -112,6 +131,19 @@ class Predictor(abc.ABC):
 
   def summarize(self, records: Sequence[Record], output: epath.Path) -> None:  # noqa: B027  (a hook)
     """Writes what all records together say into the output folder; nothing by default."""
+
+  def input_of(self, files: Mapping[str, epath.Path]) -> epath.Path:
+    """What `--input` is where the fields were given.
+
+    Args:
+      files: by the names of the fields. Each is in a folder of that name, all in one folder and
+        with the same name but for extensions.
+
+    Returns:
+      The file; of several fields, the folder that they are all below.
+    """
+    first, *others = files.values()
+    return first.parent.parent if others else first
 
   # What is the same for all.
 

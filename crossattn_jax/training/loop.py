@@ -150,18 +150,30 @@ def predict(
     FileNotFoundError: there is no input.
     ValueError: no input can be read, or the config says how in a way that cannot be.
   """
+  experiment = setup_prediction(config, workdir)
+  task = experiment.task
+  # What is wrong shows before weights are loaded.
+  task.Predictor.find_inputs(inputs, output)
+  with jax.set_mesh(experiment.mesh):
+    variables = load_variables(experiment, workdir)
+    return task.Predictor(task, variables).write_predictions(inputs, output, pictures, on_record)
+
+
+def setup_prediction(
+  config: ml_collections.ConfigDict, workdir: epath.Path | None
+) -> experiment_lib.Experiment:
+  """What predicting needs besides variables; the config is completed, no data set is opened.
+
+  Raises:
+    ValueError: the config says how to predict in a way that cannot be.
+  """
   messages.say(*weights.complete_config(config, workdir, classes=True, with_data=False))
   # No data set is needed to count steps.
   experiment = experiment_lib.setup(
     config, _mesh_here(config), steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
-  task = experiment.task
-  # What is wrong shows before weights are loaded.
-  task.Examples.check(config.dataset)
-  task.Predictor.find_inputs(inputs, output)
-  with jax.set_mesh(experiment.mesh):
-    variables = load_variables(experiment, workdir)
-    return task.Predictor(task, variables).write_predictions(inputs, output, pictures, on_record)
+  experiment.task.Examples.check(config.dataset)
+  return experiment
 
 
 def _mesh_here(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:

@@ -18,6 +18,7 @@ class Predictor(classifier.Predictor):
 
   extensions = ('.wav',)
   expected = 'a .wav file, or a folder with .wav files'
+  fields = (predictor.Field('sound', 'sound', 'Sound (.wav)'),)
   score_name = 'score'
   draw = staticmethod(pictures.audio_clip)
   draw_sheet = staticmethod(pictures.sheet)

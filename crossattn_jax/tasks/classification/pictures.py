@@ -12,6 +12,8 @@ from crossattn_jax.tasks import attention_maps, drawing
 with epy.lazy_imports():  # Slow to import, and few runs need it.
   from matplotlib import figure
 
+_MOST_IN_A_ROW = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -66,8 +68,13 @@ def classified_image(path: epath.Path, sample: Sample) -> None:
     sample: what is drawn.
   """
   panels = 2 + len(sample.attention)
-  page = figure.Figure(figsize=(3 * panels, 3), layout='constrained')
-  axes = page.subplots(1, panels)
+  rows = -(-panels // _MOST_IN_A_ROW)
+  columns = -(-panels // rows)
+  page = figure.Figure(figsize=(3 * columns, 3 * rows), layout='constrained')
+  axes = page.subplots(rows, columns, squeeze=False).ravel()
+  for panel in axes[panels:]:
+    panel.set_axis_off()
+  axes = axes[:panels]
   drawing.show_image(axes[0], sample.image)
   for panel, (name, shown) in zip(axes[1:-1], sample.attention.items(), strict=True):
     drawing.show_attention(panel, sample.image, shown)

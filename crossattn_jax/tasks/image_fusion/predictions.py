@@ -22,6 +22,7 @@ class Predictor(pair_inputs.PairInputs, predictor.FilePredictor):
   """
 
   kinds = ('fused',)
+  shown_files = ('fused', 'picture')
   num_samples = 8
   draw = staticmethod(pictures.side_by_side)
   draw_sheet = staticmethod(pictures.sheet)

@@ -32,6 +32,8 @@ class Predictor(predictor.Predictor):
   expected = (
     '.txt files with a query per line, a sentence or the id of an image of the evaluation split'
   )
+  fields = (predictor.Field('query', 'text', 'Sentence, or the id of an image'),)
+  shown_files = ('picture', 'attention')
 
   def predict(self, variables: base.Variables, batch: base.Batch) -> dict[str, jax.Array]:
     """See `scoring.score_batch`."""

@@ -1,0 +1,92 @@
+"""What the page of `demo` says, as HTML: records of any task as tables, hints, errors."""
+
+from collections.abc import Mapping, Sequence
+import html
+from typing import Any
+
+# Numbers between 0 and 1 that are drawn as bars.
+_SHARES = ('probability', 'score', 'share')
+_MOST_CLASSES = 20
+
+STYLE = """
+.gradio-container { width: 100% !important; max-width: 1080px !important;
+  margin: 0 auto !important; }
+.about h1 { font-size: 1.5rem; font-weight: 600; margin: 0; }
+.about p { color: var(--neutral-500); margin: 0.2rem 0 0; }
+.label-clear-button { display: none; }
+.image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.result h2 { font-size: 1rem; font-weight: 600; margin: 0.6rem 0 0.2rem; }
+.result table { width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.95rem; }
+.result tr { border: 0 !important; }
+.result th, .result td { padding: 0.35rem 0.6rem 0.35rem 0 !important; border: 0 !important;
+  text-align: left; vertical-align: baseline; }
+.result th { font-weight: 400; color: var(--neutral-500); }
+.result td { border-top: 1px solid var(--border-color-primary) !important;
+  overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.result td.share { width: 45%; white-space: nowrap; }
+.result .bar { display: inline-block; height: 0.6rem; min-width: 1px; border-radius: 0.3rem;
+  margin-right: 0.5rem; background: var(--color-accent); }
+.result .problem { border-left: 4px solid #d9480f; padding: 0.6rem 0.8rem; border-radius: 4px;
+  background: var(--background-fill-secondary); overflow-wrap: anywhere; }
+.result .hint { color: var(--neutral-500); padding: 3rem 1rem; text-align: center; }
+.result .place { color: var(--neutral-500); font-size: 0.8rem; margin-top: 0.6rem;
+  overflow-wrap: anywhere; }
+"""
+
+
+def about(model: str, task: str, class_names: Sequence[str]) -> str:
+  """The head of the page."""
+  rest = len(class_names) - _MOST_CLASSES
+  names = ', '.join(class_names[:_MOST_CLASSES]) + (f' and {rest} more' if rest > 0 else '')
+  known = f'<p>It knows: {html.escape(names)}</p>' if class_names else ''
+  return f'<h1>{html.escape(model)}</h1><p>{html.escape(task)}</p>{known}'
+
+
+def hint() -> str:
+  """What stands where results will be."""
+  return '<div class="hint">The result appears here.</div>'
+
+
+def error(text: str) -> str:
+  """What went wrong."""
+  return f'<div class="problem" role="alert">{html.escape(text)}</div>'
+
+
+def record(values: Mapping[str, Any], folder: str) -> str:
+  """A record of `predict`: its lists and its groups of numbers, as tables; and where files are."""
+  parts = []
+  for name, value in values.items():
+    title = f'<h2>{html.escape(_words(name))}</h2>'
+    if isinstance(value, Mapping):
+      rows = [{'name': _words(key), 'value': entry} for key, entry in value.items()]
+      parts += [title, _table(rows, header=False)]
+    elif isinstance(value, list):
+      parts += [title, _table(value) if value else '<p>none</p>']
+  parts.append(f'<p class="place">Written to {html.escape(folder)}</p>')
+  return ''.join(parts)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+  columns = [name for name in rows[0] if name != 'index']
+  head = ''.join(f'<th>{html.escape(_words(name))}</th>' for name in columns)
+  body = ''.join(f'<tr>{"".join(_cell(name, row[name]) for name in columns)}</tr>' for row in rows)
+  return f'<table>{f"<tr>{head}</tr>" if header else ""}{body}</table>'
+
+
+def _cell(name: str, value: Any) -> str:
+  if name in _SHARES and 0 <= value <= 1:
+    bar = f'<span class="bar" style="width: {70 * value:.1f}%"></span>'
+    return f'<td class="share">{bar}{value:.1%}</td>'
+  return f'<td>{html.escape(_text(value))}</td>'
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.4g}'
+  if isinstance(value, list):
+    return ', '.join(f'{x:.0f}' if isinstance(x, float) else str(x) for x in value)
+  return str(value)
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
