@@ -150,7 +150,7 @@ def _check_mode() -> None:
   for name, modes in _MODES.items():
     if flags.FLAGS[name].present and _MODE.value not in modes:
       raise config_lib.ConfigError(
-        f'--{name} is for --mode={" and --mode=".join(modes)}, not for --mode={_MODE.value}'
+        f'--{name} is for --mode={" or ".join(modes)}, not for --mode={_MODE.value}'
       )
 
 
