@@ -59,10 +59,15 @@ class FolderSplit:
     """Whether a file, by its path below the folder, is in the share."""
     if (self.start, self.stop) == (0, 100):
       return True
-    # Systems differ in the form in which they keep accents, and in what separates folders.
-    name = unicodedata.normalize('NFC', path.replace(os.sep, '/')).encode(errors='surrogateescape')
-    digest = hashlib.blake2b(name, digest_size=_HASH_BYTES).digest()
-    return self.start <= 100 * int.from_bytes(digest, 'big') / 256**_HASH_BYTES < self.stop
+    return self.start <= 100 * position(path) < self.stop
+
+
+def position(name: str) -> float:
+  """A number in [0, 1) for a name, such as a path below a folder: the same on every machine."""
+  # Systems differ in the form in which they keep accents, and in what separates folders.
+  name = unicodedata.normalize('NFC', name.replace(os.sep, '/')).encode(errors='surrogateescape')
+  digest = hashlib.blake2b(name, digest_size=_HASH_BYTES).digest()
+  return int.from_bytes(digest, 'big') / 256**_HASH_BYTES
 
 
 def empty_share(

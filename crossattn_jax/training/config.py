@@ -341,7 +341,7 @@ def load(path: epath.Path) -> ml_collections.ConfigDict:
 
 
 # Keys of `config.dataset` that say which classes a run has, and how files and pictures show them.
-_CLASSES = ('class_names', 'category_ids', 'palette', 'class_values')
+_CLASSES = ('class_names', 'category_ids', 'unseen_classes', 'palette', 'class_values')
 
 
 def take_classes(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> None:

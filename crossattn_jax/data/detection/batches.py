@@ -41,6 +41,9 @@ def default_config() -> ml_collections.ConfigDict:
   # (height, width) of the arrays that hold images wider than high, multiples of 32; images higher
   # than wide are in arrays of (width, height), in batches of their own.
   config.image_size = (800, 1344)
+  # Sides of resized images are nearest to their proportions, or multiples of it, rounded down, as
+  # in ViDT, where it is 16.
+  config.size_multiple = 1
   # Rows for the objects of an image. Of more, training draws as many at random each time.
   config.max_boxes = 100
   # Whether masks are learnt too.
@@ -134,6 +137,7 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'long_side': long_side,
       'short_side': short_side,
       'keep_proportions': True,
+      'multiple': config.size_multiple,
       'interpolation': 'bilinear',
       'library': 'Pillow',
     },
@@ -153,14 +157,9 @@ def _eval_box(config: ml_collections.ConfigDict) -> tuple[int, int]:
   )
 
 
-def _multiple(config: ml_collections.ConfigDict) -> int:
-  """Of the sides of resized images, see `levels.fit`."""
-  return config.get('size_multiple', 1)
-
-
 def _eval_size(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
   """(height, width) at which evaluation shows an image."""
-  return levels.fit(size, _eval_box(config), multiple=_multiple(config))
+  return levels.fit(size, _eval_box(config), multiple=config.size_multiple)
 
 
 def _canvas(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
@@ -237,6 +236,7 @@ class Examples(pipeline.Examples):
       'image_size',
       f'(height, width) of images wider than high, multiples of {multiple} pixels',
     )
+    require(config.size_multiple >= 1, 'size_multiple', 'at least 1 pixel')
     require(config.max_boxes >= 1, 'max_boxes', 'at least 1')
 
     def is_range(key: str, ends: Sequence[int], most: float = math.inf, expected: str = '') -> None:
@@ -244,7 +244,7 @@ class Examples(pipeline.Examples):
       require(known, key, f'(least, most) in pixels{expected}')
 
     def is_held(key: str, side: int, most: int) -> None:
-      require(0 < side <= most, key, f'a number of pixels{held}')
+      require(0 < side < most + config.size_multiple, key, f'a number of pixels{held}')
 
     held = f' that dataset.image_size={tuple(canvas)} holds'
     is_range('augmentation.short_side', augmentation.shortest(options, canvas), canvas[0], held)
@@ -351,7 +351,7 @@ class Examples(pipeline.Examples):
     height, width = config.image_size
     # Of the batch, whichever image is shown.
     canvas = config.image_size if height == width else _canvas(self._sizes[index], config)
-    view = augmentation.draw(rng, size, canvas, config.augmentation, _multiple(config))
+    view = augmentation.draw(rng, size, canvas, config.augmentation, config.size_multiple)
     boxes = view.boxes(objects.boxes)
     chosen = np.flatnonzero(objects.learnable & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1))
     if len(chosen) > config.max_boxes:

@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import image_ops, pipeline, sources
-from crossattn_jax.data.retrieval import mapped_array
+from crossattn_jax.data import image_ops, mapped_array, pipeline, sources
 from crossattn_jax.data.scenes import captions, dataset, regions, shapes
 
 REGION_FILES = 'region_files'

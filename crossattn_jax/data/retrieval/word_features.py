@@ -11,8 +11,7 @@ import pathlib
 
 import numpy as np
 
-from crossattn_jax.data import pipeline
-from crossattn_jax.data.retrieval import mapped_array
+from crossattn_jax.data import mapped_array, pipeline
 
 
 class WordFeatures:

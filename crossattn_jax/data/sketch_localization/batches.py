@@ -11,7 +11,7 @@ from PIL import Image
 from crossattn_jax.data import pipeline
 from crossattn_jax.data.detection import annotations
 from crossattn_jax.data.detection import batches as detection
-from crossattn_jax.data.sketch_localization import rasters, sources
+from crossattn_jax.data.sketch_localization import drawings, rasters, sources
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -24,10 +24,9 @@ def default_config() -> ml_collections.ConfigDict:
   # What can be asked for. By default the classes that photos and drawings share, which
   # `complete_config` fills in.
   config.class_names = ()
-  # Of these, those that are never learnt, but asked for in evaluation. None: the published ones,
-  # where the classes are.
+  # Of these, those that are never learnt, but asked for in evaluation. None: none; where the
+  # classes are the published ones by default, those of them.
   config.unseen_classes = config_dict.placeholder(tuple)
-  # Sides of resized photos are multiples of it, rounded down.
   config.size_multiple = 16
   config.image_size = (800, 1328)
 
@@ -84,7 +83,6 @@ class Examples(detection.Examples):
     """Refuses wrong values, naming the key."""
     super().check(config)
     require, options = pipeline.requirement(config), config.sketches
-    require(config.size_multiple >= 1, 'size_multiple', 'at least 1 pixel')
     require(options.count >= 1, 'sketches.count', 'at least 1')
     require(options.size > 0 and options.size % 32 == 0, 'sketches.size', 'a multiple of 32 pixels')
     require(
@@ -94,6 +92,11 @@ class Examples(detection.Examples):
     )
     width = options.line_width
     require(width is None or width >= 1, 'sketches.line_width', 'at least 1 pixel, or None')
+    require(
+      options.eval_split in drawings.HELD_OUT,
+      'sketches.eval_split',
+      f'one of {", ".join(map(repr, drawings.HELD_OUT))}',
+    )
     require(
       config.evaluation.queries in sources.QUERIES,
       'evaluation.queries',

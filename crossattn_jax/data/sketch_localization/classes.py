@@ -3,7 +3,11 @@
 Lists and their order are those of LocFormer (arXiv 2303.08784) and of its release.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import os
+
+from crossattn_jax import config_errors
+from crossattn_jax.data import sources
 
 COCO_QUICKDRAW = (
   'elephant', 'bear', 'cat', 'zebra', 'bus', 'horse', 'giraffe', 'airplane', 'bed', 'dog',
@@ -28,3 +32,29 @@ PUBLISHED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   'quickdraw': (COCO_QUICKDRAW, COCO_QUICKDRAW[::4]),
   'sketchy': (COCO_SKETCHY, ('cat', 'couch', 'bicycle', 'car', 'horse')),
 }
+
+
+def plain(name: str) -> str:
+  """A class's name as photos and drawings have it in common: in lower case, with spaces."""
+  return name.lower().replace('_', ' ')
+
+
+def without_drawings(
+  name: str, drawn: Iterable[str], folder: str | os.PathLike[str], expected: str
+) -> config_errors.UnknownName:
+  """The error for a class that has no drawings in a folder.
+
+  Args:
+    name: of the class.
+    drawn: plain names of those that have.
+    folder: of all drawings.
+    expected: what it should hold.
+  """
+  known = sorted(drawn)
+  return config_errors.UnknownName(
+    f'{os.fspath(folder)!r} has no drawings of {name!r}: expected {expected}; '
+    f'{config_errors.near_names(name, known)}it has those of '
+    f'{sources.shown(known) or "no class"}; add them, or leave {name!r} out of dataset.class_names',
+    name,
+    known,
+  )

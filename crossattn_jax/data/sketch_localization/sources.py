@@ -179,8 +179,8 @@ def _open_photos(
 def complete(config: ml_collections.ConfigDict) -> list[str]:
   """Sets the splits and classes that `config.dataset` leaves open.
 
-  The classes are those that photos and drawings share; of COCO's photos and collections that are
-  used with them, the published ones.
+  The classes are those that photos and drawings share; where photos have all that are published for
+  a collection of drawings, as COCO's do, these alone.
 
   Returns:
     What was chosen, for the person at the terminal.
@@ -195,21 +195,32 @@ def complete(config: ml_collections.ConfigDict) -> list[str]:
     photos = _open_photos(config, config.train_split, config.class_names)
     own = dict(zip(photos.class_names, photos.category_ids, strict=True))
     if not config.class_names:
-      drawn = drawings.find_classes(config.sketches)
-      names, unseen = classes.PUBLISHED.get(config.sketches.name, ((), ()))
-      if not names or not set(names) <= set(own):
-        names, unseen = tuple(name for name in own if name in drawn), ()
-      if not names:
-        raise ValueError(
-          f'photos and drawings share no class: photos show {common.shown(list(own))}, drawings '
-          f'{common.shown(drawn)}; call them alike'
-        )
-      config.class_names = names
-      if config.unseen_classes is None:
-        config.unseen_classes = unseen
+      notes += _complete_classes(config, tuple(own))
     config.category_ids = tuple(own[name] for name in config.class_names)
   if config.unseen_classes is None:
     config.unseen_classes = ()
+  return notes
+
+
+def _complete_classes(config: ml_collections.ConfigDict, shown: Sequence[str]) -> list[str]:
+  """Sets the classes, of those that photos show, and of them those that are not learnt."""
+  drawn = drawings.find_classes(config.sketches)
+  published, unseen = classes.PUBLISHED.get(config.sketches.name, ((), ()))
+  wanted = published if published and set(published) <= set(shown) else shown
+  names = tuple(name for name in wanted if classes.plain(name) in drawn)
+  if not names:
+    raise ValueError(
+      f'photos and drawings share no class: photos show {common.shown(shown)}, drawings '
+      f'{common.shown(drawn)}; call them alike'
+    )
+  config.class_names = names
+  if config.unseen_classes is None:
+    config.unseen_classes = tuple(name for name in names if wanted == published and name in unseen)
+  notes = [f'{len(names)} classes: {common.shown(names)}']
+  if missing := [name for name in wanted if name not in names]:
+    notes.append(f'left out, as there are no drawings of them: {common.shown(missing)}')
+  if config.unseen_classes:
+    notes.append(f'never learnt, but asked for: {common.shown(config.unseen_classes)}')
   return notes
 
 
