@@ -130,3 +130,21 @@ def of_levels(
 
   levels = {name: outputs[name] for name in ('logits', 'boxes', 'ious') if name in outputs}
   return jax.vmap(of_level, in_axes=1)(levels, queries)
+
+
+def distillation_loss(
+  student: Mapping[str, jax.Array], teacher: Mapping[str, jax.Array]
+) -> jax.Array:
+  """How far tokens are from those of a teacher; see `set_losses.token_matching_loss`.
+
+  Args:
+    student: features of the model, which has them for the same patches and queries.
+    teacher: those of the other; without gradient.
+  """
+  tokens = []
+  for features in (student, teacher):
+    maps = [features[name] for name in sorted(features) if name.startswith('map_')]
+    queries = jnp.moveaxis(features['queries'], 1, 0)
+    # Those of the backbone are also the decoder's first.
+    tokens.append([*maps, queries[0], *queries])
+  return set_losses.token_matching_loss(*tokens)

@@ -9,7 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
-from crossattn_jax import config_errors
+from crossattn_jax import config_errors, models
 from crossattn_jax.data.sketch_localization import batches as data
 from crossattn_jax.data.sketch_localization import sources
 from crossattn_jax.heads.detection import types
@@ -19,6 +19,9 @@ from crossattn_jax.tasks import base
 from crossattn_jax.tasks.detection import predictions
 from crossattn_jax.tasks.detection import task as detection
 from crossattn_jax.tasks.sketch_localization import average_precision, losses, serving
+
+# Fields of a teacher that are the student's, too: what tokens there are.
+_ALIKE = ('num_queries', 'channels', 'num_layers')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -100,6 +103,35 @@ class SketchLocalization(detection.Detection):
     self.categories = tuple(config.dataset.class_names)
     # Whatever a sketch shows, objects that are found are of the only class.
     self.class_names, self.category_ids = (sources.MATCH,), (1,)
+    self._teacher = self._create_teacher()
+    if self._teacher is not None:
+      given, key = config.task.distillation, 'config.task.distillation.teacher_weights'
+      fields = {field: x for field, x in given.teacher.items() if x is not None}
+      name = fields.pop('name')
+      self.frozen_models['teacher'] = base.FrozenModel(
+        name, fields, self._init_teacher, given.teacher_weights, key
+      )
+
+  def _create_teacher(self) -> sketch_localizer.SketchLocalizer | None:
+    """Builds the model whose tokens are learnt too; None without one."""
+    options = self.config.task.distillation.teacher
+    if options.name is None:
+      return None
+    key, teacher = 'config.task.distillation.teacher', models.create_model(**options)
+    if not isinstance(teacher, sketch_localizer.SketchLocalizer):
+      raise ValueError(f'{key}.name={options.name!r} is no sketch localizer, as a teacher must be')
+    for field in _ALIKE:
+      given, own = getattr(teacher, field), getattr(self.model, field)
+      if given != own:
+        raise ValueError(
+          f'{key}.{field} is {given}, config.model.{field} is {own}: tokens of both are compared '
+          'one by one; set both alike'
+        )
+    return teacher
+
+  def _init_teacher(self, rng: jax.Array) -> base.Variables:
+    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
+    return self._teacher.init({'params': rng}, *self.model_inputs(batch))
 
   def check_options(self) -> None:
     """Refuses what does not belong together or cannot be, naming the keys."""
@@ -136,7 +168,9 @@ class SketchLocalization(detection.Detection):
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
     """The weighted sum of the losses of all levels; see `losses.localizer_losses`."""
     options, size = self.config.task, batch['image_size']
-    (outputs, _), updated = self.forward(
+    variables = dict(variables)
+    teacher_variables = variables.pop('teacher', None)
+    (outputs, features), updated = self.forward(
       variables, batch, jax.random.split(rng), train, image_size=size
     )
     reported = losses.localizer_losses(
@@ -148,6 +182,10 @@ class SketchLocalization(detection.Detection):
       margin=options.margin,
       pair_margin=options.pair_margin,
     )
+    if train and self._teacher is not None:
+      _, taught = self._teacher.apply(teacher_variables, *self.model_inputs(batch), image_size=size)
+      distance = losses.distillation_loss(features, taught)
+      reported['distillation_loss'] = options.loss_weights.distillation_loss * distance
     loss = sum(value for name, value in reported.items() if name.endswith('_loss'))
     return loss, (reported, updated)
 

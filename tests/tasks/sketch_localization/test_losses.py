@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax import parallel
 from crossattn_jax.heads.detection import types
 from crossattn_jax.parity import cases
 from crossattn_jax.tasks.sketch_localization import losses
@@ -72,3 +73,40 @@ def test_no_loss_depends_on_padding_or_on_the_order_of_objects(recorded):
   for name, value in one.items():
     np.testing.assert_allclose(reverse[name], value, rtol=1e-10)
   np.testing.assert_array_equal(of_reverse[..., ::-1], queries)
+
+
+@pytest.mark.extended
+def test_eight_devices_match_and_learn_what_one_does():
+  rng = np.random.default_rng(0)
+  outputs = {
+    'logits': rng.normal(size=(8, 3, 12, 2)),
+    'boxes': rng.uniform(0.2, 0.6, (8, 3, 12, 4)),
+    'ious': rng.normal(size=(8, 3, 12)),
+  }
+  low = rng.uniform(0, 30, (8, 5, 2))
+  # Images have none to five objects.
+  labels = np.where(np.arange(5) < rng.integers(0, 6, (8, 1)), 0, -1)
+  truths = types.Truths(np.concatenate([low, low + rng.uniform(5, 30, low.shape)], -1), labels)
+  sizes = rng.integers(60, 80, (8, 2))
+  weights = WEIGHTS | {'iou_loss': 2.0, 'margin_loss': 1.0, 'pair_margin_loss': 1.0}
+
+  def loss(outputs, truths, sizes):
+    reported = losses.localizer_losses(outputs, truths, sizes, weights)
+    queries = losses.match(outputs, *losses.targets(truths, sizes))
+    return sum(x for name, x in reported.items() if name.endswith('_loss')), (reported, queries)
+
+  results = []
+  with jax.enable_x64(True):
+    for devices in (1, 8):
+      mesh = parallel.create_mesh(devices=jax.devices()[:devices])
+      with jax.set_mesh(mesh):
+        arguments = parallel.global_batch((outputs, truths, sizes), mesh)
+        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(*arguments))
+  one, eight = results
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-14), one, eight)
+  (_, (reported, queries)), gradients = one
+  assert len(reported) == 9
+  assert ((queries >= 0) == (labels >= 0)[:, None]).all()
+  # Only matched queries learn boxes.
+  learnt = np.abs(gradients['boxes']).sum(-1) > 0
+  np.testing.assert_array_equal(learnt.sum(-1), (queries >= 0).sum(-1))
