@@ -221,9 +221,7 @@ class Backbone(nn.Module):
     for stage, look, project in zip(self.layers, self.attention, self.attention_proj, strict=True):
       guide = project(sketches.flatten(0, 1)).unflatten(0, (batch, -1)).mean(1)
       guide = guide.flatten(2).transpose(1, 2)
-      places = (
-        sine_position(*n, x.shape[-1], x.device) for n in (size, sketches.shape[-2:])
-      )
+      places = (sine_position(*n, x.shape[-1], x.device) for n in (size, sketches.shape[-2:]))
       x = look(x, guide, *places)
       tokens, merged, next_size = stage(torch.cat([x, det], dim=1), size, self.det_pos_embed)
       x, queries = tokens.split([size[0] * size[1], QUERIES], dim=1)

@@ -4,16 +4,18 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
   python -m benchmarks.vs_torch crossvit_small_240 --device=cuda --dtype=bfloat16 --batch=128
 
 For each model the forward pass and a whole training step (forward, loss, backward, AdamW) in
-float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the
-cross-entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet
-loss; of ATFuse, which fuses pairs of images, its loss of gradients and intensities; of RetinaNet,
-on images of 320 x 320 pixels, and ICAFusion, on pairs of 640 x 640, their losses of 12 objects
-each, anchors assigned. Each side is a process of its own with the same cores; they take turns, one
-sample each, and the one that waits sleeps. Prints the medians and the ratio PyTorch / this library
-of each round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`), and
-plain modules for those that no package has: MMViT, CrossFormer, MMCA, ATFuse, RetinaNet and
-ICAFusion (`benchmarks/torch_*.py`). On a GPU both multiply float32 in TF32. On a machine that
-others use, `--clock=processor` times what the cores spend on each side.
+float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the cross-
+entropy; of MMCA, which scores all pairs of the batch's images and sentences, the triplet loss; of
+ATFuse, which fuses pairs of images, its loss of gradients and intensities; of RetinaNet, on images
+of 320 x 320 pixels, and ICAFusion, on pairs of 640 x 640, their losses of 12 objects each, anchors
+assigned; of the sketch localizer, on photos of 480 x 640 and a sketch of each, its losses of 5
+objects, which queries of seven levels are matched with. Each side is a process of its own with the
+same cores; they take turns, one sample each, and the one that waits sleeps. Prints the medians and
+the ratio PyTorch / this library of each round: above 1 this library is faster. PyTorch's models are
+timm's (extra `torch`), and plain modules for those that no package has: MMViT, CrossFormer, MMCA,
+ATFuse, RetinaNet, ICAFusion and the sketch localizer (`benchmarks/torch_*.py`). On a GPU both
+multiply float32 in TF32. On a machine that others use, `--clock=processor` times what the cores
+spend on each side.
 """
 
 import argparse
@@ -33,6 +35,7 @@ KINDS = ('forward', 'train')
 # Seconds that pass, and seconds of all cores together.
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 DETECTOR_SIDE = 320
+PHOTO_SIZE, SKETCHED_OBJECTS = (480, 640), 5
 
 
 def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., Any]]:
@@ -42,10 +45,12 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import optax
 
   from crossattn_jax.models import atfuse, detector, icafusion, mmca
+  from crossattn_jax.models.sketch_localizer import model as sketch_localizer
   from crossattn_jax.tasks.detection import losses as detection_losses
   from crossattn_jax.tasks.detection import yolo_losses
   from crossattn_jax.tasks.image_fusion import losses as image_fusion_losses
   from crossattn_jax.tasks.retrieval import losses as retrieval_losses
+  from crossattn_jax.tasks.sketch_localization import losses as sketch_losses
 
   keys = jax.random.split(jax.random.key(0), 3)
   if isinstance(model, mmca.MMCA):
@@ -78,6 +83,17 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
 
     shape = (batch, *model.image_size, 3)
     return tuple(jax.random.uniform(key, shape) for key in keys[:2]), yolo_loss
+  if isinstance(model, sketch_localizer.SketchLocalizer):
+    truths = jax_truths(batch, SKETCHED_OBJECTS, PHOTO_SIZE, 1)
+    sizes = jnp.tile(jnp.array(PHOTO_SIZE), (batch, 1))
+    weights = {'class_loss': 2.0, 'box_loss': 5.0, 'giou_loss': 2.0}
+
+    def sketch_loss(outputs, *_):
+      losses = sketch_losses.localizer_losses(outputs, truths, sizes, weights)
+      return sum(loss for name, loss in losses.items() if name.endswith('_loss'))
+
+    shapes = (batch, *PHOTO_SIZE, 3), (batch, 1, model.sketch_size, model.sketch_size, 3)
+    return tuple(map(jax.random.normal, keys[:2], shapes)), sketch_loss
   image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
   labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
   cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -86,17 +102,23 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
 
 def jax_objects(model: Any, batch: int, side: int) -> tuple[Any, Any]:
   """Returns 12 objects in each of a batch of square images, and the anchors of a detector."""
+  truths = jax_truths(batch, 12, (side, side), model.num_classes)
+  return truths, model.anchors().of_input((side, side))
+
+
+def jax_truths(batch: int, objects: int, size: tuple[int, int], num_classes: int) -> Any:
+  """Returns so many objects in each of a batch of images."""
   import jax
   import jax.numpy as jnp
 
   from crossattn_jax.heads.detection import types
 
   keys = jax.random.split(jax.random.key(1), 3)
-  low = jax.random.uniform(keys[0], (batch, 12, 2), maxval=0.7 * side)
-  size = jax.random.uniform(keys[1], (batch, 12, 2), minval=16, maxval=0.3 * side)
-  labels = jax.random.randint(keys[2], (batch, 12), 0, model.num_classes)
-  boxes = jnp.concatenate([low, low + size], axis=-1)
-  return types.Truths(boxes, labels), model.anchors().of_input((side, side))
+  sides = jnp.array(size[::-1])
+  low = jax.random.uniform(keys[0], (batch, objects, 2), maxval=0.7 * sides)
+  extent = jax.random.uniform(keys[1], (batch, objects, 2), minval=16, maxval=0.3 * sides)
+  labels = jax.random.randint(keys[2], (batch, objects), 0, num_classes)
+  return types.Truths(jnp.concatenate([low, low + extent], axis=-1), labels)
 
 
 def jax_function(model_name: str, kind: str, batch: int, dtype: str) -> Callable[[], None]:
@@ -158,12 +180,13 @@ def torch_function(
     torch_mmca,
     torch_mmvit,
     torch_retinanet,
+    torch_sketch_localizer,
   )
 
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  detectors = torch_icafusion, torch_retinanet
+  detectors = torch_icafusion, torch_retinanet, torch_sketch_localizer
   modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit, *detectors
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
