@@ -279,6 +279,67 @@ def icafusion(argument: str, class_names: Sequence[str]) -> ml_collections.Confi
   return config
 
 
+# Epochs, the rate, the epochs after which it drops to a tenth, and the batch.
+_SKETCH_LOCALIZER = {
+  # As it trains: its schedule divides the rate by ten before the first step, and again.
+  'release': (12.0, 1e-5, (4,), 7),
+  # As its command reads.
+  'nominal': (12.0, 1e-4, (), 7),
+  # As others repaired it, with other rates for some parts.
+  'repaired': (50.0, 1e-4, (40,), 10),
+}
+
+
+def sketch_localizer(argument: str, sketches: str) -> ml_collections.ConfigDict:
+  """What the sketch localizer's release has for COCO's photos, and what its repair has.
+
+  Args:
+    argument: 'MODEL', or 'MODEL,RECIPE': 'release', with the rates at which the released code
+      really trains, 'nominal', with those that its command names, or 'repaired'.
+    sketches: kind of the drawings; see `data.sketch_localization.drawings`.
+
+  Raises:
+    ValueError: there is no such model or recipe.
+  """
+  model, _, recipe = argument.partition(',')
+  recipe = recipe or 'release'
+  if recipe not in _SKETCH_LOCALIZER:
+    raise ValueError(f'the recipe is {recipe!r}; it must be {" or ".join(_SKETCH_LOCALIZER)}')
+  repaired = recipe == 'repaired'
+  config = config_lib.default_config('sketch_localization')
+  config.model = models.model_config(model, dtype='bfloat16')
+  config.dataset.sketches.name = sketches
+  config.dataset.sketches.style = 'repaired' if repaired else 'release'
+  config.dataset.augmentation.short_side = (480, 800)
+  config.dataset.augmentation.short_step = 16
+  config.dataset.augmentation.crop.probability = 0.5
+  config.dataset.evaluation.short_side = 800
+  config.dataset.augmentation.long_side = config.dataset.evaluation.long_side = 1333
+  if not repaired:
+    config.task.evaluation.official = True
+    config.task.evaluation.area = 'resized'
+  schedule, optimizer = config.schedule, config.optimizer
+  schedule.name = 'step'
+  schedule.factor = 0.1
+  config.num_epochs, schedule.learning_rate, schedule.boundary_epochs, config.batch_size = (
+    _SKETCH_LOCALIZER[recipe]
+  )
+  optimizer.name = 'adamw'
+  optimizer.weight_decay = 1e-4
+  optimizer.clip_norm = 1.0
+  # Of the backbone neither vectors nor the detection tokens decay; of the rest everything does.
+  optimizer.decay_vectors = True
+  optimizer.decay_exclude = (r'backbone/(.*/)?(bias|scale)', r'backbone/det_(token|position)')
+  if repaired:
+    optimizer.multipliers = (
+      ('backbone/.*', 0.1),
+      (r'decoder/(point|layer_\d+/deformable/offsets)/.*', 0.1),
+    )
+  config.evaluation.every_epochs = 1.0
+  config.logging.every_steps = 50
+  return config
+
+
 def image_sentence_retrieval(model: str) -> ml_collections.ConfigDict:
   """SAEM's recipe (yiling2018/saem) for region features and captions as SCAN distributes them.
 

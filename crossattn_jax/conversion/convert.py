@@ -4,7 +4,7 @@ What does not fit the model is refused by name; nothing is dropped, resized or i
 asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -145,6 +145,39 @@ def to_flax_in_part(
     flat[path] = leaf
     lines.append(Line('', (), path, leaf.shape, _FRESH))
   return Conversion(name, overrides, traverse_util.unflatten_dict(flat, sep='/'), tuple(lines))
+
+
+def part_to_flax(
+  name: str,
+  state: Mapping[str, np.ndarray],
+  rules: Sequence[mapping_lib.Rule],
+  overrides: Mapping[str, Any] | None = None,
+) -> Conversion:
+  """Converts the state dict of a network that some of a model starts from.
+
+  Args:
+    name: of the model.
+    state: of the other network.
+    rules: of `Correspondence.starts`: what they are for, the state dict must have.
+    overrides: of `create_model`.
+
+  Returns:
+    The conversion, whose variables are those of the rules alone.
+
+  Raises:
+    mapping.MappingError: naming every missing, unexpected and misshapen key.
+  """
+  overrides = dict(overrides or {})
+  module = registry.create_model(name, **overrides)
+  described = correspondence.describe_model(name, module)
+  template = correspondence.model_template(module, described.call, described.inputs)
+  part = {
+    path: leaf
+    for path, leaf in traverse_util.flatten_dict(dict(template)).items()
+    if any(rule.collection == path[0] and rule.key_of('/'.join(path[1:])) for rule in rules)
+  }
+  mapping = mapping_lib.build_mapping(rules, traverse_util.unflatten_dict(part))
+  return Conversion(name, overrides, mapping.to_flax(state), tuple(_report(mapping, state)))
 
 
 def to_torch(

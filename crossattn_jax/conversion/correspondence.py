@@ -77,6 +77,8 @@ class Correspondence:
     classifier_rules: between the classifier that the network may start from and the paths within
       its backbones; those of the classifier's own head tell what is left out.
     backbones: the modules that are such a classifier but for its head.
+    starts: by the names of networks that parts of the model may start from, the rules between their
+      state dicts and the model; rules tell what is left out.
     fields: the shapes of a state dict by their keys -> the fields of the model that they tell,
       besides the numbers of classes and channels, which are found for every model.
     settings: the shapes of a state dict by their keys -> fields that no array shows, but that these
@@ -96,6 +98,7 @@ class Correspondence:
   position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
   classifier_rules: Sequence[mapping_lib.Rule] = ()
   backbones: Sequence[str] = ('backbone',)
+  starts: Mapping[str, Sequence[mapping_lib.Rule]] = dataclasses.field(default_factory=dict)
   fields: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
   settings: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
   buffers: Callable[[State], Mapping[str, Any]] = lambda state: {}

@@ -129,6 +129,7 @@ def fit(
   - A network takes the weights of one of its parts, such as its backbone trained as a classifier,
     and a part those of the whole; so does another network on the same backbone. What they do not
     share starts fresh or is dropped.
+  - What starts from weights of other networks takes these; the rest starts fresh.
   - A network of two streams takes those of a single one into both, and the other way round its own;
     what follows the streams starts fresh.
   - Heads of anchors keep their weights where the anchors are the same, up to half precision.
@@ -179,6 +180,9 @@ def fit(
   # Their paths may be those of other arrays here.
   known = {*places.values(), *changes}
   dropped = [Change(p, 'dropped, this network has none') for p in given if p not in known]
+  if opened.in_part:
+    for path in [path for path in wanted if path not in saved and path not in changes]:
+      note(path, 'fresh, the weights have none')
   if problems := _settle_rest(saved, wanted, parts, changes, note):
     told, of = opened.told or opened.name, ''
     if opened.name != name:

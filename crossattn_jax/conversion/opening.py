@@ -4,13 +4,14 @@ opened = open_weights('checkpoint.pth', 'crossvit_tiny_240')
 print(opened.told)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
 
+from flax import traverse_util
 import numpy as np
 
 from crossattn_jax.conversion import convert, correspondence, published, reading, recognition
@@ -41,6 +42,7 @@ class OpenedWeights:
     told: a sentence that says what was taken.
     settings: those of the overrides that the weights mean something else without.
     report: a line per tensor that was converted.
+    in_part: whether the variables are those of some parts of the model, which start from them.
   """
 
   name: str
@@ -50,6 +52,13 @@ class OpenedWeights:
   told: str = ''
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   report: tuple[convert.Line, ...] = ()
+  in_part: bool = False
+
+
+def split_source(source: str | os.PathLike) -> list[str]:
+  """The paths of several files of weights with commas between them, or the only one."""
+  source = os.path.expanduser(source)
+  return [source] if os.path.exists(source) else source.split(',')
 
 
 def open_weights(
@@ -65,7 +74,8 @@ def open_weights(
   Args:
     source: 'official' (the authors' release), 'timm' or 'transformers' (their copy), or a path: of
       a PyTorch checkpoint, of safetensors in the spelling of any of them, of a variables file, of
-      the folder of an exported model or of one of Hugging Face.
+      the folder of an exported model or of one of Hugging Face. Or several files, with commas
+      between them, each of other parts of the model.
     name: of the model.
     overrides: of `create_model`; what the file tells itself wins.
     which: 'ema', 'raw', or 'auto': the average where the file has one. Or the name of the entry
@@ -81,7 +91,10 @@ def open_weights(
   """
   overrides = dict(overrides or {})
   registry.create_model(name, **overrides)  # A wrong name or field shows before any download.
-  source = os.path.expanduser(source)
+  sources = split_source(source)
+  if len(sources) > 1:
+    return _join([open_weights(each, name, overrides, which=which) for each in sources])
+  (source,) = sources
   if source in published.SOURCES:
     opened = _open_published(name, source, which, cache_dir)
   elif os.path.exists(source):
@@ -96,6 +109,34 @@ def open_weights(
         f'{overrides[field]!r}; leave {field} out'
       )
   return opened
+
+
+def _join(opened: Sequence[OpenedWeights]) -> OpenedWeights:
+  """Weights of other parts of a model each as one.
+
+  Raises:
+    mapping.MappingError: they are of several models, or some parts are in two of them.
+  """
+  first, flat, report = opened[0], {}, []
+  for weights in opened:
+    if (weights.name, weights.overrides) != (first.name, first.overrides):
+      raise mapping_lib.MappingError(
+        f'{weights.told}: is no part of what {first.told} is of; leave one of them out'
+      )
+    more = traverse_util.flatten_dict(dict(weights.variables))
+    if both := sorted(flat.keys() & more.keys()):
+      raise mapping_lib.MappingError(
+        f'{weights.told}: has {"/".join(both[0])}{f" and {len(both) - 1} more" * (len(both) > 1)}, '
+        'which another of the files has too; leave one of them out'
+      )
+    flat |= more
+    report += weights.report
+  return dataclasses.replace(
+    first,
+    variables=traverse_util.unflatten_dict(flat),
+    told='; '.join(weights.told for weights in opened),
+    report=tuple(report),
+  )
 
 
 def _open_published(
@@ -145,6 +186,17 @@ def _open_checkpoint(
 ) -> OpenedWeights:
   checkpoint = reading.read_checkpoint(path, which)
   try:
+    start = _start_of(name, checkpoint.state, overrides)
+    if start is not None:
+      conversion, network = start
+      return OpenedWeights(
+        name,
+        conversion.overrides,
+        conversion.variables,
+        told=f'{path}: {network}, from which some of {name} starts, {checkpoint.told}',
+        report=conversion.report,
+        in_part=True,
+      )
     name, conversion = _convert(name, checkpoint.state, overrides)
   except mapping_lib.MappingError as error:
     raise mapping_lib.MappingError(f'{path}: {error}') from error
@@ -168,6 +220,17 @@ def _open_checkpoint(
     settings,
     conversion.report,
   )
+
+
+def _start_of(
+  name: str, state: Mapping[str, np.ndarray], overrides: Mapping[str, Any]
+) -> tuple[convert.Conversion, str] | None:
+  """Some of the model and the name of the network that the state dict is of, if it is of one."""
+  starts = correspondence.describe_model(name, registry.create_model(name, **overrides)).starts
+  for network, rules in starts.items():
+    if all(recognition.knows(rules, key) for key in state):
+      return convert.part_to_flax(name, state, rules, overrides), network
+  return None
 
 
 def _convert(

@@ -353,10 +353,11 @@ def _open(
 def _open_file(
   key: str, source: str, name: str, overrides: Mapping[str, Any], which: str
 ) -> opening.OpenedWeights:
-  if source not in published.SOURCES and not os.path.exists(source):
+  files = opening.split_source(source)
+  if missing := [x for x in files if x not in published.SOURCES and not os.path.exists(x)]:
     raise config_lib.ConfigError(
-      f'{key}={source!r} does not exist: give the workdir of a run, a file or folder of weights, '
-      f'or one of {", ".join(published.SOURCES)}'
+      f'{key}={missing[0]!r} does not exist: give the workdir of a run, a file or folder of '
+      f'weights, or one of {", ".join(published.SOURCES)}'
     )
   overrides = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
   # Read twice at the beginning of a run, for the config and for the arrays.

@@ -200,6 +200,32 @@ def model_rules(module: model_lib.SketchLocalizer) -> list[Rule]:
   ]
 
 
+def start_rules(module: model_lib.SketchLocalizer) -> dict[str, list[Rule]]:
+  """The rules of networks that parts of a model may start from, all of what these have for it."""
+  # Swin's last stage merges nothing.
+  merging = [rule for rule in STAGE if rule.torch.startswith('downsample.')]
+  swin = [
+    *(rule for rule in BACKBONE if rule.torch.startswith(('patch_embed.', 'layers.{i}.blocks.'))),
+    *prefixed(merging, f'layers.{{i:[0-{len(module.depths) - 2}]}}.', 'stage_{i}/'),
+    Rule('layers.{i}.blocks.{j}.attn_mask', None),
+    Rule('{rest:norm|head}.{leaf:weight|bias}', None),
+  ]
+  of_vidt = r'backbone\.(patch_embed|det_|layers)|transformer|bbox|input_proj|tgt_|query_pos_'
+  return {
+    'Swin': prefixed(
+      [rule for rule in swin if '.det_pos_linear.' not in rule.torch], flax='backbone/'
+    ),
+    'ViDT': [
+      *(rule for rule in model_rules(module) if rule.flax is None or re.match(of_vidt, rule.torch)),
+      Rule('class_embed.{l}.{leaf:weight|bias}', None),
+    ],
+    'ResNet': [
+      *prefixed(rules_lib.resnet(len(module.sketch_depths)), flax='sketch_encoder/'),
+      Rule('fc.{leaf:weight|bias}', None),
+    ],
+  }
+
+
 def model_taps(module: model_lib.SketchLocalizer) -> dict[str, correspondence.TapLike]:
   """What the parts of the original return."""
   stages, levels = range(len(module.depths)), range(module.num_layers + 1)
@@ -251,7 +277,7 @@ def told_fields(shapes: correspondence.Shapes) -> Mapping[str, Any]:
     found = (re.match(pattern, key) for key in shapes)
     return len({match[0] for match in found if match})
 
-  if 'backbone.det_token' not in shapes:
+  if not {'backbone.det_token', 'class_embed_v2.0.weight'} <= shapes.keys():
     return {}
   _, queries, width = shapes['backbone.det_token']
   stages = range(count(r'backbone\.layers\.\d+\.'))
@@ -300,6 +326,7 @@ def describe(module: model_lib.SketchLocalizer) -> correspondence.Correspondence
       'sketches': jax.ShapeDtypeStruct(sketches, jnp.float32),
     },
     taps=model_taps(module),
+    starts=start_rules(module),
     fields=told_fields,
     besides=lambda state: besides(module, state),
   )
