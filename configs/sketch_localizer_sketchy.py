@@ -7,7 +7,8 @@ r"""The sketch localizer on COCO's photos and Sketchy's drawings: 22 categories 
 
 SKETCHY holds a folder of drawings for each class, as `sketch/tx_000000000000` of the database does.
 `configs/sketch_localizer_quickdraw.py` says more of weights and recipes. The authors had
-another set of unseen classes earlier: `--config.dataset.unseen_classes=elephant,umbrella,apple,car`.
+another set of unseen classes earlier:
+`--config.dataset.unseen_classes='("elephant","umbrella","apple","car")'`.
 """
 
 import ml_collections
