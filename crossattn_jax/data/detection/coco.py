@@ -93,6 +93,21 @@ class CocoFile:
     return found
 
 
+class Masks(Sequence[annotations.Segmentation]):
+  """Masks of annotations, read when they are asked for: few uses of objects need them."""
+
+  def __init__(self, file: CocoFile, places: Sequence[int]):
+    """The masks of annotations of a file, by their places."""
+    self._file, self._places = file, places
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __getitem__(self, index: int) -> annotations.Segmentation:
+    (segmentation,) = self._file.segmentations([self._places[index]])
+    return segmentation
+
+
 def read(path: str | os.PathLike[str]) -> CocoFile:
   """Reads a file, or returns what was read of it before.
 

@@ -113,7 +113,7 @@ class CocoFolder:
       crowd=file.crowd[span],
       area=file.area[span],
       ids=file.ids[span],
-      segmentations=file.segmentations(range(span.start, span.stop)) if has_masks else None,
+      segmentations=coco.Masks(file, range(span.start, span.stop)) if has_masks else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from absl import logging
 import jax
 import ml_collections
 from ml_collections import config_dict
@@ -144,11 +145,26 @@ class Examples(detection.Examples):
 
   def _sketches(self, category: int, numbers: np.ndarray) -> np.ndarray:
     """Drawings of a category as the network sees them, float32 `[count, size, size, 3]`."""
-    rows = []
-    for number in numbers.tolist():
-      drawing = self.source.sketches.drawing(category, number)
-      rows.append(rasters.normalized(rasters.raster(drawing, self.config.sketches), self.config))
-    return np.stack(rows)
+    options = self.config.sketches
+    drawn = [rasters.raster(self._drawing(category, k), options) for k in numbers.tolist()]
+    return np.stack([rasters.normalized(pixels, self.config) for pixels in drawn])
+
+  def _drawing(self, category: int, number: int) -> rasters.Drawing:
+    """A drawing, or else the next one of its category that can be read."""
+    source = self.source.sketches
+    count = int(source.counts[category])
+    for place in range(count):
+      try:
+        return source.drawing(category, (number + place) % count)
+      except pipeline.UnreadableError as error:
+        if self.config.unreadable == 'error':
+          raise ValueError(
+            f"unreadable drawing {error}; repair or remove it, or set dataset.unreadable = 'skip'"
+          ) from error
+        logging.warning('skipped drawing %s', error)
+    raise ValueError(
+      f'none of the {count} drawings of {self.source.categories[category]!r} can be read'
+    )
 
 
 def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -65,27 +65,22 @@ class QuerySource:
     self.seen = np.array(seen, bool)
     self._photos = photos
     asked = self.seen if training else np.ones_like(self.seen)
-    shown = np.zeros((len(photos), len(asked)), np.int64)
+    shown = np.zeros((len(photos), len(asked)), bool)
+    count = np.zeros(len(photos), np.int64)
     for photo in range(len(photos)):
       objects = photos.annotations(photo)
-      np.add.at(shown[photo], objects.labels[_countable(objects)], 1)
-    shown[:, ~asked] = 0
+      labels = objects.labels[_countable(objects) & asked[objects.labels]]
+      shown[photo, labels], count[photo] = True, len(labels)
     if not shown.any():
       raise ValueError(
         f'no photo shows any of {common.shown(np.array(self.categories)[asked].tolist())}'
       )
+    self._category = None
     if queries == 'all' and not training:
       self.photo, self._category = np.nonzero(shown)
     else:
-      self.photo = np.flatnonzero(shown.any(axis=1))
-      self._category = np.array(
-        [
-          np.random.default_rng((SEED, photo)).choice(np.flatnonzero(shown[photo]))
-          for photo in self.photo.tolist()
-        ]
-      )
-    self._shown = shown[self.photo]
-    self.num_objects = self._shown.sum(axis=1)
+      self.photo = np.flatnonzero(count)
+    self._shown, self.num_objects = shown[self.photo], count[self.photo]
     ids = photos.image_ids
     self.image_ids = tuple(ids[photo] for photo in self.photo.tolist())
 
@@ -104,8 +99,11 @@ class QuerySource:
     return np.flatnonzero(self._shown[index])
 
   def category(self, index: int) -> int:
-    """What is asked for in evaluation: a function of the photo's number alone."""
-    return int(self._category[index])
+    """What is asked for in evaluation: of one query per photo, a function of its number alone."""
+    if self._category is not None:
+      return int(self._category[index])
+    rng = np.random.default_rng((SEED, int(self.photo[index])))
+    return int(rng.choice(self.choices(index)))
 
   def sketch_numbers(self, index: int, count: int) -> np.ndarray:
     """Numbers of the drawings by which evaluation asks, with replacement."""
@@ -116,8 +114,7 @@ class QuerySource:
   def all_annotations(self, index: int) -> annotations.Objects:
     """The objects of all categories that may be asked for here, through which labels count."""
     objects = self._photos.annotations(int(self.photo[index]))
-    allowed = self._shown[index].astype(bool)
-    return _only(objects, _countable(objects) & allowed[objects.labels])
+    return _only(objects, _countable(objects) & self._shown[index][objects.labels])
 
   def annotations(self, index: int) -> annotations.Objects:
     """The objects of the category that is asked for, label 0."""

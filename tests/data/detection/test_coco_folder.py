@@ -120,7 +120,7 @@ def test_other_classes_are_left_out_and_counted(write_coco, coco_dict, caplog):
   assert (source.class_names, source.category_ids) == (('dog',), (8,))
   assert (source.num_objects.tolist(), source.masks_missing) == ([1, 1, 0], None)
   assert [source.annotations(index).ids.tolist() for index in range(3)] == [[5], [11], []]
-  assert source.annotations(0).segmentations == [{'size': [20, 30], 'counts': [0, 30, 570]}]
+  assert list(source.annotations(0).segmentations) == [{'size': [20, 30], 'counts': [0, 30, 570]}]
   assert '1 of 3 objects of ' in caplog.text
 
 

@@ -5,6 +5,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 import pytest
 
+from crossattn_jax.data.sketch_localization import batches, sources
+
 # Drawings of each class.
 COUNT = 40
 
@@ -72,3 +74,81 @@ def sketches_config():
     return ConfigDict({'name': name, 'data_dir': None if data_dir is None else str(data_dir)})
 
   return make
+
+
+# Boxes x, y, width, height of each photo of 60 x 80 pixels (height x width), by class; photos 3 and
+# 4 show nothing that can be asked for.
+PHOTOS = (
+  {'cat': [[0, 0, 20, 20], [30, 10, 10, 40]], 'person': [[5, 5, 9, 9]]},
+  {'dog': [[10, 0, 30, 30]], 'cat': [[50, 20, 20, 20]]},
+  {'hot dog': [[0, 0, 16, 16]], 'dog': [[40, 30, 20, 20], [0, 30, 10, 10]]},
+  {'person': [[0, 0, 50, 50]]},
+  {'dog crowd': [[0, 0, 50, 50]], 'cat': [[10, 10, 0, 12]]},
+  {'hot dog': [[20, 20, 30, 30]]},
+)
+CATEGORIES = ('cat', 'person', 'dog', 'hot dog')
+
+
+@pytest.fixture
+def coco_dir(tmp_path):
+  """A COCO folder in miniature, of which training and validation have the same photos."""
+  root = tmp_path / 'coco'
+  (root / 'annotations').mkdir(parents=True)
+  boxes = [
+    (photo, name, box)
+    for photo, objects in enumerate(PHOTOS)
+    for name, own in objects.items()
+    for box in own
+  ]
+  content = {
+    'images': [
+      {'id': 10 + photo, 'file_name': f'{photo}.jpg', 'height': 60, 'width': 80}
+      for photo in range(len(PHOTOS))
+    ],
+    'categories': [{'id': 1 + place, 'name': name} for place, name in enumerate(CATEGORIES)],
+    'annotations': [
+      {
+        'id': 100 + number,
+        'image_id': 10 + photo,
+        'category_id': 1 + CATEGORIES.index(name.removesuffix(' crowd')),
+        'bbox': box,
+        'area': box[2] * box[3],
+        'iscrowd': int(name.endswith('crowd')),
+      }
+      for number, (photo, name, box) in enumerate(boxes)
+    ],
+  }
+  for split in ('train2017', 'val2017'):
+    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    (root / split).mkdir()
+    for photo in range(len(PHOTOS)):
+      Image.new('RGB', (80, 60), (40 * photo, 99, 0)).save(root / split / f'{photo}.jpg')
+  return root
+
+
+@pytest.fixture
+def coco_config(coco_dir, quickdraw_dir):
+  """COCO's photos and QuickDraw's drawings; hot dogs are not learnt."""
+  config = batches.default_config()
+  config.data_dir, config.sketches.data_dir = str(coco_dir), str(quickdraw_dir)
+  config.image_size, config.max_boxes, config.sketches.size = (64, 96), 4, 32
+  config.class_names, config.unseen_classes = ('dog', 'hot dog', 'cat'), ('hot dog',)
+  return config
+
+
+@pytest.fixture(scope='session')
+def scenes_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('scenes'))
+
+
+@pytest.fixture
+def scenes_config(scenes_dir):
+  """Scenes and drawings of their shapes; stars and crosses are not learnt."""
+  config = batches.default_config()
+  config.name = config.sketches.name = 'shape_scenes/tiny'
+  config.data_dir = scenes_dir
+  config.image_size, config.max_boxes, config.sketches.size = (64, 64), 4, 64
+  config.sketches.count = 2
+  config.unseen_classes = ('star', 'cross')
+  sources.complete(config)
+  return config
