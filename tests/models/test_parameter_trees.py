@@ -28,6 +28,9 @@ def _inputs(model):
       return ({'regions': array((1, 2, model.region_dim), jnp.float32), 'words': words},)
     case 'ATFuse':
       return (array((1, 8, 8, 1), jnp.float32),) * 2
+    case 'SketchLocalizer':
+      sketch = 1, 1, model.sketch_size, model.sketch_size, model.num_channels
+      return array((1, 64, 64, model.num_channels), jnp.float32), array(sketch, jnp.float32)
     case 'ICAFusion':
       return (array((1, *model.image_size, model.num_channels), jnp.float32),) * 2
   return (array((1, *model.image_size, model.num_channels), jnp.float32),)

@@ -13,7 +13,7 @@ from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion import rules as rules_lib
 from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
-from crossattn_jax.conversion.rules import affine, norm
+from crossattn_jax.conversion.rules import affine, batch_norm, norm
 from crossattn_jax.models.sketch_localizer import model as model_lib
 
 Arrays = dict[str, jax.Array]
@@ -85,8 +85,18 @@ DECODER = [
   *prefixed(DECODER_LAYER, 'decoder.layers.{j}.', 'layer_{j}/'),
   *affine('reference_points', 'point'),
 ]
-# Of a `BoxRegressor`.
-BOX_REGRESSOR = affine('layers.{j}', 'linear_{j}')
+# Of a `Regressor`.
+REGRESSOR = affine('layers.{j}', 'linear_{j}')
+# Of a `CrossScaleFusion`.
+CROSS_SCALE_FUSION = [
+  *affine('layer_{i}_rn', 'projection_{i}/linear', 'pointwise_conv'),
+  *norm('p_norm_{i}', 'projection_{i}/norm'),
+  *affine('refinenet_{i}.smoothing', 'smoothing_{i}', 'pointwise_conv'),
+  *affine('refinenet_{i}.resConfUnit1.conv{j}', 'lateral_{i}/conv_{j}', 'conv'),
+  *affine('refinenet_{i}.resConfUnit2.conv{j}', 'output_{i}/conv_{j}', 'conv'),
+  *batch_norm('refinenet_{i}.resConfUnit1.bn{j}', 'lateral_{i}/norm_{j}'),
+  *batch_norm('refinenet_{i}.resConfUnit2.bn{j}', 'output_{i}/norm_{j}'),
+]
 # Of a `SketchProjection`.
 SKETCH_PROJECTION = [
   *norm('gp_norm', 'norm'),
@@ -119,7 +129,7 @@ MODEL = [
   *prefixed(PROJECTION_NORM, 'tgt_proj.', 'query_projection/'),
   *prefixed(PROJECTION_NORM, 'query_pos_proj.', 'position_projection/'),
   *prefixed(DECODER, 'transformer.', 'decoder/'),
-  *prefixed(BOX_REGRESSOR, 'bbox_embed.{l}.', 'boxes_{l}/'),
+  *prefixed(REGRESSOR, 'bbox_embed.{l}.', 'boxes_{l}/'),
   *prefixed(REFINEMENT_HEAD, flax='head/'),
 ]
 # Where the original has the box heads too.
@@ -236,10 +246,11 @@ def model_taps(module: model_lib.SketchLocalizer) -> dict[str, correspondence.Ta
   def flat(x: jax.Array) -> jax.Array:
     return channels_first(x)[..., None]
 
+  fused = {'multi_sketch_fusion': ('sketch_fusion', as_tokens)}
   return {
+    **(fused if module.sketch_fusion == 'trainable' else {}),
     'sketch_proj': ('sketch_projection', channels_first),
     'backbone.patch_embed': ('backbone/stem', channels_first),
-    'multi_sketch_fusion': ('sketch_fusion', as_tokens),
     'tgt_proj': ('query_projection', flat),
     'query_pos_proj': ('position_projection', flat),
     **{
@@ -255,8 +266,8 @@ def model_taps(module: model_lib.SketchLocalizer) -> dict[str, correspondence.Ta
     **{f'transformer.decoder.layers.{i}': f'decoder/layer_{i}' for i in levels[:-1]},
     **{
       f'query_fusion{torch}.{i}': (f'head/{flax}_fusion_{i}', first)
-      for i in levels[module.first_level :]
-      for torch, flax in (('', 'object'), ('_sketch', 'sketch'))
+      for torch, flax, refined in (('', 'object', levels), ('_sketch', 'sketch', levels[:-1]))
+      for i in refined[module.first_level :]
     },
   }
 

@@ -57,20 +57,20 @@ def valid_ratios(padding: jax.Array) -> jax.Array:
   return jnp.stack(shares, axis=-1).astype(jnp.float32)
 
 
-class BoxRegressor(module.Module):
+class Regressor(module.Module):
   """Three linear maps with rectifiers between; at first it says the same of every query.
 
   Attributes:
-    size_bias: what it says of the logits of widths and heights at first.
+    first: what it says at first, such as 4 numbers for the logits of a box.
     key: of its initial values, so that several start alike; None for one of its own.
   """
 
-  size_bias: float = 0.0
+  first: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
   key: jax.Array | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[..., channels]` to changes of the logits of centres and sizes, `[..., 4]`."""
+    """Maps `[..., channels]` to as many numbers as `first` has."""
     channels = x.shape[-1]
     init = initializers.torch_convolution(channels)
     for i, keys in enumerate(initializers.split_key(self.key, (2, 2))):
@@ -79,12 +79,13 @@ class BoxRegressor(module.Module):
         channels, kernel_init=kernel_init, bias_init=bias_init, name=f'linear_{i}', **self.types
       )(x)
       x = nn.relu(x)
-    zeros = nn.initializers.zeros
-
-    def bias_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-      return zeros(key, shape, dtype).at[2:].set(self.size_bias)
-
-    return linear.Dense(4, kernel_init=zeros, bias_init=bias_init, name='linear_2', **self.types)(x)
+    return linear.Dense(
+      len(self.first),
+      kernel_init=nn.initializers.zeros,
+      bias_init=lambda key, shape, dtype: jnp.array(self.first, dtype),
+      name='linear_2',
+      **self.types,
+    )(x)
 
 
 class DecoderLayer(module.Module):

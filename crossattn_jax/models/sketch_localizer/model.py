@@ -5,14 +5,16 @@ Single Sketch", Tripathi et al. 2024 (arXiv 2303.08784), in the form of its code
 ViDT, Song et al. 2022 (arXiv 2110.03921).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import sketch_guided
+from crossattn_jax.heads import cross_scale_fusion
 from crossattn_jax.heads.detection import deformable_decoder, queries, types
 from crossattn_jax.layers import module, projection_norm, resize
 from crossattn_jax.models import detector, registry
@@ -54,6 +56,8 @@ class SketchLocalizer(module.Module):
     sketch_depths: bottlenecks of the stages of the sketches' ResNet.
     sketch_widths: inside these; the stem has the width of the first.
     sketch_output_stride: of the ResNet; see there.
+    cross_scale_fusion: whether the maps that the decoder looks at know all coarser ones.
+    iou_head: whether to say of every query how well its box fits.
     remat: whether the backward pass recomputes each block instead of storing it.
     scan_blocks: whether blocks that repeat are one loop.
   """
@@ -85,12 +89,25 @@ class SketchLocalizer(module.Module):
   sketch_depths: tuple[int, ...] = (3, 4, 6, 3)
   sketch_widths: tuple[int, ...] = (64, 128, 256, 512)
   sketch_output_stride: int = 32
+  cross_scale_fusion: bool = False
+  iou_head: bool = False
   remat: bool = False
   scan_blocks: bool = False
 
   def __post_init__(self):
     checks.check_choices(self, sketch_fusion=sketch_guided.FUSIONS)
     checks.check_lengths(self, 'depths', 'stages', 'num_heads')
+    checks.check_lengths(self, 'sketch_depths', "stages of the sketches' ResNet", 'sketch_widths')
+    if self.num_classes < 2:
+      raise ValueError(f'num_classes={self.num_classes}: class 1 is what the sketch shows, so 2')
+    if not set(self.det_stages) <= set(range(len(self.depths))):
+      raise ValueError(f'det_stages={self.det_stages}: the stages are 0 to {len(self.depths) - 1}')
+    for field in ('width', 'channels'):
+      if getattr(self, field) % projection_norm.GROUPS:
+        raise ValueError(
+          f'{field}={getattr(self, field)} is no multiple of {projection_norm.GROUPS}, the number '
+          'of groups that norms divide channels into'
+        )
     super().__post_init__()
 
   @nn.compact
@@ -120,11 +137,14 @@ class SketchLocalizer(module.Module):
         'logits': `[batch, levels, queries, num_classes]`.
         'boxes': `[batch, levels, queries, 4]`, centres and sizes as fractions of the part of the
           image that is not padding.
+        'ious': `[batch, levels, queries]`, the logits of the overlap of box and object, where the
+          model has `iou_head`.
       And features:
         'stage_0', ..., 'stage_3': maps of the backbone at strides 4, 8, 16 and 32.
         'merged': the map at stride 64.
         'attention_0', ...: how much each cell of the photo looks at each cell of the sketch before
           a stage, the mean of all heads, `[batch, cells, cells of the sketch]`.
+        'ink': the share of sketches that have strokes in a cell, `[batch, cells of the sketch]`.
         'queries': `[batch, levels, queries, channels]`, as they were decoded.
 
     Raises:
@@ -164,15 +184,14 @@ class SketchLocalizer(module.Module):
       )
       searched = fuse(searched, train)[:, None]
 
-    maps = [self._project(f'map_projection_{i}', x) for i, x in enumerate(seen.maps)]
+    if self.cross_scale_fusion:
+      fuse = cross_scale_fusion.CrossScaleFusion(self.channels, name='map_fusion', **self.types)
+      maps = fuse(seen.maps, train)
+    else:
+      maps = [self._project(f'map_projection_{i}', x) for i, x in enumerate(seen.maps)]
     position = self._project('position_projection', seen.det_position)
     paddings = [resize.upsample_nearest(padding[..., None], x.shape[1:3])[..., 0] for x in maps]
-    # They start alike, but for the size that the first one says.
-    key = self.make_rng('params') if self.is_initializing() else None
-    box_heads = [
-      deformable_decoder.BoxRegressor(0.0 if i else -2.0, key, name=f'boxes_{i}', **self.types)
-      for i in range(self.num_layers + 1)
-    ]
+    box_heads = self._regressors('boxes', (0.0, 0.0, -2.0, -2.0), (0.0, 0.0, 0.0, 0.0))
     decoded = deformable_decoder.DeformableDecoder(
       self.num_layers,
       self.decoder_heads,
@@ -193,9 +212,18 @@ class SketchLocalizer(module.Module):
       name='head',
       **self.types,
     )(decoded, position, searched, box_heads, train)
-    outputs = {'logits': jnp.moveaxis(logits, 0, 1), 'boxes': jnp.moveaxis(boxes, 0, 1)}
-    features = {'merged': seen.maps[-1], 'queries': jnp.moveaxis(decoded.states, 0, 1)}
-    return outputs, seen.features | features
+    outputs = {'logits': logits, 'boxes': boxes}
+    if self.iou_head:
+      heads = self._regressors('iou', (0.0,), (0.0,))
+      ious = [head(x)[..., 0] for head, x in zip(heads, decoded.states, strict=True)]
+      outputs['ious'] = jnp.stack(ious).astype(logits.dtype)
+    features = {
+      **seen.features,
+      'merged': seen.maps[-1],
+      'ink': ink(sketches, searched.shape[2:4]),
+      'queries': jnp.moveaxis(decoded.states, 0, 1),
+    }
+    return {name: jnp.moveaxis(x, 0, 1) for name, x in outputs.items()}, features
 
   def _encode(self, sketches: jax.Array, train: bool) -> jax.Array:
     """The features of sketches, `[batch, sketches, rows, columns, channels]`."""
@@ -220,6 +248,16 @@ class SketchLocalizer(module.Module):
     return projection_norm.ProjectionNorm(
       self.channels, nn.initializers.xavier_uniform(), name=name, **self.types
     )(x)
+
+  def _regressors(
+    self, name: str, first: tuple[float, ...], others: tuple[float, ...]
+  ) -> list[deformable_decoder.Regressor]:
+    """One for each level, which start alike, but for what the first one says."""
+    key = self.make_rng('params') if self.is_initializing() else None
+    return [
+      deformable_decoder.Regressor(others if i else first, key, name=f'{name}_{i}', **self.types)
+      for i in range(self.num_layers + 1)
+    ]
 
   def detect(
     self,
@@ -271,8 +309,58 @@ class SketchLocalizer(module.Module):
       found.boxes, jnp.where(is_object, found.scores, 0), jnp.where(is_object, 0, -1)
     )
 
+  @nn.nowrap
+  def attention_maps(self, features: Features) -> dict[str, jax.Array]:
+    """How much each cell of the photo looks at strokes of the sketch, before each stage.
+
+    Args:
+      features: of the model.
+
+    Returns:
+      'stage_0', ...: `[batch, rows, columns]`, of all that a cell looks at the share with strokes.
+    """
+    maps = {}
+    for i in range(len(self.depths)):
+      on_ink = jnp.einsum('bpc,bc->bp', features[f'attention_{i}'], features['ink'])
+      maps[f'stage_{i}'] = on_ink.reshape(features[f'stage_{i}'].shape[:3])
+    return maps
+
   def _check(self, image: jax.Array, sketches: jax.Array) -> None:
     checks.check_image(self, image, self.num_channels)
+    wanted = f'[batch, sketches, height, width, {self.num_channels}]'
+    if sketches.ndim != 5 or sketches.shape[-1] != self.num_channels:
+      raise ValueError(
+        f'SketchLocalizer expects sketches {wanted}, not an array of shape {sketches.shape}; give '
+        'a single sketch of each photo as sketch[:, None]'
+      )
+    if sketches.shape[0] != image.shape[0]:
+      raise ValueError(
+        f'sketches {sketches.shape} of photos {image.shape}: every photo needs sketches of its own'
+      )
+    checks.check_image(self, sketches[:, 0], self.num_channels)
+    stride = min(self.sketch_output_stride, 2 << len(self.sketch_depths))
+    if any(side % stride for side in sketches.shape[2:4]):
+      raise ValueError(
+        f'sketches of {sketches.shape[2]} x {sketches.shape[3]} pixels: take heights and widths '
+        f'that are multiples of {stride} (config.dataset.sketches.size)'
+      )
+
+
+def ink(sketches: jax.Array, cells: Sequence[int]) -> jax.Array:
+  """The share of sketches that have strokes in each of so many rows and columns of cells.
+
+  A cell has strokes where its pixels differ, at least a tenth as much as in any cell of the sketch.
+
+  Args:
+    sketches: `[batch, sketches, height, width, channels]`.
+    cells: their rows and columns, which divide height and width.
+
+  Returns:
+    `[batch, rows * columns]` in 0..1.
+  """
+  pixels = rearrange(sketches, 'b k (r y) (c x) n -> b k (r c) n (y x)', r=cells[0], c=cells[1])
+  spread = (pixels.max(axis=-1) - pixels.min(axis=-1)).max(axis=-1)
+  return (spread > spread.max(axis=-1, keepdims=True) / 10).mean(axis=1, dtype=sketches.dtype)
 
 
 def padding_mask(image_size: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -26,7 +26,13 @@ def test_valid_ratios_are_width_then_height():
   np.testing.assert_array_equal(ratios, [[2 / 8, 3 / 4]])
 
 
-def test_at_first_boxes_are_of_the_size_bias():
-  head = deformable_decoder.BoxRegressor(size_bias=-2.0)
-  change, _ = head.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
-  np.testing.assert_array_equal(change, [[0, 0, -2, -2]] * 2)
+def test_at_first_a_regressor_says_the_same_of_every_query_and_several_may_start_alike():
+  def variables(seed, key):
+    head = deformable_decoder.Regressor((0.0, 0.0, -2.0), key)
+    said, variables = head.init_with_output(jax.random.key(seed), jnp.eye(4)[:2])
+    np.testing.assert_array_equal(said, [[0, 0, -2]] * 2)
+    return jax.tree.leaves(variables)
+
+  for own, key in ((True, None), (False, jax.random.key(7))):
+    differ = [not (x == y).all() for x, y in zip(variables(0, key), variables(1, key), strict=True)]
+    assert differ == [own] * 4 + [False] * 2

@@ -44,7 +44,7 @@ class _DecoderAndBoxes(nn.Module):
   num_boxes: int
 
   def setup(self):
-    self.boxes = [deformable_decoder.BoxRegressor() for _ in range(self.num_boxes)]
+    self.boxes = [deformable_decoder.Regressor() for _ in range(self.num_boxes)]
 
   def __call__(self, *arguments: Any) -> deformable_decoder.Decoded:
     if self.is_initializing():
@@ -79,7 +79,7 @@ def _decoder(manifest: Manifest) -> adapters.Adapter:
     module,
     rules=[
       *prefixed(rules.DECODER, flax='decoder/'),
-      *prefixed(rules.BOX_REGRESSOR, 'decoder.bbox_embed.{l}.', 'boxes_{l}/'),
+      *prefixed(rules.REGRESSOR, 'decoder.bbox_embed.{l}.', 'boxes_{l}/'),
     ],
     call=call,
     unused='level_embed',
@@ -96,7 +96,7 @@ class _Head(nn.Module):
   def setup(self):
     self.projection = refinement.SketchProjection(self.channels)
     self.head = refinement.RefinementHead(self.num_classes, drop_rate=0.0)
-    self.boxes = [deformable_decoder.BoxRegressor() for _ in range(self.levels)]
+    self.boxes = [deformable_decoder.Regressor() for _ in range(self.levels)]
 
   def __call__(
     self, decoded: deformable_decoder.Decoded, position: jax.Array, features: jax.Array
@@ -130,7 +130,7 @@ def _refinement(manifest: Manifest) -> adapters.Adapter:
     rules=[
       *prefixed(rules.SKETCH_PROJECTION, flax='projection/'),
       *prefixed(rules.REFINEMENT_HEAD, flax='head/'),
-      *prefixed(rules.BOX_REGRESSOR, 'bbox_embed.{l}.', 'boxes_{l}/'),
+      *prefixed(rules.REGRESSOR, 'bbox_embed.{l}.', 'boxes_{l}/'),
     ],
     call=call,
     unused=rules.unused_of_refinement_head(levels),

@@ -50,7 +50,7 @@ def _model(manifest: Manifest) -> adapters.Adapter:
     # In gradients the box heads have the decoder's keys.
     rules=[
       *rules.MODEL,
-      *prefixed(rules.BOX_REGRESSOR, f'{rules.BOXES_OF_DECODER}bbox_embed.{{l}}.', 'boxes_{l}/'),
+      *prefixed(rules.REGRESSOR, f'{rules.BOXES_OF_DECODER}bbox_embed.{{l}}.', 'boxes_{l}/'),
     ],
     call=functools.partial(rules.call_model, train=manifest['mode'] == 'train'),
     unused='|'.join(map(re.escape, rules.unused_shapes(module))),
