@@ -11,7 +11,10 @@ A backbone with a head, such as `biformer_small+upernet`, or a `ccnet_*`, labels
 holds images and masks (docs/segmentation.md). One with `+retinanet`, `+faster_rcnn` or `+mask_rcnn`
 finds objects: FOLDER holds images and COCO's JSON or YOLO's text files (docs/detection.md). An
 `icafusion_*` finds them in pairs: FOLDER holds `visible`, `infrared` and `labels`
-(docs/icafusion.md). `mmvit_base_audio` hears: FOLDER holds .wav files and tables (docs/data.md).
+(docs/icafusion.md). A `sketch_localizer_*` finds what a sketch shows: FOLDER as for detectors, and
+`--config.dataset.sketches.data_dir=SKETCHES`, a folder of sketches for each class, called like it
+(docs/sketch_localizer.md). `mmvit_base_audio` hears: FOLDER holds .wav files and tables
+(docs/data.md).
 """
 
 import ml_collections
@@ -19,6 +22,7 @@ import ml_collections
 from configs import ccnet_ade20k, mask_rcnn_coco, mmvit_audioset, recipes, segmentation_ade20k
 from crossattn_jax import models
 from crossattn_jax.models import icafusion
+from crossattn_jax.models.sketch_localizer import model as sketch_localizer
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import optimizers, schedules
 
@@ -32,6 +36,8 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
   module = models.create_model(model)
   if isinstance(module, icafusion.ICAFusion):
     config = _paired_detection(model)
+  elif isinstance(module, sketch_localizer.SketchLocalizer):
+    config = _sketch_localization(model)
   elif hasattr(module, 'detect'):
     config = _detection(model)
   elif hasattr(module, 'style'):
@@ -138,6 +144,20 @@ def _paired_detection(model: str) -> ml_collections.ConfigDict:
   config.task.loss.reduction = 'mean'
   config.freeze = ()
   config.model.dtype = None
+  return config
+
+
+def _sketch_localization(model: str) -> ml_collections.ConfigDict:
+  config = recipes.sketch_localizer(f'{model},repaired', 'sketch_folder')
+  config.dataset.name = 'detection_folder'
+  config.dataset.image_size = (640, 640)
+  config.dataset.augmentation.crop.probability = 0.0
+  for part in (config.dataset.augmentation, config.dataset.evaluation):
+    part.short_side = part.long_side = None
+  config.dataset.mean = ml_collections.config_dict.placeholder(tuple)
+  config.dataset.std = ml_collections.config_dict.placeholder(tuple)
+  config.model.dtype = None
+  config.batch_size = 8
   return config
 
 

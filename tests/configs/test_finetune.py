@@ -43,7 +43,10 @@ def test_every_model_with_classes_has_an_experiment(model):
   if config.task.name == 'classification':
     assert config.dataset.image_size == size
     assert config.dataset.crop_fraction == (1.0 if size[0] > 240 else 0.875)
-  if config.task.name == 'detection':  # The normalisation is the weights' own, or COCO's.
+  if config.task.name in (
+    'detection',
+    'sketch_localization',
+  ):  # The normalisation is the weights' own, or COCO's.
     open_keys = {key for key in ('mean', 'std') if finetune.get_config(model).dataset[key] is None}
     assert (open_keys, config.dataset.mean[0]) == ({'mean', 'std'}, 123.675)
   if config.task.name == 'audio_classification':
@@ -181,6 +184,40 @@ def test_objects_of_a_folder_say_classes_and_splits(tmp_path, layout, head):
   command_line.override(config, [*flags, '--config.dataset.other_classes=skip'])
   tasks.complete_config(config)
   assert (config.dataset.class_names, config.model.num_classes) == (('bolt',), 1)
+
+
+def test_photos_and_sketches_of_folders_say_classes_and_splits(tmp_path):
+  (tmp_path / 'photos' / 'images').mkdir(parents=True)
+  images = [{'id': n, 'file_name': f'{n}.png', 'height': 8, 'width': 10} for n in range(20)]
+  for image in images:
+    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(
+      tmp_path / 'photos' / 'images' / image['file_name']
+    )
+  objects = [
+    {'id': 1 + n, 'image_id': n, 'category_id': 3 + n % 3, 'bbox': [1, 1, 4, 4], 'iscrowd': 0}
+    | {'area': 16}
+    for n in range(20)
+  ]
+  categories = [{'id': 3 + i, 'name': name} for i, name in enumerate(('nut', 'bolt', 'screw'))]
+  written = {'images': images, 'annotations': objects, 'categories': categories}
+  (tmp_path / 'photos' / 'instances.json').write_text(json.dumps(written))
+  for name in ('bolt', 'nut'):
+    (tmp_path / 'sketches' / name).mkdir(parents=True)
+    for n in range(10):
+      pixels = np.full((32, 32), 255, np.uint8)
+      pixels[8 + n : 12 + n, 4:28] = 0
+      Image.fromarray(pixels).save(tmp_path / 'sketches' / name / f'{n}.png')
+  config = finetune.get_config('sketch_localizer_tiny')
+  config.dataset.data_dir = str(tmp_path / 'photos')
+  config.dataset.sketches.data_dir = str(tmp_path / 'sketches')
+  config_lib.complete_images(config)
+  notes = tasks.complete_config(config)
+  assert config.dataset.class_names == ('nut', 'bolt')
+  assert any('left out' in note and 'screw' in note for note in notes)
+  assert (config.dataset.train_split, config.dataset.eval_split) == ('.[:90%]', '.[90%:]')
+  shapes = tasks.create_task(config).batch_spec(2)
+  assert shapes['image'].shape == (2, 640, 640, 3)
+  assert shapes['sketches'].shape == (2, 1, 224, 224, 3)
 
 
 @pytest.mark.extended
