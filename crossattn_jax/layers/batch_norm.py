@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -36,13 +37,17 @@ class BatchNorm(module.Module):
   scale_init: nn.initializers.Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool = False, is_valid: jax.Array | None = None
+  ) -> jax.Array:
     """Maps `[..., channels]` to the same shape.
 
     Args:
       x: activations.
       train: whether to normalise by the batch, and update the running statistics where the
         collection 'batch_stats' is mutable; otherwise by the running statistics.
+      is_valid: `[...]` booleans, False for padding, which counts as 0 and has no part in the
+        statistics. At least two are to be True.
 
     Raises:
       ValueError: there is a single value of each channel to normalise by.
@@ -54,6 +59,8 @@ class BatchNorm(module.Module):
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape, self.param_dtype)
     x, scale, bias = nn.dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if is_valid is not None:
+      wide = jnp.where(is_valid[..., None], wide, 0)
     if train:
       count = x.size // x.shape[-1]
       if count == 1 and not self.is_initializing():
@@ -63,9 +70,11 @@ class BatchNorm(module.Module):
           f'training, got inputs of shape {x.shape}; take larger batches (config.batch_size / '
           'config.accumulation_steps) or larger images'
         )
-      axes = tuple(range(x.ndim - 1))
-      mean = wide.mean(axes)
-      variance = jnp.square(wide - mean).mean(axes)
+      where = None if is_valid is None else is_valid[..., None]
+      count = count if is_valid is None else is_valid.sum().astype(wide.dtype)
+      average = functools.partial(jnp.mean, axis=tuple(range(x.ndim - 1)), where=where)
+      mean = average(wide)
+      variance = average(jnp.square(wide - mean))
       if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
         unbiased = variance * (count / (count - 1))
         for running, new in ((running_mean, mean), (running_var, unbiased)):

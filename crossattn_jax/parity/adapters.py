@@ -21,6 +21,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossattn_jax.conversion import correspondence
 from crossattn_jax.conversion import mapping as mapping_lib
@@ -48,6 +49,7 @@ class Adapter:
     tolerances: absolute tolerances that the case's notes state, by array name ('out/image').
     jit: whether to compile `run` as a whole, which is faster from the smallest module on. Functions
       that leave jax.numpy must not be compiled.
+    static: inputs that decide shapes inside: `run` gets them as NumPy arrays, compiled or not.
   """
 
   run: Callable[[Any, Arrays], tuple[Arrays, Arrays]]
@@ -56,6 +58,7 @@ class Adapter:
   without_gradient: frozenset[str] = frozenset()
   tolerances: AnyMapping[str, float] = dataclasses.field(default_factory=dict)
   jit: bool = True
+  static: frozenset[str] = frozenset()
 
 
 _adapters: dict[tuple[str, str], Callable[[AnyMapping[str, Any]], Adapter]] = {}
@@ -212,6 +215,7 @@ def module_adapter(
   without_gradient: Iterable[str] = (),
   tolerances: AnyMapping[str, float] | None = None,
   jit: bool = True,
+  static: AnyMapping[str, np.ndarray] | None = None,
 ) -> Adapter:
   """The adapter of a case whose module is one Flax module.
 
@@ -245,13 +249,18 @@ def module_adapter(
     without_gradient: see `Adapter`.
     tolerances: see `Adapter`.
     jit: see `Adapter`.
+    static: see `Adapter`; an example of each, whatever its size.
 
   Raises:
     mapping.MappingError: the module's parameters are not the manifest's.
   """
   recorded = {name.split('/', 1)[1] for name in manifest['shapes']}
   taps = {name: tap for name, tap in (taps or {}).items() if name in recorded and tap is not None}
-  template = correspondence.model_template(parameters_of or module, call, input_structs(manifest))
+  static = dict(static or {})
+  structs = {name: x for name, x in input_structs(manifest).items() if name not in static}
+  template = correspondence.model_template(
+    parameters_of or module, lambda module, inputs: call(module, {**static, **inputs}), structs
+  )
   shapes = {
     entry['key']: tuple(entry['shape']) for entry in manifest['state'] if entry['kind'] != 'buffer'
   }
@@ -291,6 +300,7 @@ def module_adapter(
     without_gradient=frozenset(without_gradient) | statistics,
     tolerances=dict(tolerances or {}),
     jit=jit,
+    static=frozenset(static),
   )
 
 

@@ -122,12 +122,14 @@ def run_case(case: cases.Case, adapter: adapters.Adapter, precision: str) -> dic
   with precision_context(precision):
     variables = adapter.mapping.to_flax(case.weights) if adapter.mapping else {}
     variables = to_precision(variables, precision)
-    inputs = jax.tree.map(jnp.asarray, to_precision(dict(case.inputs), precision))
+    static = {name: np.asarray(x) for name, x in case.inputs.items() if name in adapter.static}
+    inputs = {name: x for name, x in case.inputs.items() if name not in static}
+    inputs = jax.tree.map(jnp.asarray, to_precision(inputs, precision))
     cotangents = to_precision({name: case.cotangent(name) for name in case.names('out')}, precision)
 
     def scalar(params, differentiated, others):
       merged = {**others['variables'], 'params': params} if params else others['variables']
-      outputs, taps = adapter.run(merged, {**others['inputs'], **differentiated})
+      outputs, taps = adapter.run(merged, {**others['inputs'], **differentiated, **static})
       if missing := cotangents.keys() - outputs:
         raise ValueError(
           f'the adapter has no output {", ".join(sorted(missing))}; it has {", ".join(outputs)}'

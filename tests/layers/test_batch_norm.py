@@ -114,3 +114,18 @@ def test_dividing_by_the_deviation_has_no_bias():
   errors = np.asarray(out[0], np.float64) / exact - 1
   assert abs(errors.mean()) < 1e-9
   assert abs(errors).max() < 1e-7
+
+
+def test_padding_has_no_part_in_the_statistics():
+  rng = np.random.RandomState(5)
+  x = rng.standard_normal((2, 6, 3)).astype(np.float32)
+  is_valid = np.arange(6) < np.array([[4], [1]])
+  variables = _variables(3, rng)
+  module = batch_norm.BatchNorm()
+  apply = lambda *args: module.apply(variables, *args, mutable=['batch_stats'])
+  padded = jnp.where(is_valid[..., None], x, jnp.nan)
+  out, updated = apply(padded, True, is_valid)
+  expected, expected_updated = apply(x[is_valid], True)
+  np.testing.assert_allclose(out[is_valid], expected, rtol=1e-5, atol=1e-6)
+  assert jnp.isfinite(out).all()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated, expected_updated)

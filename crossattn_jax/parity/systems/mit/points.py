@@ -41,20 +41,12 @@ def _tables(manifest: Manifest) -> adapters.Adapter:
   def table(scenes: scenes_lib.Scenes, name: str) -> np.ndarray:
     kind, stride = name.split('_s')[:2]
     level = int(stride).bit_length() - 1
+    cells, _, link = scenes.levels[level]
     if kind == 'coords':
       return scenes.coords(level)
     if kind.startswith('k'):
-      size = int(kind.removeprefix('k'))
-      tables = [
-        points_lib.neighbours(scene[level].cells, size, int(stride)) for scene in scenes.levels
-      ]
-      return scenes.join(tables, level, of=level).T
-    links = [scene[level].coarsening for scene in scenes.levels]
-    if kind == 'down':
-      return scenes.join([link.children for link in links], level + 1, of=level).T
-    if kind == 'parent':
-      return scenes.join([link.parent for link in links], level, of=level + 1)
-    return scenes.join([link.octant for link in links], level)
+      return points_lib.neighbours(cells, int(kind.removeprefix('k')), int(stride)).T
+    return {'down': link.children.T, 'parent': link.parent, 'octant': link.octant}[kind]
 
   def run(coords) -> Arrays:
     # One level more, for the links of the last one.
