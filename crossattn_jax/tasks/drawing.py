@@ -28,6 +28,29 @@ def save(sheet: 'figure.Figure', path: epath.Path) -> None:
   path.write_bytes(buffer.getvalue())
 
 
+def panels(
+  count: int, size: tuple[float, float], below: float = 0.0, most: int = 3
+) -> tuple['figure.Figure', np.ndarray]:
+  """A page of panels that fill rows evenly, at most `most` beside each other.
+
+  Args:
+    count: of the panels.
+    size: (width, height) of one, in inches.
+    below: free height below all, in inches.
+    most: panels in a row.
+
+  Returns:
+    The page, and the axes `[count]`.
+  """
+  rows = -(-count // most)
+  across = -(-count // rows)
+  page = figure.Figure(figsize=(size[0] * across, size[1] * rows + below), layout='constrained')
+  axes = page.subplots(rows, across, squeeze=False).ravel()
+  for rest in axes[count:]:
+    rest.set_axis_off()
+  return page, axes[:count]
+
+
 def columns(
   count: int, panels: int, size: tuple[float, float], below: float = 0.0, most: int = 8
 ) -> tuple['figure.Figure', np.ndarray]:

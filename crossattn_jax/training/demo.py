@@ -121,6 +121,7 @@ class Demo:
     started = datetime.datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
     self._folder = pathlib.Path(output).absolute() / started
     self._examples = examples
+    self._last: tuple[Sequence[Any], Answer] | None = None
 
   def launch(self, host: str = '127.0.0.1', port: int | None = None, wait: bool = True) -> str:
     """Serves the page.
@@ -179,17 +180,21 @@ class Demo:
           if rows := self._example_rows():
             gr.Examples(rows, inputs, label='Examples', examples_per_page=_MOST_EXAMPLES)
         with gr.Column(scale=3, min_width=300):
-          shown = gr.HTML(demo_html.hint(), elem_classes='result')
           pictures = [
             gr.Image(
-              label=kind, show_label=False, visible=False, buttons=['download', 'fullscreen']
+              label=kind,
+              show_label=False,
+              visible=False,
+              elem_classes='picture',
+              buttons=['download', 'fullscreen'],
             )
             for kind in self._predictor.shown_files
           ]
+          shown = gr.HTML(demo_html.hint(), elem_classes='result')
           files = gr.File(label='files', visible=False, file_count='multiple', interactive=False)
 
       def answer(*values: Any) -> list[Any]:
-        result = self.answer(values)
+        result = self.answer([_given(*pair) for pair in zip(inputs, values, strict=True)])
         return [
           result.html,
           *(gr.update(value=path, visible=path is not None) for path in result.pictures),
@@ -215,10 +220,16 @@ class Demo:
       values: of the fields: texts, and what Gradio says of files. None or '' where nothing is given
         yet.
     """
-    none = [None] * len(self._predictor.shown_files)
     if not all(values):
-      return Answer(demo_html.hint(), none)
-    self._count += 1
+      return Answer(demo_html.hint(), [None] * len(self._predictor.shown_files))
+    # Of several that are dropped at once, each one's change asks.
+    if self._last is None or self._last[0] != values:
+      self._count += 1
+      self._last = values, self._answer(values)
+    return self._last[1]
+
+  def _answer(self, values: Sequence[Any]) -> Answer:
+    none = [None] * len(self._predictor.shown_files)
     folder = self._folder / str(self._count)
     try:
       given = self._predictor.input_of(self._store(values, folder))
@@ -244,7 +255,6 @@ class Demo:
         stored[field.name] = place / 'text.txt'
         stored[field.name].write_text(value)
         continue
-      value = value['composite'] if field.kind == 'drawing' else value
       name = pathlib.Path(re.sub(r'[^\w.-]', '_', value['orig_name'] or field.name))
       stem = stem or name.stem
       stored[field.name] = place / f'{stem}{name.suffix}'
@@ -285,10 +295,28 @@ def _component(field: tasks.Field) -> Any:
   if field.kind == 'text':
     return gr.Textbox(label=field.label)
   if field.kind == 'sound':
-    return gr.Audio(label=field.label, sources=['upload'], type='filepath')
+    return gr.Audio(label=field.label, sources=['upload'], type='filepath', buttons=['download'])
   if field.kind == 'drawing':
-    return gr.Sketchpad(label=field.label)
+    return gr.Sketchpad(
+      label=field.label,
+      type='filepath',
+      format='png',
+      image_mode='L',
+      brush=gr.Brush(default_size=6, colors=['#000000'], color_mode='fixed'),
+      canvas_size=(400, 400),
+      layers=False,
+      transforms=(),
+    )
   return gr.Image(label=field.label, sources=['upload', 'clipboard'], type='filepath', height=300)
+
+
+def _given(component: Any, value: Any) -> Any:
+  """What a component holds: a text, a file as Gradio describes it, or None."""
+  if isinstance(value, dict) and 'composite' in value:
+    # Strokes come as bytes, which the component makes an image of.
+    path = component.preprocess(component.data_model(**value))['composite']
+    return path and {'path': path, 'orig_name': pathlib.Path(path).name}
+  return value
 
 
 def _theme() -> Any:

@@ -11,10 +11,11 @@ _MOST_CLASSES = 20
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1080px !important;
   margin: 0 auto !important; }
-.about h1 { font-size: 1.5rem; font-weight: 600; margin: 0; }
+.about h1 { font-size: 1.5rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 .about p { color: var(--neutral-500); margin: 0.2rem 0 0; }
 .label-clear-button { display: none; }
-.image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.image-frame img, .picture img { width: 100%; height: 100%; object-fit: contain; }
+.picture img { min-height: 8rem; max-height: 40rem; }
 .result h2 { font-size: 1rem; font-weight: 600; margin: 0.6rem 0 0.2rem; }
 .result table { width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.95rem; }
 .result tr { border: 0 !important; }
@@ -23,9 +24,11 @@ STYLE = """
 .result th { font-weight: 400; color: var(--neutral-500); }
 .result td { border-top: 1px solid var(--border-color-primary) !important;
   overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.result td.share { width: 45%; white-space: nowrap; }
-.result .bar { display: inline-block; height: 0.6rem; min-width: 1px; border-radius: 0.3rem;
-  margin-right: 0.5rem; background: var(--color-accent); }
+.result td:first-child { overflow-wrap: normal; }
+.result .share { display: flex; align-items: baseline; gap: 0.5rem; min-width: 6rem; }
+.result .share i { flex: 1; }
+.result .share b { display: block; height: 0.6rem; min-width: 1px; border-radius: 0.3rem;
+  background: var(--color-accent); }
 .result .problem { border-left: 4px solid #d9480f; padding: 0.6rem 0.8rem; border-radius: 4px;
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
 .result .hint { color: var(--neutral-500); padding: 3rem 1rem; text-align: center; }
@@ -44,7 +47,10 @@ def about(model: str, task: str, class_names: Sequence[str]) -> str:
 
 def hint() -> str:
   """What stands where results will be."""
-  return '<div class="hint">The result appears here.</div>'
+  return (
+    '<div class="hint">The result appears here. The first one takes longer: the model is compiled.'
+    '</div>'
+  )
 
 
 def error(text: str) -> str:
@@ -56,27 +62,34 @@ def record(values: Mapping[str, Any], folder: str) -> str:
   """A record of `predict`: its lists and its groups of numbers, as tables; and where files are."""
   parts = []
   for name, value in values.items():
-    title = f'<h2>{html.escape(_words(name))}</h2>'
-    if isinstance(value, Mapping):
-      rows = [{'name': _words(key), 'value': entry} for key, entry in value.items()]
-      parts += [title, _table(rows, header=False)]
-    elif isinstance(value, list):
-      parts += [title, _table(value) if value else '<p>none</p>']
+    if isinstance(value, list):
+      table = _table(value) if value else '<p>none</p>'
+      parts.append(f'<h2>{html.escape(_words(name))}</h2>{table}')
+  if groups := {name: value for name, value in values.items() if isinstance(value, Mapping)}:
+    names = dict.fromkeys(key for group in groups.values() for key in group)
+    parts.append(
+      _table(
+        [
+          {'': _words(key)} | {name: group.get(key, '') for name, group in groups.items()}
+          for key in names
+        ]
+      )
+    )
   parts.append(f'<p class="place">Written to {html.escape(folder)}</p>')
   return ''.join(parts)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
   columns = [name for name in rows[0] if name != 'index']
   head = ''.join(f'<th>{html.escape(_words(name))}</th>' for name in columns)
   body = ''.join(f'<tr>{"".join(_cell(name, row[name]) for name in columns)}</tr>' for row in rows)
-  return f'<table>{f"<tr>{head}</tr>" if header else ""}{body}</table>'
+  return f'<table><tr>{head}</tr>{body}</table>'
 
 
 def _cell(name: str, value: Any) -> str:
   if name in _SHARES and 0 <= value <= 1:
-    bar = f'<span class="bar" style="width: {70 * value:.1f}%"></span>'
-    return f'<td class="share">{bar}{value:.1%}</td>'
+    bar = f'<i><b style="width: {100 * value:.1f}%"></b></i>'
+    return f'<td><span class="share">{bar}{value:.1%}</span></td>'
   return f'<td>{html.escape(_text(value))}</td>'
 
 
@@ -89,4 +102,4 @@ def _text(value: Any) -> str:
 
 
 def _words(name: str) -> str:
-  return name.replace('_', ' ')
+  return str(name).replace('_', ' ')

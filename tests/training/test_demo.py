@@ -146,7 +146,7 @@ def test_an_image_that_is_dropped_is_classified_in_the_browser(address, browser,
     page.goto(address)
     page.set_input_files('input[type=file]', DIGITS / '3.png')
     page.wait_for_selector('.result table')
-    assert page.locator('.result td.share').count() == 5
+    assert page.locator('.result .share').count() == 5
     picture = page.locator('img[src*="/3.png"]').last
     picture.wait_for()
     assert picture.evaluate('image => image.naturalWidth') > 500

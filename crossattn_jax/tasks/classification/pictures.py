@@ -3,16 +3,11 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from etils import epath, epy
+from etils import epath
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.tasks import attention_maps, drawing
-
-with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure
-
-_MOST_IN_A_ROW = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +62,7 @@ def classified_image(path: epath.Path, sample: Sample) -> None:
     path: of the PNG.
     sample: what is drawn.
   """
-  panels = 2 + len(sample.attention)
-  rows = -(-panels // _MOST_IN_A_ROW)
-  columns = -(-panels // rows)
-  page = figure.Figure(figsize=(3 * columns, 3 * rows), layout='constrained')
-  axes = page.subplots(rows, columns, squeeze=False).ravel()
-  for panel in axes[panels:]:
-    panel.set_axis_off()
-  axes = axes[:panels]
+  page, axes = drawing.panels(2 + len(sample.attention), (3, 3))
   drawing.show_image(axes[0], sample.image)
   for panel, (name, shown) in zip(axes[1:-1], sample.attention.items(), strict=True):
     drawing.show_attention(panel, sample.image, shown)

@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from etils import epath, epy
+from etils import epath
 import numpy as np
 
 from crossattn_jax.tasks import attention_maps, drawing
-
-with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +38,7 @@ def side_by_side(path: epath.Path, sample: Sample) -> None:
   panels = {'visible': sample.visible, 'infrared': sample.infrared, 'fused': sample.fused}
   tall = sample.fused.shape[0] / sample.fused.shape[1]
   count = len(panels) + len(sample.attention)
-  page = figure.Figure(figsize=(3.4 * count, 3.4 * tall + 0.4), layout='constrained')
-  axes = page.subplots(1, count)
+  page, axes = drawing.panels(count, (3.4, 3.4 * tall + 0.4))
   for panel, (title, image) in zip(axes, panels.items(), strict=False):
     drawing.show_image(panel, image)
     panel.set_title(title, fontsize=9)

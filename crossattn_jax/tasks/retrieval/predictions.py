@@ -70,7 +70,7 @@ class Predictor(predictor.Predictor):
     if not queries:
       raise ValueError(f'{", ".join(map(str, inputs))}: no line with a query')
     drawn = drawn or predictor.default_pictures(len(queries))
-    gallery = self.gallery()
+    gallery = self._gallery
     rows = {key: row for row, key in enumerate(gallery.keys)}
     results = self._search(
       gallery,
@@ -116,6 +116,11 @@ class Predictor(predictor.Predictor):
     config = self.task.config.dataset
     source = self.task.Examples.open_source(config, config.eval_split)
     return search.Gallery(source, np.concatenate(numbers), **examples)
+
+  @functools.cached_property
+  def _gallery(self) -> search.Gallery:
+    """The whole split, encoded once for all queries."""
+    return self.gallery()
 
   def _search(
     self, gallery: search.Gallery, queries: Sequence[search.Query]

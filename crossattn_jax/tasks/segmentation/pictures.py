@@ -87,10 +87,8 @@ def overlay(path: epath.Path, sample: Sample, names: Sequence[str], palette: np.
     names: of the classes.
     palette: of the classes, uint8 `[classes, 3]`.
   """
-  panels = 2 + len(sample.attention)
   tall = sample.image.shape[0] / sample.image.shape[1]
-  page = figure.Figure(figsize=(4.2 * panels, 4.2 * tall + 0.8), layout='constrained')
-  axes = page.subplots(1, panels)
+  page, axes = drawing.panels(2 + len(sample.attention), (4.2, 4.2 * tall + 0.2), below=0.6)
   drawing.show_image(axes[0], sample.image)
   drawing.show_image(axes[1], _laid_over(sample.image, sample.predicted, palette))
   for panel, (name, shown) in zip(axes[2:], sample.attention.items(), strict=True):
