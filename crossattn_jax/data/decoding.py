@@ -19,7 +19,7 @@ _DEPTHS = {'I': '32-bit whole numbers', 'F': '32-bit floating-point numbers'}
 def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
   """Decodes an image to 8 bits per channel.
 
-  Palettes are looked up, CMYK is converted, transparency mostly dropped. Of 16 bits per channel the
+  Palettes are looked up, CMYK is converted, transparency is dropped. Of 16 bits per channel the
   upper 8 are kept, whatever the format: PNG, TIFF, or PGM, which is first scaled to its full range.
 
   Args:

@@ -3,15 +3,16 @@
 `python -m crossattn_jax.data.samples` writes them into `crossattn_jax/samples`.
 """
 
+import json
 import pathlib
 import tempfile
 
 from absl import app
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from crossattn_jax.data import sources as data_sources
 from crossattn_jax.data.classification import digits, sources
-from crossattn_jax.data.scenes import dataset, shapes, tones
+from crossattn_jax.data.scenes import dataset, drawings, shapes, tones
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
 
@@ -19,6 +20,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
 _SEED = 1
 _SCENES = 3
 _NIGHTS = 4
+# Of scenes of many shapes.
+_MANY = (1, 4, 5, 7)
 _CLIP = ('samples', 0)
 _QUERIES = ('a red star on sand', 'a blue disc')
 
@@ -41,9 +44,9 @@ def offered(task: str, dataset: str) -> pathlib.Path | None:
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes digits of the test split, rendered scenes, pairs of them, a sound, and queries."""
+  """Writes digits of the test split, rendered scenes, pairs of them, sketches, a sound, queries."""
   pairs = [f'{name}/{kind}' for name in ('pairs', 'night') for kind in ('visible', 'infrared')]
-  for name in ('digits', 'scenes', 'sounds', *pairs):
+  for name in ('digits', 'scenes', 'shapes', 'sketches', 'sounds', *pairs):
     (folder / name).mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as data_dir:
     digits.prepare(data_dir)
@@ -57,15 +60,36 @@ def write(folder: pathlib.Path) -> None:
     if index < 2:
       visible.save(folder / 'pairs' / 'visible' / f'{index}.jpg', quality=90)
       thermal.save(folder / 'pairs' / 'infrared' / f'{index}.jpg', quality=90)
-  (night,) = (x for x in dataset.ShapeScenes.BUILDER_CONFIGS if x.name == 'night')
+  sets = {config.name: config for config in dataset.ShapeScenes.BUILDER_CONFIGS}
+  for number, index in enumerate(_MANY):
+    image = Image.fromarray(sets['sketch'].render(_SEED, index).image)
+    image.save(folder / 'shapes' / f'{number}.jpg', quality=90)
+  _write_sketches(folder / 'sketches')
   for index in range(_NIGHTS):
-    scene = night.render(_SEED, index)
+    scene = sets['night'].render(_SEED, index)
     for kind, image in (('visible', scene.image), ('infrared', scene.thermal)):
       Image.fromarray(image).save(folder / 'night' / kind / f'{index}.jpg', quality=90)
   samples, labels = tones.clip(*_CLIP)
   name = ', '.join(tones.CLASS_NAMES[label] for label in labels)
   (folder / 'sounds' / f'{name}.wav').write_bytes(tones.encode(samples))
   (folder / 'queries.txt').write_text('\n'.join(_QUERIES) + '\n')
+
+
+def _write_sketches(folder: pathlib.Path) -> None:
+  """Writes a drawing in each of the forms that people have them in."""
+  strokes = {name: drawings.drawing(_SEED, name, 0) for name in ('cup', 'house', 'fish', 'drop')}
+  for name, size, paper, ink in (('cup', (400, 340), 255, 0), ('house', (320, 320), 0, 255)):
+    image = Image.new('L', size, paper)
+    for stroke in strokes[name]:
+      ImageDraw.Draw(image).line([tuple(x) for x in (stroke + 30).tolist()], ink, 6, 'curve')
+    image.save(folder / f'{name}.png')
+  path = ' '.join('M' + ' '.join(f'{x},{y}' for x, y in each.tolist()) for each in strokes['fish'])
+  (folder / 'fish.svg').write_text(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 -5 265 265">'
+    f'<path d="{path}" fill="none" stroke="black" stroke-width="3"/></svg>\n'
+  )
+  drop = {'word': 'drop', 'drawing': [stroke.T.tolist() for stroke in strokes['drop']]}
+  (folder / 'drop.ndjson').write_text(json.dumps(drop, separators=(',', ':')) + '\n')
 
 
 if __name__ == '__main__':

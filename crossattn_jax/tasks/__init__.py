@@ -38,7 +38,7 @@ def _module(name: str) -> types.ModuleType:
 
 
 def default_config(name: str) -> ml_collections.ConfigDict:
-  """The sections of a config that depend on the task: `task` and `dataset`.
+  """The sections of a config that depend on the task: `task`, `dataset` and maybe `predict`.
 
   Raises:
     ValueError: no task has that name.

@@ -145,6 +145,16 @@ class Predictor(abc.ABC):
     first, *others = files.values()
     return first.parent.parent if others else first
 
+  @classmethod
+  def check(cls, task: Any) -> Sequence[str]:
+    """Refuses what nothing can be predicted with, before weights are loaded.
+
+    Returns:
+      Lines for the person at the terminal; none by default.
+    """
+    del task
+    return ()
+
   # What is the same for all.
 
   @classmethod

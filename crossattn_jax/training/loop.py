@@ -153,6 +153,7 @@ def predict(
   experiment = setup_prediction(config, workdir)
   task = experiment.task
   # What is wrong shows before weights are loaded.
+  messages.say(*task.Predictor.check(task))
   task.Predictor.find_inputs(inputs, output)
   with jax.set_mesh(experiment.mesh):
     variables = load_variables(experiment, workdir)

@@ -53,6 +53,22 @@ class Drawing:
   doubt: str = ''
 
 
+def find(given: str) -> list[str]:
+  """Paths of drawings: one, several with commas between them, or all below a folder.
+
+  Raises:
+    FileNotFoundError: a folder has none.
+  """
+  if not pathlib.Path(given).is_dir():
+    return [given] if pathlib.Path(given).exists() else given.split(',')
+  paths, _ = sources.find_files(given, EXTENSIONS)
+  if not paths:
+    raise FileNotFoundError(
+      f'{given}: there is no drawing ({", ".join(EXTENSIONS)}) in it or below'
+    )
+  return paths
+
+
 def read(path: str | pathlib.Path) -> Drawing:
   """Reads a drawing.
 

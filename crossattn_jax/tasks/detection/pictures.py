@@ -1,6 +1,6 @@
 """Pictures of objects: one image with all of its own, and sheets of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from etils import epath
@@ -62,20 +62,27 @@ def overlaid(image: np.ndarray, objects: Objects, class_names: Sequence[str]) ->
   return overlay.draw(canvas, boxes, names, colors, masks)
 
 
-def sheet(path: epath.Path, samples: Sequence[Sample], class_names: Sequence[str]) -> None:
+def sheet(
+  path: epath.Path,
+  samples: Sequence[Sample],
+  class_names: Sequence[str],
+  picture: Callable[[Sample, Objects, Sequence[str]], Image.Image] | None = None,
+) -> None:
   """Draws examples in columns: the image, its objects as found, the true ones if known.
 
   Args:
     path: of the PNG.
     samples: at least one.
     class_names: in the order of the labels.
+    picture: of an example with objects; its image `overlaid` with them by default.
   """
+  picture = picture or (lambda sample, *objects: overlaid(sample.image, *objects))
   titles = ['found'] if samples[0].true is None else ['found', 'true']
   page, grid = drawing.columns(len(samples), len(titles), (3.2, 3.2), most=4)
   for axes, sample in zip(grid, samples, strict=True):
-    drawing.show_image(axes[0], overlaid(sample.image, sample.found, class_names))
+    drawing.show_image(axes[0], picture(sample, sample.found, class_names))
     axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
     if sample.true is not None:
-      drawing.show_image(axes[1], overlaid(sample.image, sample.true, class_names))
+      drawing.show_image(axes[1], picture(sample, sample.true, class_names))
   drawing.name_panels(grid, titles, most=4)
   drawing.save(page, path)

@@ -16,9 +16,13 @@ from crossattn_jax.heads.detection import types
 from crossattn_jax.models.parts.types import Features
 from crossattn_jax.models.sketch_localizer import model as sketch_localizer
 from crossattn_jax.tasks import base
-from crossattn_jax.tasks.detection import predictions
 from crossattn_jax.tasks.detection import task as detection
-from crossattn_jax.tasks.sketch_localization import average_precision, losses, serving
+from crossattn_jax.tasks.sketch_localization import (
+  average_precision,
+  losses,
+  predictions,
+  serving,
+)
 
 # Fields of a teacher that are the student's, too: what tokens there are.
 _ALIKE = ('num_queries', 'channels', 'num_layers')
