@@ -146,8 +146,12 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> QuerySource:
   Raises:
     ValueError: there are no such photos or drawings.
   """
+  if not config.class_names:
+    raise ValueError(
+      'dataset.class_names is empty: name them, or let tasks.complete_config(config) find them'
+    )
   training = split == config.train_split
-  seen = [name not in config.unseen_classes for name in config.class_names]
+  seen = [name not in (config.unseen_classes or ()) for name in config.class_names]
   if training and not any(seen):
     raise ValueError(
       f'dataset.unseen_classes are all of dataset.class_names={tuple(config.class_names)}; '
