@@ -1,4 +1,4 @@
-"""Levels become the network's input and back, and images fit."""
+"""Levels become the network's input and back."""
 
 import ml_collections
 import numpy as np
@@ -25,32 +25,6 @@ def test_normalisation_is_the_formula_in_the_order_of_the_config(config, channel
   np.testing.assert_array_equal(result[..., 1], (image[..., second].astype(np.float32) - 2) / 4)
   np.testing.assert_array_equal(result[..., 2], (image[..., third].astype(np.float32) - 3) / 8)
   np.testing.assert_array_equal(levels.denormalize(result, config), image)
-
-
-@pytest.mark.parametrize('size', [(683, 512), (512, 683), (2000, 400), (100, 100)])
-def test_images_fit_as_tightly_as_they_can(size):
-  height, width = levels.fit(size, (2048, 512))
-  assert max(height, width) == 2048 or min(height, width) == 512
-  assert max(height, width) <= 2048
-  assert min(height, width) <= 512
-  assert abs(height / width - size[0] / size[1]) < 0.01 * size[0] / size[1]
-
-
-@pytest.mark.parametrize(
-  ('size', 'within', 'expected'),
-  [
-    ((480, 640), None, (800, 1067)),  # 1066.67 is rounded.
-    ((427, 640), None, (800, 1199)),
-    ((375, 500), None, (800, 1067)),
-    ((640, 480), None, (1067, 800)),
-    ((300, 900), None, (444, 1333)),
-    ((640, 480), (800, 1344), (800, 600)),
-    ((1, 9000), None, (1, 1333)),
-  ],
-)
-def test_sizes_are_those_of_mmdetection(size, within, expected):
-  arguments = () if within is None else (within,)
-  assert levels.fit(size, (1333, 800), *arguments) == expected
 
 
 def test_padding_is_at_the_ends():

@@ -11,7 +11,15 @@ STEPS = {'mode': 'RGB', 'decoding': {}}
 
 
 @pytest.mark.parametrize(
-  'task', ['classification', 'detection', 'image_fusion', 'paired_detection', 'segmentation']
+  'task',
+  [
+    'classification',
+    'detection',
+    'image_fusion',
+    'paired_detection',
+    'segmentation',
+    'sketch_localization',
+  ],
 )
 def test_a_broken_image_is_one_sentence(task, tmp_path, monkeypatch):
   serving = importlib.import_module(f'crossattn_jax.tasks.{task}.serving')

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import levels
+from crossattn_jax.data import resizing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +76,13 @@ def draw(
     size: (height, width) of the image.
     canvas: (height, width) that holds the view.
     options: `config.dataset.augmentation`.
-    multiple: of sides of what is resized, see `levels.fit`.
+    multiple: of sides of what is resized, see `resizing.fit`.
   """
   region, part = (0, 0, size[1], size[0]), size
   if rng.random() < options.crop.probability:
     region, part = _draw_crop(rng, size, canvas, options, multiple)
   box = longest(options, canvas), _draw_side(rng, shortest(options, canvas), options.short_step)
-  return View(region, levels.fit(part, box, canvas, multiple), bool(rng.random() < options.flip))
+  return View(region, resizing.fit(part, box, canvas, multiple), bool(rng.random() < options.flip))
 
 
 def longest(options: ml_collections.ConfigDict, canvas: Sequence[int]) -> int:
@@ -108,7 +108,7 @@ def _draw_crop(
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
   """The part of an image that a crop of the resized image shows, and the crop's size."""
   box = longest(options, canvas), _draw_side(rng, options.crop.short_side, options.crop.short_step)
-  resized = levels.fit(size, box, multiple=multiple)
+  resized = resizing.fit(size, box, multiple=multiple)
   low, high = options.crop.sides
   crop = [int(rng.integers(min(low, side), min(high, side), endpoint=True)) for side in resized]
   # Batches are of one orientation: a crop keeps that of its image.

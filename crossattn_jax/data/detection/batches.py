@@ -14,7 +14,7 @@ from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import decoding, image_ops, levels, pipeline
+from crossattn_jax.data import decoding, image_ops, levels, pipeline, resizing
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import annotations, augmentation, grouping, sources
 
@@ -159,7 +159,7 @@ def _eval_box(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 def _eval_size(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
   """(height, width) at which evaluation shows an image."""
-  return levels.fit(size, _eval_box(config), multiple=config.size_multiple)
+  return resizing.fit(size, _eval_box(config), multiple=config.size_multiple)
 
 
 def _canvas(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple[int, int]:
@@ -173,19 +173,14 @@ def _eval_shape(size: Sequence[int], config: ml_collections.ConfigDict) -> tuple
   step = config.evaluation.bucket_step
   if step is None:
     return _canvas(size, config)
-  return tuple(
-    -(-side // step) * step
-    for side in levels.fit(size, _eval_box(config), multiple=config.get('size_multiple', 1))
-  )
+  return tuple(-(-side // step) * step for side in _eval_size(size, config))
 
 
 def _eval_example(
   image: Image.Image, index: int, shape: Sequence[int], config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
   size = image.size[::-1]
-  view = augmentation.whole(
-    size, levels.fit(size, _eval_box(config), multiple=config.get('size_multiple', 1))
-  )
+  view = augmentation.whole(size, _eval_size(size, config))
   return {
     'image': levels.pad(levels.normalize(view.image(image), config), shape),
     'image_size': np.array(view.size, np.int32),

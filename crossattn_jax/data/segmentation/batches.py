@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import decoding, image_ops, levels, pipeline
+from crossattn_jax.data import decoding, image_ops, levels, pipeline, resizing
 from crossattn_jax.data.segmentation import (
   augmentation,
   label_maps,
@@ -149,7 +149,7 @@ def _fitted_size(size: Sequence[int], config: ml_collections.ConfigDict) -> list
   options = config.evaluation
   if options.resize == 'native':
     return [tuple(size)]
-  size = levels.fit(size, _base_size(options.base_size, config))
+  size = resizing.fit(size, _base_size(options.base_size, config))
   step = options.stretch_to
   return [size, tuple(-(-side // step) * step for side in size)]
 
@@ -308,7 +308,7 @@ class Examples(pipeline.Examples):
     options = self.config.augmentation
     ratio = rng.uniform(*options.ratio)
     base_size = _base_size(options.base_size, self.config)
-    size = levels.fit(label.shape, [int(side * ratio) for side in base_size])
+    size = resizing.fit(label.shape, [int(side * ratio) for side in base_size])
     shown = tuple(map(min, size, self._crop))
     for trial in range(_CROP_TRIALS + 1):
       top, left = (

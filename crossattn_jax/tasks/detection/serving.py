@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.data import decoding
+from crossattn_jax.data import decoding, resizing
 from crossattn_jax.data.detection import batches as data
 from crossattn_jax.geometry import mask_pasting
 from crossattn_jax.tasks import base
@@ -15,7 +15,7 @@ from crossattn_jax.tasks.detection import overlay
 class Serving(base.Serving):
   """Normalised images in a canvas of fixed size in, their objects out."""
 
-  modules = (decoding, overlay, mask_pasting)
+  modules = (decoding, overlay, mask_pasting, resizing)
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -17,6 +17,7 @@ from mask_pasting import paste_masks
 import numpy as np
 import overlay
 from PIL import Image
+from resizing import fit
 from safetensors.numpy import load_file
 
 
@@ -32,10 +33,9 @@ def load(folder):
 def preprocess(path, steps):
   """Returns an image file, and as the model wants it: float32 [h, w, channels], (height, width)."""
   image = read_or_exit(path, steps['mode'], **steps['decoding'])
-  resize, canvas, size = steps['resize'], steps['pad_to'], image.size[::-1]
-  sides = (resize['long_side'], max(size)), (resize['short_side'], min(size))
-  factor = min(most / side for most, side in (*sides, *zip(resize['size'], size, strict=True)))
-  size = [max(int(side * factor + 0.5), 1) for side in size]
+  resize, canvas = steps['resize'], steps['pad_to']
+  box = resize['long_side'], resize['short_side']
+  size = fit(image.size[::-1], box, resize['size'], resize['multiple'])
   filtered = Image.Resampling[resize['interpolation'].upper()]
   pixels = np.asarray(image.resize(size[::-1], filtered), np.float32)
   if steps['channels'] == 'bgr':

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 
-from crossattn_jax.data import decoding
+from crossattn_jax.data import decoding, resizing
 from crossattn_jax.data.sketch_localization import batches as data
+from crossattn_jax.data.sketch_localization import thinning
+from crossattn_jax.geometry import strokes
 from crossattn_jax.tasks import base
 from crossattn_jax.tasks.detection import overlay
 
@@ -13,7 +15,7 @@ from crossattn_jax.tasks.detection import overlay
 class Serving(base.Serving):
   """Normalised images in a canvas of fixed size and sketches in, the objects these show out."""
 
-  modules = (decoding, overlay)
+  modules = (decoding, overlay, resizing, strokes, thinning)
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

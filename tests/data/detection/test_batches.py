@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.data import levels
+from crossattn_jax.data import resizing
 from crossattn_jax.data.detection import batches as data
 
 # (height, width, number of objects) of the images of a folder.
@@ -220,7 +220,7 @@ def test_evaluation_sees_every_image_once_in_few_shapes(config, step):
     ):
       if index >= 0:
         assert tuple(original) == IMAGES[index][:2]
-        assert tuple(size) == levels.fit(original, (80, 60))
+        assert tuple(size) == resizing.fit(original, (80, 60))
         assert (image[size[0] :] == 0).all()
         assert (image[:, size[1] :] == 0).all()
 
