@@ -29,5 +29,7 @@ def fit(
   short, (height, width) = min(size), size
   limits = min(box), max(box) * short / max(size)
   resized = round(min(*limits, within[0] * short / height, within[1] * short / width))
-  sides = (min(resized * side // short, most) for side, most in zip(size, within, strict=True))
+  sides = (
+    min(resized * side // short, max(box), most) for side, most in zip(size, within, strict=True)
+  )
   return tuple(max(int(side // multiple), 1) * multiple for side in sides)
