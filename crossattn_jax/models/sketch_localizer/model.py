@@ -145,6 +145,7 @@ class SketchLocalizer(module.Module):
         'attention_0', ...: how much each cell of the photo looks at each cell of the sketch before
           a stage, the mean of all heads, `[batch, cells, cells of the sketch]`.
         'ink': the share of sketches that have strokes in a cell, `[batch, cells of the sketch]`.
+        'map_0', ...: the maps that the decoder looks at, `[batch, rows, columns, channels]`.
         'queries': `[batch, levels, queries, channels]`, as they were decoded.
 
     Raises:
@@ -220,6 +221,7 @@ class SketchLocalizer(module.Module):
     features = {
       **seen.features,
       'merged': seen.maps[-1],
+      **{f'map_{i}': x for i, x in enumerate(maps)},
       'ink': ink(sketches, searched.shape[2:4]),
       'queries': jnp.moveaxis(decoded.states, 0, 1),
     }

@@ -89,6 +89,8 @@ def test_all_levels_are_said_in_shapes_that_start_with_the_batch():
     'stage_0': (3, 8, 8, 32),
     'stage_1': (3, 4, 4, 64),
     'merged': (3, 2, 2, 32),
+    'map_0': (3, 4, 4, 32),
+    'map_1': (3, 2, 2, 32),
     'attention_0': (3, 64, 16),
     'attention_1': (3, 16, 16),
     'ink': (3, 16),

@@ -85,6 +85,24 @@ def test_the_loss_is_the_sum_of_its_parts_that_of_a_teacher_too(small_config):
   assert 'distillation_loss' not in evaluated
 
 
+@pytest.mark.extended
+def test_a_larger_teacher_has_the_same_tokens(small_config):
+  config = small_config(iou_head=True)
+  with config.unlocked():
+    config.task.distillation.teacher = config.model.copy_and_resolve_references()
+  config.task.distillation.teacher.depths = (2, 1)
+  task = tasks.create_task(config)
+
+  def loss(batch):
+    key = jax.random.key(0)
+    teacher = task.frozen_models['teacher'].init(key)
+    return task.loss({**task.init(key), 'teacher': teacher}, batch, key, True)
+
+  value, (reported, _) = jax.eval_shape(loss, task.batch_spec(2))
+  assert (value.shape, value.dtype) == ((), jnp.float32)
+  assert {'distillation_loss', 'iou_loss', 'auxiliary_loss'} < {*reported}
+
+
 @pytest.mark.parametrize(
   ('key', 'value', 'message'),
   [
