@@ -1,5 +1,7 @@
-"""Parts of a sketch localizer start from files of Swin, of ViDT and of classifiers of sketches."""
+"""State dicts there and back; starts from files of Swin, of ViDT and of classifiers of sketches."""
 
+import json
+import pathlib
 import re
 
 from flax import traverse_util
@@ -7,9 +9,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crossattn_jax.conversion import correspondence, fitting, mapping, opening
+from crossattn_jax.conversion import (
+  convert,
+  correspondence,
+  fitting,
+  mapping,
+  opening,
+  recognition,
+)
+from crossattn_jax.conversion.systems import sketch_localizer
 from crossattn_jax.models import registry
 
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'sketch_localizer'
 NAME = 'sketch_localizer_tiny'
 TINY = {
   'image_size': (64, 64),
@@ -93,6 +104,53 @@ def expected(whole):
   """The arrays of a whole file by their paths."""
   converter, _ = correspondence.model_mapping(NAME, registry.create_model(NAME, **TINY))
   return traverse_util.flatten_dict(dict(converter.to_flax(whole)), sep='/')
+
+
+def test_a_state_dict_comes_back_whatever_else_the_original_has(tmp_path, whole):
+  variables = convert.to_flax(NAME, whole, TINY).variables
+  state = convert.to_torch(NAME, variables, TINY)
+  for key, x in whole.items():
+    np.testing.assert_array_equal(state[key], x)
+  twice = 'bbox_embed.1.layers.2.bias'
+  np.testing.assert_array_equal(state[f'transformer.decoder.{twice}'], whole[twice])
+  assert not state['sketch_proj_query.weight'].any()
+  np.testing.assert_array_equal(
+    state['backbone.layers.0.blocks.0.attn.relative_position_index'],
+    [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]],
+  )
+  # As a run on several devices has saved it; its depths and queries tell themselves.
+  path = write(tmp_path / 'checkpoint.safetensors', {f'module.{k}': x for k, x in state.items()})
+  told = ('depths', 'num_heads', 'num_queries', 'num_layers', 'width')
+  opened = opening.open_weights(path, NAME, {k: x for k, x in TINY.items() if k not in told})
+  assert {field: opened.overrides[field] for field in told} == {k: TINY[k] for k in told}
+  again = traverse_util.flatten_dict(dict(opened.variables), sep='/')
+  for name, x in expected(whole).items():
+    np.testing.assert_array_equal(again[name], x)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+  ('case', 'name', 'fields'),
+  [
+    (
+      'locformer_small_trainable_fusion_k3',
+      'sketch_localizer_tiny',
+      {'depths': (1, 2, 1, 1), 'num_queries': 12, 'sketch_fusion': 'trainable'},
+    ),
+    ('locformer_swin_small_352x608_fwd', 'sketch_localizer_small', {'depths': (2, 2, 18, 2)}),
+  ],
+)
+def test_what_is_written_is_what_the_original_has(case, name, fields):
+  entries = json.loads((REFERENCE / f'{case}.json').read_text())['state']
+  shapes = {entry['key']: tuple(entry['shape']) for entry in entries}
+  told, converter = recognition.match(name, shapes, {})
+  assert told.items() >= fields.items()
+  converter.check(shapes)
+  state = {x.torch_key: np.broadcast_to(np.float32(0), x.torch_shape) for x in converter.entries}
+  state |= sketch_localizer.besides(registry.create_model(name, **told), state)
+  written = {key: x.shape for key, x in state.items()}
+  # A counter is no part of what a strict `load_state_dict` wants.
+  assert written == {k: x for k, x in shapes.items() if not k.endswith('num_batches_tracked')}
 
 
 @pytest.mark.extended

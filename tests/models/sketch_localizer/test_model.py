@@ -167,6 +167,7 @@ def test_wrong_inputs_are_refused_by_name():
       template(create(), *wrong)
 
 
+@pytest.mark.extended
 def test_a_program_for_any_batch_is_exported():
   (batch,) = export.symbolic_shape('batch')
   arrays = [
