@@ -77,3 +77,27 @@ def test_parts_are_exported_for_any_batch(module, run, shapes, padding):
   (batch,) = export.symbolic_shape('batch')
   program = export.export(apply)(jax.eval_shape(init, *arrays(1)), *arrays(batch))
   assert all(batch in x.shape for x in jax.tree.leaves(program.out_avals))
+
+
+@pytest.mark.extended
+def test_a_stage_that_loops_and_recomputes_has_the_same_gradients():
+  """Of its parameters, and of all arrays that the blocks share."""
+  stage = backbone.Stage(2, (0.0,) * 4, 8, 2)
+  arrays = tokens, position = (
+    jnp.sin(jnp.arange(2 * 15 * 8.0)).reshape(2, 15, 8),
+    jnp.ones((1, 3, 8)),
+  )
+  padding = jnp.zeros((2, 3, 4), bool).at[1, :, 3].set(True)
+  variables = jax.jit(stage.init, static_argnums=2)(
+    jax.random.key(0), tokens, (3, 4), position, padding
+  )
+
+  def gradient(stage):
+    def loss(variables, tokens, position):
+      whole, merged, _ = stage.apply(variables, tokens, (3, 4), position, padding)
+      return jnp.sum(whole**2) + jnp.sum(merged)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(variables, *arrays)
+
+  called, looped = gradient(stage), gradient(stage.clone(scan_blocks=True, remat=True))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), called, looped)
