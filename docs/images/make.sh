@@ -23,8 +23,12 @@ samples_of mask_rcnn_shapes mask_rcnn_shapes
 samples_of icafusion_shapes icafusion_shapes
 python main.py --mode=predict --workdir="$workdir" --input=crossattn_jax/samples/night --output="$workdir/night"
 cp "$workdir/night/0.png" docs/images/icafusion_attention.png
+samples_of sketch_localizer_shapes sketch_localizer_shapes
+python main.py --mode=predict --workdir="$workdir" --input=crossattn_jax/samples/shapes --output="$workdir/cup" \
+  --config.predict.sketch=crossattn_jax/samples/sketches/cup.png
+cp "$workdir/cup/0.png" docs/images/sketch_localizer_attention.png
 # Pages need them neither as large nor exact to the bit.
-python - docs/images/{{retinanet,mask_rcnn,icafusion}_shapes,icafusion_attention} <<'END'
+python - docs/images/{{retinanet,mask_rcnn,icafusion,sketch_localizer}_shapes,{icafusion,sketch_localizer}_attention} <<'END'
 import pathlib, sys
 from PIL import Image
 for name in sys.argv[1:]:

@@ -64,13 +64,13 @@ def found_and_looks(path: epath.Path, sample: Sample, class_names: Sequence[str]
   left, right = page.subfigures(1, 2, width_ratios=(_WIDTH, _WIDTH + _BAR))
   axes = left.subplots()
   drawing.show_image(axes, overlaid(sample, sample.found, class_names))
-  axes.set_title('what the sketch shows', fontsize=10)
+  axes.set_title(f'what the sketch shows: {len(sample.found.boxes)} found', fontsize=10)
   panels = right.subplots(2, 2)
   values = np.concatenate([weights.ravel() for weights in sample.looks.values()])
   for panel, (name, weights) in zip(panels.flat, sample.looks.items(), strict=True):
     shown = drawing.show_attention(panel, sample.image, attention_maps.Attention(weights))
     shown.set_clim(values.min(), values.max())
-    panel.set_title(name, fontsize=8)
+    panel.set_title(f'before {name.replace("_", " ")}', fontsize=8)
   right.colorbar(shown, ax=panels, label='looks at lines of the sketch (1: at all of it alike)')
   drawing.save(page, path)
 

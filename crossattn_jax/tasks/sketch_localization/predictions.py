@@ -138,8 +138,8 @@ def read_sketches(config: ml_collections.ConfigDict) -> dict[str, reading.Drawin
   if config.predict.sketch is None:
     raise config_errors.ConfigError(
       'nothing says what to search for: set --config.predict.sketch=FILE, a drawing of it '
-      f'({", ".join(reading.EXTENSIONS)}), or FILE,FILE or a folder with several of the same; such '
-      'as crossattn_jax/samples/sketches/cup.png, house.png, fish.svg and drop.ndjson there'
+      'such as crossattn_jax/samples/sketches/cup.png (there are house.png, fish.svg and '
+      'drop.ndjson, too), or FILE,FILE or a folder with several of the same'
     )
   return {path: reading.read(path) for path in reading.find(config.predict.sketch)}
 
