@@ -4,6 +4,7 @@ With CROSSATTN_JAX_TEST_PLATFORM=cuda the tests of a room run on the GPU that is
 of `tests/kernels` above all.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -13,8 +14,12 @@ os.environ['JAX_PLATFORMS'] = os.environ.get('CROSSATTN_JAX_TEST_PLATFORM', 'cpu
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'
-  # Tests compile more than they compute.
-  + ' --xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu')
+  # Tests compile more than they compute, and each core has a worker.
+  + ' --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+  * (os.environ['JAX_PLATFORMS'] == 'cpu')
+  # A third of the processor time of all tests; later versions have no other emitters.
+  + ' --xla_cpu_use_fusion_emitters=false'
+  * importlib.metadata.version('jaxlib').startswith('0.10.')
 )
 # What several tests run is compiled once, by all workers of pytest-xdist together.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -75,7 +80,7 @@ def tiny_config(datasets_dir) -> ml_collections.ConfigDict:
 def main_environment() -> dict[str, str]:
   """Environment of `main.py` subprocesses: one device."""
   return os.environ | {
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1'),
     'PYTHONPATH': str(ROOT),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
