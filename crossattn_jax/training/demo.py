@@ -27,6 +27,8 @@ from crossattn_jax.training import demo_html, errors, loop, messages
 # Bytes of a file that is given on the page.
 MAX_FILE_SIZE = 32 * 2**20
 _MOST_EXAMPLES = 12
+# What the page itself makes files of.
+_TYPED = {'text': '.txt', 'drawing': '.json'}
 
 
 def check_installed() -> None:
@@ -170,12 +172,11 @@ class Demo:
           inputs = [_component(field) for field in fields]
           # What is dropped is looked at once; words and strokes, when a person is ready.
           triggers = [
-            component.change
+            component.submit if field.kind == 'text' else component.change
             for component, field in zip(inputs, fields, strict=True)
-            if field.kind in ('image', 'sound')
+            if field.kind != 'drawing'
           ]
-          triggers += [component.submit for component in inputs if hasattr(component, 'submit')]
-          if len(triggers) < len(inputs) or any(field.kind == 'text' for field in fields):
+          if any(field.kind in _TYPED for field in fields):
             triggers.append(gr.Button('Predict', variant='primary').click)
           if rows := self._example_rows():
             gr.Examples(rows, inputs, label='Examples', examples_per_page=_MOST_EXAMPLES)
@@ -194,7 +195,7 @@ class Demo:
           files = gr.File(label='files', visible=False, file_count='multiple', interactive=False)
 
       def answer(*values: Any) -> list[Any]:
-        result = self.answer([_given(*pair) for pair in zip(inputs, values, strict=True)])
+        result = self.answer(values)
         return [
           result.html,
           *(gr.update(value=path, visible=path is not None) for path in result.pictures),
@@ -251,8 +252,8 @@ class Demo:
     for field, value in zip(self._predictor.fields, values, strict=True):
       place = epath.Path(folder / field.name)
       place.mkdir(parents=True)
-      if field.kind == 'text':
-        stored[field.name] = place / 'text.txt'
+      if field.kind in _TYPED:
+        stored[field.name] = place / f'{field.name}{_TYPED[field.kind]}'
         stored[field.name].write_text(value)
         continue
       name = pathlib.Path(re.sub(r'[^\w.-]', '_', value['orig_name'] or field.name))
@@ -297,26 +298,14 @@ def _component(field: tasks.Field) -> Any:
   if field.kind == 'sound':
     return gr.Audio(label=field.label, sources=['upload'], type='filepath', buttons=['download'])
   if field.kind == 'drawing':
-    return gr.Sketchpad(
+    return gr.HTML(
+      '',
       label=field.label,
-      type='filepath',
-      format='png',
-      image_mode='L',
-      brush=gr.Brush(default_size=6, colors=['#000000'], color_mode='fixed'),
-      canvas_size=(400, 400),
-      layers=False,
-      transforms=(),
+      html_template=demo_html.canvas(field.label),
+      js_on_load=demo_html.CANVAS_SCRIPT,
+      elem_classes='canvas',
     )
   return gr.Image(label=field.label, sources=['upload', 'clipboard'], type='filepath', height=300)
-
-
-def _given(component: Any, value: Any) -> Any:
-  """What a component holds: a text, a file as Gradio describes it, or None."""
-  if isinstance(value, dict) and 'composite' in value:
-    # Strokes come as bytes, which the component makes an image of.
-    path = component.preprocess(component.data_model(**value))['composite']
-    return path and {'path': path, 'orig_name': pathlib.Path(path).name}
-  return value
 
 
 def _theme() -> Any:

@@ -16,6 +16,14 @@ STYLE = """
 .label-clear-button { display: none; }
 .image-frame img, .picture img { width: 100%; height: 100%; object-fit: contain; }
 .picture img { min-height: 8rem; max-height: 40rem; }
+.canvas svg { display: block; width: 100%; max-width: 320px; aspect-ratio: 1; background: #fff;
+  border: 1px solid var(--border-color-primary); border-radius: 4px; margin: 0 auto;
+  cursor: crosshair; touch-action: none; }
+.canvas path { fill: none; stroke: #000; stroke-width: 3; stroke-linecap: round;
+  stroke-linejoin: round; }
+.canvas p { display: flex; justify-content: space-between; margin: 0.3rem 0; font-size: 0.85rem;
+  color: var(--neutral-500); }
+.canvas button { all: unset; cursor: pointer; text-decoration: underline; }
 .result h2 { font-size: 1rem; font-weight: 600; margin: 0.6rem 0 0.2rem; }
 .result table { width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.95rem; }
 .result tr { border: 0 !important; }
@@ -35,6 +43,43 @@ STYLE = """
 .result .place { color: var(--neutral-500); font-size: 0.8rem; margin-top: 0.6rem;
   overflow-wrap: anywhere; }
 """
+
+# Draws what the pointer does; the value is strokes as QuickDraw has them, JSON of [[x...], [y...]].
+CANVAS_SCRIPT = """
+let strokes = [], line = null;
+const show = () => element.querySelector('path').setAttribute('d', strokes.map(([x, y]) =>
+  'M' + x.map((_, i) => x[i] + ' ' + y[i]).join('L') + (x.length > 1 ? '' : 'z')).join(''));
+const add = (event) => {
+  const box = element.querySelector('svg').getBoundingClientRect();
+  line[0].push(Math.round(255 * (event.clientX - box.left) / box.width));
+  line[1].push(Math.round(255 * (event.clientY - box.top) / box.height));
+  show();
+};
+const keep = () => {
+  props.value = strokes.length ? JSON.stringify(strokes) : '';
+  // The template is drawn again, without the lines.
+  setTimeout(show);
+};
+element.addEventListener('pointerdown', (event) => {
+  if (!event.target.closest('svg')) return;
+  event.preventDefault();
+  strokes.push(line = [[], []]);
+  add(event);
+});
+window.addEventListener('pointermove', (event) => { if (line) add(event); });
+window.addEventListener('pointerup', () => { if (line) { line = null; keep(); } });
+element.addEventListener('click', (event) => {
+  if (event.target.closest('button')) { strokes = []; keep(); }
+});
+"""
+
+
+def canvas(label: str) -> str:
+  """A place to draw, for `CANVAS_SCRIPT`."""
+  return (
+    f'<p><span>{html.escape(label)}</span><button type="button">clear</button></p>'
+    f'<svg viewBox="0 0 255 255" role="img" aria-label="{html.escape(label)}"><path/></svg>'
+  )
 
 
 def about(model: str, task: str, class_names: Sequence[str]) -> str:

@@ -158,3 +158,46 @@ def test_an_image_that_is_dropped_is_classified_in_the_browser(address, browser,
     problem = page.wait_for_selector('.result .problem').inner_text()
     assert problem.startswith("cannot read image 'image/notes.png'")
     assert not [url for url in foreign if not url.startswith((address, 'data:', 'blob:'))]
+
+
+class Drawn(tasks.Predictor):
+  """Says where the line of a sketch is, which is given beside a photo."""
+
+  fields = (
+    tasks.Field('photo', 'image', 'Photo'),
+    tasks.Field('sketch', 'drawing', 'Sketch of what to find'),
+  )
+  predict = predictions = write_samples = None
+
+  def input_of(self, files):
+    return files['sketch']
+
+  def write_predictions(self, given, output, pictures):
+    (line,) = json.loads(given.read_text())
+    return [{'points': [{'x': x, 'y': y} for x, y in zip(*line, strict=True)]}]
+
+
+Drawn.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.slow
+def test_strokes_of_the_mouse_are_the_sketch(predictor, browser, tmp_path):
+  gradio = pytest.importorskip('gradio')
+  mesh = parallel.create_mesh(devices=jax.devices()[:1])
+  address = demo.Demo(Drawn(predictor.task, {}), mesh, tmp_path).launch(wait=False)
+  page = browser.new_page(viewport={'width': 1280, 'height': 1200})
+  page.goto(address)
+  page.set_input_files('input[type=file]', DIGITS / '3.png')
+  canvas = page.locator('.canvas svg').bounding_box()
+  left, top = canvas['x'] + canvas['width'] / 4, canvas['y'] + canvas['height'] / 4
+  page.mouse.move(left, top)
+  page.mouse.down()
+  page.mouse.move(left + canvas['width'] / 2, top + canvas['height'] / 2, steps=10)
+  page.mouse.up()
+  page.get_by_role('button', name='Predict').click()
+  page.wait_for_selector('.result table')
+  rows = page.locator('.result tr').all_inner_texts()[1:]
+  gradio.close_all()
+  assert len(rows) == 11
+  for row, expected in ((rows[0], 64), (rows[-1], 191)):
+    assert [float(x) for x in row.split()] == pytest.approx([expected] * 2, abs=2)
