@@ -34,6 +34,7 @@ _OFFERED = {
   ('image_fusion', 'shape_scenes'): 'pairs',
   ('paired_detection', 'shape_scenes'): 'night',
   ('retrieval', 'shape_scenes'): 'queries.txt',
+  ('sketch_localization', 'shape_scenes'): 'shapes',
 }
 
 

@@ -179,7 +179,9 @@ class Demo:
           if any(field.kind in _TYPED for field in fields):
             triggers.append(gr.Button('Predict', variant='primary').click)
           if rows := self._example_rows():
-            gr.Examples(rows, inputs, label='Examples', examples_per_page=_MOST_EXAMPLES)
+            gr.Examples(
+              rows, inputs[: len(rows[0])], label='Examples', examples_per_page=_MOST_EXAMPLES
+            )
         with gr.Column(scale=3, min_width=300):
           pictures = [
             gr.Image(
@@ -263,7 +265,7 @@ class Demo:
     return stored
 
   def _example_rows(self) -> list[list[str]]:
-    """What the page offers to click, a row of values of all fields each."""
+    """What the page offers to click, a row of values of the first fields each."""
     task, rows = self._predictor.task, []
     given = self._examples or samples.offered(task.config.task.name, task.config.dataset.name)
     if given is None:
@@ -272,7 +274,7 @@ class Demo:
     for source in tasks.evenly_spread(inputs, _MOST_EXAMPLES):
       if self._predictor.fields[0].kind == 'text':
         rows += [[line] for line in pathlib.Path(*source.paths).read_text().splitlines() if line]
-      elif len(source.paths) == len(self._predictor.fields):
+      else:
         rows.append(list(source.paths))
     return rows[:_MOST_EXAMPLES]
 
