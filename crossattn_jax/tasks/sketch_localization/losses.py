@@ -146,5 +146,6 @@ def distillation_loss(
     maps = [features[name] for name in sorted(features) if name.startswith('map_')]
     queries = jnp.moveaxis(features['queries'], 1, 0)
     # Those of the backbone are also the decoder's first.
-    tokens.append([*maps, queries[0], *queries])
+    own = [*maps, queries[0], *queries]
+    tokens.append([x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in own])
   return set_losses.token_matching_loss(*tokens)

@@ -1,10 +1,12 @@
 """The task learns what sketches show, and evaluates what is found by them."""
 
 import dataclasses
+import json
 import re
 import types
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import pytest
@@ -129,3 +131,29 @@ def test_what_does_not_belong_together_is_refused(small_config, key, value, mess
       config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=re.escape(message)):
     tasks.create_task(config)
+
+
+@pytest.mark.slow
+def test_the_loop_trains_continues_evaluates_and_draws(small_config, tmp_path, monkeypatch, capsys):
+  config = small_config()
+  config.batch_size, config.num_steps = 4, 2
+  config.schedule.name = 'constant'
+  config.schedule.learning_rate = 1e-3
+  config.schedule.warmup_steps = 0
+  config.logging.every_steps = 1
+  mesh = parallel.create_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)
+  loop.train(config, epath.Path(tmp_path))
+  config.num_steps = 4
+  metrics = loop.train(config, epath.Path(tmp_path))
+  assert metrics['examples'] == len(tasks.create_task(config).examples('validation').source)
+  assert 0 <= metrics['seen_box_ap50'] <= 1
+  assert loop.evaluate(config, epath.Path(tmp_path)) == metrics
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  steps = [line for line in lines if 'train/loss' in line]
+  assert [line['step'] for line in steps] == [1, 2, 3, 4]
+  for line in steps:
+    parts = [value for name, value in line.items() if name.endswith('_loss')]
+    assert line['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
+  assert 'continuing after step 2' in capsys.readouterr().err
+  assert (tmp_path / 'predictions.png').exists()
