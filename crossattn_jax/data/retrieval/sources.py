@@ -99,7 +99,7 @@ def create_source(
         f'dataset.captions_per_image={captions_per_image}, but {name!r} has '
         f'{ShapeScenesSource.captions_per_image} captions of each image; set it to None'
       )
-    dataset.prepare(name, data_dir)
+    dataset.prepare(name, data_dir, shapes.SHAPES)
     return ShapeScenesSource(name, split, data_dir, region_dim)
   if name != REGION_FILES:
     raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES], 'retrieval')

@@ -1,6 +1,6 @@
 """Procedural scenes as a TFDS dataset, which is written on first use: nothing is downloaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import io
 import os
@@ -97,7 +97,7 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
       least_seen=3,
       radii=(0.11, 0.17),
       shown=shapes.ALL_SHAPES,
-      unseen=shapes.ALL_SHAPES[4::5],
+      unseen=shapes.UNSEEN_SHAPES,
       turn=0.3,
     ),
     ShapeScenesConfig(
@@ -192,21 +192,27 @@ def _encode(pixels: np.ndarray, image_format: str = 'png') -> io.BytesIO:
   return file
 
 
-def prepare(name: str = 'shape_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:
+def prepare(
+  name: str = 'shape_scenes',
+  data_dir: str | os.PathLike[str] | None = None,
+  known_shapes: Sequence[str] = shapes.ALL_SHAPES,
+) -> None:
   """Writes the dataset below `data_dir` unless it is there; see `writing.write_once`.
 
   Args:
     name: 'shape_scenes' or with a configuration: 'shape_scenes/64'.
     data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
+    known_shapes: those for which there are classes or words.
 
   Raises:
-    ValueError: there is no such configuration.
+    ValueError: there is no such configuration, or it shows other shapes.
   """
-  known = [config.name for config in ShapeScenes.BUILDER_CONFIGS]
-  config = name.partition('/')[2].partition(':')[0] or known[0]
-  if config not in known:
-    raise ValueError(
-      f'unknown dataset {name!r}; expected one of '
-      f'{", ".join(f"shape_scenes/{each}" for each in known)}'
-    )
+  configs = {config.name: config for config in ShapeScenes.BUILDER_CONFIGS}
+  config = name.partition('/')[2].partition(':')[0] or next(iter(configs))
+  usable = [each for each in configs if set(configs[each].shown) <= set(known_shapes)]
+  expected = f'expected one of {", ".join(f"shape_scenes/{each}" for each in usable)}'
+  if config not in configs:
+    raise ValueError(f'unknown dataset {name!r}; {expected}')
+  if config not in usable:
+    raise ValueError(f'{name!r} shows other shapes than {", ".join(known_shapes)}; {expected}')
   writing.write_once(ShapeScenes(config=config, data_dir=data_dir, file_format='array_record'))

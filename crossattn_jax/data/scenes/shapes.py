@@ -16,6 +16,8 @@ SHAPES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 CLASS_NAMES = ('ground', *SHAPES)
 # Those, and more for whoever learns what a shape is.
 ALL_SHAPES = silhouettes.NAMES
+# Of these, those that `shape_scenes/sketch` has for evaluation only.
+UNSEEN_SHAPES = ALL_SHAPES[4::5]
 PALETTE = np.array(
   [
     (70, 70, 70),

@@ -8,7 +8,7 @@ from typing import Protocol, TypedDict
 import ml_collections
 
 from crossattn_jax.data import image_ops, sources, splits
-from crossattn_jax.data.scenes import dataset
+from crossattn_jax.data.scenes import dataset, shapes
 from crossattn_jax.data.segmentation import class_tables, folders, taxonomies
 
 
@@ -74,7 +74,7 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   if bare not in _TFDS:
     raise sources.unknown_dataset(name, [*_TFDS, *find_pairs], 'segmentation')
   if bare == 'shape_scenes':
-    dataset.prepare(name, data_dir)
+    dataset.prepare(name, data_dir, shapes.SHAPES)
   return TfdsSource(name, split, data_dir, *_TFDS[bare])
 
 

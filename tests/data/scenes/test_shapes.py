@@ -148,6 +148,51 @@ def test_the_light_changes_nothing_but_the_images():
   np.testing.assert_allclose((night.image < 20).all(-1).mean(), 0.33, atol=0.05)
 
 
+def test_unseen_shapes_are_in_scenes_for_evaluation_only_and_all_stand_nearly_upright():
+  (config,) = (each for each in dataset.ShapeScenes.BUILDER_CONFIGS if each.name == 'sketch')
+  unseen = {1 + shape_scenes.ALL_SHAPES.index(name) for name in shape_scenes.UNSEEN_SHAPES}
+  train, validation = (
+    {item.label for index in range(40) for item in config.render(seed, index).objects}
+    for seed in (2024, 2025)
+  )
+  assert len(unseen) == 6
+  assert not unseen & train
+  assert unseen <= validation
+  assert train | unseen == set(range(1, 31))
+
+
+def test_a_turn_limits_how_far_objects_are_turned():
+  def widths(turn):
+    scenes = [shape_scenes.render_scene(1, i, 64, shown=('square',), turn=turn) for i in range(20)]
+    whole = [item for scene in scenes for item in scene.objects if item.visible == 1]
+    areas = [np.prod(np.subtract(item.box[2:], item.box[:2])) for item in whole]
+    seen = [
+      (scene.instances == i + 1).sum()
+      for scene in scenes
+      for i, item in enumerate(scene.objects)
+      if item.visible == 1
+    ]
+    return np.array(seen) / areas
+
+  assert widths(0.0).min() > 0.9
+  assert widths(np.pi).min() < 0.65
+
+
+def test_the_scenes_of_six_shapes_stay_what_they_were():
+  scene = shape_scenes.render_scene(2024, 0, 64)
+  assert scene.caption == (
+    'a small white dotted disc, a medium white square, a small yellow striped square and a medium '
+    'purple dotted ring on sand; the purple ring is below the white square'
+  )
+  boxes = [(37, 47, 60, 64), (4, 14, 25, 35), (7, 33, 21, 43), (6, 2, 20, 16)]
+  assert [item.box for item in scene.objects] == boxes
+
+
+def test_tasks_without_names_for_all_shapes_refuse_them(tmp_path):
+  with pytest.raises(ValueError, match="'shape_scenes/sketch' shows other shapes than disc"):
+    dataset.prepare('shape_scenes/sketch', tmp_path, shape_scenes.SHAPES)
+
+
 def test_an_odd_size_and_an_unknown_configuration_are_refused(tmp_path):
   with pytest.raises(ValueError, match='size=33 must be even'):
     shape_scenes.render_scene(0, 0, 33)
