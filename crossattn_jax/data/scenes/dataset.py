@@ -31,6 +31,8 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
     shown: see `shapes.render_scene`; also the data set's classes.
     unseen: those of them that no scene for training shows.
     turn: see `shapes.render_scene`.
+    textures: see `shapes.render_scene`.
+    least_visible: see `shapes.render_scene`.
   """
 
   image_size: int = 128
@@ -44,10 +46,12 @@ class ShapeScenesConfig(tfds.core.BuilderConfig):
   shown: tuple[str, ...] = shapes.SHAPES
   unseen: tuple[str, ...] = ()
   turn: float = np.pi
+  textures: tuple[str, ...] = shapes.TEXTURES
+  least_visible: float = shapes.VISIBLE_SHARE
 
   def render(self, seed: int, index: int) -> shapes.Scene:
     """Renders a scene of the set."""
-    names = ('drawn', 'least_seen', 'radii', 'dark', 'tepid', 'turn')
+    names = ('drawn', 'least_seen', 'radii', 'dark', 'tepid', 'turn', 'textures', 'least_visible')
     options = {name: getattr(self, name) for name in names}
     left_out = self.unseen if seed == _SEED else ()
     shown = [name for name in self.shown if name not in left_out]
@@ -89,13 +93,15 @@ class ShapeScenes(tfds.core.GeneratorBasedBuilder):
     ),
     ShapeScenesConfig(
       name='sketch',
-      description='96 x 96 pixels, 4 to 6 objects of 30 shapes that stand nearly upright; of six '
-      'shapes there are objects in the scenes for evaluation only.',
+      description='96 x 96 pixels, 4 to 6 plain objects of 30 shapes that stand nearly upright; '
+      'objects of six shapes are in the scenes for evaluation only.',
       image_size=96,
       train_examples=4000,
       drawn=(4, 6),
-      least_seen=3,
-      radii=(0.11, 0.17),
+      least_seen=4,
+      radii=(0.13, 0.19),
+      textures=('plain',),
+      least_visible=0.7,
       shown=shapes.ALL_SHAPES,
       unseen=shapes.UNSEEN_SHAPES,
       turn=0.3,

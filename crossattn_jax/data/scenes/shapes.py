@@ -57,7 +57,7 @@ _HEIGHTS = (1.2, 4.0)
 # Of objects, as shares of the image's side.
 RADII = (0.11, 0.25)
 # Objects of which less can be seen are left out.
-_VISIBLE_SHARE = 0.4
+VISIBLE_SHARE = 0.4
 _VISIBLE_AREA = 0.003
 # Shares of objects that are warm, cold, and nearly as warm as the ground.
 _WARM_COLD_NEAR = (0.5, 0.2, 0.3)
@@ -153,6 +153,8 @@ def render_scene(
   tepid: float = 0.0,
   shown: Sequence[str] = SHAPES,
   turn: float = np.pi,
+  textures: Sequence[str] = TEXTURES,
+  least_visible: float = VISIBLE_SHARE,
 ) -> Scene:
   """Renders one scene.
 
@@ -168,6 +170,8 @@ def render_scene(
       image only. With it, all the others are clearly warmer or colder.
     shown: shapes of the objects, of `ALL_SHAPES`.
     turn: most that objects are turned by, either way, in radians.
+    textures: of the objects, of `TEXTURES`.
+    least_visible: share of an object; those of which nearer ones hide more are left out.
 
   Returns:
     The scene, the same whenever and wherever it is rendered.
@@ -178,13 +182,13 @@ def render_scene(
   if size < 32 or size % 2:
     raise ValueError(f'size={size} must be even and at least 32')
   rng = np.random.default_rng([seed, index])
-  placed, masks, instances = _place(rng, size, drawn, radii, shown, turn)
+  placed, masks, instances = _place(rng, size, drawn, radii, shown, turn, least_visible)
   # The nearest object may lie mostly beyond the edge; one with its centre far inside does not.
   while len(placed) < least_seen:
-    placed, masks, instances = _place(rng, size, drawn, radii, shown, turn)
+    placed, masks, instances = _place(rng, size, drawn, radii, shown, turn, least_visible)
   ground = tuple(GROUNDS)[rng.integers(len(GROUNDS))]
   names = [
-    (tuple(COLORS)[rng.integers(len(COLORS))], TEXTURES[rng.integers(len(TEXTURES))])
+    (tuple(COLORS)[rng.integers(len(COLORS))], textures[rng.integers(len(textures))])
     for _ in placed
   ]
   temperatures = _temperatures(rng, len(placed), _WARM_COLD if tepid else _WARM_COLD_NEAR)
@@ -250,6 +254,7 @@ def _place(
   radii: tuple[float, float],
   shown: Sequence[str],
   turn: float,
+  least_visible: float,
 ) -> tuple[list[_Placed], np.ndarray, np.ndarray]:
   """Draws objects, nearest first, and drops those that nearer ones hide."""
   number = int(rng.integers(*drawn, endpoint=True))
@@ -266,7 +271,7 @@ def _place(
     item = _object(size, shapes[i], centers[i], lengths[i], turns[i], heights[i], depths[i])
     hidden = instances[item.window] > 0
     seen = item.mask & ~hidden
-    if seen.sum() < max(_VISIBLE_SHARE * _area(item), _VISIBLE_AREA * size**2):
+    if seen.sum() < max(least_visible * _area(item), _VISIBLE_AREA * size**2):
       continue
     placed.append(item)
     instances[item.window][seen] = len(placed)
