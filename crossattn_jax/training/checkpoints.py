@@ -565,7 +565,8 @@ def _warn_of_config(
   changed = [
     f'{key}: {there[key]!r} in the checkpoint, {here[key]!r} here'
     for key in here
-    if key in there and there[key] != here[key]
+    # What is searched for belongs to a call, not to a run.
+    if key in there and there[key] != here[key] and not key.startswith('predict.')
   ]
   if changed:
     logging.warning('config differs from that of checkpoint %s:\n  %s', path, '\n  '.join(changed))

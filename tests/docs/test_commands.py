@@ -75,6 +75,16 @@ SMALL = {
     '--config.model.neck_depth=1',
   ],
   'pyramid': ['--config.model.depths=(1,1,1,1)'],
+  'sketch_localizer': [
+    '--config.dataset.unseen_classes=("ring",)',
+    '--config.model.depths=(1,1)',
+    '--config.model.num_heads=(1,2)',
+    '--config.model.det_stages=(1,)',
+    '--config.model.num_layers=1',
+    '--config.model.sketch_depths=(1,)',
+    '--config.model.sketch_widths=(8,)',
+    '--config.model.sketch_output_stride=32',
+  ],
   'swiftformer': ['--config.model.depths=(1,1,1,1)'],
 }
 # A run's other run, to start from or to learn from.

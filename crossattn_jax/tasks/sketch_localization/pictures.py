@@ -65,9 +65,11 @@ def found_and_looks(path: epath.Path, sample: Sample, class_names: Sequence[str]
   axes = left.subplots()
   drawing.show_image(axes, overlaid(sample, sample.found, class_names))
   axes.set_title(f'what the sketch shows: {len(sample.found.boxes)} found', fontsize=10)
-  panels = right.subplots(2, 2)
+  # Of the published four stages, two beside two.
+  panels = right.subplots(-(-len(sample.looks) // 2), 2, squeeze=False)
+  panels.flat[-1].set_axis_off()  # Empty where their number is odd.
   values = np.concatenate([weights.ravel() for weights in sample.looks.values()])
-  for panel, (name, weights) in zip(panels.flat, sample.looks.items(), strict=True):
+  for panel, (name, weights) in zip(panels.flat, sample.looks.items(), strict=False):
     shown = drawing.show_attention(panel, sample.image, attention_maps.Attention(weights))
     shown.set_clim(values.min(), values.max())
     panel.set_title(f'before {name.replace("_", " ")}', fontsize=8)

@@ -1,10 +1,12 @@
 """Pictures show what was found, by what, and where the photo looks."""
 
 import dataclasses
+import itertools
 
 from etils import epath
 import numpy as np
 from PIL import Image
+import pytest
 
 from crossattn_jax.tasks.detection import pictures as detection
 from crossattn_jax.tasks.sketch_localization import pictures
@@ -39,9 +41,11 @@ def test_many_sketches_do_not_fill_the_width():
   assert 0.5 < np.ptp(columns) / picture.shape[1] < 0.65
 
 
-def test_a_picture_has_the_photo_and_its_looks(tmp_path):
+@pytest.mark.parametrize('stages', [1, 4])
+def test_a_picture_has_the_photo_and_its_looks(tmp_path, stages):
   path = epath.Path(tmp_path / 'a.png')
-  pictures.found_and_looks(path, sample(), ['match'])
+  looks = dict(itertools.islice(sample().looks.items(), stages))
+  pictures.found_and_looks(path, sample(looks=looks), ['match'])
   width, height = Image.open(path).size
   assert width > 2 * height
 
