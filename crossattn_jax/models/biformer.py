@@ -508,7 +508,7 @@ class BiFormer(nn.Module):
     """Maps of the attended regions and of the region that asks, by the stage's name."""
     if 'evidence' not in features:
       return {}
-    place = classifier.strongest_place(features['evidence'])
+    place = classifier.looking_place(features)
     batch = len(features['evidence'])
     options, maps = self.options, {}
     for s, depth in enumerate(options.depths):

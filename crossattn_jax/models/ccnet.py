@@ -170,7 +170,9 @@ class CCNet(module.Module):
 
   @nn.nowrap
   def attention_maps(self, features: Features) -> dict[str, jax.Array]:
-    """Returns where the pixel in the middle looks: after one application, and after all.
+    """Returns where a pixel looks: after one application, and after all.
+
+    It is the one at `features['place']`, shares of height and width; by default that in the middle.
 
     Weights of several applications are multiplied along all ways that lead from pixel to pixel.
 
@@ -198,8 +200,10 @@ class CCNet(module.Module):
       return {}
     weights = features['attention/0']
     batch, rows, columns, _ = weights.shape
-    query = jnp.zeros((batch, rows, columns), weights.dtype)
-    query = query.at[:, rows // 2, columns // 2].set(1)
+    place = features.get('place', jnp.full((batch, 2), 0.5))
+    row, column = ((place * jnp.array([rows, columns])).astype(jnp.int32)).T
+    query = jax.nn.one_hot(row * columns + column, rows * columns, dtype=weights.dtype)
+    query = query.reshape(batch, rows, columns)
     names = [f'{n} application{"s" if n > 1 else ""}' for n in range(1, self.recurrence + 1)]
     return dict.fromkeys(names, query)
 

@@ -385,7 +385,7 @@ class CrossFormer(module.Module):
     """Maps of the weights and of the position that looks."""
     if 'evidence' not in features:
       return {}
-    place = classifier.strongest_place(features['evidence'])
+    place = classifier.looking_place(features)
     batch = len(features['evidence'])
     maps = {}
     for s in range(len(self.widths)):

@@ -22,16 +22,25 @@ class Attention:
   query: np.ndarray | None = None
 
 
-def outputs(model: nn.Module, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def outputs(
+  model: nn.Module, features: Mapping[str, jax.Array], place: jax.Array | None = None
+) -> dict[str, jax.Array]:
   """Attention maps `[batch, rows, columns]` of a model's features, where it has any. Inside jit.
 
   A model takes part in the pictures by a method `attention_maps(features)`, which returns named
   maps. Where what looks has a place in the image, `attention_queries(features)` returns it as maps
-  of the same names and shapes.
+  of the same names and shapes. Such a model lets `features['place']` look, where it is given.
+
+  Args:
+    model: without variables.
+    features: that it returned.
+    place: what is to look, shares of height and width, `[batch, 2]`; by default the model says it.
 
   Returns:
     'attention_maps/NAME', and 'attention_queries/NAME'.
   """
+  if place is not None:
+    features = {**features, 'place': place}
   return {
     f'{kind}/{name}': values
     for kind in ('attention_maps', 'attention_queries')

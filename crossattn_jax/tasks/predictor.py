@@ -26,6 +26,8 @@ Record = dict[str, Any]
 Row = Mapping[str, np.ndarray]
 
 PICTURES = ('none', 'sheet', 'each')
+# Places of an image that can be let look, in either direction.
+_PLACES = 8
 # Up to so many inputs have a picture each by default, and so many a sheet shows.
 MOST_PICTURES = 32
 SHEET = 'predictions.png'
@@ -92,12 +94,15 @@ class Predictor(abc.ABC):
     expected: what `--input` names, for messages.
     fields: that make up one input.
     shown_files: of a record, the files that are pictures for people.
+    looking: number of the place of an image that looks, where pictures show attention of a place:
+      by rows from 1 to `num_places`; 0 where the model says it.
   """
 
   extensions: ClassVar[Sequence[str]] = sources.IMAGE_EXTENSIONS
   expected: ClassVar[str] = 'an image, or a folder with images'
   fields: ClassVar[Sequence[Field]] = (Field('image', 'image', 'Image'),)
   shown_files: ClassVar[Sequence[str]] = ('picture',)
+  looking: int = 0
 
   def __init__(self, task: Any, variables: Variables):
     self.task, self.variables = task, variables
@@ -190,8 +195,20 @@ class Predictor(abc.ABC):
   def _predict(self) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
     return jax.jit(self.predict)
 
+  @property
+  def num_places(self) -> int:
+    """How many places of an image `looking` can name; 0 where none looks in the pictures."""
+    return _PLACES**2 if hasattr(self.task.model, 'attention_queries') else 0
+
   def outputs(self, batch: Batch) -> dict[str, Any]:
-    """`predict` of a batch, compiled, on the host."""
+    """`predict` of a batch, compiled, on the host.
+
+    Where `looking` names a place, the batch has its shares of height and width as 'place',
+    `[batch, 2]`.
+    """
+    if self.looking:
+      place = (np.array(divmod(self.looking - 1, _PLACES), np.float32) + 0.5) / _PLACES
+      batch = {**batch, 'place': np.tile(place, (len(next(iter(batch.values()))), 1))}
     return jax.device_get(self._predict(self.variables, batch))
 
   def write_predictions(

@@ -176,6 +176,12 @@ class Demo:
             for component, field in zip(inputs, fields, strict=True)
             if field.kind != 'drawing'
           ]
+          if places := self._predictor.num_places:
+            looking = gr.Slider(
+              0, places, 0, step=1, label='Place that looks: by rows; 0 as the model has it'
+            )
+            inputs.append(looking)
+            triggers.append(looking.release)
           if any(field.kind in _TYPED for field in fields):
             triggers.append(gr.Button('Predict', variant='primary').click)
           if rows := self._example_rows():
@@ -197,7 +203,7 @@ class Demo:
           files = gr.File(label='files', visible=False, file_count='multiple', interactive=False)
 
       def answer(*values: Any) -> list[Any]:
-        result = self.answer(values)
+        result = self.answer(values[: len(fields)], *values[len(fields) :])
         return [
           result.html,
           *(gr.update(value=path, visible=path is not None) for path in result.pictures),
@@ -216,19 +222,21 @@ class Demo:
       )
     return blocks
 
-  def answer(self, values: Sequence[Any]) -> Answer:
+  def answer(self, values: Sequence[Any], looking: int = 0) -> Answer:
     """What the page shows once something is given.
 
     Args:
       values: of the fields: texts, and what Gradio says of files. None or '' where nothing is given
         yet.
+      looking: see `tasks.Predictor`.
     """
     if not all(values):
       return Answer(demo_html.hint(), [None] * len(self._predictor.shown_files))
     # Of several that are dropped at once, each one's change asks.
-    if self._last is None or self._last[0] != values:
+    if self._last is None or self._last[0] != (values, looking):
       self._count += 1
-      self._last = values, self._answer(values)
+      self._predictor.looking = int(looking)
+      self._last = (values, looking), self._answer(values)
     return self._last[1]
 
   def _answer(self, values: Sequence[Any]) -> Answer:

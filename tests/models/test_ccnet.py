@@ -81,6 +81,12 @@ def test_two_applications_see_the_whole_image():
   for query in model.attention_queries(features).values():
     assert query.shape == one.shape
     assert (query[:, rows // 2, columns // 2] == 1).all()
+  first = {**features, 'place': jnp.array([[0.01, 0.01], [0.99, 0.99]])}
+  one, _ = model.attention_maps(first).values()
+  for looks, row, column in ((one[0], 0, 0), (one[1], -1, -1)):
+    assert (looks[row] > 0).all()
+    assert (looks[:, column] > 0).all()
+    assert jnp.count_nonzero(looks) == rows + columns - 1
 
 
 @pytest.mark.extended

@@ -50,6 +50,23 @@ class Mean(predictor.FilePredictor):
     path.write_text('\n'.join(sample.name for sample in samples))
 
 
+class Looks(Mean):
+  """Says which place looks."""
+
+  predict = staticmethod(lambda variables, batch: {'place': batch.get('place', 0)})
+
+
+def test_a_place_that_is_let_look_is_in_the_batch():
+  looks, batch = Looks(), {'image': np.zeros((3, 2, 2), np.uint8)}
+  looks.task.model = types.SimpleNamespace()
+  assert looks.num_places == 0
+  looks.task.model.attention_queries = None
+  assert looks.num_places == 64
+  assert looks.outputs(batch)['place'] == 0
+  looks.looking = 11  # The third one of the second row.
+  np.testing.assert_array_equal(looks.outputs(batch)['place'], [[1.5 / 8, 2.5 / 8]] * 3)
+
+
 class _Config:
   dataset = types.SimpleNamespace(num_threads=2)
   evaluation = types.SimpleNamespace(batch_size=None)

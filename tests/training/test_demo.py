@@ -84,6 +84,16 @@ def test_an_answer_is_what_predict_writes_and_lies_below_the_output(page, tmp_pa
 
 
 @pytest.mark.extended
+def test_another_place_that_looks_is_another_prediction(page, predictor, monkeypatch):
+  monkeypatch.setattr(predictor, 'looking', 0)
+  given = [uploaded(DIGITS / '3.png')]
+  answers = [page.answer(given, looking) for looking in (0, 5, 5)]
+  assert predictor.looking == 5
+  assert answers[0].pictures != answers[1].pictures
+  assert answers[1] is answers[2]
+
+
+@pytest.mark.extended
 def test_what_is_no_image_is_said(page, tmp_path):
   (tmp_path / 'notes.png').write_text('no image')
   answer = page.answer([uploaded(tmp_path / 'notes.png')])

@@ -1,5 +1,6 @@
 """From the last map to logits, and what the map has to do with them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,6 +47,17 @@ def evidence(x: jax.Array, logits: jax.Array, kernel: jax.Array) -> jax.Array:
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   best = kernel[:, jnp.argmax(logits, axis=-1)].astype(x.dtype)
   return jnp.einsum('bhwc,cb->bhw', x, best)
+
+
+def looking_place(features: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """The place of an image that looks in pictures, as shares of height and width, `[batch]`.
+
+  Args:
+    features: whose 'place' it is, `[batch, 2]`; else that of the greatest 'evidence'.
+  """
+  if 'place' in features:
+    return features['place'][:, 0], features['place'][:, 1]
+  return strongest_place(features['evidence'])
 
 
 def strongest_place(evidence: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -33,7 +33,7 @@ class Predictor(classifier.Predictor):
     logits, features = self.task.model.apply(variables, batch['image'])
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     outputs = {'scores': jax.nn.sigmoid(wide)}
-    return outputs | attention_maps.outputs(self.task.model, features)
+    return outputs | attention_maps.outputs(self.task.model, features, batch.get('place'))
 
   def record(
     self, shown: np.ndarray, result: predictor.Row, files: Mapping[str, epath.Path]

@@ -35,7 +35,7 @@ class Predictor(classifier.Predictor):
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     scores = jax.nn.sigmoid(wide) if self.task.multi_label else jax.nn.softmax(wide, axis=-1)
     outputs = {'probabilities': scores}
-    return outputs | attention_maps.outputs(self.task.model, features)
+    return outputs | attention_maps.outputs(self.task.model, features, batch.get('place'))
 
   def record(
     self, shown: Image.Image, result: predictor.Row, files: Mapping[str, epath.Path]

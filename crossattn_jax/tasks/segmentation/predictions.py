@@ -40,7 +40,9 @@ class Predictor(predictor.FilePredictor):
     model = self.task.model
     if hasattr(model, 'attention_maps'):
       _, features = model.apply(variables, batch['image'])
-      outputs |= {'image': batch['image']} | attention_maps.outputs(model, features)
+      outputs |= {'image': batch['image']} | attention_maps.outputs(
+        model, features, batch.get('place')
+      )
     return outputs
 
   def record(

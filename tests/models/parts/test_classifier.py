@@ -18,6 +18,13 @@ def test_the_strongest_place_is_the_middle_of_its_position():
   rows, columns = classifier.strongest_place(evidence)
   np.testing.assert_allclose(rows, [0.75, 0.25])
   np.testing.assert_allclose(columns, [0.125, 0.875])
+  np.testing.assert_array_equal(classifier.looking_place({'evidence': evidence}), (rows, columns))
+
+
+def test_a_place_that_is_given_looks_whatever_the_evidence():
+  features = {'evidence': jnp.zeros((2, 2, 4)), 'place': jnp.array([[0.1, 0.2], [0.3, 0.4]])}
+  looks = classifier.looking_place(features)
+  np.testing.assert_array_equal(looks, np.array([[0.1, 0.3], [0.2, 0.4]], np.float32))
 
 
 def test_the_mean_of_a_map_is_not_rounded_to_half_precision():
