@@ -7,6 +7,7 @@ drawn alike, those that a model learns from and those that it is asked with.
 from collections.abc import Sequence
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -45,7 +46,8 @@ def find(given: str) -> list[str]:
     FileNotFoundError: a folder has none.
   """
   if not pathlib.Path(given).is_dir():
-    return [given] if pathlib.Path(given).exists() else given.split(',')
+    several = [os.path.expanduser(path.strip()) for path in given.split(',')]
+    return [given] if pathlib.Path(given).exists() else several
   paths, _ = sources.find_files(given, EXTENSIONS)
   if not paths:
     raise FileNotFoundError(
@@ -73,7 +75,8 @@ def read(path: str | pathlib.Path) -> Drawing:
     raise FileNotFoundError(f'{name} does not exist; expected a drawing: {", ".join(EXTENSIONS)}')
   try:
     return _read(file, number)
-  except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these.
+  # Pillow raises the first ones, what is nested without end the last one.
+  except (ValueError, OSError, SyntaxError, RecursionError) as error:
     raise ValueError(f'cannot read the drawing {path}: {error}') from error
 
 
@@ -103,6 +106,8 @@ def from_strokes(strokes: strokes_lib.Strokes, notes: Sequence[str] = ()) -> Dra
     raise ValueError('some of its points are not finite')
   if not np.ptp(points, axis=0).any():
     raise ValueError('it is empty: all of it is a single point')
+  # A dot is drawn as a line to itself: Pillow draws none of a single point.
+  strokes = [np.repeat(x, 2, axis=0) if len(x) == 1 else x for x in strokes]
   return Drawing(strokes_lib.fit(strokes, EXTENT), notes)
 
 

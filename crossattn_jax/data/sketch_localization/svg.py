@@ -23,7 +23,11 @@ _UNSUPPORTED = {
 }
 # Chords of a curve: of half a circle they are off by 0.1 % of its radius.
 _CHORDS = 32
-_TURN = {'translate': 2, 'scale': 2, 'rotate': 3, 'skewX': 1, 'skewY': 1, 'matrix': 6}
+# How many numbers each has.
+_TURN = {
+  'translate': (1, 2), 'scale': (1, 2), 'rotate': (1, 3), 'skewX': (1,), 'skewY': (1,),
+  'matrix': (6,),
+}  # fmt: skip
 
 
 def read(data: bytes) -> list[np.ndarray]:
@@ -92,8 +96,10 @@ def _transform(text: str) -> 'transform_lib.Transform':
     raise ValueError(f'transform={text!r} is not a list of {", ".join(_TURN)}')
   for name, arguments in steps:
     values = [float(x) for x in re.split(r'[\s,]+', arguments.strip())]
-    if name not in _TURN or not 1 <= len(values) <= _TURN[name]:
-      raise ValueError(f'transform={text!r} is not a list of {", ".join(_TURN)}')
+    if len(values) not in _TURN.get(name, ()):
+      raise ValueError(
+        f'transform={text!r} is not a list of {", ".join(_TURN)}, each with its numbers'
+      )
     first = values[0]
     if name == 'matrix':
       result = result.transform(values)

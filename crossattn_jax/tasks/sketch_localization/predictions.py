@@ -135,7 +135,7 @@ def read_sketches(config: ml_collections.ConfigDict) -> dict[str, reading.Drawin
     FileNotFoundError: there are no such files.
     ValueError: one of them is no drawing.
   """
-  if config.predict.sketch is None:
+  if not config.predict.sketch:
     raise config_errors.ConfigError(
       'nothing says what to search for: set --config.predict.sketch=FILE, a drawing of it '
       'such as crossattn_jax/samples/sketches/cup.png (there are house.png, fish.svg and '

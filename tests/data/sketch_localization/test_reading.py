@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 import pytest
 from scipy import ndimage
 
-from crossattn_jax.data.sketch_localization import reading
+from crossattn_jax.data.sketch_localization import rasters, reading
 
 # An arrow in a frame of 255: what all pictures below show.
 ARROW = [np.array([[0, 60], [255, 60]]), np.array([[180, 0], [255, 60], [180, 120]])]
@@ -131,6 +131,9 @@ def test_a_curve_is_followed(tmp_path):
     ('<svg><g><image href="cat.png"/></g></svg>', 'it has <image>'),
     ('<svg><path d="M0 0h5"/><use href="#a"/></svg>', 'unlink clones'),
     ('<svg><path transform="turn(3)" d="M0 0h5"/></svg>', 'turn'),
+    ('<svg><path transform="matrix(1 2)" d="M0 0h5"/></svg>', 'each with its numbers'),
+    ('<svg><path transform="rotate(1 2)" d="M0 0h5"/></svg>', 'each with its numbers'),
+    (f'<svg>{"<g>" * 3000}<path d="M0 0h5"/>{"</g>" * 3000}</svg>', 'recursion'),
     ('<svg><path d="L 3"/></svg>', 'its <path> cannot be read'),
     ('<svg><circle cx="1"/></svg>', 'its <circle> cannot be read'),
     ('<svg></svg>', 'it is empty'),
@@ -180,6 +183,12 @@ def test_strokes_of_quickdraw_and_stroke3(tmp_path):
 def test_wrong_strokes_are_refused(drawing, expected):
   with pytest.raises(ValueError, match=expected):
     reading.from_quickdraw(drawing)
+
+
+def test_a_dot_is_drawn():
+  drawing = reading.from_quickdraw([[[0, 200], [0, 100]], [[150], [20]]])
+  pixels = rasters.STYLES['release'].raster(drawing.strokes, 224)
+  assert pixels[int(20 * 255 / 200), int(150 * 255 / 200)] == 255
 
 
 def test_files_that_are_none(tmp_path):

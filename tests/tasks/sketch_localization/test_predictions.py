@@ -88,7 +88,7 @@ def test_pictures_show_the_sketch_where_it_hides_nothing(knowing_predictor, phot
 
 
 def test_several_sketches_are_of_one_object(knowing_predictor, photos, tmp_path):
-  given = ','.join(str(SKETCHES / name) for name in ('fish.svg', 'drop.ndjson'))
+  given = ', '.join(str(SKETCHES / name) for name in ('fish.svg', 'drop.ndjson'))
   predictor, output = knowing_predictor(given), epath.Path(tmp_path / 'out')
   (record,) = predictor.write_predictions(photos / '1.png', output, 'none')
   assert [pathlib.Path(path).name for path in record['sketches']] == ['fish.svg', 'drop.ndjson']
