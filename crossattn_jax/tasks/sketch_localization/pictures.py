@@ -15,6 +15,7 @@ with epy.lazy_imports():  # Slow to import, and few runs need it.
 
 # Of a picture's shorter side: a sketch, of its width: all of them, at most.
 _SKETCH, _SKETCHES = 0.28, 0.6
+_MOST_SKETCHES = 10
 _WIDTH = 5.0  # Of the image, in inches.
 _BAR = 0.9  # Of the colour bar.
 
@@ -36,10 +37,11 @@ class Sample(pictures.Sample):
 def overlaid(sample: Sample, objects: pictures.Objects, class_names: Sequence[str]) -> Image.Image:
   """The image with objects, and the sketches in the corner where they hide least."""
   picture = pictures.overlaid(sample.image, objects, class_names)
-  widest = _SKETCHES * picture.width / len(sample.sketches)
+  sketches = sample.sketches[:_MOST_SKETCHES]
+  widest = _SKETCHES * picture.width / len(sketches)
   side = round(min(_SKETCH * min(picture.size), widest))
-  strip = Image.new('RGB', (side * len(sample.sketches), side))
-  for number, sketch in enumerate(sample.sketches):
+  strip = Image.new('RGB', (side * len(sketches), side))
+  for number, sketch in enumerate(sketches):
     framed = ImageOps.expand(Image.fromarray(sketch).resize((side - 4, side - 4)), 2, 'orange')
     strip.paste(framed, (number * side, 0))
   corners = [(x, y) for y in (picture.height - side, 0) for x in (picture.width - strip.width, 0)]

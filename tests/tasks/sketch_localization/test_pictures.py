@@ -34,8 +34,9 @@ def test_sketches_lie_in_the_corner_that_hides_least():
   assert rows.min() > 0.6 * picture.shape[0]
 
 
-def test_many_sketches_do_not_fill_the_width():
-  many = sample(sketches=np.zeros((7, 32, 32, 3), np.uint8))
+@pytest.mark.parametrize('count', [7, 200])
+def test_many_sketches_do_not_fill_the_width(count):
+  many = sample(sketches=np.zeros((count, 32, 32, 3), np.uint8))
   picture = np.asarray(pictures.overlaid(many, FOUND, ['match'])).astype(int)
   _, columns = np.nonzero((np.abs(picture - (255, 165, 0)) < 5).all(axis=-1))
   assert 0.5 < np.ptp(columns) / picture.shape[1] < 0.65
