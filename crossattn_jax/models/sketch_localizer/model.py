@@ -5,10 +5,9 @@ Single Sketch", Tripathi et al. 2024 (arXiv 2303.08784), in the form of its code
 ViDT, Song et al. 2022 (arXiv 2110.03921).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from einops import rearrange
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -143,8 +142,8 @@ class SketchLocalizer(module.Module):
         'stage_0', ..., 'stage_3': maps of the backbone at strides 4, 8, 16 and 32.
         'merged': the map at stride 64.
         'attention_0', ...: how much each cell of the photo looks at each cell of the sketch before
-          a stage, the mean of all heads, `[batch, cells, cells of the sketch]`.
-        'ink': the share of sketches that have strokes in a cell, `[batch, cells of the sketch]`.
+          a stage, the mean of all heads, `[batch, cells, cells of the sketch]`; `attention_maps`
+          says which of them look at lines.
         'map_0', ...: the maps that the decoder looks at, `[batch, rows, columns, channels]`.
         'queries': `[batch, levels, queries, channels]`, as they were decoded.
 
@@ -222,7 +221,6 @@ class SketchLocalizer(module.Module):
       **seen.features,
       'merged': seen.maps[-1],
       **{f'map_{i}': x for i, x in enumerate(maps)},
-      'ink': ink(sketches, searched.shape[2:4]),
       'queries': jnp.moveaxis(decoded.states, 0, 1),
     }
     return {name: jnp.moveaxis(x, 0, 1) for name, x in outputs.items()}, features
@@ -311,22 +309,6 @@ class SketchLocalizer(module.Module):
       found.boxes, jnp.where(is_object, found.scores, 0), jnp.where(is_object, 0, -1)
     )
 
-  @nn.nowrap
-  def attention_maps(self, features: Features) -> dict[str, jax.Array]:
-    """How much each cell of the photo looks at strokes of the sketch, before each stage.
-
-    Args:
-      features: of the model.
-
-    Returns:
-      'stage_0', ...: `[batch, rows, columns]`, of all that a cell looks at the share with strokes.
-    """
-    maps = {}
-    for i in range(len(self.depths)):
-      on_ink = jnp.einsum('bpc,bc->bp', features[f'attention_{i}'], features['ink'])
-      maps[f'stage_{i}'] = on_ink.reshape(features[f'stage_{i}'].shape[:3])
-    return maps
-
   def _check(self, image: jax.Array, sketches: jax.Array) -> None:
     checks.check_image(self, image, self.num_channels)
     wanted = f'[batch, sketches, height, width, {self.num_channels}]'
@@ -346,23 +328,6 @@ class SketchLocalizer(module.Module):
         f'sketches of {sketches.shape[2]} x {sketches.shape[3]} pixels: take heights and widths '
         f'that are multiples of {stride} (config.dataset.sketches.size)'
       )
-
-
-def ink(sketches: jax.Array, cells: Sequence[int]) -> jax.Array:
-  """The share of sketches that have strokes in each of so many rows and columns of cells.
-
-  A cell has strokes where its pixels differ, at least a tenth as much as in any cell of the sketch.
-
-  Args:
-    sketches: `[batch, sketches, height, width, channels]`.
-    cells: their rows and columns, which divide height and width.
-
-  Returns:
-    `[batch, rows * columns]` in 0..1.
-  """
-  pixels = rearrange(sketches, 'b k (r y) (c x) n -> b k (r c) n (y x)', r=cells[0], c=cells[1])
-  spread = (pixels.max(axis=-1) - pixels.min(axis=-1)).max(axis=-1)
-  return (spread > spread.max(axis=-1, keepdims=True) / 10).mean(axis=1, dtype=sketches.dtype)
 
 
 def padding_mask(image_size: jax.Array, size: tuple[int, int]) -> jax.Array:

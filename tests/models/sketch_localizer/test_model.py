@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from crossattn_jax import models, parallel
-from crossattn_jax.models.sketch_localizer import model as model_lib
 
 # Two stages, of maps of 8 x 8 and 4 x 4 cells, and two levels, of which sketches refine the second.
 TINY = {
@@ -96,25 +95,8 @@ def test_all_levels_are_said_in_shapes_that_start_with_the_batch():
     'map_1': (3, 2, 2, 32),
     'attention_0': (3, 64, 16),
     'attention_1': (3, 16, 16),
-    'ink': (3, 16),
     'queries': (3, 2, 5, 32),
   }
-  for name, x in model.attention_maps(jax.tree.map(lambda x: np.zeros(x.shape), features)).items():
-    assert x.shape == features[name].shape[:3]
-
-
-def test_a_map_shows_how_much_a_cell_looks_at_strokes():
-  sketches = np.ones((1, 2, 4, 4, 3)) * [0.1, -3, 2]
-  sketches[0, 0, 0, 0] += 1  # A stroke in the first cell,
-  sketches[0, 0, 3, 1] += 0.01  # something too faint in the third,
-  sketches[0, 1] += np.eye(4)[..., None]  # and a diagonal in the other sketch.
-  ink = model_lib.ink(jnp.asarray(sketches), (2, 2))
-  np.testing.assert_array_equal(ink, [[1, 0, 0, 0.5]])
-  attention = np.zeros((1, 6, 4))
-  attention[0, 0, 0] = attention[0, 1, 1] = attention[0, 5, 3] = 1
-  features = {'ink': ink, 'attention_0': attention, 'stage_0': np.zeros((1, 2, 3, 8))}
-  maps = create(depths=(1,), num_heads=(1,), det_stages=(0,)).attention_maps(features)
-  np.testing.assert_array_equal(maps['stage_0'], [[[1, 0, 0], [0, 0, 0.5]]])
 
 
 def test_objects_are_of_class_1_at_the_last_level():
