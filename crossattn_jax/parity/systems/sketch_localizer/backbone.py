@@ -16,8 +16,6 @@ from crossattn_jax.parity import adapters
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-_LAST_CHANNELS = 256  # Of the last stage's merged tokens, in the originals.
-
 
 def _size(manifest: Manifest) -> tuple[int, int]:
   c, inputs = manifest['constructor'], manifest['inputs']
@@ -57,12 +55,13 @@ def _block(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('sketch_localizer', 'ram_stage')
 def _stage(manifest: Manifest) -> adapters.Adapter:
   c, size = manifest['constructor'], _size(manifest)
-  channels = _LAST_CHANNELS if c.get('last') else 2 * manifest['inputs']['tokens']['shape'][-1]
+  c.ignore('last')  # The merged tokens' width tells.
+  widths = {entry['key']: entry['shape'][0] for entry in manifest['state'] if entry['shape']}
   depth, merges, sees_patches = c['depth'], c['downsample'], c['cross_attn']
   module = backbone.Stage(
     c['num_heads'],
     (0.0,) * depth,
-    channels if merges else None,
+    widths['downsample.reduction.weight'] if merges else None,
     c['window_size'],
     c.get('mlp_ratio', 4.0),
     c.get('qkv_bias', True),
