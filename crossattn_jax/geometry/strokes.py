@@ -59,6 +59,11 @@ def to_stroke3(strokes: Strokes, dtype: type = np.int16) -> np.ndarray:
   return np.concatenate([steps, lifted[:, None]], axis=1).astype(dtype)
 
 
+def with_dots(strokes: Strokes) -> list[np.ndarray]:
+  """The same, single points as lines to themselves: Pillow draws nothing of a point alone."""
+  return [np.repeat(stroke, 2, axis=0) if len(stroke) == 1 else stroke for stroke in strokes]
+
+
 def fit(strokes: Strokes, size: int, padding: float = 0) -> list[np.ndarray]:
   """A drawing in the upper left corner of a square, as large as it can be, in float64.
 

@@ -27,6 +27,7 @@ from crossattn_jax.training import demo_html, errors, loop, messages
 # Bytes of a file that is given on the page.
 MAX_FILE_SIZE = 32 * 2**20
 _MOST_EXAMPLES = 12
+_LONGEST_NAME = 60  # Of a file.
 # What the page itself makes files of.
 _TYPED = {'text': '.txt', 'drawing': '.json'}
 
@@ -266,7 +267,9 @@ class Demo:
         stored[field.name] = place / f'{field.name}{_TYPED[field.kind]}'
         stored[field.name].write_text(value)
         continue
-      name = pathlib.Path(re.sub(r'[^\w.-]', '_', value['orig_name'] or field.name))
+      # Hidden files are not found in folders, and too long names are refused.
+      given = re.sub(r'[^\w.-]', '_', value['orig_name'])[-_LONGEST_NAME:].lstrip('.')
+      name = pathlib.Path(given or field.name)
       stem = stem or name.stem
       stored[field.name] = place / f'{stem}{name.suffix}'
       shutil.copyfile(value['path'], stored[field.name])

@@ -71,7 +71,7 @@ def test_an_answer_is_what_predict_writes_and_lies_below_the_output(page, tmp_pa
   assert page.answer([None]) == demo.Answer(demo_html.hint(), [None])
   answer = page.answer([uploaded(DIGITS / '3.png', '../my three, drawn.png')])
   (folder,) = tmp_path.iterdir()
-  name = '.._my_three__drawn'
+  name = '_my_three__drawn'
   assert files_below(folder) == [
     f'1/image/{name}.png',
     f'1/predictions/{name}.png',
@@ -91,6 +91,23 @@ def test_another_place_that_looks_is_another_prediction(page, predictor, monkeyp
   assert predictor.looking == 5
   assert answers[0].pictures != answers[1].pictures
   assert answers[1] is answers[2]
+
+
+@pytest.mark.parametrize(
+  ('given', 'stored'),
+  [
+    ('..', 'image'),
+    ('../../a.png', '_.._a.png'),
+    ('.a.png', 'a.png'),
+    ('', 'image'),
+    ('a' * 500 + '.png', 'a' * 56 + '.png'),
+  ],
+)
+def test_files_lie_in_their_folder_whatever_they_are_called(page, tmp_path, given, stored):
+  place = tmp_path / '1'
+  path = page._store([{'path': str(DIGITS / '3.png'), 'orig_name': given}], place)['image']
+  assert files_below(tmp_path) == [f'1/image/{stored}']
+  assert pathlib.Path(path).read_bytes() == (DIGITS / '3.png').read_bytes()
 
 
 @pytest.mark.extended

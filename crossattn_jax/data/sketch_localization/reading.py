@@ -106,9 +106,7 @@ def from_strokes(strokes: strokes_lib.Strokes, notes: Sequence[str] = ()) -> Dra
     raise ValueError('some of its points are not finite')
   if not np.ptp(points, axis=0).any():
     raise ValueError('it is empty: all of it is a single point')
-  # A dot is drawn as a line to itself: Pillow draws none of a single point.
-  strokes = [np.repeat(x, 2, axis=0) if len(x) == 1 else x for x in strokes]
-  return Drawing(strokes_lib.fit(strokes, EXTENT), notes)
+  return Drawing(strokes_lib.fit(strokes_lib.with_dots(strokes), EXTENT), notes)
 
 
 def from_quickdraw(drawing: Any) -> Drawing:

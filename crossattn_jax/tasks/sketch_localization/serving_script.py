@@ -68,9 +68,9 @@ def read_sketch(path):
       drawing, _, doubt = strokes_of(np.asarray(read_or_exit(path, 'RGBA', upright=True)))
       if doubt:
         print(f'warning: {path}: {doubt}', file=sys.stderr)
-  except (ValueError, KeyError, OSError) as error:
+  except (ValueError, KeyError, TypeError, OSError) as error:
     sys.exit(f'error: cannot read the drawing {path}: {error}')
-  return strokes.fit(drawing, EXTENT)
+  return strokes.fit(strokes.with_dots(drawing), EXTENT)
 
 
 def draw(drawing, style):
