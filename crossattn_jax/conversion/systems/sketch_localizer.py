@@ -190,7 +190,11 @@ def unused_shapes(module: model_lib.SketchLocalizer) -> dict[str, tuple[int, ...
     add_attention(f'{fusion}.self_attn_sk', channels)
     add(f'{fusion}.norm1', channels)
     add(f'{fusion}.norm2', channels)
-  whole = [x for x in fusions if x[-1].isdigit() and int(x[-1]) < module.first_level]
+  whole = [
+    f'{name}.{i}'
+    for name in ('query_fusion', 'query_fusion_sketch')
+    for i in range(min(module.first_level, levels))
+  ]
   for fusion in [*whole, f'query_fusion_sketch.{levels - 1}']:
     add_attention(f'{fusion}.self_attn', channels)
     add(f'{fusion}.linear1', module.fusion_hidden, channels)
