@@ -252,7 +252,7 @@ class Demo:
     except errors.USER_ERRORS as error:
       return Answer(demo_html.error(errors.message(error).replace(f'{folder}/', '')), none)
     return Answer(
-      demo_html.record(record, str(folder)),
+      demo_html.record(record, str(folder)).replace(f'{folder}/', ''),
       [record.get(kind) for kind in self._predictor.shown_files],
       [str(path) for path in sorted(output.rglob('*')) if path.is_file()],
     )

@@ -147,4 +147,5 @@ def _text(value: Any) -> str:
 
 
 def _words(name: str) -> str:
-  return str(name).replace('_', ' ')
+  # A path is no word.
+  return name if '/' in name else name.replace('_', ' ')

@@ -55,6 +55,7 @@ def test_records_of_any_task_become_tables():
       'classes': [{'index': 3, 'name': '<three>', 'probability': 0.5}],
       'objects': [],
       'metrics': {'mutual_information': 1.23456},
+      'sketches': {'/tmp/a_run/my_cup.png': 'lines thinned'},
     },
     '/tmp/run/1',
   )
@@ -63,6 +64,7 @@ def test_records_of_any_task_become_tables():
   assert 'index' not in shown
   assert '<h2>objects</h2><p>none</p>' in shown
   assert '<td>mutual information</td><td>1.235</td>' in shown
+  assert '<td>/tmp/a_run/my_cup.png</td>' in shown
   assert shown.endswith('<p class="place">Written to /tmp/run/1</p>')
 
 
