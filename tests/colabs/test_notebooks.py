@@ -96,6 +96,16 @@ def test_pairs(main_environment, datasets_dir, tmp_path, monkeypatch):
   assert '(1, 40, 40, 64)' in text
 
 
+@pytest.mark.slow
+def test_sketch(main_environment, datasets_dir, tmp_path, monkeypatch):
+  environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
+  notebook = execute('sketch.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = 0.01')
+  text = printed(notebook)
+  assert pictures(notebook) == 5
+  assert 'unseen_box_ap50' in text
+  assert 'strokes of QuickDraw' in text
+
+
 @pytest.mark.torch
 def test_compare_with_pytorch(main_environment, tmp_path, monkeypatch):
   notebook = execute('compare_with_pytorch.ipynb', tmp_path, main_environment, monkeypatch)
