@@ -1,7 +1,7 @@
 """Positions of the cells of a map as sines and cosines, after Vaswani et al. 2017, section 3.5.
 
 They are float32, whatever the model computes in, as the originals' are. Networks were trained with
-the sines that PyTorch has on CPUs, a polynomial: in float64 almost all are the same bits.
+the sines that PyTorch has on CPUs, a polynomial: in float64 they are the same bits.
 """
 
 import jax
@@ -62,8 +62,8 @@ def _waves(angles: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
   half_turns = (angles / np.pi).round()
   x = angles - np.pi * half_turns
   square = x * x
-  series = 2.6058059684e-06 * square - 0.00019809617608
-  for coefficient in (0.00833306649375, -0.16666659562221, 1):
+  series = 2.605780780232424e-06 * square - 0.00019809602960136005
+  for coefficient in (0.008333066246740826, -0.16666659550446983, 1):
     series = series * square + coefficient
   return x * series * (1 - 2 * (half_turns % 2))
 
