@@ -27,7 +27,9 @@ from crossattn_jax.models import registry
 CHANGED_BY_FITTING = ('num_classes', 'num_channels', 'image_size')
 
 # The layers that end in classes.
-_CLASSIFIER = re.compile(r'params/((.*/)?classifier|(backbone/)?head(_\w+)?)/(kernel|bias)')
+_CLASSIFIER = re.compile(
+  r'params/((.*/)?classifier|(backbone/)?head(_\w+|/class_\d+)?)/(kernel|bias)'
+)
 # The layer that ends in four offsets of a box for each class.
 _BOXES_OF_CLASSES = re.compile(r'params/(.*/)?box_head/regressor/(kernel|bias)')
 # The layers that end in box, objectness and classes of every anchor.
