@@ -207,6 +207,11 @@ class Predictor(abc.ABC):
     `[batch, 2]`.
     """
     if self.looking:
+      if not 0 < self.looking <= self.num_places:
+        raise ValueError(
+          f'no place {self.looking} can look: they are 1 to {self.num_places}, 0 is as the model '
+          'has it'
+        )
       place = (np.array(divmod(self.looking - 1, _PLACES), np.float32) + 0.5) / _PLACES
       batch = {**batch, 'place': np.tile(place, (len(next(iter(batch.values()))), 1))}
     return jax.device_get(self._predict(self.variables, batch))

@@ -86,7 +86,8 @@ def about(model: str, task: str, class_names: Sequence[str]) -> str:
   """The head of the page."""
   rest = len(class_names) - _MOST_CLASSES
   names = ', '.join(class_names[:_MOST_CLASSES]) + (f' and {rest} more' if rest > 0 else '')
-  known = f'<p>It knows: {html.escape(names)}</p>' if class_names else ''
+  # A single class is all that the task looks for.
+  known = f'<p>It knows: {html.escape(names)}</p>' if len(class_names) > 1 else ''
   return f'<h1>{html.escape(model)}</h1><p>{html.escape(task)}</p>{known}'
 
 

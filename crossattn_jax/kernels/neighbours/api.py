@@ -36,11 +36,10 @@ def sparse_convolution(
     ValueError: shapes or the implementation that do not go together, by name.
   """
   op = 'sparse_convolution'
-  _check(op, x, kernel, {'table': (table, (x.shape[0], kernel.shape[0], x.shape[1]))})
-  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
   dispatch.require(op, kernel.shape[0] % 2 == 1, f'a window is odd, got kernel {kernel.shape}')
+  tables = {'table': (table, (*x.shape[:1], kernel.shape[0], *x.shape[1:2]))}
   form = reference.convolution if implementation == 'reference' else _convolution
-  return _by_scene(form, x, kernel, table)
+  return _checked(op, form, x, kernel, tables, implementation)
 
 
 def sparse_downsampling(
@@ -70,15 +69,12 @@ def sparse_downsampling(
   Raises:
     ValueError: see `sparse_convolution`.
   """
-  op = 'sparse_downsampling'
   tables = {
     'children': (children, (x.shape[0], 8, children.shape[-1])),
     'place': (place, x.shape[:2]),
   }
-  _check(op, x, kernel, tables)
-  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
   form = reference.downsampling if implementation == 'reference' else _downsampling
-  return _by_scene(form, x, kernel, children, place)
+  return _checked('sparse_downsampling', form, x, kernel, tables, implementation)
 
 
 def sparse_upsampling(
@@ -106,26 +102,34 @@ def sparse_upsampling(
   Raises:
     ValueError: see `sparse_convolution`.
   """
-  op = 'sparse_upsampling'
   tables = {
     'children': (children, (x.shape[0], 8, x.shape[1])),
     'place': (place, (x.shape[0], place.shape[-1])),
   }
-  _check(op, x, kernel, tables)
-  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
   form = reference.upsampling if implementation == 'reference' else _upsampling
-  return _by_scene(form, x, kernel, children, place)
+  return _checked('sparse_upsampling', form, x, kernel, tables, implementation)
 
 
-def _by_scene(form, x, kernel, *tables):
-  """Each device computes its own scenes: no table points into another one."""
-  scenes = ('batch', None, None)
+def _checked(op, form, x, kernel, tables, implementation):
+  """Checks what a form is given, and lets each device compute its own scenes.
+
+  Args:
+    op: the name of the operation.
+    form: takes `x`, `kernel` and the tables.
+    x: see there.
+    kernel: see there.
+    tables: by name, and the shape each is to have. None points into another scene.
+    implementation: see there.
+  """
+  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  _check(op, x, kernel, tables)
+  arrays, scenes = [table for table, _ in tables.values()], ('batch', None, None)
   return parallel.map_shards(
     form,
     x,
     kernel,
-    *tables,
-    names=(scenes, (None, None, None), *(scenes[: table.ndim] for table in tables)),
+    *arrays,
+    names=(scenes, (None, None, None), *(scenes[: table.ndim] for table in arrays)),
     out_names=scenes,
   )
 

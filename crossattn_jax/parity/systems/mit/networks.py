@@ -11,9 +11,10 @@ import optax
 
 from crossattn_jax.conversion.systems import mit as rules
 from crossattn_jax.geometry import points
+from crossattn_jax.layers import linear
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.models import minkunet
-from crossattn_jax.parity import adapters
+from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.mit import scenes as scenes_lib
 
 Manifest = Mapping[str, Any]
@@ -63,6 +64,14 @@ def _convolution(manifest: Manifest) -> adapters.Adapter:
   c.ignore('bias', only=(False,))
   c.ignore('in_channels')
   size = c['kernel_size']
+  if size == 1:  # A product, whose kernel is a matrix.
+    return _scenes_adapter(
+      manifest,
+      linear.Dense(c['out_channels'], use_bias=False),
+      lambda product, scenes, inputs: {'y': product(inputs['feats'])},
+      1,
+      rules=rules.KERNEL,
+    )
 
   def call(convolution: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     level = sparse.Level(points.neighbours(scenes.levels[0].cells, size)[None])
@@ -131,7 +140,11 @@ adapters.register_adapter('mit', 'bottleneck')(
 def _minkunet(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('D', only=(3,))
-  depths, widths = minkunet.VARIANTS[c['arch'].removeprefix('MinkUNet').lower()]
+  variant = c['arch'].removeprefix('MinkUNet').lower()
+  if variant not in minkunet.VARIANTS:
+    known = ', '.join(f'MinkUNet{name.upper()}' for name in minkunet.VARIANTS)
+    raise arguments.ArgumentError(f'arch is {c["arch"]!r}; known are {known}')
+  depths, widths = minkunet.VARIANTS[variant]
   ignored = c['ignore_label']
   module = minkunet.MinkUNet(widths, depths, c['out_channels'], num_channels=c['in_channels'])
 
