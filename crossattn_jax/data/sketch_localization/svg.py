@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from etils import epy
 import numpy as np
 
-with epy.lazy_imports():  # Few runs need them; matplotlib brings them along.
+with epy.lazy_imports():  # Few runs need them.
   from fontTools.misc import transform as transform_lib
   from fontTools.pens import recordingPen, transformPen
   from fontTools.svgLib.path import parser, shapes
