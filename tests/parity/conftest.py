@@ -98,7 +98,8 @@ def write_case(folder, name='scaled', module='scaled'):
 @pytest.fixture
 def stand_in(monkeypatch):
   """Registers the adapter of system 'stand_in', module 'scaled', for one test."""
-  monkeypatch.setattr(adapters, '_adapters', {('stand_in', 'scaled'): make_adapter})
+  # Those of systems that are imported meanwhile stay.
+  monkeypatch.setitem(adapters._adapters, ('stand_in', 'scaled'), make_adapter)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def make_adapter(manifest):
 
 @pytest.fixture(autouse=True)
 def adapter(monkeypatch):
-  monkeypatch.setattr(adapters, '_adapters', {('mine', 'Block'): make_adapter})
+  monkeypatch.setitem(adapters._adapters, ('mine', 'Block'), make_adapter)
 
 
 def record_block(folder, **options):
