@@ -29,7 +29,7 @@ def save(sheet: 'figure.Figure', path: epath.Path) -> None:
 
 
 def panels(
-  count: int, size: tuple[float, float], below: float = 0.0, most: int = 3
+  count: int, size: tuple[float, float], below: float = 0.0, most: int = 4
 ) -> tuple['figure.Figure', np.ndarray]:
   """A page of panels that fill rows evenly, at most `most` beside each other.
 
