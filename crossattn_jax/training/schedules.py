@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
+import numpy as np
 import optax
 
 from crossattn_jax import config_errors
@@ -31,6 +32,9 @@ def default_config() -> ml_collections.ConfigDict:
       proportional to the global batch. None: `learning_rate` holds for any batch.
     minimum: learning rate that cosine and polynomial end at. Not scaled with the batch.
     power: exponent of the polynomial.
+    restart_epochs: after how many epochs cosine and polynomial begin anew at the base rate (SGDR,
+      Loshchilov & Hutter 2017, arXiv 1608.03983); 0: never, they end with the run.
+    restart_growth: how many times as long each such period is as the one before, at least 1.
     boundary_epochs: when the step schedule multiplies by `factor`; fractions are rounded to steps.
     factor: of the step schedule.
     warmup_epochs, warmup_steps: length of the linear warm-up; at most one of the two is set.
@@ -49,6 +53,9 @@ def default_config() -> ml_collections.ConfigDict:
       scheduler with the finished epoch's index are one epoch late: epochs 0 and 1 both train
       at `warmup_start` (CrossViT, SwiftFormer, BiFormer). A warm-up 'to_schedule' is in time, and
       the decay late after it only: the epoch in which the warm-up ends is repeated (YOLOv5).
+    epoch_starts_ahead: whether the decay is an epoch ahead in the first step of every epoch but the
+      run's first. Scripts that set their scheduler after each step and advance it once more after
+      each epoch are, and one step late (MIT).
   """
   config = ml_collections.ConfigDict()
   config.name = 'cosine'
@@ -56,6 +63,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.reference_batch_size = config_dict.placeholder(int)
   config.minimum = 0.0
   config.power = 1.0
+  config.restart_epochs = 0.0
+  config.restart_growth = 1.0
   config.boundary_epochs = ()
   config.factor = 0.1
   config.warmup_epochs = 0.0
@@ -67,6 +76,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.per_epoch = False
   config.epochs_late = 0
   config.steps_late = 0
+  config.epoch_starts_ahead = False
   return config
 
 
@@ -137,12 +147,14 @@ def create_schedule(
   def rate(step: jax.typing.ArrayLike, warmup_start: float) -> jax.Array:
     # Of the widest integers: 32 of them divide in float32, whatever the default float is.
     step = jnp.asarray(step).astype(jnp.result_type(int))
+    is_start = (step > 0) & (step % steps_per_epoch == 0)
     in_time = jnp.minimum(step, warmup_steps) if to_schedule else 0
     step = warming = jnp.maximum(step - steps_late, in_time)
     if config.per_epoch:
       step = step // steps_per_epoch * steps_per_epoch
       warming = warming if to_schedule else step
-    decayed = decay(jnp.maximum(step - decay_start, 0))
+    ahead = jnp.where(is_start, steps_per_epoch, 0) if config.epoch_starts_ahead else 0
+    decayed = decay(jnp.maximum(step + ahead - decay_start, 0))
     if not warmup_steps:
       return decayed
     progress = jnp.minimum(warming, warmup_steps) / warmup_steps
@@ -172,10 +184,14 @@ def _create_decay(
   if config.name == 'constant':
     return lambda step: jnp.full(step.shape, base_lr, jnp.result_type(float))
 
+  ends = _period_ends(config, decay_steps, steps_per_epoch)
+  lengths = np.diff(ends, prepend=0)
+
   # Written in the steps that remain, an exact integer: 1 - step / decay_steps and 1 + cos(...), as
   # Optax has them, cancel in float32 where the rate is smallest.
   def decay(step: jax.Array) -> jax.Array:
-    remaining = jnp.maximum(decay_steps - step, 0) / decay_steps
+    period = (step[..., None] >= ends[:-1]).sum(-1)
+    remaining = jnp.maximum(jnp.take(ends, period) - step, 0) / jnp.take(lengths, period)
     if config.name == 'cosine':
       shape = jnp.sin(jnp.pi / 2 * remaining) ** 2  # = (1 + cos(pi * step / decay_steps)) / 2
     else:
@@ -183,6 +199,24 @@ def _create_decay(
     return config.minimum + (base_lr - config.minimum) * shape
 
   return decay
+
+
+def _period_ends(
+  config: ml_collections.ConfigDict, decay_steps: int, steps_per_epoch: int
+) -> np.ndarray:
+  """The steps in which the decay begins anew, up to the first after its end; else its end alone."""
+  first, growth = config.restart_epochs * steps_per_epoch, config.restart_growth
+  if not first:
+    return np.array([decay_steps])
+  if round(first) < 1 or growth < 1:
+    raise ValueError(
+      f'schedule.restart_epochs={config.restart_epochs} must be 0, or at least one step of '
+      f'{steps_per_epoch} an epoch, and schedule.restart_growth={growth} at least 1'
+    )
+  lengths = [first]
+  while sum(lengths) < decay_steps + steps_per_epoch:  # the last epoch may start ahead
+    lengths.append(lengths[-1] * growth)
+  return np.rint(np.cumsum(lengths)).astype(int)
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:

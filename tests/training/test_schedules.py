@@ -175,6 +175,32 @@ def test_a_schedule_that_runs_late_repeats_its_first_value():
   ]
 
 
+def test_cosine_begins_anew_and_each_period_may_be_longer_than_the_one_before():
+  with jax.enable_x64(True):
+    schedule = make_schedule(1.0, 70, restart_epochs=1.0, restart_growth=2.0, minimum=0.2)
+    curve = [0.6 + 0.4 * math.cos(math.pi * step / 10) for step in range(10)]
+    np.testing.assert_allclose(schedule(jnp.arange(10)), curve, rtol=1e-12)
+    np.testing.assert_allclose(schedule(jnp.arange(10, 30, 2)), curve, rtol=1e-12)
+    np.testing.assert_allclose(schedule(jnp.arange(30, 70, 4)), curve, rtol=1e-12)
+
+
+def test_restarts_go_on_beyond_the_planned_end_with_a_warmup_before_and_for_any_decay():
+  keys = {'restart_epochs': 2.0, 'name': 'polynomial', 'warmup_steps': 5}
+  schedule = make_schedule(1.0, 35, **keys)
+  np.testing.assert_allclose(schedule(jnp.array([5, 15, 24, 25, 35])), [1, 0.5, 0.05, 1, 0.5])
+
+
+def test_replays_the_recorded_mit_schedule_whose_epochs_start_ahead():
+  recorded = np.load(RECORDED.parents[1] / 'mit' / 'train_lr_schedules.npz')['out/stage1_lr']
+  with jax.enable_x64(True):
+    keys = {'restart_epochs': 20.0, 'steps_late': 1}
+    odd = make_schedule(1e-2, 215, 5, epoch_starts_ahead=True, **keys)
+    np.testing.assert_allclose(odd(jnp.arange(215)), recorded, rtol=1e-12)
+    is_start = np.arange(215) % 5 == 0
+    sane = make_schedule(1e-2, 215, 5, **keys)(jnp.arange(215))
+    np.testing.assert_allclose(sane[~is_start], recorded[~is_start], rtol=1e-12)
+
+
 def test_learning_rate_scales_with_the_global_batch_only_if_asked():
   config = make_config(learning_rate=5e-4)
   assert schedules.scaled_learning_rate(config, 4096) == 5e-4
@@ -191,6 +217,8 @@ def test_learning_rate_scales_with_the_global_batch_only_if_asked():
     ({'warmup_epochs': 1.0, 'warmup_steps': 3}, 'both set'),
     ({'name': 'step', 'boundary_epochs': (3.0, 2.0)}, 'boundary_epochs'),
     ({'epochs_late': -1}, 'epochs_late'),
+    ({'restart_epochs': 0.01}, r'restart_epochs=0\.01 must be 0, or at least one step of 10'),
+    ({'restart_epochs': 1.0, 'restart_growth': 0.5}, r'restart_growth=0\.5 at least 1'),
   ],
 )
 def test_impossible_schedules_are_refused_by_name(keys, message):
