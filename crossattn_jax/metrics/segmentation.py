@@ -39,6 +39,25 @@ def confusion_matrix(
   return total.reshape(num_classes, num_classes).astype(jnp.int32)
 
 
+def host_confusion_matrix(
+  labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """The same on the host, where every array has another shape: nothing is compiled for each.
+
+  Args:
+    labels: integer classes `[...]`; what is no class does not count.
+    predictions: the same shape; likewise.
+    num_classes: how many there are.
+
+  Returns:
+    int64 `[true class, predicted class]`.
+  """
+  labels, predictions = np.ravel(labels), np.ravel(predictions)
+  counts = (np.minimum(labels, predictions) >= 0) & (np.maximum(labels, predictions) < num_classes)
+  cells = labels[counts].astype(np.int64) * num_classes + predictions[counts]
+  return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
   """Pixels of a class in both over those in either, per class; NaN where neither has any.
 

@@ -18,6 +18,8 @@ def _counts(labels, predictions, keep):
 def test_the_confusion_matrix_counts_pixels_with_a_class():
   confusion = metrics.confusion_matrix(jnp.asarray(LABELS), jnp.asarray(PREDICTIONS), 5)
   np.testing.assert_array_equal(confusion, _counts(LABELS, PREDICTIONS, LABELS != 255))
+  confusion = metrics.host_confusion_matrix(LABELS, PREDICTIONS, 5)
+  np.testing.assert_array_equal(confusion, _counts(LABELS, PREDICTIONS, LABELS != 255))
 
 
 def test_masked_pixels_do_not_count():
@@ -36,6 +38,7 @@ def test_what_is_no_class_counts_as_none(label, prediction):
   expected = np.zeros((5, 5), int)
   expected[2, 2] = 5
   np.testing.assert_array_equal(confusion, expected)
+  np.testing.assert_array_equal(metrics.host_confusion_matrix(labels, predictions, 5), expected)
 
 
 def test_absent_classes_count_as_zero_or_not_at_all():
