@@ -1,0 +1,144 @@
+"""Procedural rooms as a TFDS dataset, which is written on first use: nothing is downloaded."""
+
+from collections.abc import Iterator
+import dataclasses
+import io
+import os
+
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from crossattn_jax.data import sources, writing
+from crossattn_jax.data.scenes import rooms
+
+_SEED = 2024
+
+
+@dataclasses.dataclass
+class RoomScenesConfig(tfds.core.BuilderConfig):
+  """A set of rooms.
+
+  Attributes:
+    train_examples: rooms for training.
+    validation_examples: rooms for evaluation.
+    views: photographs of each.
+    image_size: their height and width in pixels.
+    side: see `rooms.make_room`.
+    pieces: see `rooms.make_room`.
+    per_area: see `rooms.scan`.
+  """
+
+  train_examples: int = 240
+  validation_examples: int = 60
+  views: int = 8
+  image_size: tuple[int, int] = (48, 64)
+  side: tuple[float, float] = (2.4, 3.6)
+  pieces: tuple[int, int] = (3, 6)
+  per_area: float = 400.0
+
+
+class RoomScenes(tfds.core.GeneratorBasedBuilder):
+  """Writes rooms as ArrayRecord; see `rooms.Scan`.
+
+  Points are in millimetres, photographs are side by side in one image.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First version.'}
+  BUILDER_CONFIGS = [
+    RoomScenesConfig(name='rooms', description='Rooms of some 3 x 3 m with 3 to 6 pieces.'),
+    RoomScenesConfig(
+      name='tiny',
+      description='A few rooms of one or two pieces, for tests.',
+      train_examples=8,
+      validation_examples=4,
+      views=3,
+      image_size=(24, 32),
+      side=(1.6, 2.2),
+      pieces=(1, 2),
+      per_area=100.0,
+    ),
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    height, width = self.builder_config.image_size
+
+    def per_point(dtype: type, *shape: int) -> tfds.features.Tensor:
+      return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding='zlib')
+
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Procedural rooms: coloured points, what they belong to, and photographs.',
+      features=tfds.features.FeaturesDict(
+        {
+          'points': per_point(np.int16, 3),
+          'colors': per_point(np.uint8, 3),
+          'labels': per_point(np.int8),
+          'supervoxels': per_point(np.int16),
+          'tags': tfds.features.Sequence(tfds.features.ClassLabel(names=list(rooms.CLASS_NAMES))),
+          'views': tfds.features.Image(
+            shape=(height, width * self.builder_config.views, 3), encoding_format='png'
+          ),
+          'id': tfds.features.Text(),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    del dl_manager
+    config = self.builder_config
+    return {
+      'train': self._generate_examples(_SEED, config.train_examples),
+      'validation': self._generate_examples(_SEED + 1, config.validation_examples),
+    }
+
+  def _generate_examples(self, seed: int, count: int) -> Iterator[tuple[str, dict[str, object]]]:
+    config = self.builder_config
+    for index in range(count):
+      room = rooms.make_room(seed, index, config.pieces, config.side)
+      scan = rooms.scan(room, seed, index, config.per_area)
+      views = [
+        rooms.photograph(room, seed, index, view, config.image_size) for view in range(config.views)
+      ]
+      key = f'room_{seed}_{index:04d}'
+      yield (
+        key,
+        {
+          'points': np.rint(scan.points * 1000).astype(np.int16),
+          'colors': scan.colors,
+          'labels': scan.labels.astype(np.int8),
+          'supervoxels': scan.supervoxels.astype(np.int16),
+          'tags': np.unique(scan.labels[scan.labels >= 0]).tolist(),
+          'views': _png(np.concatenate(views, axis=1)),
+          'id': key,
+        },
+      )
+
+
+def _png(pixels: np.ndarray) -> io.BytesIO:
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'png', compress_level=3)
+  file.seek(0)
+  return file
+
+
+def prepare(name: str = 'room_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:
+  """Writes the dataset below `data_dir` unless it is there; see `writing.write_once`.
+
+  Args:
+    name: 'room_scenes' or with a configuration: 'room_scenes/tiny'.
+    data_dir: folder of TFDS datasets; TFDS's own default (`~/tensorflow_datasets`) if None.
+
+  Raises:
+    ValueError: there is no such configuration.
+  """
+  known = {f'room_scenes/{config.name}': config.name for config in RoomScenes.BUILDER_CONFIGS}
+  wanted = name.partition(':')[0]
+  if wanted == 'room_scenes':
+    wanted = next(iter(known))
+  if wanted not in known:
+    raise sources.unknown_dataset(name, known, 'rooms')
+  writing.write_once(
+    RoomScenes(config=known[wanted], data_dir=data_dir, file_format='array_record')
+  )
