@@ -151,6 +151,10 @@ class Examples(abc.ABC):
     """Of each evaluation example; only those of one bucket, such as a shape, share batches."""
     return [None] * len(self.source)
 
+  def example_of(self, index: int) -> int:
+    """The example of the source that an evaluation example is of, where these are more."""
+    return index
+
   # What is the same for all.
 
   def shuffled(self, length: int, seed: int) -> grain.MapDataset:
@@ -278,7 +282,7 @@ class Examples(abc.ABC):
 
   def _slot(self, slots: Sequence[tuple[Any, int]], slot: int) -> dict[str, np.ndarray]:
     bucket, index = slots[slot]
-    decoded = self.read(index) if index >= 0 else None
+    decoded = self.read(self.example_of(index)) if index >= 0 else None
     return {
       **self.eval_example(decoded, index, bucket),
       'mask': np.bool_(decoded is not None),

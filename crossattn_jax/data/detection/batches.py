@@ -14,9 +14,9 @@ from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 
-from crossattn_jax.data import decoding, image_ops, levels, pipeline, resizing
+from crossattn_jax.data import decoding, grouping, image_ops, levels, pipeline, resizing
 from crossattn_jax.data import sources as common
-from crossattn_jax.data.detection import annotations, augmentation, grouping, sources
+from crossattn_jax.data.detection import annotations, augmentation, sources
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -11,26 +11,29 @@ def alternate(
 ) -> grain.MapDataset:
   """Joins endless streams so that each batch is of one of them, in proportion to their sizes.
 
-  Which stream a batch is of depends on its number alone. After any number of batches, each of two
-  streams has had its share of them to within one.
+  Which stream a batch is of depends on its number alone. After any number of batches, each stream
+  has had its share of them to within one.
 
   Args:
-    streams: one or two.
+    streams: at least one.
     sizes: elements in an epoch of each.
     batch_size: consecutive elements that are of one stream.
 
   Returns:
     An endless stream, any element of which can be asked for.
   """
-  if len(streams) == 1:
-    return streams[0]
+  first, *others = streams
+  if not others:
+    return first
+  rest = alternate(others, sizes[1:], batch_size)
   numbers = grain.MapDataset.range(sum(sizes)).repeat()
-  return numbers.map_with_index(_Alternating(tuple(streams), tuple(sizes), batch_size))
+  shares = (sizes[0], sum(sizes[1:]))
+  return numbers.map_with_index(_Alternating((first, rest), shares, batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Alternating:
-  """Element of a joint stream by its position."""
+  """Element of two joint streams by its position."""
 
   streams: tuple[grain.MapDataset, grain.MapDataset]
   sizes: tuple[int, int]

@@ -1,0 +1,1 @@
+"""Coloured point clouds of rooms with photographs of them: two tasks learn from their batches."""

@@ -1,0 +1,461 @@
+"""The input pipeline of point clouds: voxels and their neighbours, photographs, labels."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import functools
+import itertools
+import math
+import os
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import ml_collections
+from ml_collections import config_dict
+import numpy as np
+
+from crossattn_jax.data import grouping, image_ops, levels, pipeline
+from crossattn_jax.data.scene_points import sources, tables
+from crossattn_jax.geometry import points as points_lib
+
+SCENE_LABELS, SEGMENTATION = KINDS = ('scene_labels', 'point_segmentation')
+MOST_BUCKETS = 4
+
+
+class Voxelized(NamedTuple):
+  """The points of a scene by the cell they are in.
+
+  Attributes:
+    cells: `[n, 3]` int32.
+    first: `[n]`, the first point in each cell: its colour and label are the voxel's.
+    inverse: `[points]` int32, the row of every point's cell.
+    transform: `[3, 3]`, from metres to cells.
+  """
+
+  cells: np.ndarray
+  first: np.ndarray
+  inverse: np.ndarray
+  transform: np.ndarray
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns `config.dataset`: ScanNet's scenes in voxels of 5 cm, turned and scaled at random."""
+  config = ml_collections.ConfigDict()
+  # See `sources.open_source`.
+  config.name = 'scannet'
+  # Folder of the data set.
+  config.data_dir = config_dict.placeholder(str)
+  # None: as the data set calls them.
+  config.train_split = config_dict.placeholder(str)
+  config.eval_split = config_dict.placeholder(str)
+  # The data set's, which `complete_config` fills in, so that a run keeps them.
+  config.class_names = ()
+  # Folder of labels that another run made of the training scenes. None: those of the data set.
+  config.labels_dir = config_dict.placeholder(str)
+  # An epoch has every training scene as many times.
+  config.repeat = 1
+  # Side of a voxel in metres.
+  config.voxel_size = 0.05
+  # Resolutions that the network has, each half of the one before.
+  config.num_levels = 5
+  # Rows of each level, in at most four sizes, the largest last: the scenes of a batch are padded to
+  # one of them. `python -m crossattn_jax.data.scene_points.buckets` recommends some.
+  config.buckets = ((16384, 6144, 1664, 448, 128),)
+  # Rows for supervoxels, for scene labels alone, as the following.
+  config.max_supervoxels = 512
+  # Photographs of a scene, and their (height, width); 0 for none.
+  config.num_views = 16
+  config.image_size = (240, 320)
+  levels.add_options(config)
+  pipeline.add_options(config)
+
+  config.augmentation = ml_collections.ConfigDict()
+  # Most that a scene is turned about x, y and z, in radians, and (least, most) factor of its size.
+  config.augmentation.rotate = (math.pi / 64, math.pi / 64, math.pi)
+  config.augmentation.scale = (0.9, 1.1)
+  # Probability of a mirror image in x, and in y.
+  config.augmentation.flip = 0.0
+  # Scenes are moved by up to as many voxels along each axis.
+  config.augmentation.shift = 100
+
+  config.evaluation = ml_collections.ConfigDict()
+  # Whether scenes are turned and scaled as in training, each time and on every machine the same.
+  config.evaluation.rotate = True
+  # How often each scene is looked at, for point segmentation.
+  config.evaluation.votes = 1
+  return config
+
+
+def batch_spec(
+  config: ml_collections.ConfigDict, batch_size: int, kind: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a training batch of the largest scenes; see `Examples`.
+
+  Args:
+    config: `config.dataset`.
+    batch_size: number of scenes.
+    kind: one of `KINDS`.
+  """
+  bucket = config.buckets[-1]
+  shapes = tables.shapes(bucket) | {'index': ((), np.int32)}
+  if kind == SEGMENTATION:
+    shapes |= {'labels': ((bucket[0],), np.int32), 'vote': ((), np.int32)}
+  else:
+    shapes |= {
+      'supervoxel': ((bucket[0],), np.int32),
+      'num_tokens': ((), np.int32),
+      'position': ((config.max_supervoxels, 3), np.float32),
+      'tags': ((len(config.class_names),), np.float32),
+    }
+    if config.num_views:
+      shapes['images'] = ((config.num_views, *config.image_size, 3), np.float32)
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+    for name, (shape, dtype) in shapes.items()
+  }
+
+
+class Examples(pipeline.Examples):
+  """The scenes of a split.
+
+  Rows of batches, all of one bucket `(N_0, N_1, ...)`, are the arrays of `tables.tables`, and
+    `index`: number of the scene in the split, int32; -1 where there is none.
+  """
+
+  kind = 'scene'
+
+  @classmethod
+  def check(cls, config: ml_collections.ConfigDict) -> None:
+    """Refuses wrong values, naming the key."""
+    require, options = pipeline.requirement(config), config.augmentation
+    levels.check_options(config)
+    require(config.voxel_size > 0, 'voxel_size', 'a positive number of metres')
+    require(config.num_levels >= 2, 'num_levels', 'at least 2')
+    require(config.repeat >= 1, 'repeat', 'at least 1')
+    buckets = config.buckets
+    require(
+      1 <= len(buckets) <= MOST_BUCKETS
+      and all(len(bucket) == config.num_levels and min(bucket) > 0 for bucket in buckets)
+      and all(itertools.starmap(tables.fits, itertools.pairwise(buckets))),
+      'buckets',
+      f'one to {MOST_BUCKETS} tuples of {config.num_levels} numbers of rows (dataset.num_levels), '
+      'the largest last',
+    )
+    require(
+      len(options.rotate) == 3 and min(options.rotate) >= 0, 'augmentation.rotate', 'three angles'
+    )
+    least, most = options.scale
+    require(0 < least <= most, 'augmentation.scale', '(least, most), positive')
+    require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
+    require(options.shift >= 0, 'augmentation.shift', 'at least 0 voxels')
+    require(config.evaluation.votes >= 1, 'evaluation.votes', 'at least 1')
+
+  @staticmethod
+  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.PointSource:
+    """Opens a split."""
+    return sources.open_source(config, split)
+
+  @property
+  def votes(self) -> int:
+    """Evaluation examples of each scene."""
+    return 1
+
+  def describe(self, index: int) -> str:
+    """A scene, for messages."""
+    return f'{self.kind} {self.source.keys[index]!r}'
+
+  def decode(self, index: int) -> sources.Scene:
+    """Reads a scene."""
+    return self.source.scene(index)
+
+  def scene(self, index: int) -> sources.Scene:
+    """The points of a scene as they are in its file; raises ValueError if they cannot be read."""
+    scene = self.read(index)
+    if scene is None:
+      raise ValueError(f'{self.describe(index)} cannot be read')
+    return scene
+
+  def voxels(self, index: int, vote: int = 0) -> Voxelized:
+    """The voxels of a scene in evaluation: a function of the config and these numbers alone."""
+    return self._eval_voxels(self.scene(index), index, vote)
+
+  def _eval_voxels(self, scene: sources.Scene, index: int, vote: int) -> Voxelized:
+    transform = np.eye(3) / self.config.voxel_size
+    if self.config.evaluation.rotate:
+      transform = self._drawn_transform(np.random.default_rng([index, vote]))
+    return _voxelized(scene.points, transform)
+
+  def _drawn_transform(self, rng: np.random.Generator) -> np.ndarray:
+    """From metres to voxels, turned and scaled at random."""
+    options = self.config.augmentation
+    rotation = points_lib.rotation(rng.uniform(-1, 1, 3) * options.rotate, rng.permutation(3))
+    return rotation * (rng.uniform(*options.scale) / self.config.voxel_size)
+
+  # Training.
+
+  @property
+  def epoch_length(self) -> int:
+    """Scenes in an epoch, with repetitions."""
+    return len(self.source) * self.config.repeat
+
+  def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
+    """The endless stream of indices, of scenes of one bucket within each batch."""
+    groups = [np.flatnonzero(self._train_buckets == k) for k in range(len(self.config.buckets))]
+    groups = [np.tile(group, self.config.repeat) for group in groups if len(group)]
+    streams = [
+      self.shuffled(len(group), seed ^ number).map(group.__getitem__).repeat()
+      for number, group in enumerate(groups)
+    ]
+    return grouping.alternate(streams, [len(group) for group in groups], batch_size)
+
+  @functools.cached_property
+  def _train_buckets(self) -> np.ndarray:
+    """Number of the bucket of each scene: the smallest that holds it however it is turned."""
+    buckets, count = self.config.buckets, len(self.source)
+    if len(buckets) == 1:
+      return np.zeros(count, int)
+    widest = self._widest_transform()
+
+    def measure(index: int) -> int:
+      scene = self.read(index)
+      return 0 if scene is None else self._bucket_of(self._rows(scene.points, widest))
+
+    return np.asarray(_in_threads(measure, range(count)))
+
+  def _widest_transform(self) -> np.ndarray:
+    """With about the most voxels: walls oblique to the grid, at the largest scale."""
+    options = self.config.augmentation
+    angles = np.minimum(options.rotate, math.pi / 4)
+    return points_lib.rotation(angles) * (max(options.scale) / self.config.voxel_size)
+
+  def _rows(self, points: np.ndarray, transform: np.ndarray) -> tuple[int, ...]:
+    cells = points_lib.voxelize(points, transform).cells
+    return tables.Pyramid.build(cells, self.config.num_levels).rows
+
+  def _bucket_of(self, rows: Sequence[int]) -> int:
+    """Number of the smallest bucket that holds so many rows, or of the largest."""
+    fitting = (k for k, bucket in enumerate(self.config.buckets) if tables.fits(rows, bucket))
+    return next(fitting, len(self.config.buckets) - 1)
+
+  def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Turns, scales, mirrors and moves a scene; cuts a column out of one that is too large."""
+    scene, found, skipped = self.next_readable(index)
+    options, bucket = self.config.augmentation, self.config.buckets[self._train_buckets[index]]
+    mirror = np.where(rng.random(3) < np.multiply(options.flip, [1, 1, 0]), -1.0, 1.0)
+    voxels = _voxelized(scene.points, mirror[:, None] * self._drawn_transform(rng))
+    cells, first = voxels.cells + (options.shift * rng.random(3)).astype(np.int32), voxels.first
+    pyramid = tables.Pyramid.build(cells, self.config.num_levels)
+    if not tables.fits(pyramid.rows, bucket):
+      center = cells[rng.integers(len(cells)), :2]
+      kept = tables.within(pyramid, bucket, center)
+      first, pyramid = first[kept], tables.Pyramid.build(cells[kept], self.config.num_levels)
+    return {
+      **tables.tables(pyramid, _normalized(scene.colors[first]), bucket),
+      **self.targets(scene, found, pyramid.cells[0], first, bucket, rng),
+      'index': np.int32(found),
+      'skipped': np.int32(skipped),
+    }
+
+  def targets(
+    self,
+    scene: sources.Scene | None,
+    index: int,
+    cells: np.ndarray,
+    first: np.ndarray,
+    bucket: Sequence[int],
+    rng: np.random.Generator | None,
+  ) -> dict[str, np.ndarray]:
+    """What a task has besides.
+
+    Args:
+      scene: None where there is none.
+      index: of the scene.
+      cells: `[n, 3]` of its voxels.
+      first: `[n]`, the point that each shows.
+      bucket: of the batch.
+      rng: None in evaluation.
+    """
+    raise NotImplementedError
+
+  # Evaluation.
+
+  def example_of(self, index: int) -> int:
+    """The scene of an evaluation example."""
+    return index // self.votes
+
+  def buckets(self) -> list[tuple[int, ...]]:
+    """Of each scene and vote."""
+    options = self.config
+    if len(options.buckets) == 1:
+      return [options.buckets[0]] * (len(self.source) * self.votes)
+
+    def measure(index: int) -> list[tuple[int, ...]]:
+      scene, found = self.read(index), []
+      for vote in range(self.votes):
+        rows = (1,)
+        if scene is not None:
+          cells = self._eval_voxels(scene, index, vote).cells
+          rows = tables.Pyramid.build(cells, options.num_levels).rows
+        found.append(options.buckets[self._bucket_of(rows)] if scene else options.buckets[0])
+      return found
+
+    return list(itertools.chain(*_in_threads(measure, range(len(self.source)))))
+
+  def eval_example(
+    self, decoded: sources.Scene | None, index: int, bucket: Sequence[int]
+  ) -> dict[str, np.ndarray]:
+    """A scene as `voxels` has it.
+
+    Raises:
+      ValueError: the bucket does not hold it; names the scene, its rows, and what to set.
+    """
+    number, vote = divmod(index, self.votes)
+    if decoded is None:
+      nothing = np.zeros((0, 3), np.int32), np.zeros(0, int)
+      row = tables.empty(bucket) | self.targets(None, -1, *nothing, bucket, None)
+      return row | {'index': np.int32(-1)} | self._vote(0)
+    voxels = self._eval_voxels(decoded, number, vote)
+    pyramid = tables.Pyramid.build(voxels.cells, self.config.num_levels)
+    self._require_fit(pyramid.rows, bucket, number)
+    return {
+      **tables.tables(pyramid, _normalized(decoded.colors[voxels.first]), bucket),
+      **self.targets(decoded, number, voxels.cells, voxels.first, bucket, None),
+      'index': np.int32(number),
+      **self._vote(vote),
+    }
+
+  def _vote(self, vote: int) -> dict[str, np.ndarray]:
+    del vote
+    return {}
+
+  def _require_fit(self, rows: Sequence[int], bucket: Sequence[int], index: int) -> None:
+    if not tables.fits(rows, bucket):
+      enough = tuple(-(-max(pair) // 64) * 64 for pair in zip(rows, bucket, strict=True))
+      raise ValueError(
+        f'{self.describe(index)} of {self._described()} has {tuple(rows)} voxels at the levels of '
+        f'the network, more than the largest of dataset.buckets, {tuple(bucket)}; let '
+        f'{enough} be the last of dataset.buckets'
+      )
+
+
+class SegmentationExamples(Examples):
+  """The scenes of a split with a class for each voxel.
+
+  Rows are those of `Examples`, and
+    `labels`: int32 `[N_0]`, -1 where a voxel has none that counts, and in padding.
+    `vote`: which look at the scene it is, int32: 0 in training.
+  """
+
+  @property
+  def votes(self) -> int:
+    """Evaluation examples of each scene."""
+    return self.config.evaluation.votes
+
+  def _vote(self, vote: int) -> dict[str, np.ndarray]:
+    return {'vote': np.int32(vote)}
+
+  def targets(self, scene, index, cells, first, bucket, rng) -> dict[str, np.ndarray]:
+    """See `Examples.targets`."""
+    del cells, index
+    labels = np.full(bucket[0], -1, np.int32)
+    if scene is not None and scene.labels is not None:
+      labels[: len(first)] = scene.labels[first]
+    return {'labels': labels} | (self._vote(0) if rng else {})
+
+
+class SceneLabelExamples(Examples):
+  """The scenes of a split with photographs and the set of classes that each holds.
+
+  Rows are those of `Examples`, and, S being `max_supervoxels` and V `num_views`,
+    `supervoxel`: int32 `[N_0]`, ids; -1 in padding.
+    `num_tokens`: the largest id plus 1, int32; ids below it without a voxel count too.
+    `position`: float32 `[S, 3]`, mean cell of each supervoxel, 0 where it has none.
+    `images`: float32 `[V, height, width, 3]`, normalised, in the order in which they were taken;
+      where V is not 0.
+    `tags`: float32 `[classes]`, 1 for what the whole scene holds.
+  """
+
+  @classmethod
+  def check(cls, config: ml_collections.ConfigDict) -> None:
+    """Refuses wrong values, naming the key."""
+    super().check(config)
+    require = pipeline.requirement(config)
+    require(config.max_supervoxels >= 1, 'max_supervoxels', 'at least 1')
+    require(config.num_views >= 0, 'num_views', 'at least 0')
+    require(
+      len(config.image_size) == 2 and min(config.image_size) > 0, 'image_size', '(height, width)'
+    )
+
+  def targets(self, scene, index, cells, first, bucket, rng) -> dict[str, np.ndarray]:
+    """See `Examples.targets`."""
+    config = self.config
+    row: dict[str, Any] = {
+      'supervoxel': np.full(bucket[0], -1, np.int32),
+      'num_tokens': np.int32(1),
+      'position': np.zeros((config.max_supervoxels, 3), np.float32),
+      'tags': np.zeros(len(self.source.class_names), np.float32),
+    }
+    if config.num_views:
+      shape = (config.num_views, *config.image_size, 3)
+      row['images'] = np.zeros(shape, np.float32)
+    if scene is None:
+      return row
+    ids = scene.supervoxels[first]
+    tokens = int(ids.max()) + 1
+    if tokens > config.max_supervoxels:
+      raise ValueError(
+        f'{self.describe(index)} of {self._described()} has {tokens} supervoxels, more than '
+        f'dataset.max_supervoxels={config.max_supervoxels}; set it to at least {tokens}'
+      )
+    counts = np.maximum(np.bincount(ids), 1)
+    for axis in range(3):
+      row['position'][:tokens, axis] = np.bincount(ids, cells[:, axis]) / counts
+    row['supervoxel'][: len(ids)], row['num_tokens'] = ids, np.int32(tokens)
+    if scene.labels is None:
+      row['tags'][:] = self.source.tags(index)
+    else:
+      row['tags'][:] = sources.present(scene.labels, len(row['tags']))
+    for k, number in enumerate(self._frames(index, rng) if config.num_views else ()):
+      image = image_ops.resize(self.source.view(index, number), config.image_size, 'bilinear')
+      row['images'][k] = levels.normalize(np.asarray(image), config)
+    return row
+
+  def _frames(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Which photographs of a scene are shown."""
+    frames, shown = self.source.views(index), self.config.num_views
+    if not frames:
+      raise ValueError(
+        f'{self.describe(index)} of {self._described()} has no photographs; set '
+        'dataset.num_views=0 for a model of points alone'
+      )
+    return choose_frames(frames, shown, rng)
+
+
+def choose_frames(frames: int, shown: int, rng: np.random.Generator | None) -> np.ndarray:
+  """Numbers of photographs, ascending: one from each of as many equal stretches of time.
+
+  Args:
+    frames: that there are, at least 1; a remainder at the end is not shown.
+    shown: how many are wanted; if there are fewer, some are shown again.
+    rng: None: the one in the middle of each stretch.
+  """
+  if frames < shown:
+    again = np.arange(shown - frames) if rng is None else rng.integers(frames, size=shown - frames)
+    return np.sort(np.append(np.arange(frames), again % frames))
+  stretch = frames // shown
+  within = np.full(shown, stretch // 2) if rng is None else rng.integers(stretch, size=shown)
+  return np.arange(shown) * stretch + within
+
+
+def _voxelized(points: np.ndarray, transform: np.ndarray) -> Voxelized:
+  return Voxelized(*points_lib.voxelize(points, transform), transform)
+
+
+def _normalized(colors: np.ndarray) -> np.ndarray:
+  """Levels 0..255 as the network sees them: in [-1, 1]."""
+  return colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def _in_threads(function, numbers) -> list[Any]:
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return list(pool.map(function, numbers))

@@ -1,0 +1,138 @@
+"""Sources of point clouds: random access to scenes, photographs of them and their labels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from crossattn_jax.data import sources, splits
+
+ROOMS = 'room_scenes'
+KNOWN = (ROOMS, 'scannet', 's3dis', 'point_folder')
+
+
+class Scene(NamedTuple):
+  """Points of a scene, in the order of its file.
+
+  Attributes:
+    points: float32 `[points, 3]` in metres, z upwards.
+    colors: uint8 `[points, 3]`, RGB.
+    labels: int32 `[points]`, -1 where a point has no class that counts; None where nobody labelled.
+    supervoxels: int32 `[points]`, ids from 0, not all of which need exist; None where nobody made
+      them.
+  """
+
+  points: np.ndarray
+  colors: np.ndarray
+  labels: np.ndarray | None = None
+  supervoxels: np.ndarray | None = None
+
+
+class PointSource(Protocol):
+  """Random access to the scenes of one split; safe to read from threads, picklable.
+
+  Attributes:
+    class_names: through which labels count.
+    keys: a name for each scene, which files can be called by: no '..', but '/' between folders.
+  """
+
+  class_names: Sequence[str]
+  keys: Sequence[str]
+
+  def __len__(self) -> int: ...
+
+  def scene(self, index: int) -> Scene:
+    """Reads a scene; raises `pipeline.UnreadableError`, which says the file and why."""
+
+  def views(self, index: int) -> int:
+    """Number of photographs of a scene."""
+
+  def view(self, index: int, number: int) -> Image.Image:
+    """A photograph of a scene, RGB of any size, in the order in which they were taken."""
+
+  def tags(self, index: int) -> np.ndarray:
+    """Bool `[classes]`: what is in a scene."""
+
+
+class MemorySource:
+  """Scenes in memory: for tests, notebooks and predictions."""
+
+  def __init__(
+    self,
+    scenes: Sequence[Scene],
+    class_names: Sequence[str],
+    images: Sequence[Sequence[Image.Image]] | None = None,
+    keys: Sequence[str] | None = None,
+  ):
+    self.class_names = tuple(class_names)
+    self.keys = tuple(keys or (f'scene_{index:04d}' for index in range(len(scenes))))
+    self._scenes, self._images = tuple(scenes), images or ((),) * len(scenes)
+
+  def __len__(self) -> int:
+    return len(self._scenes)
+
+  def scene(self, index: int) -> Scene:
+    """See `PointSource`."""
+    return self._scenes[index]
+
+  def views(self, index: int) -> int:
+    """See `PointSource`."""
+    return len(self._images[index])
+
+  def view(self, index: int, number: int) -> Image.Image:
+    """See `PointSource`."""
+    return self._images[index][number]
+
+  def tags(self, index: int) -> np.ndarray:
+    """See `PointSource`."""
+    return present(self._scenes[index].labels, len(self.class_names))
+
+
+def present(labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """Which classes some labels hold: bool `[num_classes]`."""
+  return np.bincount(labels[labels >= 0], minlength=num_classes).astype(bool)
+
+
+def open_source(config: ml_collections.ConfigDict, split: str) -> PointSource:
+  """Opens a split of `config.dataset`.
+
+  Raises:
+    ValueError: there is no such data set or split, files are missing, or its classes are not those
+      of `config.class_names`, where these are named.
+  """
+  source = _open(config, split)
+  names = tuple(config.class_names)
+  if names and names != tuple(source.class_names):
+    changes = sources.class_changes(names, source.class_names)
+    raise ValueError(
+      f'dataset {config.name!r} has other classes than dataset.class_names: {changes}'
+    )
+  return source
+
+
+def _open(config: ml_collections.ConfigDict, split: str) -> PointSource:
+  if sources.bare_name(config.name) == ROOMS:
+    from crossattn_jax.data.scenes import rooms  # Generated, which needs TFDS.
+
+    return rooms.RoomScenes(config.name, split, config.data_dir)
+  raise sources.unknown_dataset(config.name, KNOWN, 'point clouds')
+
+
+def complete(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the splits and classes that `config.dataset` leaves open.
+
+  Returns:
+    What was chosen, for the person at the terminal.
+
+  Raises:
+    ValueError: the data do not say it.
+  """
+  notes = []
+  if None in (config.train_split, config.eval_split):
+    notes += splits.complete(config, ('train', 'validation'))
+  if not config.class_names:
+    config.class_names = tuple(_open(config, config.train_split).class_names)
+    notes.append(f'{len(config.class_names)} classes: {sources.shown(config.class_names)}')
+  return notes

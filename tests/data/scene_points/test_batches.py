@@ -1,0 +1,42 @@
+"""Batches of scenes: of one size each, and every array what it says."""
+
+import pytest
+
+from crossattn_jax.data.scene_points import batches
+
+EXAMPLES = {
+  batches.SCENE_LABELS: batches.SceneLabelExamples,
+  batches.SEGMENTATION: batches.SegmentationExamples,
+}
+
+
+def _examples(kind, config, source, monkeypatch, split='train'):
+  monkeypatch.setattr(EXAMPLES[kind], 'open_source', staticmethod(lambda *_: source))
+  return EXAMPLES[kind](config, split)
+
+
+@pytest.mark.parametrize('kind', batches.KINDS)
+def test_training_batches_are_as_the_spec_says(kind, config, source, monkeypatch):
+  examples = _examples(kind, config, source, monkeypatch)
+  spec = batches.batch_spec(config, 2, kind)
+  seen = set()
+  for number, batch in enumerate(examples.train_batches(batch_size=2, seed=0)):
+    assert batch.keys() == spec.keys() | {'skipped'}
+    bucket = batch['windows'].shape[1]
+    seen.add(bucket)
+    for name, wanted in spec.items():
+      assert batch[name].dtype == wanted.dtype
+      assert batch[name].ndim == len(wanted.shape)
+    if number == 7:
+      break
+  assert seen == {640, 2048}
+
+
+@pytest.mark.parametrize('kind', batches.KINDS)
+def test_evaluation_sees_every_scene_once(kind, config, source, monkeypatch):
+  examples = _examples(kind, config, source, monkeypatch, 'val')
+  found = []
+  for batch in examples.eval_batches(batch_size=3):
+    found += batch['index'][batch['mask']].tolist()
+    assert (batch['index'][~batch['mask']] == -1).all()
+  assert sorted(found) == list(range(8))
