@@ -19,6 +19,7 @@ class SelfAttention(module.Module):
     attention_drop_rate: dropout of the attention weights.
     drop_rate: dropout of the result.
     kernel_init: of both projections.
+    bias_init: likewise.
   """
 
   num_heads: int
@@ -26,12 +27,19 @@ class SelfAttention(module.Module):
   attention_drop_rate: float = 0.0
   drop_rate: float = 0.0
   kernel_init: nn.initializers.Initializer = nn.initializers.normal(stddev=0.02)
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps `[batch, tokens, channels]` to the same shape."""
+  def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+    """Maps `[batch, tokens, channels]` to the same shape.
+
+    Args:
+      x: the tokens.
+      train: whether it drops.
+      mask: bool `[batch, tokens]`, False for tokens that no token attends to.
+    """
     channels = x.shape[-1]
-    common = {'kernel_init': self.kernel_init, **self.types}
+    common = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init, **self.types}
     heads = ('heads', self.num_heads)
     project = linear.Projections(3, self.num_heads, channels, self.qkv_bias, name='qkv', **common)
     query, key, value = (
@@ -40,6 +48,6 @@ class SelfAttention(module.Module):
     )
     drops_weights = train and self.attention_drop_rate > 0
     dropout = nn.Dropout(self.attention_drop_rate, deterministic=False) if drops_weights else None
-    out = kernels.dot_product_attention(query, key, value, dropout=dropout)
+    out = kernels.dot_product_attention(query, key, value, mask=mask, dropout=dropout)
     out = linear.Dense(channels, axis=(-2, -1), name='out', **common)(out)
     return nn.Dropout(self.drop_rate, deterministic=not train)(out)

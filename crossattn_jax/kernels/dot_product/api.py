@@ -20,20 +20,22 @@ def dot_product_attention(
   value: jax.Array,
   *,
   scale: float | None = None,
+  mask: jax.Array | None = None,
   dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """softmax(query key^T scale) value, per head (Vaswani et al. 2017, equation 1).
 
   CPUs take matrix products in the layouts that XLA:CPU is fast at, with a gradient of their own.
   TPUs take a kernel where `kernel_pays`, which keeps the scores out of HBM. Everything else is
-  `jax.nn.dot_product_attention`, but for dropout of the weights and float64, which `jax.nn` rounds
-  to float32 in the softmax: they take the definition.
+  `jax.nn.dot_product_attention`, but for masks, dropout of the weights and float64, which `jax.nn`
+  rounds to float32 in the softmax: they take the definition.
 
   Args:
     query: `[batch, queries, heads, head_dim]`.
     key: `[batch, tokens, heads, head_dim]`.
     value: the same shape as `key`.
     scale: of the scores; head_dim^-1/2 if None.
+    mask: bool `[batch, tokens]`, False for tokens that take no part; what they hold must be finite.
     dropout: applied to the attention weights `[batch, heads, queries, tokens]`.
 
   Returns:
@@ -41,8 +43,8 @@ def dot_product_attention(
     float32.
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  if dropout is not None or query.dtype == jnp.float64:
-    return reference.dot_product_attention(query, key, value, scale, dropout)
+  if mask is not None or dropout is not None or query.dtype == jnp.float64:
+    return reference.dot_product_attention(query, key, value, scale, mask, dropout)
   pays = kernel_pays(query, key)
   return dispatch.by_platform(
     query,

@@ -1,0 +1,245 @@
+"""What MIT is compared with: the points alone, and the photographs alone.
+
+They take MIT's inputs, and return those of its outputs that they have.
+"""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossattn_jax.layers import activations, module
+from crossattn_jax.layers import sparse_convolution as sparse
+from crossattn_jax.models import minkunet, registry
+from crossattn_jax.models.mit import encoder as encoder_lib
+from crossattn_jax.models.mit import heads, supervoxels
+from crossattn_jax.models.mit.model import TOKEN_INIT
+from crossattn_jax.models.parts import checks
+from crossattn_jax.models.parts.types import Features
+
+
+class MITPoints(module.Module):
+  """Tells the classes of a scene, and of its supervoxels, from points alone.
+
+  Attributes:
+    num_classes: see `MIT`, as all others.
+    points_widths: likewise.
+    points_depths: likewise.
+    points_stem_width: likewise.
+    num_heads: likewise.
+    encoder_depth: 0 leaves the class tokens out.
+    mlp_ratio: likewise.
+    drop_rate: likewise.
+    drop_path_rate: likewise.
+    position_embedding: whether tokens know where they are.
+    pool: likewise.
+    mask_empty: likewise.
+    centre_positions: likewise.
+    num_channels: likewise.
+    remat: likewise.
+  """
+
+  num_classes: int = 20
+  points_widths: tuple[int, ...] = minkunet.VARIANTS['18a'][1]
+  points_depths: tuple[int, ...] = minkunet.VARIANTS['18a'][0]
+  points_stem_width: int = 32
+  num_heads: int = 4
+  encoder_depth: int = 3
+  mlp_ratio: float = 1.0
+  drop_rate: float = 0.1
+  drop_path_rate: float = 0.1
+  position_embedding: bool = True
+  pool: heads.Pool = 'mean'
+  mask_empty: bool = False
+  centre_positions: bool = False
+  num_channels: int = 3
+  remat: bool = False
+
+  def __post_init__(self):
+    checks.check_choices(self, pool=heads.POOLS)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+    self,
+    windows: jax.Array,
+    levels: Sequence[sparse.Level],
+    supervoxel: jax.Array,
+    num_tokens: jax.Array,
+    position: jax.Array,
+    images: jax.Array | None = None,
+    train: bool = False,
+  ) -> tuple[dict[str, jax.Array], Features]:
+    """Tells classes.
+
+    Args:
+      windows: see `MIT`, as all others.
+      levels: likewise.
+      supervoxel: likewise.
+      num_tokens: likewise.
+      position: likewise.
+      images: not looked at.
+      train: likewise.
+
+    Returns:
+      Outputs: 'voxel_cam_probabilities', 'cams', 'consistency' and, with an encoder,
+      'voxel_class_logits'; see `MIT`. And features: those of `MinkUNet`.
+    """
+    del images
+    width = self.points_widths[-1]
+    network = minkunet.MinkUNet(
+      self.points_widths,
+      self.points_depths,
+      0,
+      self.points_stem_width,
+      self.num_channels,
+      self.remat,
+      name='points',
+      **self.types,
+    )
+    points, features = network(windows, levels, train)
+    voxels = supervoxels.summarise(points, supervoxel, num_tokens, position, self.mask_empty)
+    cams = heads.ActivationHead(self.num_classes, name='head_voxels', **self.types)(voxels.means)
+    cams = nn.softmax(cams)
+    outputs = {
+      'voxel_cam_probabilities': heads.pool_scores(cams, self.pool, voxels.mask),
+      'cams': cams,
+      'consistency': voxels.inconsistency,
+    }
+    if self.encoder_depth:
+      tokens = voxels.means
+      classes = self._parameter('class_tokens')
+      if self.position_embedding:
+        place = encoder_lib.PositionMlp(
+          width, 2, activations.gelu, name='positions', param_dtype=self.param_dtype
+        )
+        position = voxels.position
+        if self.centre_positions:
+          position = encoder_lib.centre_positions(position, voxels.counts > 0)
+        classes += self._parameter('class_positions')
+        tokens += place(position)
+      encoder = encoder_lib.Encoder(
+        self.encoder_depth,
+        self.num_heads,
+        self.mlp_ratio,
+        self.drop_rate,
+        self.drop_path_rate,
+        name='encoder',
+        **self.types,
+      )
+      tokens = encoder(*encoder_lib.with_classes(classes, tokens, voxels.mask), train)
+      outputs['voxel_class_logits'] = heads.class_logits(tokens, self.num_classes)
+    return outputs, features
+
+  def _parameter(self, name: str) -> jax.Array:
+    shape = (self.num_classes, self.points_widths[-1])
+    return self.param(name, TOKEN_INIT, shape, self.param_dtype)
+
+
+class MITImages(module.Module):
+  """Tells the classes of a scene, and of its photographs, from photographs alone.
+
+  Attributes:
+    num_classes: see `MIT`, as all others.
+    num_views: as the recipe has them; any number will do.
+    image_size: likewise.
+    width: of the tokens.
+    image_widths: likewise.
+    image_depths: likewise.
+    image_stem_width: likewise.
+    num_heads: likewise.
+    encoder_depth: 0 leaves the class tokens and the poses out.
+    mlp_ratio: likewise.
+    drop_rate: likewise.
+    drop_path_rate: likewise.
+    num_channels: likewise.
+    remat: likewise.
+    scan_blocks: likewise.
+  """
+
+  num_classes: int = 20
+  num_views: int = 16
+  image_size: tuple[int, int] = (240, 320)
+  width: int = 96
+  image_widths: tuple[int, ...] = (64, 128, 256, 512)
+  image_depths: tuple[int, ...] = (3, 4, 6, 3)
+  image_stem_width: int = 64
+  num_heads: int = 4
+  encoder_depth: int = 3
+  mlp_ratio: float = 1.0
+  drop_rate: float = 0.0
+  drop_path_rate: float = 0.1
+  num_channels: int = 3
+  remat: bool = False
+  scan_blocks: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    windows: jax.Array | None,
+    levels: Sequence[sparse.Level] | None,
+    supervoxel: jax.Array | None,
+    num_tokens: jax.Array | None,
+    position: jax.Array | None,
+    images: jax.Array,
+    train: bool = False,
+    poses: jax.Array | None = None,
+  ) -> tuple[dict[str, jax.Array], Features]:
+    """Tells classes.
+
+    Args:
+      windows: not looked at, as are all others but the following.
+      levels: likewise.
+      supervoxel: likewise.
+      num_tokens: likewise.
+      position: likewise.
+      images: see `MIT`; of any number of views.
+      train: likewise.
+      poses: where each photograph was taken, `[batch, views, 3]`; None where nobody knows, as if
+        all were at the origin.
+
+    Returns:
+      Outputs: 'view_cam_logits', 'view_cams' and, with an encoder, 'view_class_logits'; see `MIT`.
+      And no features.
+    """
+    del windows, levels, supervoxel, num_tokens, position
+    tokens = encoder_lib.ImageTokens(
+      self.width,
+      self.image_widths,
+      self.image_depths,
+      self.image_stem_width,
+      self.num_channels,
+      self.remat,
+      self.scan_blocks,
+      name='images',
+      **self.types,
+    )(images, train)
+    outputs = {}
+    if self.encoder_depth:
+      place = encoder_lib.PositionMlp(self.width, 2, name='positions', param_dtype=self.param_dtype)
+      if poses is None:
+        poses = jnp.zeros((*tokens.shape[:2], 3), self.param_dtype)
+      shape = (self.num_classes, self.width)
+      classes = sum(
+        self.param(name, nn.initializers.zeros, shape, self.param_dtype)
+        for name in ('class_tokens', 'class_positions')
+      )
+      encoder = encoder_lib.Encoder(
+        self.encoder_depth,
+        self.num_heads,
+        self.mlp_ratio,
+        self.drop_rate,
+        self.drop_path_rate,
+        name='encoder',
+        **self.types,
+      )
+      tokens = encoder(*encoder_lib.with_classes(classes, tokens + place(poses)), train)
+      outputs['view_class_logits'] = heads.class_logits(tokens, self.num_classes)
+      tokens = tokens[:, self.num_classes :]
+    cams = heads.ActivationHead(self.num_classes, name='head_views', **self.types)(tokens)
+    return outputs | {'view_cam_logits': heads.pool_scores(cams), 'view_cams': cams}, {}
+
+
+registry.register('mit_points', MITPoints)
+registry.register('mit_images', MITImages)

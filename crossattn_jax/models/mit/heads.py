@@ -1,0 +1,82 @@
+"""From tokens to scores of classes: class activation, class tokens, and what aligns these."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from crossattn_jax.layers import initializers, linear, module
+
+Pool = Literal['mean', 'max', 'mixed']
+POOLS = ('mean', 'max', 'mixed')
+
+
+class ActivationHead(module.Module):
+  """A linear map of each token to logits of the classes.
+
+  Attributes:
+    num_classes: of the logits.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[batch, tokens, channels]` to `[batch, tokens, num_classes]`, at least float32."""
+    init = initializers.torch_convolution(x.shape[-1])
+    head = linear.Dense(
+      self.num_classes, kernel_init=init, bias_init=init, name='linear', **self.types
+    )
+    logits = head(x)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def pool_scores(scores: jax.Array, how: Pool = 'mean', mask: jax.Array | None = None) -> jax.Array:
+  """Scores of a scene, of the scores of its tokens.
+
+  Args:
+    scores: `[batch, tokens, classes]`.
+    how: 'mean', 'max', or 'mixed', the larger of both, which is never the mean; so the code has it.
+    mask: bool `[batch, tokens]`, False for tokens that take no part.
+
+  Returns:
+    `[batch, classes]`.
+  """
+  if mask is None:
+    mask = jnp.ones(scores.shape[:2], bool)
+  mask = mask[..., None]
+  if how == 'mean':
+    return jnp.where(mask, scores, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+  return jnp.where(mask, scores, jnp.finfo(scores.dtype).min).max(axis=1)
+
+
+def class_logits(tokens: jax.Array, num_classes: int) -> jax.Array:
+  """The mean over the channels of each class token, `[batch, classes]` in at least float32."""
+  tokens = tokens[:, :num_classes]
+  return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)).mean(axis=-1)
+
+
+def token_similarity(logits: Sequence[jax.Array], num_classes: int) -> jax.Array:
+  """The N-pair loss of both modalities' class tokens, the lower the better aligned (section 3.4).
+
+  A class token of the one modality is to look at that of its own class among all class tokens of
+  the other, and the other way round: cross-entropy both ways, a mean over classes and blocks.
+
+  Args:
+    logits: of the blocks of an `InterlacedDecoder`, `[batch, heads, queries, tokens]` each.
+    num_classes: class tokens of either, which come first.
+
+  Returns:
+    `[batch]`.
+  """
+
+  def of_block(logits: jax.Array) -> jax.Array:
+    logits = logits[..., :num_classes, :num_classes].mean(axis=1)
+    own = jnp.eye(num_classes, dtype=logits.dtype)
+    losses = optax.softmax_cross_entropy(jnp.stack([logits, jnp.swapaxes(logits, 1, 2)]), own)
+    return losses.mean(axis=(0, 2))
+
+  return sum(map(of_block, logits)) / len(logits)
