@@ -48,6 +48,8 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
       "'crossvit_small_240', networks that label pixels, such as 'biformer_small+upernet', and "
       "detectors, such as 'crossformer_small+retinanet'"
     )
+  elif not hasattr(module, 'image_size'):
+    raise ValueError(f'{model!r} sees points, not images: configs/minkunet_*.py train it')
   elif getattr(module, 'num_channels', 3) == 1:
     config = _audio(model)
   else:

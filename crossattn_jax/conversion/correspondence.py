@@ -23,6 +23,7 @@ from crossattn_jax.conversion import systems
 Arrays = dict[str, jax.Array]
 Shapes = Mapping[str, Sequence[int]]
 State = Mapping[str, np.ndarray]
+Inputs = Mapping[str, jax.ShapeDtypeStruct | np.ndarray]
 
 
 class NoCorrespondence(LookupError, ValueError):
@@ -66,7 +67,8 @@ class Correspondence:
     call: (bound module, inputs by the original's names) -> outputs by the original's names. Runs
       inside `module.apply`, layouts are converted here.
     inputs: shape and dtype of the original's inputs, batch of one, such as
-      {'image': jax.ShapeDtypeStruct((1, 3, 240, 240), jnp.float32)}.
+      {'image': jax.ShapeDtypeStruct((1, 3, 240, 240), jnp.float32)}. An array in their place is an
+      example that `call` gets as it is, never traced: other shapes depend on its numbers.
     taps: by the name of the original's submodule. `compare` finds by itself the Flax counterpart of
       every submodule that owns exactly the same parameters; taps given here come first. None says
       that a submodule has no counterpart.
@@ -92,7 +94,7 @@ class Correspondence:
 
   rules: Sequence[mapping_lib.Rule]
   call: Callable[[nn.Module, Arrays], Arrays]
-  inputs: Mapping[str, jax.ShapeDtypeStruct]
+  inputs: Inputs
   taps: Mapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
   heads: Sequence[str] = ()
   position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -186,14 +188,24 @@ def describe_model(name: str, module: nn.Module) -> Correspondence:
   )
 
 
+def bind_examples(
+  call: Callable[[nn.Module, Arrays], Any], inputs: Inputs
+) -> tuple[Callable[[nn.Module, Arrays], Any], dict[str, jax.ShapeDtypeStruct]]:
+  """Gives a call those of its inputs that are arrays; returns it, and what it still takes."""
+  examples = {name: x for name, x in inputs.items() if isinstance(x, np.ndarray)}
+  structs = {name: x for name, x in inputs.items() if name not in examples}
+  return lambda module, inputs: call(module, {**examples, **inputs}), structs
+
+
 def model_template(
   module: nn.Module,
   call: Callable[[nn.Module, Arrays], Any],
-  inputs: Mapping[str, jax.ShapeDtypeStruct],
+  inputs: Inputs,
 ) -> dict[str, Any]:
   """The shapes of a module's variables, nothing computed; 'intermediates' left out."""
+  call, structs = bind_examples(call, inputs)
   variables = jax.eval_shape(
-    lambda inputs: module.init(jax.random.key(0), inputs, method=call), dict(inputs)
+    lambda inputs: module.init(jax.random.key(0), inputs, method=call), structs
   )
   return {name: tree for name, tree in variables.items() if name != 'intermediates'}
 
@@ -201,11 +213,12 @@ def model_template(
 def initialise(
   module: nn.Module,
   call: Callable[[nn.Module, Arrays], Any],
-  inputs: Mapping[str, jax.ShapeDtypeStruct],
+  inputs: Inputs,
   paths: Collection[str],
   seed: int = 0,
 ) -> dict[str, np.ndarray]:
   """Initial values of a module's variables at the paths, collection first."""
+  call, structs = bind_examples(call, inputs)
 
   # Compiled, the initialisation of everything else is never computed.
   @jax.jit
@@ -214,7 +227,7 @@ def initialise(
     flat = traverse_util.flatten_dict(dict(variables), sep='/')
     return {path: flat[path] for path in paths}
 
-  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in inputs.items()}
+  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in structs.items()}
   return jax.tree.map(np.asarray, initial(zeros))
 
 

@@ -420,7 +420,7 @@ def _adapt_kernels(
     return
   for path in [path for path in wanted if path in saved and path.endswith('/kernel')]:
     kernel, shape = saved[path], wanted[path].shape
-    if kernel.ndim != 4 or kernel.shape[-2] != there or shape[-2] != here:
+    if kernel.ndim < 3 or kernel.shape[-2] != there or shape[-2] != here:
       continue
     if here == 1:
       saved[path] = kernel.sum(axis=-2, keepdims=True)
@@ -537,11 +537,11 @@ def initialise(
   return correspondence.initialise(module, call, inputs, paths, seed)
 
 
-def _trial(name: str, module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _trial(name: str, module: nn.Module) -> tuple[Callable[..., Any], correspondence.Inputs]:
   """A call of the model that makes its variables, and the shapes of its inputs."""
   try:
     described = correspondence.describe_model(name, module)
   except correspondence.NoCorrespondence:
     shape = (1, *module.image_size, _channels(module))
     return lambda model, inputs: model(**inputs), {'image': jax.ShapeDtypeStruct(shape, np.float32)}
-  return described.call, dict(described.inputs)
+  return described.call, described.inputs

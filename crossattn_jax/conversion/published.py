@@ -84,6 +84,10 @@ SOURCES['official']['regnety_160'] = Weights(
 SOURCES['timm']['regnety_160'] = Weights(
   f'{_TIMM_HUB}/regnety_160.deit_in1k/resolve/main/model.safetensors'
 )
+for _depth in (50, 101):
+  SOURCES['timm'][f'resnetv2_{_depth}'] = Weights(
+    f'{_TIMM_HUB}/resnetv2_{_depth}.a1h_in1k/resolve/main/model.safetensors'
+  )
 SOURCES['official']['atfuse'] = Weights(
   'https://raw.githubusercontent.com/songlei-xiong/ATFuse/'
   '1fd64810843ae872ab4998105e2fd3b2b1deafb4/model/best_ckp.pth'
@@ -106,6 +110,11 @@ _BY_HAND = {
   )
   for variant in ('XS', 'S', 'L1', 'L3')
 }
+# MIT's second stage.
+_BY_HAND['minkunet18a'] = (
+  'iccv_mink18_interlace',
+  'https://drive.google.com/file/d/1bFiXViR0Pah7dK_Sa7Kw_2-mPB04oxRk/view',
+)
 _CROSSFORMER_DRIVE = {
   'crossformer_tiny': ('crossformer-t.pth', '1YSkU9enn-ITyrbxLH13zNcBYvWSEidfq'),
   'crossformer_small': ('crossformer-s.pth', '1RAkigsgr33va0RZ85S2Shs2BhXYcS6U8'),

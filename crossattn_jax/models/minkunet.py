@@ -14,7 +14,11 @@ import jax.numpy as jnp
 
 from crossattn_jax.layers import batch_norm, initializers, linear, module, stack
 from crossattn_jax.layers import sparse_convolution as sparse
+from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
+
+# Four down, four up.
+NUM_STAGES = 8
 
 _KAIMING_OF_INPUT = nn.initializers.variance_scaling(2, 'fan_in', 'normal')
 
@@ -114,6 +118,14 @@ class MinkUNet(module.Module):
   num_channels: int = 3
   remat: bool = False
 
+  def __post_init__(self):
+    for field in ('widths', 'depths'):
+      if len(getattr(self, field)) != NUM_STAGES:
+        raise ValueError(
+          f'{field}={getattr(self, field)} needs one entry for each of {NUM_STAGES} stages'
+        )
+    super().__post_init__()
+
   @nn.compact
   def __call__(
     self, windows: jax.Array, levels: Sequence[sparse.Level], train: bool = False
@@ -183,3 +195,5 @@ VARIANTS = {
   '34b': (_MANY, (32, 64, 128, 256, 256, 128, 64, 32)),
   '34c': (_MANY, (32, 64, 128, 256, 256, 128, 96, 96)),
 }
+for _name, (_depths, _widths) in VARIANTS.items():
+  registry.register(f'minkunet{_name}', MinkUNet, depths=_depths, widths=_widths)

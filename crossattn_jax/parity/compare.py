@@ -166,12 +166,14 @@ def compare(
   else:
     state = {key: tensor.numpy() for key, tensor in torch_module.float().state_dict().items()}
     variables = mapping.to_flax(state)
+  call, structs = correspondence.bind_examples(parity.call, parity.inputs)
   inputs = {
-    key: cases.generate(seed, f'input/{key}', struct.shape) for key, struct in parity.inputs.items()
+    key: cases.generate(seed, f'input/{key}', struct.shape) for key, struct in structs.items()
   }
 
-  truth = _run_torch(torch_module, inputs, torch.float64)
-  own = _run_torch(torch_module, inputs, getattr(torch, dtype))
+  given = {key: inputs.get(key, example) for key, example in parity.inputs.items()}
+  truth = _run_torch(torch_module, given, torch.float64)
+  own = _run_torch(torch_module, given, getattr(torch, dtype))
   taps, without = _counterparts(
     module, variables, parity, mapping, {key: x.shape for key, x in truth.items()}
   )
@@ -180,7 +182,7 @@ def compare(
       stack.enter_context(jax.default_matmul_precision(precision))
     outputs, found = jax.jit(
       lambda variables, inputs: adapters.run_with_taps(
-        module, variables, inputs, call=parity.call, taps=taps
+        module, variables, inputs, call=call, taps=taps
       )
     )(variables, inputs)
   ours = {key: np.asarray(x, np.float64) for key, x in found.items()}
@@ -208,7 +210,8 @@ def compare(
 def _run_torch(module: Any, inputs: Mapping[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
   """What every submodule and the whole ('out/<name>') returned, in execution order."""
   module = copy.deepcopy(module).to(dtype)
-  tensors = [torch.from_numpy(x).to(dtype) for x in inputs.values()]
+  tensors = [torch.from_numpy(x) for x in inputs.values()]
+  tensors = [x.to(dtype) if x.is_floating_point() else x for x in tensors]
   with torch.no_grad():
     result, found = hooks.tap_modules(module, lambda: module(*tensors), lambda name: True)
   found |= {f'out/{name}': tensor for name, tensor in hooks.named_outputs(result).items()}
@@ -272,16 +275,17 @@ def _result_shapes(
   module: nn.Module, variables: Any, parity: correspondence.Correspondence
 ) -> dict[str, tuple[int, ...]]:
   """The shape of the first array that each Flax submodule returns, by path."""
+  call, structs = correspondence.bind_examples(parity.call, parity.inputs)
   _, state = jax.eval_shape(
     lambda variables, inputs: module.apply(
       variables,
       inputs,
-      method=parity.call,
+      method=call,
       mutable=['intermediates'],
       capture_intermediates=lambda submodule, method: method == '__call__',
     ),
     variables,
-    dict(parity.inputs),
+    structs,
   )
   flat = traverse_util.flatten_dict(
     state['intermediates'], is_leaf=lambda path, _: path[-1:] == ('__call__',)

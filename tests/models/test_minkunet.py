@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossattn_jax import models
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.models import minkunet
@@ -27,17 +28,19 @@ def scene(count=60, padded=0, seed=0):
   return jnp.asarray(windows)[None], levels
 
 
-def test_parameters_are_as_many_as_the_originals():
-  measured = {
-    '14a': 8_024_500, '14b': 8_961_588, '14c': 11_919_924, '14d': 43_315_764, '18a': 15_493_172,
-    '18b': 17_204_660, '18d': 79_874_484, '34a': 36_607_412, '34b': 36_226_484, '34c': 37_856_052,
-  }  # fmt: skip
-  inputs = scene(count=2)
-  for name, count in measured.items():
-    depths, widths = minkunet.VARIANTS[name]
-    model = minkunet.MinkUNet(widths, depths)
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count, name
+COUNTS = {
+  '14a': 8_024_500, '14b': 8_961_588, '14c': 11_919_924, '14d': 43_315_764, '18a': 15_493_172,
+  '18b': 17_204_660, '18d': 79_874_484, '34a': 36_607_412, '34b': 36_226_484, '34c': 37_856_052,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'variant', [pytest.param(x, marks=() if x == '18a' else pytest.mark.extended) for x in COUNTS]
+)
+def test_parameters_are_as_many_as_the_originals(variant):
+  model = models.create_model(f'minkunet{variant}')
+  params = jax.eval_shape(model.init, jax.random.key(0), *scene(count=2))['params']
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[variant]
 
 
 @pytest.mark.slow
@@ -64,3 +67,8 @@ def test_another_number_of_resolutions_is_refused():
   windows, levels = scene(count=2)
   with pytest.raises(ValueError, match='MinkUNet takes cells at 5 resolutions, got 4'):
     jax.eval_shape(minkunet.MinkUNet().init, jax.random.key(0), windows, levels[:4])
+
+
+def test_widths_and_depths_are_of_eight_stages():
+  with pytest.raises(ValueError, match=r'depths=\(1, 1\) needs one entry for each of 8 stages'):
+    models.create_model('minkunet18a', depths=(1, 1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from crossattn_jax import models
+from crossattn_jax.layers import sparse_convolution
 
 # By name: parameters, and the hash of the tree of all variables.
 TREES = json.loads(pathlib.Path(__file__).with_name('parameter_trees.json').read_text())
@@ -31,6 +32,10 @@ def _inputs(model):
     case 'SketchLocalizer':
       sketch = 1, 1, model.sketch_size, model.sketch_size, model.num_channels
       return array((1, 64, 64, model.num_channels), jnp.float32), array(sketch, jnp.float32)
+    case 'MinkUNet':
+      tables = [array((1, rows, 1), jnp.int32) for rows in (27, 8)]
+      level = sparse_convolution.Level(*tables, array((1, 1), jnp.int32))
+      return array((1, 1, 125 * model.num_channels), jnp.float32), [level] * 5
     case 'ICAFusion':
       return (array((1, *model.image_size, model.num_channels), jnp.float32),) * 2
   return (array((1, *model.image_size, model.num_channels), jnp.float32),)

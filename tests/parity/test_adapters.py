@@ -13,13 +13,13 @@ QUICK |= {'regnety_160', 'swiftformer_xs'}
 OTHERS = {'biformer_tiny', 'ccnet3d_resnet50', 'crossformer_pp_small', 'crossvit_9_dagger_240'}
 OTHERS |= {'crossvit_18_performer_240', 'crossvit_18_t2t_240', 'deeplabv3_resnet50', 'icafusion_n'}
 OTHERS |= {'icafusion_resnet50', 'icafusion_vgg16', 'maxvit_stl', 'pspnet_resnet50'}
-OTHERS |= {'resnet50_deep_stem', 'sketch_localizer_tiny'}
+OTHERS |= {'resnet50_deep_stem', 'resnetv2_50', 'sketch_localizer_tiny'}
 TIERS = dict.fromkeys(OTHERS, pytest.mark.extended) | dict.fromkeys(QUICK, ())
 TAPPED = [
   pytest.param(name, marks=TIERS.get(name, pytest.mark.slow))
   for name in models.list_models()
   # Plain pyramids have no original; the others have taps of their recorded cases only.
-  if not name.startswith(('pyramid', 'mmvit', 'mmca', 'saem', 'bert', 'test_'))
+  if not name.startswith(('pyramid', 'minkunet', 'mmvit', 'mmca', 'saem', 'bert', 'test_'))
 ]
 
 

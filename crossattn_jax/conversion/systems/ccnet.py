@@ -161,7 +161,7 @@ def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
   )
 
 
-@correspondence.register_models('ccnet', 'resnet*')
+@correspondence.register_models('ccnet', 'resnet[0-9]*')
 def describe_resnet(module: resnet.ResNet) -> correspondence.Correspondence:
   """Says how a ResNet corresponds to torchvision's, or to what the official networks start from."""
   shape = (1, module.num_channels, *module.image_size)

@@ -1,7 +1,23 @@
-"""MIT beside its original, jimmy15923/mit, and Minkowski Engine's networks."""
+"""MIT beside its original, jimmy15923/mit, Minkowski Engine's networks and timm's image encoder."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.layouts import channels_last, first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
-from crossattn_jax.conversion.rules import batch_norm
+from crossattn_jax.conversion.rules import affine, batch_norm
+from crossattn_jax.geometry import points
+from crossattn_jax.layers import sparse_convolution as sparse
+from crossattn_jax.models import minkunet
+from crossattn_jax.models.backbones import preact_resnet
+
+Arrays = dict[str, jax.Array]
 
 # Of a sparse convolution.
 KERNEL = [Rule('kernel', 'kernel')]
@@ -20,6 +36,15 @@ BOTTLENECK_BLOCK = [
   Rule('conv3.kernel', 'conv_2/kernel'),
   *batch_norm('norm3.bn', 'norm_2'),
 ]
+
+# Results of the parts of a `MinkUNet`, without the axis of scenes.
+MINKUNET_TAPS = {
+  name: (path, lambda x: x[0])
+  for name, path in {
+    'bn0': 'stem_norm',
+    **{f'block{i + 1}': f'stage_{i}' for i in range(8)},
+  }.items()
+}
 
 
 def minkunet_rules() -> list[Rule]:
@@ -40,3 +65,104 @@ def minkunet_rules() -> list[Rule]:
     Rule('final.kernel', 'head/kernel'),
     Rule('final.bias', 'head/bias', 'unbatched'),
   ]
+
+
+# What a file of MIT has besides the network of points; of it a `MinkUNet` takes nothing.
+BESIDE_POINTS = [
+  Rule('{token:cls_token|cls_pos_emb|view_pos_emb}', None),
+  Rule(
+    '{part:net2d|(view|voxel)_encoder|interlance_decoder|pos_emb|cls_head_[23]d}.{rest:.*}', None
+  ),
+]
+
+
+def example_cells() -> np.ndarray:
+  """`[n, 4]` integers: scene 0 and x, y, z of the cells of a floor and two walls."""
+  x, y, z = np.indices((12, 12, 6))
+  cells = np.argwhere((x == 0) | (y == 0) | (z == 0)).astype(np.int32)
+  return np.pad(cells, ((0, 0), (1, 0)))
+
+
+def scene_inputs(
+  levels: Sequence[points.Level], features: jax.Array
+) -> tuple[jax.Array, list[sparse.Level]]:
+  """What networks take of a scene: its windows, and the tables of its levels, a batch of one.
+
+  Args:
+    levels: of the scene.
+    features: `[n, channels]` of its cells.
+  """
+  around = points.neighbours(levels[0].cells, 5)
+  windows = jnp.pad(features, ((0, 1), (0, 0)))[around.T].reshape(1, around.shape[1], -1)
+  return windows, [level_tables(level) for level in levels]
+
+
+def level_tables(level: points.Level) -> sparse.Level:
+  """What modules take of a level, a batch of one scene."""
+  _, neighbours, link = level
+  if link is None:
+    return sparse.Level(neighbours[None])
+  return sparse.Level(neighbours[None], link.children[None], (8 * link.parent + link.octant)[None])
+
+
+@correspondence.register_models('mit', 'minkunet*')
+def describe_minkunet(module: minkunet.MinkUNet) -> correspondence.Correspondence:
+  """Says how a registered MinkUNet corresponds to the official one of MIT's second stage."""
+
+  def call(network: nn.Module, inputs: Arrays) -> Arrays:
+    levels = points.levels(inputs['coords'][:, 1:], 5)
+    logits, _ = network(*scene_inputs(levels, inputs['feats']))
+    return {'logits': logits[0]}
+
+  def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
+    stem, head = shapes.get('conv0p1s1.kernel'), shapes.get('final.kernel')
+    told = {} if stem is None else {'num_channels': stem[1], 'stem_width': stem[2]}
+    return told | {'num_classes': 0 if head is None else head[1]}
+
+  cells, rules = example_cells(), minkunet_rules()
+  return correspondence.Correspondence(
+    rules=rules,
+    call=call,
+    inputs={
+      'coords': cells,
+      'feats': jax.ShapeDtypeStruct((len(cells), module.num_channels), jnp.float32),
+    },
+    taps=MINKUNET_TAPS,
+    starts={'MIT': [*prefixed(rules, 'net3d.'), *BESIDE_POINTS]},
+    fields=fields,
+  )
+
+
+# The image encoder.
+
+PREACT_BLOCK = [
+  *(rule for i in range(3) for rule in batch_norm(f'norm{i + 1}', f'norm_{i}')),
+  *(Rule(f'conv{i + 1}.weight', f'conv_{i}/kernel', 'conv') for i in range(3)),
+  Rule('downsample.conv.weight', 'shortcut/kernel', 'conv'),
+]
+
+
+@correspondence.register_backbone(preact_resnet.PreactResNet)
+def preact_resnet_rules(module: preact_resnet.PreactResNet) -> list[Rule]:
+  """The rules of timm's `resnetv2_*` with batch norm, its classifier included."""
+  del module
+  return [
+    Rule('stem.conv.weight', 'stem/kernel', 'conv'),
+    *prefixed(PREACT_BLOCK, 'stages.{s}.blocks.{b}.', 'stage_{s}/block_{b}/'),
+    *batch_norm('norm', 'norm'),
+    *affine('head.fc', 'head', 'pointwise_conv'),
+  ]
+
+
+@correspondence.register_models('mit', 'resnetv2_*')
+def describe_preact_resnet(module: preact_resnet.PreactResNet) -> correspondence.Correspondence:
+  """Says how a registered ResNet with early norms corresponds to timm's."""
+  shape = (1, module.num_channels, *module.image_size)
+  taps = {f'stages.{s}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
+  return correspondence.Correspondence(
+    rules=preact_resnet_rules(module),
+    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
+    inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
+    taps=taps,
+    heads=('head',) if module.num_classes else (),
+  )

@@ -24,14 +24,6 @@ Arrays = dict[str, jax.Array]
 _EXAMPLE = {'coords': np.zeros((1, 4), np.int32)}
 
 
-def tables(scenes: scenes_lib.Scenes, level: int) -> sparse.Level:
-  """What modules take of a level, one scene."""
-  _, neighbours, link = scenes.levels[level]
-  if link is None:
-    return sparse.Level(neighbours[None])
-  return sparse.Level(neighbours[None], link.children[None], (8 * link.parent + link.octant)[None])
-
-
 def _is_training(manifest: Manifest) -> bool:
   return manifest['mode'] == 'train'
 
@@ -95,7 +87,7 @@ def _downsampling(manifest: Manifest) -> adapters.Adapter:
   _check_strided(c, 'MinkowskiConvolution')
 
   def call(down: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
-    return {'y': down(inputs['feats'][None], tables(scenes, 0))[0]}
+    return {'y': down(inputs['feats'][None], rules.level_tables(scenes.levels[0]))[0]}
 
   module = sparse.SparseDownsampling(c['out_channels'])
   return _scenes_adapter(manifest, module, call, 2, rules=rules.KERNEL)
@@ -107,7 +99,7 @@ def _upsampling(manifest: Manifest) -> adapters.Adapter:
   _check_strided(c, 'MinkowskiConvolutionTranspose')
 
   def call(up: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
-    return {'y': up(inputs['coarse_feats'][None], tables(scenes, 0))[0]}
+    return {'y': up(inputs['coarse_feats'][None], rules.level_tables(scenes.levels[0]))[0]}
 
   module = sparse.SparseUpsampling(c['out_channels'])
   return _scenes_adapter(manifest, module, call, 2, rules=rules.KERNEL)
@@ -121,7 +113,11 @@ def _block(kind: type[nn.Module], expansion: int, block_rules: Any) -> Any:
     c.ignore('downsample', only=('1x1x1 conv + BN',) if projects else (None, False))
 
     def call(block: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
-      return {'y': block(inputs['feats'][None], tables(scenes, 0), _is_training(manifest))[0]}
+      return {
+        'y': block(
+          inputs['feats'][None], rules.level_tables(scenes.levels[0]), _is_training(manifest)
+        )[0]
+      }
 
     return _scenes_adapter(manifest, kind(c['planes']), call, 1, rules=block_rules)
 
@@ -149,21 +145,18 @@ def _minkunet(manifest: Manifest) -> adapters.Adapter:
   module = minkunet.MinkUNet(widths, depths, c['out_channels'], num_channels=c['in_channels'])
 
   def call(network: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
-    around = points.neighbours(scenes.levels[0].cells, 5)
-    windows = jnp.pad(inputs['feats'], ((0, 1), (0, 0)))[around.T].reshape(1, around.shape[1], -1)
-    levels = [tables(scenes, level) for level in range(5)]
-    logits = network(windows, levels, _is_training(manifest))[0][0]
+    arrays = rules.scene_inputs(scenes.levels, inputs['feats'])
+    logits = network(*arrays, _is_training(manifest))[0][0]
     counts = inputs['target'] != ignored
     target = jnp.where(counts, inputs['target'], 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     return {'logits': logits, 'loss': losses.mean(where=counts)}
 
-  paths = {'bn0': 'stem_norm', **{f'block{i + 1}': f'stage_{i}' for i in range(8)}}
   return _scenes_adapter(
     manifest,
     module,
     call,
     5,
     rules=rules.minkunet_rules(),
-    taps={name: (path, lambda x: x[0]) for name, path in paths.items()},
+    taps=rules.MINKUNET_TAPS,
   )
