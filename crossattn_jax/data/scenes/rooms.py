@@ -7,6 +7,7 @@ of (seed, index) alone.
 
 from collections.abc import Callable, Sequence
 import colorsys
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -135,7 +136,7 @@ def scan(room: Room, seed: int, index: int, per_area: float = 400.0) -> Scan:
       hidden |= p[:, 2] < 0.004
     p = p[~hidden]
     points.append(p)
-    colors.append(part.shade(p))
+    colors.append(part.shade(p, rng))
     labels.append(np.full(len(p), part.label, np.int32))
     owner.append(np.full(len(p), i))
   points, colors, labels, owner = (np.concatenate(x) for x in (points, colors, labels, owner))
@@ -197,7 +198,7 @@ def render(
     distance = part.hit(eye, rays)
     nearer = distance < depth
     depth[nearer] = distance[nearer]
-    image[nearer] = part.shade(eye + distance[nearer, None] * rays[nearer])
+    image[nearer] = part.shade(eye + distance[nearer, None] * rays[nearer], rng)
   image = image + rng.normal(0, 0.02, image.shape)
   return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(height, width, 3)
 
@@ -234,86 +235,54 @@ def _cylinder(x, y, radius, z0, z1, color, label=0, kind='cylinder') -> solids.S
 
 
 def _shell(rng, width, depth) -> list[solids.Solid]:
+  """Floor and walls: what a scan shows of them."""
   parts = []
   ground = rng.choice(['floor', 'carpet', 'rug', 'none'], p=[0.3, 0.25, 0.2, 0.25])
   a, b = width / 2, depth / 2
   if ground in ('floor', 'rug'):
-    color = _color(rng, (0, 1), (0.05, 0.5), (0.35, 0.9))
-    board = float(rng.uniform(0.15, 0.5))
+    color = _color(rng, (0.05, 0.13), (0.1, 0.55), (0.35, 0.9))  # Boards or tiles.
+    board = float(rng.uniform(0.2, 0.4))
     period = (board, 0.0) if rng.random() < 0.6 else (board, board)
+    second = _darker(color, rng.uniform(0.6, 0.8))
     parts.append(
-      _box(
-        -a,
-        a,
-        -b,
-        b,
-        -_THICKNESS,
-        0,
-        color,
-        _LABELS['floor'],
-        second=_darker(color, 0.8),
-        period=period,
-      )
+      _box(-a, a, -b, b, -_THICKNESS, 0, color, _LABELS['floor'], second=second, period=period)
     )
   if ground in ('carpet', 'rug'):
-    color = _color(rng, (0, 1), (0.05, 0.6), (0.25, 0.85))
-    second = tuple(np.clip(np.array(color) + rng.uniform(-0.06, 0.06, 3), 0, 1))
+    color = _color(rng, (0, 1), (0.2, 0.7), (0.25, 0.85))
+    top = 0.0
     if ground == 'rug':
-      a, b = a * rng.uniform(0.55, 0.8), b * rng.uniform(0.55, 0.8)
-    top = 0.02 if ground == 'rug' else 0
-    parts.append(
-      _box(
-        -a,
-        a,
-        -b,
-        b,
-        -_THICKNESS if not top else 0,
-        top,
-        color,
-        _LABELS['carpet'],
-        second=second,
-        period=(0.04, 0.04),
-        piece=1,
-      )
-    )
-  a, b = width / 2, depth / 2
-  walls = rng.choice(4, int(rng.choice([0, 1, 2, 3], p=[0.3, 0.25, 0.3, 0.15])), replace=False)
-  color = _color(rng, (0, 1), (0.0, 0.35), (0.5, 0.95))
+      a, b, top = a * rng.uniform(0.6, 0.85), b * rng.uniform(0.6, 0.85), 0.03
+    low = -_THICKNESS if ground == 'carpet' else -0.01
+    parts.append(_box(-a, a, -b, b, low, top, color, _LABELS['carpet'], piece=1, grain=0.12))
+  walls = rng.choice(4, int(rng.choice(4, p=[0.3, 0.25, 0.3, 0.15])), replace=False)
+  color = _color(rng, (0, 1), (0.0, 0.25), (0.6, 0.98))
   for wall in walls:
-    length, off = (depth, a) if wall % 2 == 0 else (width, b)
-    angle = np.pi / 2 * wall
-    panel = solids.Solid(
-      'box',
-      (off + _THICKNESS / 2, 0, _HEIGHT / 2),
-      (_THICKNESS / 2, length / 2, _HEIGHT / 2),
-      color=color,
-      label=_LABELS['wall'],
-      piece=2 + int(wall),
-    )
-    parts.append(panel.placed(0, 0, angle))
-    if rng.random() < 0.35:
-      at = rng.uniform(-0.5, 0.5) * (length - 1.0)
-      paint = _any(rng)
-      door = [
-        solids.Solid(
-          'box',
-          (off - 0.02, at, 1.0),
-          (0.02, 0.42, 1.0),
-          color=paint,
-          label=_LABELS['door'],
-          piece=6,
-        ),
-        solids.Solid(
-          'box',
-          (off - 0.06, at + 0.32, 1.0),
-          (0.04, 0.05, 0.02),
-          color=(0.8, 0.75, 0.5),
-          label=_LABELS['door'],
-          piece=6,
-        ),
-      ]
-      parts += [part.placed(0, 0, angle) for part in door]
+    length, off = (depth, width / 2) if wall % 2 == 0 else (width, depth / 2)
+    panel = [_box(off, off + _THICKNESS, -length / 2, length / 2, 0, _HEIGHT, color, _LABELS['wall'])]
+    panel[0] = dataclasses.replace(panel[0], piece=2 + int(wall))
+    if rng.random() < 0.4:
+      panel += _door(rng, off, rng.uniform(-0.5, 0.5) * (length - 1.1))
+    parts += [part.placed(0, 0, np.pi / 2 * wall) for part in panel]
   return parts
+
+
+def _door(rng, off, y) -> list[solids.Solid]:
+  """In its frame, at `y` in a wall at x = `off`, more or less open."""
+  label = _LABELS['door']
+  frame, leaf, half, high = _any(rng), _any(rng), 0.42, 1.98
+  parts = [
+    _box(off - 0.07, off + 0.01, y - half - 0.07, y - half, 0, high, frame, label),
+    _box(off - 0.07, off + 0.01, y + half, y + half + 0.07, 0, high, frame, label),
+    _box(off - 0.07, off + 0.01, y - half - 0.07, y + half + 0.07, high, high + 0.07, frame, label),
+  ]
+  # Around its hinge.
+  angle = rng.choice([0.0, rng.uniform(0.3, 1.3)])
+  swung = [
+    _box(-0.04, 0.01, 0, 2 * half, 0.02, high, leaf, label),
+    _box(-0.09, -0.04, 2 * half - 0.12, 2 * half - 0.05, 0.95, 1.0, (0.8, 0.75, 0.5), label),
+  ]
+  parts += [part.placed(off - 0.01, y - half, angle) for part in swung]
+  return [dataclasses.replace(part, piece=6) for part in parts]
 
 
 def _legs(rng, x, y, height, color) -> list[solids.Solid]:

@@ -25,6 +25,7 @@ class Solid:
     color: red, green, blue of 0 to 1.
     second: the other colour of a pattern, if it has one.
     period: of the pattern along its own x and y, in metres; 0 where there is none.
+    grain: how much its colour varies from point to point.
     label: class; -1 where there is none.
     piece: number of the thing that it is a part of.
   """
@@ -36,6 +37,7 @@ class Solid:
   color: tuple[float, float, float] = (0.5, 0.5, 0.5)
   second: tuple[float, float, float] | None = None
   period: tuple[float, float] = (0.0, 0.0)
+  grain: float = 0.0
   label: int = -1
   piece: int = 0
 
@@ -98,7 +100,7 @@ class Solid:
       unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
     return _turn(unit * np.array(self.half), self.yaw) + np.array(self.center)
 
-  def shade(self, points: np.ndarray) -> np.ndarray:
+  def shade(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The colours `[n, 3]` of points on its surface, light and shadow included."""
     local, half = self.local(points), np.array(self.half)
     color = np.broadcast_to(np.array(self.color), points.shape)
@@ -107,6 +109,7 @@ class Solid:
       is_second = np.sum(steps, axis=0) % 2 == 1
       color = np.where(is_second[:, None], np.array(self.second), color)
     light = _AMBIENT + (1 - _AMBIENT) * self._normals(local / half) @ _turn(_LIGHT, -self.yaw)
+    color = color + self.grain * rng.standard_normal((len(points), 1))
     return np.clip(color * light[:, None], 0, 1)
 
   def _normals(self, unit: np.ndarray) -> np.ndarray:
