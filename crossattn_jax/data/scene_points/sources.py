@@ -114,9 +114,9 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> PointSource:
 
 def _open(config: ml_collections.ConfigDict, split: str) -> PointSource:
   if sources.bare_name(config.name) == ROOMS:
-    from crossattn_jax.data.scenes import rooms  # Generated, which needs TFDS.
+    from crossattn_jax.data.scene_points import rooms  # Generated, which needs TFDS.
 
-    return rooms.RoomScenes(config.name, split, config.data_dir)
+    return rooms.RoomSource(config.name, split, config.data_dir)
   raise sources.unknown_dataset(config.name, KNOWN, 'point clouds')
 
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 import dataclasses
-import io
 import os
 
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
 
 from crossattn_jax.data import sources, writing
@@ -39,10 +37,7 @@ class RoomScenesConfig(tfds.core.BuilderConfig):
 
 
 class RoomScenes(tfds.core.GeneratorBasedBuilder):
-  """Writes rooms as ArrayRecord; see `rooms.Scan`.
-
-  Points are in millimetres, photographs are side by side in one image.
-  """
+  """Writes rooms as ArrayRecord; see `rooms.Scan`. Points are in millimetres."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version.'}
@@ -62,24 +57,22 @@ class RoomScenes(tfds.core.GeneratorBasedBuilder):
   ]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    height, width = self.builder_config.image_size
+    size = self.builder_config.image_size
 
-    def per_point(dtype: type, *shape: int) -> tfds.features.Tensor:
-      return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding='zlib')
+    def packed(dtype: type, *shape: int | None) -> tfds.features.Tensor:
+      return tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
 
     return tfds.core.DatasetInfo(
       builder=self,
       description='Procedural rooms: coloured points, what they belong to, and photographs.',
       features=tfds.features.FeaturesDict(
         {
-          'points': per_point(np.int16, 3),
-          'colors': per_point(np.uint8, 3),
-          'labels': per_point(np.int8),
-          'supervoxels': per_point(np.int16),
+          'points': packed(np.int16, None, 3),
+          'colors': packed(np.uint8, None, 3),
+          'labels': packed(np.int8, None),
+          'supervoxels': packed(np.int16, None),
           'tags': tfds.features.Sequence(tfds.features.ClassLabel(names=list(rooms.CLASS_NAMES))),
-          'views': tfds.features.Image(
-            shape=(height, width * self.builder_config.views, 3), encoding_format='png'
-          ),
+          'views': packed(np.uint8, self.builder_config.views, *size, 3),
           'id': tfds.features.Text(),
         }
       ),
@@ -110,17 +103,10 @@ class RoomScenes(tfds.core.GeneratorBasedBuilder):
           'labels': scan.labels.astype(np.int8),
           'supervoxels': scan.supervoxels.astype(np.int16),
           'tags': np.unique(scan.labels[scan.labels >= 0]).tolist(),
-          'views': _png(np.concatenate(views, axis=1)),
+          'views': np.stack(views),
           'id': key,
         },
       )
-
-
-def _png(pixels: np.ndarray) -> io.BytesIO:
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, 'png', compress_level=3)
-  file.seek(0)
-  return file
 
 
 def prepare(name: str = 'room_scenes', data_dir: str | os.PathLike[str] | None = None) -> None:

@@ -258,7 +258,9 @@ def _shell(rng, width, depth) -> list[solids.Solid]:
   color = _color(rng, (0, 1), (0.0, 0.25), (0.6, 0.98))
   for wall in walls:
     length, off = (depth, width / 2) if wall % 2 == 0 else (width, depth / 2)
-    panel = [_box(off, off + _THICKNESS, -length / 2, length / 2, 0, _HEIGHT, color, _LABELS['wall'])]
+    panel = [
+      _box(off, off + _THICKNESS, -length / 2, length / 2, 0, _HEIGHT, color, _LABELS['wall'])
+    ]
     panel[0] = dataclasses.replace(panel[0], piece=2 + int(wall))
     if rng.random() < 0.4:
       panel += _door(rng, off, rng.uniform(-0.5, 0.5) * (length - 1.1))
