@@ -15,7 +15,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from crossattn_jax.data import grouping, image_ops, levels, pipeline
-from crossattn_jax.data.scene_points import sources, tables
+from crossattn_jax.data.scene_points import augmentation, sources, tables
 from crossattn_jax.geometry import points as points_lib
 
 SCENE_LABELS, SEGMENTATION = KINDS = ('scene_labels', 'point_segmentation')
@@ -69,14 +69,7 @@ def default_config() -> ml_collections.ConfigDict:
   levels.add_options(config)
   pipeline.add_options(config)
 
-  config.augmentation = ml_collections.ConfigDict()
-  # Most that a scene is turned about x, y and z, in radians, and (least, most) factor of its size.
-  config.augmentation.rotate = (math.pi / 64, math.pi / 64, math.pi)
-  config.augmentation.scale = (0.9, 1.1)
-  # Probability of a mirror image in x, and in y.
-  config.augmentation.flip = 0.0
-  # Scenes are moved by up to as many voxels along each axis.
-  config.augmentation.shift = 100
+  augmentation.add_options(config)
 
   config.evaluation = ml_collections.ConfigDict()
   # Whether scenes are turned and scaled as in training, each time and on every machine the same.
@@ -127,8 +120,9 @@ class Examples(pipeline.Examples):
   @classmethod
   def check(cls, config: ml_collections.ConfigDict) -> None:
     """Refuses wrong values, naming the key."""
-    require, options = pipeline.requirement(config), config.augmentation
+    require = pipeline.requirement(config)
     levels.check_options(config)
+    augmentation.check_options(config)
     require(config.voxel_size > 0, 'voxel_size', 'a positive number of metres')
     require(config.num_levels >= 2, 'num_levels', 'at least 2')
     require(config.repeat >= 1, 'repeat', 'at least 1')
@@ -141,13 +135,6 @@ class Examples(pipeline.Examples):
       f'one to {MOST_BUCKETS} tuples of {config.num_levels} numbers of rows (dataset.num_levels), '
       'the largest last',
     )
-    require(
-      len(options.rotate) == 3 and min(options.rotate) >= 0, 'augmentation.rotate', 'three angles'
-    )
-    least, most = options.scale
-    require(0 < least <= most, 'augmentation.scale', '(least, most), positive')
-    require(0 <= options.flip <= 1, 'augmentation.flip', 'a probability')
-    require(options.shift >= 0, 'augmentation.shift', 'at least 0 voxels')
     require(config.evaluation.votes >= 1, 'evaluation.votes', 'at least 1')
 
   @staticmethod
@@ -180,16 +167,11 @@ class Examples(pipeline.Examples):
     return self._eval_voxels(self.scene(index), index, vote)
 
   def _eval_voxels(self, scene: sources.Scene, index: int, vote: int) -> Voxelized:
-    transform = np.eye(3) / self.config.voxel_size
+    transform = np.eye(3)
     if self.config.evaluation.rotate:
-      transform = self._drawn_transform(np.random.default_rng([index, vote]))
-    return _voxelized(scene.points, transform)
-
-  def _drawn_transform(self, rng: np.random.Generator) -> np.ndarray:
-    """From metres to voxels, turned and scaled at random."""
-    options = self.config.augmentation
-    rotation = points_lib.rotation(rng.uniform(-1, 1, 3) * options.rotate, rng.permutation(3))
-    return rotation * (rng.uniform(*options.scale) / self.config.voxel_size)
+      rng = np.random.default_rng([index, vote])
+      transform = augmentation.random_transform(rng, self.config.augmentation, flip=False)
+    return _voxelized(scene.points, transform / self.config.voxel_size)
 
   # Training.
 
@@ -238,19 +220,21 @@ class Examples(pipeline.Examples):
     return next(fitting, len(self.config.buckets) - 1)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Turns, scales, mirrors and moves a scene; cuts a column out of one that is too large."""
+    """Changes a scene at random, and cuts a column out of one that is too large."""
     scene, found, skipped = self.next_readable(index)
     options, bucket = self.config.augmentation, self.config.buckets[self._train_buckets[index]]
-    mirror = np.where(rng.random(3) < np.multiply(options.flip, [1, 1, 0]), -1.0, 1.0)
-    voxels = _voxelized(scene.points, mirror[:, None] * self._drawn_transform(rng))
+    points = augmentation.random_distortion(scene.points, rng, options)
+    transform = augmentation.random_transform(rng, options, flip=True)
+    voxels = _voxelized(points, transform / self.config.voxel_size)
     cells, first = voxels.cells + (options.shift * rng.random(3)).astype(np.int32), voxels.first
     pyramid = tables.Pyramid.build(cells, self.config.num_levels)
     if not tables.fits(pyramid.rows, bucket):
       center = cells[rng.integers(len(cells)), :2]
       kept = tables.within(pyramid, bucket, center)
       first, pyramid = first[kept], tables.Pyramid.build(cells[kept], self.config.num_levels)
+    colors = augmentation.random_colors(scene.colors[first], rng, options.color)
     return {
-      **tables.tables(pyramid, _normalized(scene.colors[first]), bucket),
+      **tables.tables(pyramid, _normalized(colors), bucket),
       **self.targets(scene, found, pyramid.cells[0], first, bucket, rng),
       'index': np.int32(found),
       'skipped': np.int32(skipped),

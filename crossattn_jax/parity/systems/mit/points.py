@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from crossattn_jax.data.scene_points import augmentation
 from crossattn_jax.geometry import points as points_lib
 from crossattn_jax.parity import adapters
 from crossattn_jax.parity.systems.mit import scenes as scenes_lib
@@ -52,5 +53,37 @@ def _tables(manifest: Manifest) -> adapters.Adapter:
     # One level more, for the links of the last one.
     scenes = scenes_lib.Scenes(coords, max(strides).bit_length() + 1)
     return {name: table(scenes, name) for name in names}
+
+  return adapters.function_adapter(run)
+
+
+@adapters.register_adapter('mit', 'data_elastic')
+def _distort(manifest: Manifest) -> adapters.Adapter:
+  c = manifest['constructor']
+  low, high = np.asarray(c.get('clip', (-np.inf, np.inf)))
+  granularity, magnitude = c['granularity'], c['magnitude']
+
+  def run(points, noise) -> Arrays:
+    # The original draws and smooths in float32.
+    points, noise = np.clip(np.asarray(points), low, high), np.asarray(noise, np.float32)
+    return {'points_out': augmentation.distort(points, noise, granularity, magnitude)}
+
+  return adapters.function_adapter(run)
+
+
+@adapters.register_adapter('mit', 'data_color')
+def _recolor(manifest: Manifest) -> adapters.Adapter:
+  std = manifest['constructor']['jitter_std']
+
+  def run(rgb, hue, sat, blend, translation, jitter_noise) -> Arrays:
+    colors = np.clip(np.round(np.asarray(rgb)), 0, 255)
+    blend, translation, hue, sat = map(np.asarray, (blend, translation, hue, sat))
+    return {
+      'autocontrast': augmentation.stretch_contrast(colors, blend),
+      'translation': augmentation.add_levels(colors, translation),
+      'jitter': augmentation.add_levels(colors, std * np.asarray(jitter_noise)),
+      'hsv': augmentation.to_hsv(colors),
+      'hue_saturation': augmentation.turn_hue(colors, hue, sat),
+    }
 
   return adapters.function_adapter(run)
