@@ -8,7 +8,7 @@ position) only.
 """
 
 import abc
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import functools
 import signal
 from typing import Any, TypeVar
@@ -84,12 +84,14 @@ class Examples(abc.ABC):
 
   kind = 'example'
 
-  def __init__(self, config: ml_collections.ConfigDict, split: str):
+  def __init__(self, config: ml_collections.ConfigDict, split: str, source: Any = None):
     """Opens a split.
 
     Args:
       config: `config.dataset`.
       split: usually its `train_split` or `eval_split`.
+      source: of the examples where they are none of the data set; what `open_source` opens by
+        default.
 
     Raises:
       ValueError: a wrong value in the config, or a data set that cannot be opened.
@@ -102,7 +104,7 @@ class Examples(abc.ABC):
         'tasks.complete_config(config) find it'
       )
     self.config, self.split = config, split
-    self.source = self.open_source(config, split)
+    self.source = self.open_source(config, split) if source is None else source
     self._cache: dict[int, tuple[Any, int, int]] | None = {} if config.cache else None
 
   # What is a task's own.
@@ -248,7 +250,12 @@ class Examples(abc.ABC):
     return batches(stream, self.config, batch_size, process_index, process_count, start)
 
   def eval_batches(
-    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    self,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    indices: Sequence[int] | None = None,
   ) -> grain.IterDataset:
     """Returns one pass over the split for one process, in its order within each bucket.
 
@@ -259,12 +266,13 @@ class Examples(abc.ABC):
       batch_size: global, over all processes.
       process_index: whose rows.
       process_count: number of processes, which divides `batch_size`.
+      indices: of the examples; all by default.
 
     Returns:
       Batches as those of `train_batches`, and `mask`: bool `[b]`, False for padding and for
       unreadable examples, of which `skipped` is 1.
     """
-    slots = bucket_slots(self.buckets(), batch_size)
+    slots = bucket_slots(self.buckets(), batch_size, indices)
     rows = grain.MapDataset.range(len(slots)).map(functools.partial(self._slot, slots))
     return batches(rows, self.config, batch_size, process_index, process_count)
 
@@ -311,19 +319,22 @@ def image_sizes(
   return tuple(source.image_size(index, upright) for index in range(len(source)))
 
 
-def bucket_slots(buckets: Iterable[_Bucket], batch_size: int) -> list[tuple[_Bucket, int]]:
+def bucket_slots(
+  buckets: Sequence[_Bucket], batch_size: int, indices: Sequence[int] | None = None
+) -> list[tuple[_Bucket, int]]:
   """Sorts examples into batches of one bucket, such as a shape, each.
 
   Args:
     buckets: of every example, in their order.
     batch_size: the last batch of a bucket is filled up to it.
+    indices: of the examples that are wanted; all by default.
 
   Returns:
     Bucket and index of the example in each row of each batch; index -1 fills up.
   """
   members: dict[_Bucket, list[int]] = {}
-  for index, bucket in enumerate(buckets):
-    members.setdefault(bucket, []).append(index)
+  for index in range(len(buckets)) if indices is None else indices:
+    members.setdefault(buckets[index], []).append(index)
   return [
     (bucket, index)
     for bucket, indices in members.items()

@@ -8,6 +8,7 @@ import pathlib
 import types
 from typing import Any, ClassVar
 
+from etils import epath
 from flax import linen as nn
 import grain
 import jax
@@ -98,6 +99,39 @@ class Serving(abc.ABC):
     """Maps named arrays with the batch first to such arrays. Inside jit."""
 
 
+class Labels(abc.ABC):
+  """Writes what a model says of its training examples, as labels that another one learns from.
+
+  Attributes:
+    examples: of a split.
+    pending: numbers of those that have no labels yet.
+  """
+
+  examples: pipeline.Examples
+  pending: Sequence[int]
+
+  @abc.abstractmethod
+  def __init__(self, task: 'Task', output: epath.Path, origin: Mapping[str, Any]):
+    """Looks at what is there.
+
+    Args:
+      task: that was learnt.
+      output: a folder, made if it does not exist.
+      origin: what labels depend on besides the config, as JSON can hold it.
+
+    Raises:
+      ValueError: the folder has labels of another origin, or the model has none to give.
+    """
+
+  @abc.abstractmethod
+  def add(self, examples: Any) -> None:
+    """Writes labels for the rows of `Evaluation.examples` of a batch, on the host."""
+
+  @abc.abstractmethod
+  def finish(self) -> dict[str, float]:
+    """Says how many there are and how good, once all are there."""
+
+
 class Task(abc.ABC):
   """A model, its data, its loss and its metrics.
 
@@ -107,6 +141,7 @@ class Task(abc.ABC):
     Examples: of a split, as the task wants them.
     Predictor: looks at what was learnt.
     Serving: gives it to others.
+    Labels: gives it to other models to learn from, where the task can.
     config: the whole experiment.
     class_names: in the order of the labels, where the task has classes and their names are known.
     model: the Flax module.
@@ -118,6 +153,7 @@ class Task(abc.ABC):
   Examples: ClassVar[type[pipeline.Examples]]
   Predictor: ClassVar[type[predictor.Predictor]]
   Serving: ClassVar[type[Serving]]
+  Labels: ClassVar[type[Labels] | None] = None
   class_names: Sequence[str] = ()
 
   def __init__(self, config: ml_collections.ConfigDict):

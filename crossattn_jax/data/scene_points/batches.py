@@ -162,9 +162,15 @@ class Examples(pipeline.Examples):
       raise ValueError(f'{self.describe(index)} cannot be read')
     return scene
 
-  def voxels(self, index: int, vote: int = 0) -> Voxelized:
-    """The voxels of a scene in evaluation: a function of the config and these numbers alone."""
-    return self._eval_voxels(self.scene(index), index, vote)
+  def voxels(self, index: int, vote: int = 0, scene: sources.Scene | None = None) -> Voxelized:
+    """The voxels of a scene in evaluation: a function of the config and these numbers alone.
+
+    Args:
+      index: of the scene.
+      vote: which look at it.
+      scene: what `scene(index)` returns, where it is there already.
+    """
+    return self._eval_voxels(self.scene(index) if scene is None else scene, index, vote)
 
   def _eval_voxels(self, scene: sources.Scene, index: int, vote: int) -> Voxelized:
     transform = np.eye(3)

@@ -1,0 +1,234 @@
+"""Which classes a scene holds, learnt from its tags; and thereby which of them is where in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from crossattn_jax import config_errors
+from crossattn_jax.data.scene_points import batches as data
+from crossattn_jax.data.scene_points import sources
+from crossattn_jax.metrics import average_precision
+from crossattn_jax.tasks import base, predictor, scene_inputs
+from crossattn_jax.tasks.scene_labels import losses, predictions, pseudo_labels, serving
+
+# What a scene is said to hold by, in this order: of whichever outputs a model has.
+_SCORES = ('cross', 'voxel_class', 'view_class', 'view_cam', 'voxel_cam')
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The `task` and `dataset` sections of an experiment."""
+  config = ml_collections.ConfigDict()
+  config.task = ml_collections.ConfigDict(
+    {
+      'name': 'scene_labels',
+      # Of the losses of whichever outputs a model has; see `losses.scene_losses`.
+      'loss_weights': {
+        'cross': 1.0,
+        'view_class': 1.0,
+        'voxel_class': 1.0,
+        'view_cam': 1.0,
+        'voxel_cam': 1.0,
+        'token_similarity': 1.0,
+        # The paper's alpha.
+        'consistency': 1.0,
+      },
+      'pseudo_labels': {
+        # Supervoxels that show no class of their scene as much have no label.
+        'threshold': 0.5,
+        # In each of so many consecutive scenes, the classes of all of them get a supervoxel. 1:
+        # those of the scene itself; the authors' code takes those of a batch, of 4.
+        'together': 1,
+      },
+    }
+  )
+  config.dataset = data.default_config()
+  return config
+
+
+def complete_config(config: ml_collections.ConfigDict) -> list[str]:
+  """Takes splits and classes from the data; see `tasks.complete_config`."""
+  notes = sources.complete(config.dataset)
+  if config.model.get('num_classes', 0) is None:
+    config.model.num_classes = len(config.dataset.class_names)
+  return notes
+
+
+def create_task(config: ml_collections.ConfigDict) -> 'SceneLabels':
+  """Builds the task; see `tasks.create_task`."""
+  return SceneLabels(config)
+
+
+class SceneLabels(base.Task):
+  """Tells the classes of scenes from points and photographs, knowing no more than such sets.
+
+  By the class activations of supervoxels it also says where they are: pseudo labels, from which
+  another network learns to segment. How good these are is measured where the truth is known, on
+  the scenes that were learnt from.
+  """
+
+  Examples = data.SceneLabelExamples
+  Predictor = predictions.Predictor
+  Serving = serving.Serving
+  Labels = pseudo_labels.Writer
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    super().__init__(config)
+    self.class_names = tuple(config.dataset.class_names)
+    _check(config, self.model)
+
+  @property
+  def sees_points(self) -> bool:
+    """Whether the model says what supervoxels are."""
+    return hasattr(self.model, 'points_widths')
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Voxels, their neighbours and supervoxels, photographs and tags."""
+    return data.batch_spec(self.config.dataset, batch_size, data.SCENE_LABELS)
+
+  def model_inputs(self, batch: base.Batch) -> tuple[Any, ...]:
+    """Points, which supervoxels they are in and where these are, and photographs if any."""
+    return (
+      batch['windows'],
+      scene_inputs.levels(batch),
+      batch['supervoxel'],
+      batch['num_tokens'],
+      batch['position'],
+      batch.get('images'),
+    )
+
+  def loss(
+    self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], base.Variables]]:
+    """The weighted sum of the losses of what the model has, each the mean over the scenes."""
+    (outputs, _), updated = self.forward(variables, batch, jax.random.split(rng), train)
+    parts = {
+      name: jnp.mean(values) for name, values in losses.scene_losses(outputs, batch['tags']).items()
+    }
+    loss = losses.total(parts, self.config.task.loss_weights)
+    reported = {f'{name}_loss': value for name, value in parts.items()}
+    return loss, (reported | {'padding': scene_inputs.waste(batch)}, updated)
+
+  # How well it is learnt.
+
+  def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
+    """Losses, and what is said of each scene and of its supervoxels."""
+    outputs, _ = self.model.apply(variables, *self.model_inputs(batch))
+    mask, tags = batch['mask'], batch['tags']
+    parts = losses.scene_losses(outputs, tags)
+    loss = losses.total(parts, self.config.task.loss_weights)
+    said = self.say(outputs)
+    return base.Evaluation(
+      sums={
+        'count': jnp.sum(mask, dtype=jnp.int32),
+        'not_finite': jnp.sum(~jnp.isfinite(loss) & mask, dtype=jnp.int32),
+        'loss': jnp.sum(jnp.where(mask, loss, 0)),
+      },
+      examples=said | {name: batch[name] for name in ('index', 'tags', 'supervoxel', 'num_tokens')},
+    )
+
+  def say(self, outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What a model's outputs say.
+
+    Returns:
+      'probabilities' `[batch, classes]` that a scene holds a class; and, of models that see points,
+      'cams' `[batch, supervoxels, classes]` in [0, 1].
+    """
+    scores = {}
+    for key, values in outputs.items():
+      name, _, kind = key.rpartition('_')
+      if kind in ('logits', 'probabilities'):
+        scores[name] = values if kind == 'probabilities' else jax.nn.sigmoid(values)
+    said = {'probabilities': next(scores[name] for name in _SCORES if name in scores)}
+    if 'cams' in outputs:
+      are_logits = 'voxel_cam_logits' in outputs
+      said['cams'] = jax.nn.sigmoid(outputs['cams']) if are_logits else outputs['cams']
+    return said
+
+  def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was said of each scene, and its points by true class and by pseudo label.
+
+    The last class of these is none: points without a pseudo label are wrong.
+    """
+    kept = {name: examples[name] for name in ('probabilities', 'tags')}
+    if not self.sees_points:
+      return kept
+    source = self.examples(self.config.dataset.eval_split)
+    count = len(self.class_names) + 1
+    confusion = np.zeros((len(examples['index']), count, count), np.int64)
+    for row in range(len(confusion)):
+      said = predictor.row_of(examples, row)
+      scene, labels = pseudo_labels.of_scene(said, source, self.config.task.pseudo_labels)
+      if scene.labels is not None:
+        confusion[row] = pseudo_labels.compare(scene.labels, labels, len(self.class_names))
+    return kept | {'confusion': confusion}
+
+  @property
+  def metric_modes(self) -> dict[str, str]:
+    """Of models that see points, the mean IoU of pseudo labels is the usual one."""
+    names = ['mean_average_precision', 'tag_accuracy']
+    if self.sees_points:
+      names = ['pseudo_miou', 'pseudo_accuracy', 'labelled', *names]
+      names += [f'iou/{name}' for name in self.class_names]
+    return dict.fromkeys(names, 'max') | {'loss': 'min'}
+
+  def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
+    """How good pseudo labels and tags are, and the mean loss.
+
+    Returns:
+      Where points have true labels and the model sees them: 'pseudo_miou', 'iou/CLASS' and
+      'pseudo_accuracy' of pseudo labels over points, and 'labelled', the share that has any.
+      'mean_average_precision' of tags; 'tag_accuracy', the share that is right at a probability of
+      a half; 'loss'; 'examples', the number of scenes.
+
+    Raises:
+      ValueError: scores are not finite.
+    """
+    sums, count = evaluation.sums, int(evaluation.sums['count'])
+    if sums['not_finite']:
+      raise ValueError(
+        f'the network gives scores that are not finite for {int(sums["not_finite"])} of {count} '
+        'scenes: its weights or its dtype are wrong'
+      )
+    probabilities, tags = evaluation.examples['probabilities'], evaluation.examples['tags'] > 0
+    results = {}
+    if 'confusion' in evaluation.examples:
+      results = pseudo_labels.metrics_of(evaluation.examples['confusion'].sum(0), self.class_names)
+    return results | {
+      'mean_average_precision': average_precision.mean_average_precision(probabilities, tags),
+      'tag_accuracy': float(((probabilities >= 0.5) == tags).mean()),
+      'loss': float(sums['loss']) / count,
+      'examples': count,
+    }
+
+
+def _check(config: ml_collections.ConfigDict, model: Any) -> None:
+  """Refuses what does not belong together, naming the keys."""
+  if not hasattr(model, 'encoder_depth'):
+    raise ValueError(
+      f'config.model.name={config.model.name!r} does not tell the classes of scenes; '
+      "list_models('mit*') shows what does"
+    )
+  dataset, options = config.dataset, config.task.pseudo_labels
+  for field, count, what in (
+    ('num_classes', len(dataset.class_names), f'{len(dataset.class_names)} classes'),
+    ('num_views', dataset.num_views, f'dataset.num_views={dataset.num_views} photographs'),
+  ):
+    own = getattr(model, field, count)
+    if own != count:
+      raise config_errors.ConfigError(
+        f'config.model.{field} is {own}, but scenes of dataset {dataset.name!r} have {what}; set '
+        f'config.model.{field}={count}',
+        {f'model.{field}': count},
+      )
+  if not 0 <= options.threshold <= 1:
+    raise ValueError(
+      f'config.task.pseudo_labels.threshold={options.threshold} must be between 0 and 1'
+    )
+  if options.together < 1:
+    raise ValueError(
+      f'config.task.pseudo_labels.together={options.together} must be a number of scenes'
+    )
