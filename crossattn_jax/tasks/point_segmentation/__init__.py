@@ -1,0 +1,1 @@
+"""Semantic segmentation of point clouds: a class for every point."""
