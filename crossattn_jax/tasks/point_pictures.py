@@ -4,10 +4,12 @@ Points are `[points, 3]`, in metres, and z points up.
 """
 
 from collections.abc import Mapping, Sequence
+import html
 import importlib.util
 
 from etils import epath, epy
 import numpy as np
+from scipy import spatial
 
 from crossattn_jax.tasks import drawing
 from crossattn_jax.tasks.detection import overlay
@@ -21,9 +23,10 @@ _GREY = (160, 160, 160)
 # From where clouds are looked at: degrees from the x axis towards y, and above the ground.
 SIDES = {'from a corner': (-60.0, 40.0), 'from above': (-90.0, 90.0)}
 _PIXELS = 480
+_LARGEST = 8  # Radius of a dot.
 # Of what is between: a layer at the side of the viewer is a wall or a ceiling, and is left out,
 # where it has that share of the cloud's extent and at least that share of its points.
-_LAYER, _WALL = 0.06, 0.1
+_LAYER, _WALL = 0.03, 0.06
 # Edges are darkened where something else is so much nearer, in metres, and at most so much.
 _STEP, _SHADE = 0.3, 0.7
 # Of a page that a browser turns quickly.
@@ -36,7 +39,10 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def render(
-  points: np.ndarray, colors: np.ndarray, side: tuple[float, float], pixels: int = _PIXELS
+  points: np.ndarray,
+  colors: np.ndarray,
+  side: tuple[float, float] = SIDES['from a corner'],
+  pixels: int = _PIXELS,
 ) -> np.ndarray:
   """A cloud as seen from far away; white where nothing is.
 
@@ -53,7 +59,9 @@ def render(
   """
   turned, raised = np.radians(side)
   right = np.array([-np.sin(turned), np.cos(turned), 0])
-  towards = np.array([*(np.cos(raised) * np.array([np.cos(turned), np.sin(turned)])), np.sin(raised)])
+  towards = np.array(
+    [*(np.cos(raised) * np.array([np.cos(turned), np.sin(turned)])), np.sin(raised)]
+  )
   seen = _not_hiding(points, towards)
   axes = np.stack([right, -np.cross(towards, right), towards], axis=1)
   across, down, near = (points[seen] @ axes).T
@@ -61,7 +69,7 @@ def render(
   scale = (pixels - 1) / max(across.max(), down.max(), 1e-6)
   width, height = (int(scale * x.max()) + 1 for x in (across, down))
   # Dots that just about touch each other.
-  radius = int(np.clip(0.7 * np.sqrt(width * height / len(near)), 1, 6))
+  radius = int(np.clip(np.ceil(0.8 * scale * _spacing(points)), 1, _LARGEST))
   offsets = np.indices((2 * radius + 1, 2 * radius + 1)).reshape(2, -1) - radius
   offsets = offsets[:, (offsets**2).sum(axis=0) <= radius**2]
   far_to_near = np.argsort(near, kind='stable')
@@ -75,6 +83,13 @@ def render(
   winner[rows, columns] = np.arange(len(near))[:, None]
   picture = colors[seen][far_to_near][winner] * _shades(near[far_to_near][winner], winner < 0)
   return np.where(winner[..., None] < 0, 255, picture).astype(np.uint8)
+
+
+def _spacing(points: np.ndarray) -> float:
+  """How far apart points are, in metres."""
+  some = points[:: -(-len(points) // 1000)]
+  distances, _ = spatial.KDTree(points).query(some, k=min(5, len(points)))
+  return float(np.median(np.atleast_2d(distances)[..., -1]))
 
 
 def _not_hiding(points: np.ndarray, towards: np.ndarray) -> np.ndarray:
@@ -95,7 +110,9 @@ def _shades(near: np.ndarray, empty: np.ndarray) -> np.ndarray:
   own = near[1:-1, 1:-1]
   around = (near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:])
   with np.errstate(invalid='ignore'):
-    steps = [np.clip(np.nan_to_num(other - own) / _STEP, 0, 1) for other in around]
+    steps = [
+      np.clip(np.nan_to_num(other - own, posinf=0, neginf=0) / _STEP, 0, 1) for other in around
+    ]
   return (1 - _SHADE * np.mean(steps, axis=0))[..., None]
 
 
@@ -167,10 +184,11 @@ def page(
   classes: np.ndarray,
   names: Sequence[str],
   title: str,
-) -> int:
-  """Writes a web page that needs no other file, on which a cloud is turned with the mouse.
+) -> None:
+  """Writes a web page that needs nothing else, on which a cloud is turned with the mouse.
 
-  A click on a class hides it; a button shows true colours in place of those of the classes.
+  A click on a class hides it, a button shows true colours in place of those of the classes. Of
+  large clouds, `MOST_POINTS` are shown.
 
   Args:
     path: of the HTML.
@@ -178,12 +196,11 @@ def page(
     colors: uint8 `[points, 3]`, the true ones.
     classes: `[points]`, -1 for none.
     names: of the classes.
-    title: of the page.
-
-  Returns:
-    How many of the points are on it, `MOST_POINTS` at most.
+    title: of the page, to which the number of points is added.
   """
+  title = f'{title}: {len(points):,} points'
   if len(points) > MOST_POINTS:
+    title += f', of which {MOST_POINTS:,} are shown'
     chosen = np.random.default_rng(0).choice(len(points), MOST_POINTS, replace=False)
     chosen.sort()
     points, colors, classes = points[chosen], colors[chosen], classes[chosen]
@@ -204,32 +221,53 @@ def page(
     for index, rows in members.items()
   ]
   buttons = {
-    'classes': [of_classes[index] for index in members],
-    'colours': [true_colors[rows].tolist() for rows in members.values()],
+    'classes': ([of_classes[index] for index in members], True),
+    'colours': ([true_colors[rows].tolist() for rows in members.values()], False),
   }
   axis = {'visible': False}
   shown = graph_objects.Figure(
     traces,
     layout={
-      'title': {'text': title, 'font': {'size': 14}},
-      'scene': {'xaxis': axis, 'yaxis': axis, 'zaxis': axis, 'aspectmode': 'data'},
-      'margin': {'l': 0, 'r': 0, 't': 40, 'b': 0},
-      'legend': {'itemsizing': 'constant', 'orientation': 'h', 'y': 0, 'yanchor': 'top'},
+      'title': {'text': html.escape(title), 'font': {'size': 14}, 'x': 0.02},
+      'scene': {
+        'xaxis': axis,
+        'yaxis': axis,
+        'zaxis': axis,
+        'aspectmode': 'data',
+        'camera': {'eye': {'x': 0.9, 'y': -1.5, 'z': 1.5}},
+      },
+      'margin': {'l': 0, 'r': 0, 't': 90, 'b': 0},
+      'legend': {'itemsizing': 'constant', 'orientation': 'h', 'y': 0, 'yanchor': 'bottom'},
       'updatemenus': [
         {
           'type': 'buttons',
           'direction': 'right',
-          'x': 1,
+          'x': 0.02,
+          'xanchor': 'left',
           'y': 1,
+          'yanchor': 'bottom',
           'buttons': [
-            {'label': label, 'method': 'restyle', 'args': [{'marker.color': value}]}
-            for label, value in buttons.items()
+            {
+              'label': label,
+              'method': 'update',
+              'args': [{'marker.color': colors}, {'showlegend': legend}],
+            }
+            for label, (colors, legend) in buttons.items()
           ],
         }
       ],
     },
   )
-  path.write_text(
-    shown.to_html(include_plotlyjs=True, config={'responsive': True, 'displaylogo': False})
+  body = shown.to_html(
+    full_html=False,
+    include_plotlyjs=True,
+    config={'responsive': True, 'displaylogo': False},
+    default_height='100vh',
+    # Narrow screens show the whole width from farther away.
+    post_script="if (innerWidth < innerHeight) Plotly.relayout('{plot_id}', "
+    "{'scene.camera.eye': {x: 1.6, y: -2.6, z: 2.6}})",
   )
-  return len(points)
+  head = (
+    f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>body {{margin: 0}}</style>'
+  )
+  path.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>\n')

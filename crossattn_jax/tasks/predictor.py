@@ -268,11 +268,13 @@ class FilePredictor(Predictor):
 
   Attributes:
     kinds: of the files that are written besides pictures, each in a folder of that name.
+    suffixes: of the files of a kind; '.png' of those that are not named.
     batch_size: most examples of one shape that are predicted together.
     num_samples: evaluation examples in the picture of a run.
   """
 
   kinds: ClassVar[Sequence[str]] = ()
+  suffixes: ClassVar[Mapping[str, str]] = {}
   batch_size: ClassVar[int] = 1
   num_samples: ClassVar[int] = 16
 
@@ -323,7 +325,8 @@ class FilePredictor(Predictor):
     """See `Predictor.predictions`; records have the order of the inputs."""
     drawn = drawn or default_pictures(len(inputs))
     kinds = [*self.kinds, *(['picture'] if drawn == 'each' else [])]
-    files = dict(zip(inputs, output_files(inputs, output, kinds), strict=True))
+    suffixes = {kind: self.suffixes.get(kind, '.png') for kind in kinds}
+    files = dict(zip(inputs, output_files(inputs, output, suffixes), strict=True))
     on_sheet = set(evenly_spread(inputs, MOST_PICTURES) if drawn == 'sheet' else ())
     samples = []
     for source, shown, result in self._results(inputs, unreadable):
@@ -403,24 +406,24 @@ def relative_name(path: str, folder: epath.Path) -> str:
 
 
 def output_files(
-  inputs: Sequence[Input], output: epath.Path, kinds: Sequence[str]
+  inputs: Sequence[Input], output: epath.Path, suffixes: Mapping[str, str]
 ) -> list[dict[str, epath.Path]]:
   """Files for the results of each input, by kind, of which no two are the same.
 
-  Those of kind 'picture' are `NAME.png` in the folder, others `KIND/NAME.png`. A name that was
-  there before gets a number.
+  Those of kind 'picture' are `NAME.png` in the folder, others `KIND/NAME` and the suffix of that
+  kind. A name that was there before gets a number.
 
   Raises:
     ValueError: such a file is an input.
   """
   taken = {SHEET}
   given = {os.path.abspath(path) for source in inputs for path in source.paths}
-  folders = {kind: '' if kind == 'picture' else f'{kind}/' for kind in kinds}
+  folders = {kind: '' if kind == 'picture' else f'{kind}/' for kind in suffixes}
   results = []
   for source in inputs:
     for number in itertools.count(1):
       name = source.name if number == 1 else f'{source.name}_{number}'
-      files = {kind: f'{folder}{name}.png' for kind, folder in folders.items()}
+      files = {kind: f'{folder}{name}{suffixes[kind]}' for kind, folder in folders.items()}
       # Some file systems do not tell case.
       if not taken.intersection(file.lower() for file in files.values()):
         break
