@@ -77,18 +77,27 @@ def make_room(
   """
   rng = np.random.default_rng([seed, index])
   room = Room([], rng.uniform(*side, 2))
-  room.things.extend(_ground(rng, room.size / 2))
-  room.things.extend(_walls(rng, room.size / 2))
-  count = rng.integers(pieces[0], pieces[1] + 1)
+  while not room.things:
+    room.things.extend(_ground(rng, room.size / 2))
+    room.things.extend(_walls(rng, room.size / 2))
+    room.things.extend(_pieces(rng, room.size / 2, pieces))
+  return room
+
+
+def _pieces(
+  rng: np.random.Generator, half: np.ndarray, least_most: tuple[int, int]
+) -> list[list[solids.Solid]]:
+  """Furniture of two to four kinds; what does not fit is left out."""
+  count = rng.integers(least_most[0], least_most[1] + 1)
   kinds = rng.choice(list(furniture.PIECES), rng.integers(2, 5), replace=False)[:count]
-  taken: list[tuple[np.ndarray, np.ndarray]] = []
+  things, taken = [], []
   for kind in [*kinds, *rng.choice(kinds, count - len(kinds))]:
     parts = furniture.PIECES[kind](rng)
     reach = np.max([np.abs(part.center[:2]) + part.half[:2] for part in parts], axis=0)
-    place = _find_place(rng, reach, room.size / 2, taken)
+    place = _find_place(rng, reach, half, taken)
     if place is not None:
-      room.things.append(_labelled([part.placed(*place) for part in parts], kind))
-  return room
+      things.append(_labelled([part.placed(*place) for part in parts], kind))
+  return things
 
 
 def _labelled(parts: Sequence[solids.Solid], name: str) -> list[solids.Solid]:
@@ -103,10 +112,8 @@ def _ground(rng: np.random.Generator, half: np.ndarray) -> list[list[solids.Soli
   ground = []
   x, y = ((-each, each) for each in half)
   if kind in ('floor', 'both'):
-    paint, board = (
-      furniture.color(rng, (0.05, 0.13), (0.1, 0.55), (0.35, 0.9)),
-      rng.uniform(0.2, 0.4),
-    )
+    paint = furniture.color(rng, (0.05, 0.13), (0.1, 0.55), (0.35, 0.9))
+    board = rng.uniform(0.2, 0.4)
     pattern = {
       'second': furniture.darker(paint, rng.uniform(0.6, 0.8)),
       'period': (board, 0.0) if rng.random() < 0.6 else (board, board),
