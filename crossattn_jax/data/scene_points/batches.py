@@ -50,6 +50,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.eval_split = config_dict.placeholder(str)
   # The data set's, which `complete_config` fills in, so that a run keeps them.
   config.class_names = ()
+  # What files of labels call them, such as ScanNet's test server; (): 0, 1, ...
+  config.class_values = ()
   # Folder of labels that another run made of the training scenes. None: those of the data set.
   config.labels_dir = config_dict.placeholder(str)
   # An epoch has every training scene as many times.
@@ -136,6 +138,11 @@ class Examples(pipeline.Examples):
       'the largest last',
     )
     require(config.evaluation.votes >= 1, 'evaluation.votes', 'at least 1')
+    require(
+      len(config.class_values) in (0, len(config.class_names)),
+      'class_values',
+      f'one integer for each of the {len(config.class_names)} of dataset.class_names, or ()',
+    )
 
   @staticmethod
   def open_source(config: ml_collections.ConfigDict, split: str) -> sources.PointSource:
@@ -274,22 +281,24 @@ class Examples(pipeline.Examples):
     return index // self.votes
 
   def buckets(self) -> list[tuple[int, ...]]:
-    """Of each scene and vote."""
-    options = self.config
-    if len(options.buckets) == 1:
-      return [options.buckets[0]] * (len(self.source) * self.votes)
+    """Of each scene and vote: votes of a scene share batches."""
+    if len(self.config.buckets) == 1:
+      return [self.config.buckets[0]] * (len(self.source) * self.votes)
 
     def measure(index: int) -> list[tuple[int, ...]]:
-      scene, found = self.read(index), []
-      for vote in range(self.votes):
-        rows = (1,)
-        if scene is not None:
-          cells = self._eval_voxels(scene, index, vote).cells
-          rows = tables.Pyramid.build(cells, options.num_levels).rows
-        found.append(options.buckets[self._bucket_of(rows)] if scene else options.buckets[0])
-      return found
+      scene = self.read(index)
+      bucket = self.config.buckets[0] if scene is None else self.eval_bucket(scene, index)
+      return [bucket] * self.votes
 
     return list(itertools.chain(*_in_threads(measure, range(len(self.source)))))
+
+  def eval_bucket(self, scene: sources.Scene, index: int) -> tuple[int, ...]:
+    """The smallest bucket that holds all votes of a scene, or one of its own if none does."""
+    cells = (self._eval_voxels(scene, index, vote).cells for vote in range(self.votes))
+    rows = [tables.Pyramid.build(x, self.config.num_levels).rows for x in cells]
+    most = tuple(map(max, zip(*rows, strict=True)))
+    fitting = (bucket for bucket in self.config.buckets if tables.fits(most, bucket))
+    return next(fitting, tables.rounded_up(most))
 
   def eval_example(
     self, decoded: sources.Scene | None, index: int, bucket: Sequence[int]

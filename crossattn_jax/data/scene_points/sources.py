@@ -22,12 +22,14 @@ class Scene(NamedTuple):
     labels: int32 `[points]`, -1 where a point has no class that counts; None where nobody labelled.
     supervoxels: int32 `[points]`, ids from 0, not all of which need exist; None where nobody made
       them.
+    faces: int32 `[faces, 3]`, rows of points, of a mesh; None of a cloud.
   """
 
   points: np.ndarray
   colors: np.ndarray
   labels: np.ndarray | None = None
   supervoxels: np.ndarray | None = None
+  faces: np.ndarray | None = None
 
 
 class PointSource(Protocol):

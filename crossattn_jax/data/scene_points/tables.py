@@ -42,6 +42,12 @@ def fits(rows: Sequence[int], bucket: Sequence[int]) -> bool:
   return all(count <= most for count, most in zip(rows, bucket, strict=True))
 
 
+def rounded_up(rows: Sequence[int]) -> tuple[int, ...]:
+  """A bucket for so many rows, by an eighth larger at most: scenes of about one size share it."""
+  steps = (1 << max(int(count).bit_length() - 4, 3) for count in rows)
+  return tuple(-(-count // step) * step for count, step in zip(rows, steps, strict=True))
+
+
 def within(pyramid: Pyramid, bucket: Sequence[int], center: np.ndarray) -> np.ndarray:
   """The cells closest to a point of the floor plan that a bucket holds.
 
