@@ -59,10 +59,12 @@ class ClassSkippingAttention(module.Module):
   Attributes:
     num_heads: must divide the width of the tokens.
     num_classes: class tokens, which come first.
+    width: channels of the result; None for those of the queries.
   """
 
   num_heads: int
   num_classes: int
+  width: int | None = None
 
   @nn.compact
   def __call__(
@@ -71,26 +73,28 @@ class ClassSkippingAttention(module.Module):
     """Attends from `[batch, queries, channels]` to `[batch, tokens, channels]`.
 
     Returns:
-      `[batch, queries, channels]`, and the logits `[batch, heads, queries, tokens]`.
+      `[batch, queries, width]`, and the logits `[batch, heads, queries, tokens]`.
 
     Raises:
-      ValueError: the heads do not divide the channels.
+      ValueError: the heads do not divide the width.
     """
-    channels = x.shape[-1]
-    if channels % self.num_heads:
-      raise ValueError(f'num_heads={self.num_heads} does not divide the width {channels}')
-    heads = (self.num_heads, channels // self.num_heads)
-    init = initializers.torch_convolution(channels)
-    options = {'kernel_init': init, 'bias_init': init, **self.types}
-    query, key, value = (
-      parallel.constrain(
-        linear.Dense(heads, use_bias=False, name=name, **options)(tokens),
-        *('batch', 'tokens', 'heads', None),
-      )
-      for name, tokens in (('query', x), ('key', others), ('value', others))
+    width = self.width or x.shape[-1]
+    if width % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads} does not divide the width {width}')
+
+    def project(tokens: jax.Array, name: str) -> jax.Array:
+      init = initializers.torch_convolution(tokens.shape[-1])
+      heads = (self.num_heads, width // self.num_heads)
+      dense = linear.Dense(heads, use_bias=False, kernel_init=init, name=name, **self.types)
+      return parallel.constrain(dense(tokens), 'batch', 'tokens', 'heads', None)
+
+    query, key, value = project(x, 'query'), project(others, 'key'), project(others, 'value')
+    mixed, logits = class_skipping_attention(query, key, value, self.num_classes, mask)
+    init = initializers.torch_convolution(width)
+    out = linear.Dense(
+      width, axis=(-2, -1), kernel_init=init, bias_init=init, name='out', **self.types
     )
-    out, logits = class_skipping_attention(query, key, value, self.num_classes, mask)
-    return linear.Dense(channels, axis=(-2, -1), name='out', **options)(out), logits
+    return out(mixed), logits
 
 
 class InterlacedBlock(module.Module):

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion import correspondence, layouts
 from crossattn_jax.conversion.layouts import channels_last, first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
-from crossattn_jax.conversion.rules import affine, batch_norm
+from crossattn_jax.conversion.rules import affine, batch_norm, norm
+from crossattn_jax.conversion.systems import crossvit
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.models import minkunet
@@ -166,3 +167,78 @@ def describe_preact_resnet(module: preact_resnet.PreactResNet) -> correspondence
     taps=taps,
     heads=('head',) if module.num_classes else (),
   )
+
+
+# MIT and its ablations.
+
+# Of a class-skipping attention.
+CROSS_ATTENTION = [
+  *affine('q_map', 'query', 'linear_heads_out'),
+  *affine('k_map', 'key', 'linear_heads_out'),
+  *affine('v_map', 'value', 'linear_heads_out'),
+  *affine('proj', 'out', 'linear_heads_in'),
+]
+# Of an `InterlacedBlock`.
+INTERLACED_BLOCK = [
+  *norm('norm{n:1|2}', 'norm{n}'),
+  *norm('norm_q', 'norm_query'),
+  *norm('norm_v', 'norm_key'),
+  *prefixed(crossvit.SELF_ATTENTION, 'self_attn.', 'self_attention/'),
+  *prefixed(CROSS_ATTENTION, 'attn.', 'cross_attention/'),
+  *affine('mlp.fc{n:1|2}', 'mlp/fc{n}'),
+]
+# Of an `Encoder` and of an `InterlacedDecoder`.
+ENCODER = prefixed(crossvit.TRANSFORMER_BLOCK, 'blocks.{i}.', 'block_{i}/')
+DECODER = prefixed(INTERLACED_BLOCK, 'blocks.{i}.', 'block_{i}/')
+# Of a `PositionMlp`.
+POSITION_MLP = affine('layers.{i}', 'linear_{i}')
+
+_IMAGE_NETWORK = preact_resnet_rules(preact_resnet.PreactResNet())
+_ACTIVATION = layouts.pointwise(rank=1)  # A convolution of a sequence.
+# Of both heads of an `MIT`.
+ACTIVATION_HEADS = [
+  *affine('cls_head_3d', 'head_voxels', _ACTIVATION),
+  *affine('cls_head_2d', 'head_views', _ACTIVATION),
+]
+
+
+def mit_rules() -> list[Rule]:
+  """Of an `MIT`."""
+  return [
+    Rule('cls_token', 'class_tokens', 'unbatched'),
+    Rule('cls_pos_emb', 'class_positions', 'unbatched'),
+    Rule('view_pos_emb', 'view_positions', 'unbatched'),
+    *prefixed(_IMAGE_NETWORK, 'net2d.resnet.', 'images/network/'),
+    *affine('net2d.fc', 'images/out'),
+    *prefixed(minkunet_rules(), 'net3d.', 'points/'),
+    *prefixed(ENCODER, '{modality:voxel|view}_encoder.', '{modality}_encoder/'),
+    *prefixed(DECODER, 'interlance_decoder.', 'decoder/'),
+    *prefixed(POSITION_MLP, 'pos_emb.', 'positions/'),
+    *ACTIVATION_HEADS,
+  ]
+
+
+def mit_points_rules() -> list[Rule]:
+  """Of an `MITPoints`."""
+  return [
+    Rule('cls_token', 'class_tokens'),
+    Rule('cls_pos_emb', 'class_positions'),
+    *prefixed(minkunet_rules(), flax='points/'),
+    *prefixed(ENCODER, 'encoder.', 'encoder/'),
+    *affine('coord_emb.fc1', 'positions/linear_0'),
+    *affine('coord_emb.fc2', 'positions/linear_1'),
+    *affine('head', 'head_voxels', _ACTIVATION),
+  ]
+
+
+def mit_images_rules() -> list[Rule]:
+  """Of an `MITImages`."""
+  return [
+    Rule('cls_token', 'class_tokens', 'unbatched'),
+    Rule('cls_pos_emb', 'class_positions', 'unbatched'),
+    *prefixed(_IMAGE_NETWORK, 'resnet.', 'images/network/'),
+    *affine('fc', 'images/out'),
+    *prefixed(ENCODER, 'encoder.', 'encoder/'),
+    *prefixed(POSITION_MLP, 'pos_emb_3d.', 'positions/'),
+    *affine('head', 'head_views', _ACTIVATION),
+  ]

@@ -65,9 +65,9 @@ class MITPoints(module.Module):
     self,
     windows: jax.Array,
     levels: Sequence[sparse.Level],
-    supervoxel: jax.Array,
-    num_tokens: jax.Array,
-    position: jax.Array,
+    supervoxel: jax.Array | None,
+    num_tokens: jax.Array | None,
+    position: jax.Array | None,
     images: jax.Array | None = None,
     train: bool = False,
   ) -> tuple[dict[str, jax.Array], Features]:
@@ -76,7 +76,8 @@ class MITPoints(module.Module):
     Args:
       windows: see `MIT`, as all others.
       levels: likewise.
-      supervoxel: likewise.
+      supervoxel: likewise; or None, where 'cams' are to be of cells. Then there is no encoder, and
+        nothing to be consistent with.
       num_tokens: likewise.
       position: likewise.
       images: not looked at.
@@ -85,6 +86,9 @@ class MITPoints(module.Module):
     Returns:
       Outputs: 'voxel_cam_probabilities', 'cams', 'consistency' and, with an encoder,
       'voxel_class_logits'; see `MIT`. And features: those of `MinkUNet`.
+
+    Raises:
+      ValueError: there are no supervoxels for the encoder.
     """
     del images
     width = self.points_widths[-1]
@@ -99,20 +103,26 @@ class MITPoints(module.Module):
       **self.types,
     )
     points, features = network(windows, levels, train)
-    voxels = supervoxels.summarise(points, supervoxel, num_tokens, position, self.mask_empty)
-    cams = heads.ActivationHead(self.num_classes, name='head_voxels', **self.types)(voxels.means)
-    cams = nn.softmax(cams)
-    outputs = {
-      'voxel_cam_probabilities': heads.pool_scores(cams, self.pool, voxels.mask),
+    outputs = {}
+    if supervoxel is None:
+      if self.encoder_depth:
+        raise ValueError('without supervoxels there is nothing to encode; set encoder_depth=0')
+      seen, mask = points, levels[0].is_cell
+    else:
+      voxels = supervoxels.summarise(points, supervoxel, num_tokens, position, self.mask_empty)
+      seen, mask = voxels.means, voxels.mask
+      outputs['consistency'] = voxels.inconsistency
+    cams = nn.softmax(heads.activation(seen, self.num_classes, 'head_voxels', **self.types))
+    outputs |= {
+      'voxel_cam_probabilities': heads.pool_scores(cams, self.pool, mask),
       'cams': cams,
-      'consistency': voxels.inconsistency,
     }
     if self.encoder_depth:
-      tokens = voxels.means
+      tokens = seen
       classes = self._parameter('class_tokens')
       if self.position_embedding:
         place = encoder_lib.PositionMlp(
-          width, 2, activations.gelu, name='positions', param_dtype=self.param_dtype
+          (width,) * 2, activations.gelu, name='positions', param_dtype=self.param_dtype
         )
         position = voxels.position
         if self.centre_positions:
@@ -128,7 +138,7 @@ class MITPoints(module.Module):
         name='encoder',
         **self.types,
       )
-      tokens = encoder(*encoder_lib.with_classes(classes, tokens, voxels.mask), train)
+      tokens = encoder(*encoder_lib.with_classes(classes, tokens, mask), train)
       outputs['voxel_class_logits'] = heads.class_logits(tokens, self.num_classes)
     return outputs, features
 
@@ -217,7 +227,9 @@ class MITImages(module.Module):
     )(images, train)
     outputs = {}
     if self.encoder_depth:
-      place = encoder_lib.PositionMlp(self.width, 2, name='positions', param_dtype=self.param_dtype)
+      place = encoder_lib.PositionMlp(
+        (self.width,) * 2, name='positions', param_dtype=self.param_dtype
+      )
       if poses is None:
         poses = jnp.zeros((*tokens.shape[:2], 3), self.param_dtype)
       shape = (self.num_classes, self.width)
@@ -237,7 +249,7 @@ class MITImages(module.Module):
       tokens = encoder(*encoder_lib.with_classes(classes, tokens + place(poses)), train)
       outputs['view_class_logits'] = heads.class_logits(tokens, self.num_classes)
       tokens = tokens[:, self.num_classes :]
-    cams = heads.ActivationHead(self.num_classes, name='head_views', **self.types)(tokens)
+    cams = heads.activation(tokens, self.num_classes, 'head_views', **self.types)
     return outputs | {'view_cam_logits': heads.pool_scores(cams), 'view_cams': cams}, {}
 
 

@@ -132,28 +132,22 @@ class PositionMlp(module.Module):
   cells.
 
   Attributes:
-    width: of all.
-    depth: how many linear maps.
+    widths: of what each linear map gives.
     activation: between them.
   """
 
-  width: int
-  depth: int = 3
+  widths: tuple[int, ...]
   activation: Callable[[jax.Array], jax.Array] = nn.relu
 
   @nn.compact
   def __call__(self, position: jax.Array) -> jax.Array:
-    """Maps `[..., 3]` to `[..., width]`."""
+    """Maps `[..., 3]` to `[..., widths[-1]]`."""
     x = position
-    for i in range(self.depth):
-      init = initializers.torch_convolution(x.shape[-1])
+    for i, width in enumerate(self.widths):
       x = self.activation(x) if i else x
+      init = initializers.torch_convolution(x.shape[-1])
       x = linear.Dense(
-        self.width,
-        kernel_init=init,
-        bias_init=init,
-        param_dtype=self.param_dtype,
-        name=f'linear_{i}',
+        width, kernel_init=init, bias_init=init, param_dtype=self.param_dtype, name=f'linear_{i}'
       )(x)
     return x
 

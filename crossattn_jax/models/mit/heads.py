@@ -1,37 +1,33 @@
 """From tokens to scores of classes: class activation, class tokens, and what aligns these."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from crossattn_jax.layers import initializers, linear, module
+from crossattn_jax.layers import initializers, linear
 
 Pool = Literal['mean', 'max', 'mixed']
 POOLS = ('mean', 'max', 'mixed')
 
 
-class ActivationHead(module.Module):
+def activation(x: jax.Array, num_classes: int, name: str, **types: Any) -> jax.Array:
   """A linear map of each token to logits of the classes.
 
-  Attributes:
+  Args:
+    x: `[batch, tokens, channels]`.
     num_classes: of the logits.
+    name: of the submodule; this is called from a compact method.
+    **types: both dtypes.
+
+  Returns:
+    `[batch, tokens, num_classes]`, in at least float32.
   """
-
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[batch, tokens, channels]` to `[batch, tokens, num_classes]`, at least float32."""
-    init = initializers.torch_convolution(x.shape[-1])
-    head = linear.Dense(
-      self.num_classes, kernel_init=init, bias_init=init, name='linear', **self.types
-    )
-    logits = head(x)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  init = initializers.torch_convolution(x.shape[-1])
+  logits = linear.Dense(num_classes, kernel_init=init, bias_init=init, name=name, **types)(x)
+  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def pool_scores(scores: jax.Array, how: Pool = 'mean', mask: jax.Array | None = None) -> jax.Array:
@@ -39,7 +35,7 @@ def pool_scores(scores: jax.Array, how: Pool = 'mean', mask: jax.Array | None = 
 
   Args:
     scores: `[batch, tokens, classes]`.
-    how: 'mean', 'max', or 'mixed', the larger of both, which is never the mean; so the code has it.
+    how: 'mean', 'max', or 'mixed', the larger of both: the code has it, though it is the maximum.
     mask: bool `[batch, tokens]`, False for tokens that take no part.
 
   Returns:

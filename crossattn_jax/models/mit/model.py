@@ -35,11 +35,12 @@ class MIT(module.Module):
     image_widths: see `PreactResNet`.
     image_depths: likewise.
     image_stem_width: likewise.
-    num_heads: of all attentions.
+    num_heads: of the encoders' attentions.
     encoder_depth: blocks of the encoder of either modality.
     mlp_ratio: of these blocks.
     decoder_depth: blocks that update the tokens of one modality or of the other.
-    decoder_mlp_ratio: of these blocks.
+    decoder_heads: of these blocks.
+    decoder_mlp_ratio: likewise.
     drop_rate: of all dropouts, which the encoders have.
     drop_path_rate: of the decoder's blocks, and of the encoders' last ones.
     first_query: whose tokens the decoder updates first; see `InterlacedDecoder`.
@@ -67,6 +68,7 @@ class MIT(module.Module):
   encoder_depth: int = 3
   mlp_ratio: float = 1.0
   decoder_depth: int = 4
+  decoder_heads: int = 4
   decoder_mlp_ratio: float = 0.2
   drop_rate: float = 0.1
   drop_path_rate: float = 0.1
@@ -121,8 +123,8 @@ class MIT(module.Module):
         'view_cams': logits of every photograph, `[batch, num_views, num_classes]`.
         'consistency': mean squared distance of points from the mean of their supervoxel, `[batch]`.
         'token_similarity': see `heads.token_similarity`, `[batch]`.
-      And features: those of `MinkUNet`, and 'attention_{i}', logits of block i of the decoder,
-        `[batch, num_heads, queries, tokens]`, tokens of classes first. Queries are views in blocks
+      And features: those of `MinkUNet`, and 'attention_{i}', the logits of block i of the decoder,
+        `[batch, decoder_heads, queries, tokens]`, class tokens first. Queries are views in blocks
         0, 2, ..., with `first_query='voxels'` in the others.
 
     Raises:
@@ -158,7 +160,7 @@ class MIT(module.Module):
         'one number of them (config.model.num_views, config.dataset.num_views)'
       )
 
-    place = encoder_lib.PositionMlp(width, name='positions', param_dtype=self.param_dtype)
+    place = encoder_lib.PositionMlp((width,) * 3, name='positions', param_dtype=self.param_dtype)
     position = voxels.position
     if self.centre_positions:
       position = encoder_lib.centre_positions(position, voxels.counts > 0)
@@ -183,7 +185,7 @@ class MIT(module.Module):
     voxel_tokens = encode(name='voxel_encoder')(voxel_tokens, mask, train)
     *crossed, attention = interlaced.InterlacedDecoder(
       self.decoder_depth,
-      self.num_heads,
+      self.decoder_heads,
       self.num_classes,
       self.decoder_mlp_ratio,
       self.drop_path_rate,
@@ -192,7 +194,7 @@ class MIT(module.Module):
       **self.types,
     )(view_tokens, voxel_tokens, mask, train)
 
-    view_cams = heads.ActivationHead(self.num_classes, name='head_views', **self.types)(views)
+    view_cams = heads.activation(views, self.num_classes, 'head_views', **self.types)
     outputs = {
       'cross_logits': sum(heads.class_logits(x, self.num_classes) for x in crossed) / 2,
       'view_class_logits': heads.class_logits(view_tokens, self.num_classes),
@@ -202,11 +204,12 @@ class MIT(module.Module):
       'consistency': voxels.inconsistency,
       'token_similarity': heads.token_similarity(attention, self.num_classes),
     }
-    head = heads.ActivationHead(self.num_classes, name='head_voxels', **self.types)
+    name, seen = 'voxel_cam_probabilities', voxels.means
+    if self.cams_of == 'encoded':
+      name, seen = 'voxel_cam_logits', nn.relu(voxel_tokens[:, self.num_classes :])
+    cams = heads.activation(seen, self.num_classes, 'head_voxels', **self.types)
     if self.cams_of == 'pooled':
-      name, cams = 'voxel_cam_probabilities', nn.softmax(head(voxels.means))
-    else:
-      name, cams = 'voxel_cam_logits', head(nn.relu(voxel_tokens[:, self.num_classes :]))
+      cams = nn.softmax(cams)
     outputs |= {'cams': cams, name: heads.pool_scores(cams, self.pool, voxels.mask)}
     return outputs, features | {f'attention_{i}': x for i, x in enumerate(attention)}
 
