@@ -13,6 +13,10 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
                   and in --output predictions.json and pictures. See docs/predicting.md.
       python main.py --mode=predict --workdir=/tmp/digits --input=crossattn_jax/samples/digits
 
+  --mode=label    writes labels of the training examples, from which another model learns: of scenes,
+                  of which no more was known than what they hold (docs/mit.md).
+      python main.py --mode=label --workdir=/tmp/rooms --use=best --output=/tmp/labels
+
   --mode=demo     shows a page in the browser: drop an image, and see what predict says of it.
       python main.py --mode=demo --workdir=/tmp/digits
 
@@ -48,6 +52,7 @@ from crossattn_jax.training import (
   errors,
   export,
   host_memory,
+  labels,
   loop,
   metric_writers,
 )
@@ -61,7 +66,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'eval', 'predict', 'demo', 'export', 'compile'],
+  ['train', 'eval', 'predict', 'label', 'demo', 'export', 'compile'],
   'What to do; see above.',
 )
 _INPUT = flags.DEFINE_string(
@@ -71,6 +76,7 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'predict: folder for results and pictures, WORKDIR/predictions by default, or ./predictions. '
+  'label: WORKDIR/labels by default, or ./labels. '
   'demo: WORKDIR/demo by default, or ./demo. export: WORKDIR/export by default.',
 )
 _PICTURES = flags.DEFINE_enum(
@@ -80,7 +86,7 @@ _PICTURES = flags.DEFINE_enum(
   "predict: a picture of 'each' input, a 'sheet' of some, or 'none'. By default each of up to 32.",
 )
 _USE = flags.DEFINE_string(
-  'use', None, "eval, predict, demo, export: which checkpoint: 'latest', 'best' or a step."
+  'use', None, "eval, predict, label, demo, export: which checkpoint: 'latest', 'best' or a step."
 )
 _HOST = flags.DEFINE_string(
   'host', '127.0.0.1', 'demo: the address to listen at. 0.0.0.0 lets other machines see the page.'
@@ -116,11 +122,11 @@ _STOPPED = 128 + signal.SIGINT
 # The modes of the flags that are not for all.
 _MODES = {
   'input': ('predict', 'demo'),
-  'output': ('predict', 'demo', 'export'),
+  'output': ('predict', 'label', 'demo', 'export'),
   'pictures': ('predict',),
   'host': ('demo',),
   'port': ('demo',),
-  'use': ('eval', 'predict', 'demo', 'export'),
+  'use': ('eval', 'predict', 'label', 'demo', 'export'),
   'platforms': ('export',),
   'fixed_batch_size': ('export',),
   'topology': ('compile',),
@@ -190,6 +196,12 @@ def run(overrides: Sequence[str]) -> None:
       rich.print(metric_writers.summary_table(metrics))
       print(f'split {config.dataset.eval_split!r} of {config.dataset.name!r}')
       print(json.dumps(metrics))
+  elif _MODE.value == 'label':
+    output = _results('labels', workdir)
+    results = labels.write_labels(config, workdir, output)
+    rich.print(metric_writers.summary_table(results))
+    print(f'labels of split {config.dataset.train_split!r} of {config.dataset.name!r} in {output}')
+    print(json.dumps(results))
   elif _MODE.value == 'demo':
     examples = None if _INPUT.value is None else _path(_INPUT.value)
     demo.serve(

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from crossattn_jax import config_errors
-from crossattn_jax.tasks.base import Batch, Evaluation, Serving, Task, Variables
+from crossattn_jax.tasks.base import Batch, Evaluation, Labels, Serving, Task, Variables
 from crossattn_jax.tasks.predictor import PICTURES, Field, Predictor, evenly_spread
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
   'Batch',
   'Evaluation',
   'Field',
+  'Labels',
   'Predictor',
   'Serving',
   'Task',

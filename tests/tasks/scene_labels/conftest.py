@@ -20,7 +20,7 @@ def make_scene(seed: int, held: tuple[int, ...]) -> tuple[sources.Scene, list[Im
   cells = {
     0: np.insert(plane, 2, 0, axis=1),
     1: np.insert(plane[plane[:, 1] > 0], 0, 9, axis=1),
-    2: np.array([[x, y, z] for x in (2, 3) for y in (2, 3) for z in (1, 2)]) + [seed % 3, 0, 0],
+    2: np.array([[x, y, z] for x in (2, 3) for y in (3, 4) for z in (1, 2)]) + [seed % 3, 0, 0],
   }
   labels = np.concatenate([np.full(2 * len(cells[label]), label) for label in held])
   corners = np.concatenate([np.repeat(cells[label], 2, axis=0) for label in held])
