@@ -13,8 +13,8 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
                   and in --output predictions.json and pictures. See docs/predicting.md.
       python main.py --mode=predict --workdir=/tmp/digits --input=crossattn_jax/samples/digits
 
-  --mode=label    writes labels of the training examples, from which another model learns: of scenes,
-                  of which no more was known than what they hold (docs/mit.md).
+  --mode=label    writes labels of training examples from which another model learns: where things
+                  are in scenes of which no more was known than what they hold (docs/mit.md).
       python main.py --mode=label --workdir=/tmp/rooms --use=best --output=/tmp/labels
 
   --mode=demo     shows a page in the browser: drop an image, and see what predict says of it.
