@@ -128,6 +128,26 @@ def use_muon(config: ml_collections.ConfigDict) -> None:
   config.optimizer.clip_norm = 1.0
 
 
+# Of MinkUNet for procedural rooms, and of what MIT sees points with.
+ROOM_WIDTHS = (16, 32, 48, 64, 48, 32, 32, 32)
+
+
+def use_rooms(config: ml_collections.ConfigDict) -> None:
+  """Sets how small networks learn from procedural rooms in voxels of 10 cm on a CPU."""
+  config.dataset.name = 'room_scenes'
+  config.dataset.voxel_size = 0.1
+  config.dataset.buckets = ((2816, 832, 224, 64, 16), (5248, 1472, 384, 96, 32))
+  config.dataset.augmentation.shift = 0
+  config.batch_size = 4
+  use_muon(config)
+  config.schedule.name = 'cosine'
+  config.schedule.learning_rate = 5e-3
+  config.schedule.warmup_steps = 50
+  config.evaluation.batch_size = 4
+  config.evaluation.every_epochs = 5.0
+  config.logging.every_steps = 20
+
+
 def detection_scenes() -> ml_collections.ConfigDict:
   """Detection in 160 x 160 pixel procedural scenes of 3 to 8 objects, for small models on a CPU."""
   config = config_lib.default_config('detection')

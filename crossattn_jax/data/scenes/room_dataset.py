@@ -27,12 +27,12 @@ class RoomScenesConfig(tfds.core.BuilderConfig):
     per_area: see `rooms.scan`.
   """
 
-  train_examples: int = 240
-  validation_examples: int = 60
+  train_examples: int = 320
+  validation_examples: int = 80
   views: int = 8
   image_size: tuple[int, int] = (48, 64)
-  side: tuple[float, float] = (2.4, 3.6)
-  pieces: tuple[int, int] = (3, 6)
+  side: tuple[float, float] = (2.0, 3.2)
+  pieces: tuple[int, int] = (2, 5)
   per_area: float = 400.0
 
 
@@ -42,7 +42,7 @@ class RoomScenes(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version.'}
   BUILDER_CONFIGS = [
-    RoomScenesConfig(name='rooms', description='Rooms of some 3 x 3 m with 3 to 6 pieces.'),
+    RoomScenesConfig(name='rooms', description='Rooms of 2 to 3.2 m on a side with 2 to 5 pieces.'),
     RoomScenesConfig(
       name='tiny',
       description='A few rooms of one or two pieces, for tests.',

@@ -65,14 +65,14 @@ class Room(NamedTuple):
 
 
 def make_room(
-  seed: int, index: int, pieces: tuple[int, int] = (3, 6), side: tuple[float, float] = (2.4, 3.6)
+  seed: int, index: int, pieces: tuple[int, int] = (2, 5), side: tuple[float, float] = (2.0, 3.2)
 ) -> Room:
   """Furnishes a room.
 
   Args:
     seed: of the set of rooms.
     index: of the room.
-    pieces: of furniture: the least and the most, of two to four kinds, if there is space for them.
+    pieces: of furniture: the least and the most, of one to three kinds, if there is space for them.
     side: of the room, the least and the most, in metres.
   """
   rng = np.random.default_rng([seed, index])
@@ -87,9 +87,9 @@ def make_room(
 def _pieces(
   rng: np.random.Generator, half: np.ndarray, least_most: tuple[int, int]
 ) -> list[list[solids.Solid]]:
-  """Furniture of two to four kinds; what does not fit is left out."""
+  """Furniture of one to three kinds; what does not fit is left out."""
   count = rng.integers(least_most[0], least_most[1] + 1)
-  kinds = rng.choice(list(furniture.PIECES), rng.integers(2, 5), replace=False)[:count]
+  kinds = rng.choice(list(furniture.PIECES), rng.integers(1, 4), replace=False)[:count]
   things, taken = [], []
   for kind in [*kinds, *rng.choice(kinds, count - len(kinds))]:
     parts = furniture.PIECES[kind](rng)
