@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.metrics import segmentation as metrics
+from crossattn_jax.models.mit import heads
 from crossattn_jax.parity import adapters
 from crossattn_jax.tasks.scene_labels import losses, pseudo_labels
 
@@ -53,6 +54,20 @@ def _activations(manifest: Manifest) -> adapters.Adapter:
   def run(voxel_cam_logits: jax.Array, labels: jax.Array) -> Arrays:
     prob = _probabilities(voxel_cam_logits)
     return {'prob': prob, 'loss': _mean(losses.binary_cross_entropy(prob, labels))}
+
+  return adapters.function_adapter(run, jit=True)
+
+
+@adapters.register_adapter('mit', 'loss_token_npair')
+def _token_similarity(manifest: Manifest) -> adapters.Adapter:
+  classes = manifest['constructor']['classes']
+
+  def run(**maps: jax.Array) -> Arrays:
+    scenes: dict[str, list[jax.Array]] = {}
+    for name, logits in maps.items():  # map_SCENE_LAYER
+      scenes.setdefault(name.split('_')[1], []).append(logits)
+    values = [heads.token_similarity(layers, classes) for layers in scenes.values()]
+    return {'loss': _mean(jnp.concatenate(values))}
 
   return adapters.function_adapter(run, jit=True)
 
