@@ -21,7 +21,7 @@ import ml_collections
 
 from configs import ccnet_ade20k, mask_rcnn_coco, mmvit_audioset, recipes, segmentation_ade20k
 from crossattn_jax import models
-from crossattn_jax.models import icafusion
+from crossattn_jax.models import icafusion, mit
 from crossattn_jax.models.sketch_localizer import model as sketch_localizer
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import optimizers, schedules
@@ -48,6 +48,8 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
       "'crossvit_small_240', networks that label pixels, such as 'biformer_small+upernet', and "
       "detectors, such as 'crossformer_small+retinanet'"
     )
+  elif isinstance(module, mit.MIT | mit.MITPoints | mit.MITImages):
+    raise ValueError(f'{model!r} sees scenes, not images: configs/mit_*.py train it')
   elif not hasattr(module, 'image_size'):
     raise ValueError(f'{model!r} sees points, not images: configs/minkunet_*.py train it')
   elif getattr(module, 'num_channels', 3) == 1:

@@ -32,6 +32,8 @@ _CLASSIFIER = re.compile(
 )
 # The layer that ends in four offsets of a box for each class.
 _BOXES_OF_CLASSES = re.compile(r'params/(.*/)?box_head/regressor/(kernel|bias)')
+# Tokens of classes.
+_CLASS_TOKENS = re.compile(r'params/class_(tokens|positions)')
 # The layers that end in box, objectness and classes of every anchor.
 _ANCHORS = re.compile(r'params/head/level_\d+/(kernel|bias)')
 # Modules at the end of a network, which one use of it has and another has not.
@@ -299,9 +301,10 @@ def _match_classes(
   other = [name for name in class_names if name not in names]
   named = len(names) == len(class_names) == here and tuple(names) != tuple(class_names)
   for path in [path for path in wanted if path in saved]:
-    if not any(x.fullmatch(path) for x in (_CLASSIFIER, _BOXES_OF_CLASSES, _ANCHORS)):
+    rows, columns = (_BOXES_OF_CLASSES, _CLASS_TOKENS), (_CLASSIFIER, _ANCHORS)
+    if not any(pattern.fullmatch(path) for pattern in rows + columns):
       continue
-    axis = -2 if _BOXES_OF_CLASSES.fullmatch(path) else -1
+    axis = -2 if any(pattern.fullmatch(path) for pattern in rows) else -1
     shapes = [list(arrays[path].shape) for arrays in (saved, wanted)]
     lengths = [shape.pop(axis) for shape in shapes]
     if shapes[0] == shapes[1] and lengths[0] != lengths[1]:

@@ -21,7 +21,7 @@ CLASSIFIERS = [
   name
   for name in models.list_models()
   if getattr(models.create_model(name), 'num_classes', None) is not None
-  if not name.startswith(('icafusion', 'minkunet', 'test_'))
+  if not name.startswith(('icafusion', 'minkunet', 'mit_', 'test_'))
 ]
 
 
@@ -59,6 +59,7 @@ def test_every_model_with_classes_has_an_experiment(model):
     ('crosvit_small_240', "unknown model 'crosvit_small_240'; did you mean 'crossvit_small_240'"),
     ('biformer_small+uppernet', r"did you mean 'biformer_\w+\+upernet'"),
     ('atfuse', "'atfuse' has no classes to learn: .* such as 'crossvit_small_240'"),
+    ('mit_images', "'mit_images' sees scenes, not images: configs/mit_"),
     ('minkunet18a', "'minkunet18a' sees points, not images: configs/minkunet_"),
     ('', 'unknown model'),
   ],

@@ -32,10 +32,15 @@ def _inputs(model):
     case 'SketchLocalizer':
       sketch = 1, 1, model.sketch_size, model.sketch_size, model.num_channels
       return array((1, 64, 64, model.num_channels), jnp.float32), array(sketch, jnp.float32)
-    case 'MinkUNet':
+    case 'MinkUNet' | 'MIT' | 'MITPoints' | 'MITImages':
       tables = [array((1, rows, 1), jnp.int32) for rows in (27, 8)]
       level = sparse_convolution.Level(*tables, array((1, 1), jnp.int32))
-      return array((1, 1, 125 * model.num_channels), jnp.float32), [level] * 5
+      points = array((1, 1, 125 * model.num_channels), jnp.float32), [level] * 5
+      if not hasattr(model, 'num_heads'):
+        return points
+      supervoxels = array((1, 1), jnp.int32), array((1,), jnp.int32), array((1, 1, 3), jnp.float32)
+      views = getattr(model, 'num_views', 0), 32, 32, model.num_channels
+      return *points, *supervoxels, array((1, *views), jnp.float32)
     case 'ICAFusion':
       return (array((1, *model.image_size, model.num_channels), jnp.float32),) * 2
   return (array((1, *model.image_size, model.num_channels), jnp.float32),)

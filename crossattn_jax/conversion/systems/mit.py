@@ -1,6 +1,6 @@
 """MIT beside its original, jimmy15923/mit, Minkowski Engine's networks and timm's image encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -15,7 +15,7 @@ from crossattn_jax.conversion.rules import affine, batch_norm, norm
 from crossattn_jax.conversion.systems import crossvit
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import sparse_convolution as sparse
-from crossattn_jax.models import minkunet
+from crossattn_jax.models import minkunet, mit
 from crossattn_jax.models.backbones import preact_resnet
 
 Arrays = dict[str, jax.Array]
@@ -141,18 +141,19 @@ PREACT_BLOCK = [
   *(Rule(f'conv{i + 1}.weight', f'conv_{i}/kernel', 'conv') for i in range(3)),
   Rule('downsample.conv.weight', 'shortcut/kernel', 'conv'),
 ]
+# Of a `PreactResNet` without classifier.
+PREACT_RESNET = [
+  Rule('stem.conv.weight', 'stem/kernel', 'conv'),
+  *prefixed(PREACT_BLOCK, 'stages.{s}.blocks.{b}.', 'stage_{s}/block_{b}/'),
+  *batch_norm('norm', 'norm'),
+]
 
 
 @correspondence.register_backbone(preact_resnet.PreactResNet)
 def preact_resnet_rules(module: preact_resnet.PreactResNet) -> list[Rule]:
   """The rules of timm's `resnetv2_*` with batch norm, its classifier included."""
   del module
-  return [
-    Rule('stem.conv.weight', 'stem/kernel', 'conv'),
-    *prefixed(PREACT_BLOCK, 'stages.{s}.blocks.{b}.', 'stage_{s}/block_{b}/'),
-    *batch_norm('norm', 'norm'),
-    *affine('head.fc', 'head', 'pointwise_conv'),
-  ]
+  return [*PREACT_RESNET, *affine('head.fc', 'head', 'pointwise_conv')]
 
 
 @correspondence.register_models('mit', 'resnetv2_*')
@@ -193,7 +194,6 @@ DECODER = prefixed(INTERLACED_BLOCK, 'blocks.{i}.', 'block_{i}/')
 # Of a `PositionMlp`.
 POSITION_MLP = affine('layers.{i}', 'linear_{i}')
 
-_IMAGE_NETWORK = preact_resnet_rules(preact_resnet.PreactResNet())
 _ACTIVATION = layouts.pointwise(rank=1)  # A convolution of a sequence.
 # Of both heads of an `MIT`.
 ACTIVATION_HEADS = [
@@ -208,7 +208,7 @@ def mit_rules() -> list[Rule]:
     Rule('cls_token', 'class_tokens', 'unbatched'),
     Rule('cls_pos_emb', 'class_positions', 'unbatched'),
     Rule('view_pos_emb', 'view_positions', 'unbatched'),
-    *prefixed(_IMAGE_NETWORK, 'net2d.resnet.', 'images/network/'),
+    *prefixed(PREACT_RESNET, 'net2d.resnet.', 'images/network/'),
     *affine('net2d.fc', 'images/out'),
     *prefixed(minkunet_rules(), 'net3d.', 'points/'),
     *prefixed(ENCODER, '{modality:voxel|view}_encoder.', '{modality}_encoder/'),
@@ -236,9 +236,137 @@ def mit_images_rules() -> list[Rule]:
   return [
     Rule('cls_token', 'class_tokens', 'unbatched'),
     Rule('cls_pos_emb', 'class_positions', 'unbatched'),
-    *prefixed(_IMAGE_NETWORK, 'resnet.', 'images/network/'),
+    *prefixed(PREACT_RESNET, 'resnet.', 'images/network/'),
     *affine('fc', 'images/out'),
     *prefixed(ENCODER, 'encoder.', 'encoder/'),
     *prefixed(POSITION_MLP, 'pos_emb_3d.', 'positions/'),
     *affine('head', 'head_views', _ACTIVATION),
   ]
+
+
+# Networks that parts of them start from, without their classifiers.
+_POINTS_START = {
+  'MinkUNet': [
+    *prefixed(minkunet_rules(), flax='points/'),
+    Rule('final.{leaf:kernel|bias}', None),
+  ]
+}
+_IMAGES_START = {
+  'resnetv2': [
+    *prefixed(PREACT_RESNET, flax='images/network/'),
+    Rule('head.fc.{leaf:weight|bias}', None),
+  ]
+}
+
+
+def supervoxel_position(cells: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+  """The mean cell of each of `count` supervoxels, `[count, 3]`, 0 where it has none."""
+  sums = np.stack([np.bincount(ids, axis, count) for axis in cells.T], axis=1)
+  return sums / np.maximum(np.bincount(ids, minlength=count), 1)[:, None]
+
+
+def original_outputs(outputs: Mapping[str, jax.Array]) -> Arrays:
+  """What an `MIT` returns, with the original's names and layouts, scenes apart."""
+  [of_scene] = [x for name, x in outputs.items() if name.startswith('voxel_cam_')]
+  return {
+    'cross_mct_logits': outputs['cross_logits'],
+    'mct_logits_2d': outputs['view_class_logits'],
+    'mct_logits_3d': outputs['voxel_class_logits'],
+    'cam_logits_2d': outputs['view_cam_logits'],
+    'cam_logits_3d': of_scene,
+    'consistent_loss': outputs['consistency'].mean()[None],
+    'token_sim_loss': outputs['token_similarity'].mean()[None],
+    'view_cams': jnp.swapaxes(outputs['view_cams'], 1, 2),
+  }
+
+
+def original_images(images: jax.Array) -> jax.Array:
+  """From the original's layout, `[batch, channels, height, width, views]`, to this library's."""
+  return jnp.transpose(images, (0, 4, 2, 3, 1))
+
+
+def _points_example(module: mit.MIT | mit.MITPoints) -> correspondence.Inputs:
+  """A scene of two supervoxels."""
+  cells = example_cells()
+  return {
+    'coords': cells,
+    'supervoxel': (cells[:, 3] > 0).astype(np.int32),
+    'feats': jax.ShapeDtypeStruct((len(cells), module.num_channels), jnp.float32),
+  }
+
+
+def _points_inputs(inputs: Arrays) -> tuple[Any, ...]:
+  """What models take of points, of the original's inputs, which are arrays but for colours."""
+  cells, ids = inputs['coords'][:, 1:], inputs['supervoxel']
+  count = ids.max() + 1
+  position = supervoxel_position(cells, ids, count)[None].astype(np.float32)
+  windows, levels = scene_inputs(points.levels(cells, 5), inputs['feats'])
+  return windows, levels, ids[None], np.array([count]), position
+
+
+def _images_example(module: mit.MIT | mit.MITImages) -> correspondence.Inputs:
+  shape = (1, module.num_channels, *module.image_size, module.num_views)
+  return {'images': jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
+@correspondence.register_models('mit', 'mit_[0-9]*')
+def describe_mit(module: mit.MIT) -> correspondence.Correspondence:
+  """Says how a registered MIT corresponds to the official model of the first stage."""
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    outputs, _ = model(*_points_inputs(inputs), original_images(inputs['images']))
+    return original_outputs(outputs)
+
+  def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
+    views = shapes.get('view_pos_emb')
+    return {} if views is None else {'num_views': views[1]}
+
+  return correspondence.Correspondence(
+    rules=mit_rules(),
+    call=call,
+    inputs=_points_example(module) | _images_example(module),
+    taps={
+      'view_encoder': 'view_encoder',
+      'voxel_encoder': 'voxel_encoder',
+      'interlance_decoder': ('decoder', lambda result: result[0]),
+    },
+    heads=('head_views', 'head_voxels'),
+    starts=_POINTS_START | _IMAGES_START,
+    fields=fields,
+  )
+
+
+@correspondence.register_models('mit', 'mit_points')
+def describe_mit_points(module: mit.MITPoints) -> correspondence.Correspondence:
+  """Says how what sees points alone corresponds to the official ablation."""
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    outputs, _ = model(*_points_inputs(inputs))
+    return {'cls_logits': outputs['voxel_cam_probabilities'], 'cams': outputs['cams']}
+
+  return correspondence.Correspondence(
+    rules=mit_points_rules(),
+    call=call,
+    inputs=_points_example(module),
+    taps={'encoder': 'encoder'} if module.encoder_depth else {},
+    heads=('head_voxels',),
+    starts=_POINTS_START,
+  )
+
+
+@correspondence.register_models('mit', 'mit_images')
+def describe_mit_images(module: mit.MITImages) -> correspondence.Correspondence:
+  """Says how what sees photographs alone corresponds to the official ablation."""
+
+  def call(model: nn.Module, inputs: Arrays) -> Arrays:
+    outputs, _ = model(*(None,) * 5, original_images(inputs['images']))
+    return {'scene_logits': outputs['view_cam_logits'], 'cams': outputs['view_cams']}
+
+  return correspondence.Correspondence(
+    rules=mit_images_rules(),
+    call=call,
+    inputs=_images_example(module),
+    taps={'encoder': 'encoder'} if module.encoder_depth else {},
+    heads=('head_views',),
+    starts=_IMAGES_START,
+  )

@@ -45,11 +45,6 @@ def _image_options(c: arguments.Arguments) -> dict[str, Any]:
   return {'image_depths': _IMAGE_DEPTHS[c['layers_2d']]}
 
 
-def _images(inputs: Arrays) -> jax.Array:
-  """From `[batch, channels, height, width, views]`."""
-  return jnp.transpose(inputs['images'], (0, 4, 2, 3, 1))
-
-
 def _points_taps(prefix: str) -> dict[str, tuple[str, Trim]]:
   """The parts of a `MinkUNet`, whose rows the original has without padding."""
   paths = {'bn0': ('stem_norm', 0)}
@@ -157,14 +152,14 @@ def _mit(only_loss: bool) -> Callable[[Manifest], adapters.Adapter]:
 
     def call(module: mit.MIT, scenes: PaddedScenes, inputs: Arrays) -> Arrays:
       outputs, features = module(
-        *_points_inputs(scenes, inputs), _images(inputs), manifest['mode'] == 'train'
+        *_points_inputs(scenes, inputs),
+        rules.original_images(inputs['images']),
+        manifest['mode'] == 'train',
       )
-      results = _named(outputs, scenes, inputs, weights)
-      # The original takes what it pools for probabilities even where it is logits.
-      known = dict(outputs)
-      if 'voxel_cam_logits' in known:
-        known['voxel_cam_probabilities'] = known.pop('voxel_cam_logits')
-      parts = losses.scene_losses(known, _tags(scenes, inputs, classes, ignored))
+      results = rules.original_outputs(outputs) | _cams(outputs['cams'], scenes, inputs)
+      results['token_sim_loss'] *= weights['token_similarity']
+      results['view_cams_last_scene'] = results.pop('view_cams')[-1:]
+      parts = losses.scene_losses(outputs, _tags(scenes, inputs, classes, ignored))
       parts = {name: _scalar(x) for name, x in parts.items()}
       results['loss'] = losses.total(parts, dict.fromkeys(parts, 1.0) | weights)
       blocks = [features[f'attention_{i}'] for i in range(module.decoder_depth)]
@@ -177,20 +172,6 @@ def _mit(only_loss: bool) -> Callable[[Manifest], adapters.Adapter]:
     )
 
   return make
-
-
-def _named(outputs, scenes, inputs, weights):
-  results = {
-    'cross_mct_logits': outputs['cross_logits'],
-    'mct_logits_2d': outputs['view_class_logits'],
-    'mct_logits_3d': outputs['voxel_class_logits'],
-    'cam_logits_2d': outputs['view_cam_logits'],
-    'cam_logits_3d': outputs.get('voxel_cam_probabilities', outputs.get('voxel_cam_logits')),
-    'consistent_loss': _scalar(outputs['consistency']),
-    'token_sim_loss': weights['token_similarity'] * _scalar(outputs['token_similarity']),
-    'view_cams_last_scene': jnp.swapaxes(outputs['view_cams'][-1:], 1, 2),
-  }
-  return results | _cams(outputs['cams'], scenes, inputs)
 
 
 def _mit_taps(manifest: Manifest, module: mit.MIT) -> dict[str, tuple[str, Trim]]:
@@ -278,7 +259,7 @@ def _images_only(manifest: Manifest) -> adapters.Adapter:
     # The original reads positions of views from memory that has them axis by axis.
     poses = jnp.swapaxes(inputs['poses'], 1, 2).reshape(inputs['poses'].shape)
     train = manifest['mode'] == 'train'
-    outputs, _ = module(*(None,) * 5, _images(inputs), train, poses)
+    outputs, _ = module(*(None,) * 5, rules.original_images(inputs['images']), train, poses)
     results = {
       'scene_logits': outputs['view_cam_logits'],
       'cams': jnp.swapaxes(outputs['view_cams'], 1, 2),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossattn_jax.conversion.systems import mit as rules
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import sparse_convolution as sparse
 
@@ -100,11 +101,11 @@ class PaddedScenes:
       each, `[batch, supervoxels, 3]`, 0 where it has none.
     """
     counts = np.array([own.max() + 1 for own in ids])
-    position = np.zeros((len(ids), counts.max(), 3))
-    for means, own, levels in zip(position, ids, self.levels, strict=True):
-      np.add.at(means, own, levels[0].cells)
-      means /= np.maximum(np.bincount(own, minlength=len(means)), 1)[:, None]
-    return _stack(ids), counts, position
+    position = [
+      rules.supervoxel_position(levels[0].cells, own, counts.max())
+      for own, levels in zip(ids, self.levels, strict=True)
+    ]
+    return _stack(ids), counts, np.stack(position)
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
