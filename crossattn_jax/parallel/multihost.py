@@ -17,7 +17,7 @@ def initialize(
     process_id: of this process, from 0.
 
   Raises:
-    ValueError: some but not all of the arguments are given.
+    ValueError: some but not all of the arguments are given, or none and there is no cluster.
   """
   given = {
     '--coordinator_address': coordinator_address,
@@ -32,4 +32,14 @@ def initialize(
     )
   if jax.config.jax_platforms == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(coordinator_address, num_processes, process_id)
+  try:
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+  except ValueError as error:
+    if not missing:
+      raise
+    raise ValueError(
+      '--multihost, but no cluster is found here (TPU pod, Slurm, Open MPI, Kubernetes). On one '
+      'machine leave --multihost out: all its devices are used. On several, start one process on '
+      'each with --coordinator_address=FIRST_MACHINE:1234 --num_processes=COUNT --process_id=0 (on '
+      'the others 1, 2, ...)'
+    ) from error

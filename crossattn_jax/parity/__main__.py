@@ -163,9 +163,9 @@ def _add_override(command: argparse.ArgumentParser, help_text: str) -> None:
   )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog='python -m crossattn_jax.parity', description='Numerics against the PyTorch originals.'
+    prog=program, description='Numerics against the PyTorch originals.'
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
@@ -260,9 +260,9 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command and returns its exit status."""
-  args = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, program: str = 'python -m crossattn_jax.parity') -> int:
+  """Runs a command of `program` and returns its exit status."""
+  args = _parser(program).parse_args(argv)
   try:
     return args.run(args)
   except (

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import difflib
+import importlib.util
 import inspect
 import pathlib
 import re
 import runpy
+import sys
 import traceback
 from typing import Any
 
@@ -18,27 +20,30 @@ from ml_collections import config_flags
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import suggestions
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# Where `configs` is: beside the package in a clone, inside of it where it is installed.
+ROOT = _PACKAGE.parent if (_PACKAGE.parent / 'configs/recipes.py').is_file() else _PACKAGE
+
 _OVERRIDE = re.compile(r'--?(?:no)?config\.(?P<key>[\w.]+)')
 
 
-def read_file(source: str, root: pathlib.Path) -> ml_collections.ConfigDict:
+def read_file(source: str) -> ml_collections.ConfigDict:
   """Makes the config of a file: calls its `get_config`, or reads the JSON that a run wrote.
 
+  A file that is not in the current folder is looked for among those of the library, which are known
+  by their names too: `crossvit_digits` is `configs/crossvit_digits.py`. It is printed then.
+
   Args:
-    source: FILE.py, FILE.py:ARGUMENT or FILE.json.
-    root: where a file is looked for that is not in the current folder.
+    source: FILE.py, FILE.py:ARGUMENT, FILE.json, NAME or NAME:ARGUMENT.
 
   Raises:
     ConfigError: there is no such file, it takes no or another argument, or is wrong Python.
   """
   name, colon, argument = source.partition(':')
-  path = pathlib.Path(name).expanduser()
-  if not path.is_file():
-    path = root / path
-  if not path.is_file():
-    raise config_lib.ConfigError(_missing_file_message(name, colon + argument, root))
+  path = _find(name, colon + argument)
   if path.suffix == '.json':
     return config_lib.load(epath.Path(path))
+  _make_importable()
   with _in_one_line(path):
     get_config = runpy.run_path(str(path), run_name='config').get('get_config')
   if get_config is None:
@@ -54,20 +59,39 @@ def read_file(source: str, root: pathlib.Path) -> ml_collections.ConfigDict:
   return config
 
 
-def _missing_file_message(name: str, argument: str, root: pathlib.Path) -> str:
+def _find(name: str, argument: str) -> pathlib.Path:
+  path = pathlib.Path(name).expanduser()
+  if path.is_file():
+    return path
+  for own in (ROOT / path, ROOT / 'configs' / f'{name}.py'):
+    if own.is_file():
+      print(f'config: {own}', file=sys.stderr)
+      return own
+  raise config_lib.ConfigError(_missing_file_message(name, argument))
+
+
+def _make_importable() -> None:
+  """Lets files import `configs`, wherever that is, unless a package of this name is imported."""
+  if 'configs' not in sys.modules:
+    file = ROOT / 'configs' / '__init__.py'
+    spec = importlib.util.spec_from_file_location('configs', file)
+    sys.modules['configs'] = importlib.util.module_from_spec(spec)
+
+
+def _missing_file_message(name: str, argument: str) -> str:
   path = pathlib.Path(name)
   files = {
     file.stem: file
-    for folder in (root / 'configs', root / path.parent, path.expanduser().parent)
+    for folder in (ROOT / 'configs', ROOT / path.parent, path.expanduser().parent)
     for file in folder.glob('*.py')
   }
   near = difflib.get_close_matches(path.stem, files, n=1)
-  if (root / path.expanduser() / 'config.json').is_file():
+  if (ROOT / path.expanduser() / 'config.json').is_file():
     return f'--config={name} is the workdir of a run; did you mean --workdir={name}?'
   if not near:
-    return f'--config={name}: no such file; {root / "configs"} holds the experiments'
+    return f'--config={name}: no such file; {ROOT / "configs"} holds the experiments'
   file = files[near[0]]
-  shown = file.relative_to(root) if file.is_relative_to(root) else file
+  shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
   return f'--config={name}: no such file; did you mean --config={shown}{argument}?'
 
 

@@ -1,5 +1,6 @@
 """What a run says to the person at the terminal, and commands to paste that go on from there."""
 
+import pathlib
 import re
 import shlex
 import sys
@@ -33,6 +34,13 @@ def config_is_of_workdir() -> bool:
   return not any(re.match(r'--?config(=|$)', argument) for argument in sys.orig_argv)
 
 
+def program(mode: str) -> list[str]:
+  """The words that start this program in a mode, as the person at the terminal started it."""
+  if pathlib.Path(sys.argv[0]).stem == 'crossattn':
+    return ['crossattn', mode]
+  return ['python', 'main.py', *([] if mode == 'train' else [f'--mode={mode}'])]
+
+
 def command_for(mode: str, workdir: epath.PathLike, *flags: str) -> str:
   """The command that uses what a run has learnt.
 
@@ -44,4 +52,4 @@ def command_for(mode: str, workdir: epath.PathLike, *flags: str) -> str:
   Returns:
     One line for a shell.
   """
-  return shlex.join(['python', 'main.py', f'--mode={mode}', f'--workdir={workdir}', *flags])
+  return shlex.join([*program(mode), f'--workdir={workdir}', *flags])

@@ -19,7 +19,7 @@ from crossattn_jax.training import config as config_lib
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [
   ROOT / 'README.md',
-  ROOT / 'main.py',
+  ROOT / 'crossattn_jax' / 'cli.py',
   *sorted((ROOT / 'docs').rglob('*.md')),
   *sorted((ROOT / 'configs').glob('*.py')),
   *sorted((ROOT / 'colabs').glob('*.ipynb')),
@@ -152,7 +152,8 @@ def experiment(file):
 
 @pytest.mark.parametrize('arguments', commands('main.py'))
 def test_flags_and_config_keys_exist(arguments):
-  flags = {'config', *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'main.py').read_text())}
+  source = (ROOT / 'crossattn_jax' / 'cli.py').read_text()
+  flags = {'config', *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)}
   given = [argument[2:].partition('=')[0] for argument in arguments if argument.startswith('--')]
   keys = {name.removeprefix('config.') for name in given if name.startswith('config.')}
   assert {name for name in given if not name.startswith('config.')} <= flags
@@ -164,7 +165,7 @@ def test_flags_and_config_keys_exist(arguments):
 @pytest.mark.parametrize('arguments', commands('-m', 'crossattn_jax.parity'))
 def test_parity_commands_parse(arguments):
   if arguments and arguments != ['COMMAND', '--help']:
-    parity._parser().parse_args(arguments)
+    parity._parser('parity').parse_args(arguments)
 
 
 def test_modules_that_are_run_exist():

@@ -1,6 +1,8 @@
 """The config that a command line asks for, and what is said where there is none."""
 
 import pathlib
+import shutil
+import sys
 
 import pytest
 
@@ -28,7 +30,7 @@ def config(request):
 
 def test_a_file_is_found_from_any_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  config = command_line.read_file('configs/crossvit_digits.py', ROOT)
+  config = command_line.read_file('configs/crossvit_digits.py')
   assert config.to_dict() == crossvit_digits.get_config().to_dict()
   (tmp_path / 'own.py').write_text(
     'from configs import crossvit_digits\n'
@@ -38,11 +40,27 @@ def test_a_file_is_found_from_any_folder(tmp_path, monkeypatch):
     '  config.batch_size = SIZE * int(factor)\n'
     '  return config\n'
   )
-  assert command_line.read_file('own.py:4', ROOT).batch_size == 12
+  assert command_line.read_file('own.py:4').batch_size == 12
+
+
+@pytest.mark.parametrize('source', ['configs/finetune.py:biformer_tiny', 'finetune:biformer_tiny'])
+def test_an_installed_library_brings_its_experiments(source, tmp_path, monkeypatch, capsys):
+  shutil.copytree(ROOT / 'configs', tmp_path / 'installed' / 'configs')
+  monkeypatch.setattr(command_line, 'ROOT', tmp_path / 'installed')
+  for name in [name for name in sys.modules if name.partition('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setattr(
+    sys, 'path', [x for x in sys.path if pathlib.Path(x or '.').resolve() != ROOT]
+  )
+  monkeypatch.chdir(tmp_path)
+  assert command_line.read_file(source).model.name == 'biformer_tiny'
+  assert sys.modules['configs.recipes'].__file__.startswith(str(tmp_path))
+  said = capsys.readouterr().err
+  assert said == f'config: {tmp_path}/installed/configs/finetune.py\n'
 
 
 def test_the_config_of_a_run_is_a_file_too():
-  config = command_line.read_file(str(EARLIER / 'config.json'), ROOT)
+  config = command_line.read_file(str(EARLIER / 'config.json'))
   assert config.to_dict() == config_lib.load(EARLIER / 'config.json').to_dict()
 
 
@@ -55,8 +73,8 @@ def test_the_config_of_a_run_is_a_file_too():
       '--config=configs/crossvit_digits.py?',
     ),
     (
-      'crossvit_digits',
-      '--config=crossvit_digits: no such file; did you mean --config=configs/cro',
+      'crosvit_digits',
+      '--config=crosvit_digits: no such file; did you mean --config=configs/cro',
     ),
     (
       'config/crossvit_imagenet.py:crossvit_9_240',
@@ -81,7 +99,7 @@ def test_the_config_of_a_run_is_a_file_too():
 )
 def test_a_file_that_is_not_there_or_takes_no_such_argument_is_named(source, message):
   with pytest.raises(config_lib.ConfigError) as error:
-    command_line.read_file(source, ROOT)
+    command_line.read_file(source)
   assert message in str(error.value)
   assert '\n' not in str(error.value)
 
@@ -114,7 +132,7 @@ def test_an_error_of_a_file_is_its_line_and_one_sentence(tmp_path, body, message
     f'  config = crossvit_digits.get_config()\n{body}\n'
   )
   with pytest.raises(config_lib.ConfigError) as error:
-    command_line.read_file(str(file), ROOT)
+    command_line.read_file(str(file))
   assert str(error.value).startswith(f'{tmp_path}/{message}')
   assert '\n' not in str(error.value)
   assert len(str(error.value)) < 300

@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-import main
+from crossattn_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -174,13 +174,13 @@ def test_export_writes_a_model_that_its_script_runs(run, main_environment, train
 @pytest.fixture
 def run_here(monkeypatch):
   """Runs a command line in this process."""
-  monkeypatch.setattr(main.host_memory, 'keep_freed_memory', lambda: None)
+  monkeypatch.setattr(cli.host_memory, 'keep_freed_memory', lambda: None)
 
   def call(*arguments):
     with flagsaver.flagsaver():
       for name in flags.FLAGS:
         flags.FLAGS[name].present = 0
-      main.main(main._parse_flags(['main.py', *map(str, arguments)]))
+      cli._run_mode(cli._parse_flags(['main.py', *map(str, arguments)]))
 
   return call
 
@@ -291,7 +291,7 @@ def test_another_split_of_a_run_is_evaluated_by_its_name(
 def test_a_home_folder_is_meant_in_every_path(run_here, monkeypatch, tmp_path):
   given = []
   monkeypatch.setenv('HOME', str(tmp_path))
-  monkeypatch.setattr(main.loop, 'train', lambda *arguments: given.extend(arguments))
+  monkeypatch.setattr(cli.loop, 'train', lambda *arguments: given.extend(arguments))
   run_here(
     '--config=configs/crossvit_digits.py',
     '--workdir=~/run',
@@ -309,9 +309,7 @@ def test_a_home_folder_is_meant_in_every_path(run_here, monkeypatch, tmp_path):
 def test_the_paths_of_other_modes_may_be_in_the_home_folder(run_here, monkeypatch, tmp_path):
   given = []
   monkeypatch.setenv('HOME', str(tmp_path))
-  monkeypatch.setattr(
-    main.export, 'export_model', lambda _, *paths, **__: given.extend(paths) or []
-  )
+  monkeypatch.setattr(cli.export, 'export_model', lambda _, *paths, **__: given.extend(paths) or [])
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'config.json').write_text((EARLIER / 'config.json').read_text())
   run_here('--mode=export', '--workdir=~/run', '--output=~/out')
@@ -323,6 +321,46 @@ def test_help_explains_each_mode_with_an_example(run):
   for mode in ('train', 'eval', 'predict', 'export', 'compile'):
     assert f'--mode={mode}' in result.stdout
   assert result.stdout.count('python main.py') >= 4
+
+
+def test_a_command_stands_for_its_mode(run, trained):
+  workdir, _ = trained
+  result = run('evl', f'--workdir={workdir}', config=False)
+  assert result.stderr == "error: unknown command 'evl'; did you mean 'eval'?\n"
+  assert result.returncode == 1
+
+
+def test_models_are_listed_by_a_pattern(capsys):
+  for pattern, names in (
+    ('crossvit_9_*240', ['crossvit_9_240', 'crossvit_9_dagger_240']),
+    ('swiftformer_s+*fpn', ['swiftformer_s+semantic_fpn']),
+    ('zzz*', []),
+  ):
+    with pytest.raises(SystemExit) as stopped:
+      cli.main(['crossattn', 'models', pattern])
+    assert bool(stopped.value.code) == (not names)
+    assert capsys.readouterr().out.splitlines() == names
+
+
+def test_the_installed_command_speaks_of_itself(refusal, monkeypatch):
+  monkeypatch.setattr('sys.argv', ['/venv/bin/crossattn'])
+  assert 'crossattn train --config=configs/crossvit_digits.py --workdir=' in refusal()
+
+
+def test_cases_replay_by_the_installed_command(capsys):
+  case = ROOT / 'tests' / 'reference' / 'crossvit' / 'nothing.json'
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(['crossattn', 'replay', str(case)])
+  assert stopped.value.code == 2
+  assert f'{case}' in capsys.readouterr().err
+
+
+def test_samples_are_found_from_any_folder(run_here, monkeypatch, tmp_path):
+  given = []
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(cli.loop, 'predict', lambda *arguments, **_: given.extend(arguments))
+  run_here('--mode=predict', f'--workdir={EARLIER}', '--input=crossattn_jax/samples/digits')
+  assert given[2] == ROOT / 'crossattn_jax' / 'samples' / 'digits'
 
 
 @pytest.mark.extended
