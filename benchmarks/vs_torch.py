@@ -9,13 +9,14 @@ entropy; of MMCA, which scores all pairs of the batch's images and sentences, th
 ATFuse, which fuses pairs of images, its loss of gradients and intensities; of RetinaNet, on images
 of 320 x 320 pixels, and ICAFusion, on pairs of 640 x 640, their losses of 12 objects each, anchors
 assigned; of the sketch localizer, on photos of 480 x 640 and a sketch of each, its losses of 5
-objects, which queries of seven levels are matched with. Each side is a process of its own with the
-same cores; they take turns, one sample each, and the one that waits sleeps. Prints the medians and
-the ratio PyTorch / this library of each round: above 1 this library is faster. PyTorch's models are
-timm's (extra `torch`), and plain modules for those that no package has: MMViT, CrossFormer, MMCA,
-ATFuse, RetinaNet, ICAFusion and the sketch localizer (`benchmarks/torch_*.py`). On a GPU both
-multiply float32 in TF32. On a machine that others use, `--clock=processor` times what the cores
-spend on each side.
+objects, which queries of seven levels are matched with; of MinkUNet, on rooms of 15,000 cells, the
+cross-entropy of all cells. Each side is a process of its own with the same cores; they take turns,
+one sample each, and the one that waits sleeps. Prints the medians and the ratio PyTorch / this
+library of each round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`),
+and plain modules for those that no package has: MMViT, CrossFormer, MMCA, ATFuse, RetinaNet,
+ICAFusion, the sketch localizer and MinkUNet (`benchmarks/torch_*.py`). On a GPU both multiply
+float32 in TF32. On a machine that others use, `--clock=processor` times what the cores spend on
+each side.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import jax.numpy as jnp
   import optax
 
-  from crossattn_jax.models import atfuse, detector, icafusion, mmca
+  from crossattn_jax.models import atfuse, detector, icafusion, minkunet, mmca
   from crossattn_jax.models.sketch_localizer import model as sketch_localizer
   from crossattn_jax.tasks.detection import losses as detection_losses
   from crossattn_jax.tasks.detection import yolo_losses
@@ -94,10 +95,28 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
 
     shapes = (batch, *PHOTO_SIZE, 3), (batch, 1, model.sketch_size, model.sketch_size, 3)
     return tuple(map(jax.random.normal, keys[:2], shapes)), sketch_loss
+  cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+  if isinstance(model, minkunet.MinkUNet):
+    windows, levels = jax_room(batch)
+    labels = jax.random.randint(keys[1], windows.shape[:2], 0, model.num_classes)
+    return (windows, levels), lambda logits, *_: cross_entropy(logits, labels).mean()
   image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
   labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
-  cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
   return (image,), lambda logits, _: cross_entropy(logits, labels).mean()
+
+
+def jax_room(batch: int) -> tuple[Any, Any]:
+  """Returns windows and levels of so many copies of the benchmark's room."""
+  import jax
+  import jax.numpy as jnp
+
+  from benchmarks import torch_minkunet
+  from crossattn_jax.conversion.systems import mit
+  from crossattn_jax.geometry import points
+
+  cells, colors = torch_minkunet.scene()
+  arrays = mit.scene_inputs(points.levels(cells, 5), jnp.asarray(colors))
+  return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), batch, axis=0), arrays)
 
 
 def jax_objects(model: Any, batch: int, side: int) -> tuple[Any, Any]:
@@ -177,6 +196,7 @@ def torch_function(
     torch_atfuse,
     torch_crossformer,
     torch_icafusion,
+    torch_minkunet,
     torch_mmca,
     torch_mmvit,
     torch_retinanet,
@@ -186,11 +206,12 @@ def torch_function(
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  detectors = torch_icafusion, torch_retinanet, torch_sketch_localizer
-  modules = torch_atfuse, torch_crossformer, torch_mmca, torch_mmvit, *detectors
+  own = torch_atfuse, torch_icafusion, torch_minkunet, torch_mmca, torch_retinanet
+  own += (torch_sketch_localizer,)
+  modules = torch_crossformer, torch_mmvit, *own
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
-  if build in (torch_atfuse, torch_mmca, *detectors):
+  if build in own:
     inputs, objective = build.problem(batch, device)
   else:
     inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)

@@ -298,12 +298,14 @@ def _result_layout(
 ) -> Callable[[Any], jax.Array] | None:
   """How a Flax result becomes the PyTorch one; None where no layout fits.
 
-  Layouts are: the same; channels last here and first there, where the map may be flattened to
-  tokens here; channels split in heads here and together there.
+  Layouts are: the same; a batch of one here and no batch there; channels last here and first there,
+  where the map may be flattened to tokens here; channels split in heads here and together there.
   """
   flax_shape, torch_shape = tuple(flax_shape), tuple(torch_shape)
   if flax_shape == torch_shape:
     return _first_array
+  if flax_shape == (1, *torch_shape):
+    return lambda result: _first_array(result)[0]
   if flax_shape[0] != torch_shape[0] or len(torch_shape) < 2:
     return None
   if (

@@ -38,15 +38,6 @@ BOTTLENECK_BLOCK = [
   *batch_norm('norm3.bn', 'norm_2'),
 ]
 
-# Results of the parts of a `MinkUNet`, without the axis of scenes.
-MINKUNET_TAPS = {
-  name: (path, lambda x: x[0])
-  for name, path in {
-    'bn0': 'stem_norm',
-    **{f'block{i + 1}': f'stage_{i}' for i in range(8)},
-  }.items()
-}
-
 
 def minkunet_rules() -> list[Rule]:
   """Of a `MinkUNet`, with a classifier or without."""
@@ -79,7 +70,7 @@ BESIDE_POINTS = [
 
 def example_cells() -> np.ndarray:
   """`[n, 4]` integers: scene 0 and x, y, z of the cells of a floor and two walls."""
-  x, y, z = np.indices((12, 12, 6))
+  x, y, z = np.indices((20, 20, 6))
   cells = np.argwhere((x == 0) | (y == 0) | (z == 0)).astype(np.int32)
   return np.pad(cells, ((0, 0), (1, 0)))
 
@@ -121,6 +112,7 @@ def describe_minkunet(module: minkunet.MinkUNet) -> correspondence.Correspondenc
     return told | {'num_classes': 0 if head is None else head[1]}
 
   cells, rules = example_cells(), minkunet_rules()
+  encoder = [rule for rule in rules if not rule.torch.startswith('final.')]
   return correspondence.Correspondence(
     rules=rules,
     call=call,
@@ -128,8 +120,7 @@ def describe_minkunet(module: minkunet.MinkUNet) -> correspondence.Correspondenc
       'coords': cells,
       'feats': jax.ShapeDtypeStruct((len(cells), module.num_channels), jnp.float32),
     },
-    taps=MINKUNET_TAPS,
-    starts={'MIT': [*prefixed(rules, 'net3d.'), *BESIDE_POINTS]},
+    starts={'MIT': [*prefixed(encoder, 'net3d.'), *BESIDE_POINTS]},
     fields=fields,
   )
 

@@ -152,11 +152,12 @@ def _minkunet(manifest: Manifest) -> adapters.Adapter:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     return {'logits': logits, 'loss': losses.mean(where=counts)}
 
+  paths = {'bn0': 'stem_norm', **{f'block{i + 1}': f'stage_{i}' for i in range(8)}}
   return _scenes_adapter(
     manifest,
     module,
     call,
     5,
     rules=rules.minkunet_rules(),
-    taps=rules.MINKUNET_TAPS,
+    taps={name: (path, lambda x: x[0]) for name, path in paths.items()},
   )
