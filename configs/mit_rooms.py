@@ -52,5 +52,5 @@ def get_config(variant: str = 'points_and_views') -> ml_collections.ConfigDict:
     config.dataset.num_views, config.dataset.image_size = views['num_views'], views['image_size']
   config.dataset.max_supervoxels = 192
   config.task.loss_weights.voxel_cam = 5.0
-  config.num_epochs = 40.0
+  config.num_epochs = 20.0
   return config
