@@ -4,7 +4,7 @@ Needs no network; the rooms are made on first use. `configs/mit_rooms.py` says h
 made.
 
   python main.py --config=configs/minkunet_rooms.py:pseudo --workdir=/tmp/minkunet_rooms \
-    --config.dataset.labels_dir=/tmp/mit_rooms_labels
+    --config.dataset.labels_dir=/tmp/mit_rooms/labels
   python main.py --config=configs/minkunet_rooms.py:supervised --workdir=/tmp/minkunet_rooms_true
 """
 
@@ -35,7 +35,7 @@ def get_config(labels: str = 'pseudo') -> ml_collections.ConfigDict:
     stem_width=16,
   )
   if labels == 'pseudo':
-    # Where `crossattn_jax.tasks.scene_labels.pseudo_labels` writes them in the sequence above.
-    config.dataset.labels_dir = '/tmp/mit_rooms_labels'
+    # Where that configuration's commands write them.
+    config.dataset.labels_dir = '/tmp/mit_rooms/labels'
   config.num_epochs = 12.0
   return config

@@ -3,8 +3,7 @@ r"""MIT on procedural rooms: which classes a room holds, and from that where eac
 Needs no network; the rooms are made on first use.
 
   python main.py --config=configs/mit_rooms.py --workdir=/tmp/mit_rooms
-  python -m crossattn_jax.tasks.scene_labels.pseudo_labels --workdir=/tmp/mit_rooms \
-    --output=/tmp/mit_rooms_labels
+  python main.py --mode=label --workdir=/tmp/mit_rooms --output=/tmp/mit_rooms/labels
 
 `configs/minkunet_rooms.py` learns from these labels. `configs/mit_rooms.py:points_only` trains the
 same network without photographs.
@@ -51,6 +50,8 @@ def get_config(variant: str = 'points_and_views') -> ml_collections.ConfigDict:
     config.model = models.model_config('mit_18a_r50', **points, **views)
     config.dataset.num_views, config.dataset.image_size = views['num_views'], views['image_size']
   config.dataset.max_supervoxels = 192
+  # Pseudo labels are for rooms that are learnt from.
+  config.dataset.eval_split = 'train[:25%]'
   config.task.loss_weights.voxel_cam = 5.0
   config.num_epochs = 20.0
   return config

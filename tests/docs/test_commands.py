@@ -74,6 +74,16 @@ SMALL = {
     '--config.model.neck_widths=(8,8,8,8,8,8,8,8)',
     '--config.model.neck_depth=1',
   ],
+  'minkunet': [
+    '--config.dataset.buckets=((2048,1024,256,96,32),)',
+    '--config.model.widths=(8,8,8,8,8,8,8,8)',
+  ],
+  'mit_': [
+    '--config.dataset.buckets=((2048,1024,256,96,32),)',
+    '--config.model.points_widths=(8,8,8,8,8,8,8,8)',
+    '--config.model.encoder_depth=1',
+  ],
+  'mit_18a_r50': ['--config.model.decoder_depth=2'],
   'pyramid': ['--config.model.depths=(1,1,1,1)'],
   'sketch_localizer': [
     '--config.dataset.unseen_classes=("ring",)',
@@ -88,7 +98,11 @@ SMALL = {
   'swiftformer': ['--config.model.depths=(1,1,1,1)'],
 }
 # A run's other run, to start from or to learn from.
-STARTS = ('config.weights', 'config.task.distillation.teacher_weights')
+STARTS = (
+  'config.weights',
+  'config.task.distillation.teacher_weights',
+  'config.dataset.labels_dir',
+)
 
 
 def text_of(path):
@@ -197,7 +211,7 @@ def stories():
     name = (run or flag(words, 'topology') or '/tmp/digits').removeprefix('/tmp/')
     found.setdefault(name, []).append(words)
     if start:
-      starts[name] = start.removeprefix('/tmp/')
+      starts[name] = start.removeprefix('/tmp/').partition('/')[0]
   for group in found.values():
     # Training comes first.
     group.sort(key=lambda words: mode_of(words) != 'train')
@@ -251,8 +265,9 @@ def call(folder, datasets_dir, main_environment):
       words += TRAINED
       if not flag(words, 'config.dataset.data_dir'):
         words.append(f'--config.dataset.data_dir={datasets_dir}')
-      if experiment(config).dataset.name.startswith('shape_scenes/'):
-        words += ['--config.dataset.name=shape_scenes/tiny']
+      family = experiment(config).dataset.name.partition('/')[0]
+      if family in ('shape_scenes', 'room_scenes'):
+        words += [f'--config.dataset.name={family}/tiny']
     elif mode == 'compile':
       words += COMPILED
     if mode in ('train', 'compile'):

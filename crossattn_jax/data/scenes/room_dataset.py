@@ -50,7 +50,7 @@ class RoomScenes(tfds.core.GeneratorBasedBuilder):
       validation_examples=4,
       views=3,
       image_size=(24, 32),
-      side=(1.6, 2.2),
+      side=(1.2, 1.7),
       pieces=(1, 2),
       per_area=100.0,
     ),

@@ -12,7 +12,7 @@ def test_a_source_hands_out_what_was_generated(tmp_path):
   assert len(rooms.RoomSource('room_scenes/tiny', 'validation', tmp_path)) == 4
   assert source.class_names == generated.CLASS_NAMES
   _, seed, index = source.keys[3].split('_')
-  room = generated.make_room(int(seed), int(index), pieces=(1, 2), side=(1.6, 2.2))
+  room = generated.make_room(int(seed), int(index), pieces=(1, 2), side=(1.2, 1.7))
   expected = generated.scan(room, int(seed), int(index), per_area=100.0)
   scene = source.scene(3)
   np.testing.assert_allclose(scene.points, expected.points, atol=6e-4)
