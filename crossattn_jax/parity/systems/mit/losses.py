@@ -12,6 +12,7 @@ from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.models.mit import heads
 from crossattn_jax.parity import adapters
 from crossattn_jax.tasks.scene_labels import losses, pseudo_labels
+from crossattn_jax.tasks.segmentation import losses as segmentation_losses
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -101,6 +102,17 @@ def _total(manifest: Manifest) -> adapters.Adapter:
     weights = dict.fromkeys(parts, 1.0) | {'consistency': alpha}
     named = {name: parts[ours] for name, ours in _NAMES.items() if ours in parts}
     return named | {'loss': losses.total(parts, weights)}
+
+  return adapters.function_adapter(run, jit=True)
+
+
+@adapters.register_adapter('mit', 'loss_stage2_ce')
+def _cross_entropy(manifest: Manifest) -> adapters.Adapter:
+  ignored = manifest['constructor']['ignore_label']
+
+  def run(logits: jax.Array, target: jax.Array) -> Arrays:
+    loss = segmentation_losses.cross_entropy(logits, target, ignore_label=ignored)
+    return {'loss': loss[None]}
 
   return adapters.function_adapter(run, jit=True)
 
