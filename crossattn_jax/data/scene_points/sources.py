@@ -1,35 +1,19 @@
 """Sources of point clouds: random access to scenes, photographs of them and their labels."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.data import sources, splits
+from crossattn_jax.data.scene_points import point_files
 
 ROOMS = 'room_scenes'
 KNOWN = (ROOMS, 'scannet', 's3dis', 'point_folder')
 
-
-class Scene(NamedTuple):
-  """Points of a scene, in the order of its file.
-
-  Attributes:
-    points: float32 `[points, 3]` in metres, z upwards.
-    colors: uint8 `[points, 3]`, RGB.
-    labels: int32 `[points]`, -1 where a point has no class that counts; None where nobody labelled.
-    supervoxels: int32 `[points]`, ids from 0, not all of which need exist; None where nobody made
-      them.
-    faces: int32 `[faces, 3]`, rows of points, of a mesh; None of a cloud.
-  """
-
-  points: np.ndarray
-  colors: np.ndarray
-  labels: np.ndarray | None = None
-  supervoxels: np.ndarray | None = None
-  faces: np.ndarray | None = None
+Scene = point_files.Scene
 
 
 class PointSource(Protocol):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from crossattn_jax.data.scene_points import batches as data
-from crossattn_jax.data.scene_points import ply, sources
+from crossattn_jax.data.scene_points import point_files, sources
 from crossattn_jax.tasks import base, point_pictures, predictor
 from crossattn_jax.tasks.point_segmentation import pictures
 
@@ -89,7 +89,8 @@ class Predictor(predictor.FilePredictor):
     values = np.array(task.config.dataset.class_values or range(len(names)))
     files['labels'].write_text('\n'.join(map(str, values[classes].tolist())) + '\n')
     colors = point_pictures.palette(len(names))[classes]
-    ply.write(files['points'], scene.points, colors, values[classes], scene.faces)
+    colored = sources.Scene(scene.points, colors, values[classes], faces=scene.faces)
+    point_files.write_ply(files['points'], colored)
     if 'pages' in files:
       point_pictures.page(files['pages'], scene.points, scene.colors, classes, names, shown.name)
     present, counts = np.unique(classes, return_counts=True)
