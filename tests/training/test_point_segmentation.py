@@ -46,7 +46,7 @@ def _batch(config, dtype=np.float32, bucket=BUCKET, padding=0.0):
   return batch | {'windows': batch['windows'].astype(dtype)}
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_nothing_depends_on_padding(config):
   config.model.param_dtype = 'float64'
   config.batch_size = 2
@@ -71,15 +71,21 @@ def test_nothing_depends_on_padding(config):
       np.testing.assert_allclose(y, x, rtol=0, atol=bound)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (2, 2, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    pytest.param((8, 1, 1, 1), marks=pytest.mark.slow),
+    pytest.param((2, 2, 2, 1), marks=pytest.mark.extended),
+  ],
+  ids=str,
+)
 def test_loss_gradients_and_statistics_on_eight_devices_equal_those_of_one(
   config, assert_mesh_equals_one_device, sizes
 ):
   assert_mesh_equals_one_device(config, _batch, sizes)
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_bfloat16_learns_and_keeps_float32_parameters_and_statistics(
   config, assert_bfloat16_learns
 ):
