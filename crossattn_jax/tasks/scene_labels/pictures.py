@@ -9,7 +9,7 @@ import numpy as np
 from crossattn_jax.tasks import drawing, point_pictures
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import cm, colormaps, colors, figure
+  from matplotlib import cm, colors, figure
 
 # Photographs and classes of a picture, and scenes beside each other of a sheet.
 _MOST = 4
@@ -112,9 +112,8 @@ def _range(looks: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def _heat(sample: Sample, look: np.ndarray, scale: 'colors.Normalize') -> np.ndarray:
   """A scene, seen from the first side, bright where it is looked at."""
-  heat = colormaps['inferno'](scale(np.maximum(look, scale.vmin)))[:, :3]
-  side = next(iter(point_pictures.SIDES.values()))
-  return point_pictures.render(sample.points, (255 * heat).astype(np.uint8), side)
+  shades = cm.ScalarMappable(scale, 'inferno').to_rgba(np.maximum(look, scale.vmin), bytes=True)
+  return point_pictures.render(sample.points, shades[:, :3])
 
 
 def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> None:

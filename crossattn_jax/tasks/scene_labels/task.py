@@ -50,8 +50,16 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
-  """Takes splits and classes from the data; see `tasks.complete_config`."""
-  notes = sources.complete(config.dataset)
+  """Takes splits and classes from the data; see `tasks.complete_config`.
+
+  Where nobody says otherwise, pseudo labels are measured on the scenes that are learnt from: these
+  are what they are made for.
+  """
+  dataset, is_open = config.dataset, config.dataset.eval_split is None
+  notes = sources.complete(dataset)
+  if is_open:
+    dataset.eval_split = dataset.train_split
+    notes.append(f'measured on the scenes that are learnt from, {dataset.train_split!r}')
   if config.model.get('num_classes', 0) is None:
     config.model.num_classes = len(config.dataset.class_names)
   return notes
