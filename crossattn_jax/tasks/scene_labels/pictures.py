@@ -72,7 +72,7 @@ def scene(path: epath.Path, sample: Sample, names: Sequence[str]) -> None:
     if of_classes:
       rows.append(
         [
-          (f'what the photographs’ {name!r} looks at', _heat(sample, look, scale))
+          (f'what the token of {name!r} looks at', _heat(sample, look, scale))
           for name, look in of_classes.items()
         ]
       )
