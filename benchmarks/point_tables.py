@@ -32,6 +32,12 @@ def room(count: int, seed: int = 0) -> np.ndarray:
   return corners[box] + inside * sides[box]
 
 
+def colored_cells() -> tuple[np.ndarray, np.ndarray]:
+  """15,000 cells of the room, `[n, 3]`, and a colour of each."""
+  cells = points_lib.voxelize(room(400_000), np.eye(3) / 0.145).cells
+  return cells, np.random.default_rng(0).uniform(-1, 1, (len(cells), 3)).astype(np.float32)
+
+
 def seconds(call: Callable[[], object], repeats: int) -> float:
   """Processor time of the fastest of some calls."""
   times = []

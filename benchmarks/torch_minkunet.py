@@ -26,8 +26,6 @@ VARIANTS = {
 }
 
 CLASSES = 20
-# Metres, of cells of the benchmark's room: 15,000 of them.
-CELL = 0.145
 
 
 class Pairs(NamedTuple):
@@ -196,16 +194,9 @@ def create_model(name):
   return MinkUNet(*VARIANTS[name])
 
 
-def scene():
-  """The cells of a room, `[n, 3]`, and colours."""
-  cells = points.voxelize(point_tables.room(400_000), np.eye(3) / CELL).cells
-  colors = np.random.default_rng(0).uniform(-1, 1, (len(cells), 3)).astype(np.float32)
-  return cells, colors
-
-
 def problem(batch, device):
   """So many copies of the room beside each other, and the loss of the result and labels."""
-  cells, colors = scene()
+  cells, colors = point_tables.colored_cells()
   step = 64 * (-(-np.ptp(cells[:, 0]) // 64) + 1)
   cells = np.concatenate([cells + [i * step, 0, 0] for i in range(batch)])
   around, levels = tables(cells)

@@ -110,11 +110,11 @@ def jax_room(batch: int) -> tuple[Any, Any]:
   import jax
   import jax.numpy as jnp
 
-  from benchmarks import torch_minkunet
+  from benchmarks import point_tables
   from crossattn_jax.conversion.systems import mit
   from crossattn_jax.geometry import points
 
-  cells, colors = torch_minkunet.scene()
+  cells, colors = point_tables.colored_cells()
   arrays = mit.scene_inputs(points.levels(cells, 5), jnp.asarray(colors))
   return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), batch, axis=0), arrays)
 

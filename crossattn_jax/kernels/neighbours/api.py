@@ -134,11 +134,6 @@ def _checked(op, form, x, kernel, tables, implementation):
   )
 
 
-def _across(kernel):
-  """From features to channels."""
-  return kernel.swapaxes(1, 2)
-
-
 def _valid(x, is_row):
   """Padding may hold anything, NaN too."""
   return jnp.where(is_row[..., None], x, 0)
@@ -155,11 +150,10 @@ def _convolution_forward(x, kernel, table):
 
 def _convolution_backward(residuals, cotangent):
   x, kernel, table = residuals
-  cotangent = _valid(cotangent, table[:, table.shape[1] // 2] >= 0)
-  # What a cell gives to its neighbour, it gets from it seen from the other side.
-  of_x = xla.convolution(cotangent, _across(kernel)[::-1], table)
-  of_kernel = xla.convolution_kernel_gradient(x, table, cotangent)
-  return of_x, of_kernel.astype(kernel.dtype), None
+  x = _valid(x, table[:, table.shape[1] // 2] >= 0)
+  # A cell gives to its neighbour what that one sees on the other side of its window.
+  of_x, of_kernel = xla.gradients(x, kernel[::-1], table, cotangent)
+  return of_x, of_kernel[::-1].astype(kernel.dtype), None
 
 
 @jax.custom_vjp
@@ -175,8 +169,8 @@ def _downsampling_forward(x, kernel, children, place):
 def _downsampling_backward(residuals, cotangent):
   x, kernel, children, place = residuals
   cotangent = _valid(cotangent, (children >= 0).any(axis=1))
-  of_x = xla.transposed_convolution(cotangent, _across(kernel), place)
-  of_kernel = xla.convolution_kernel_gradient(x, children, cotangent)
+  of_x = xla.transposed_convolution(cotangent, kernel.swapaxes(1, 2), place)
+  of_kernel = xla.kernel_gradient(x, children, cotangent)
   return of_x, of_kernel.astype(kernel.dtype), None, None
 
 
@@ -192,10 +186,9 @@ def _upsampling_forward(x, kernel, children, place):
 
 def _upsampling_backward(residuals, cotangent):
   x, kernel, children = residuals
-  of_x = xla.convolution(cotangent, _across(kernel), children)
   x = _valid(x, (children >= 0).any(axis=1))
-  of_kernel = xla.convolution_kernel_gradient(cotangent, children, x)
-  return of_x, _across(of_kernel).astype(kernel.dtype), None, None
+  of_x, of_kernel = xla.gradients(x, kernel, children, cotangent)
+  return of_x, of_kernel.astype(kernel.dtype), None, None
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)

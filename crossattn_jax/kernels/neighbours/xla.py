@@ -21,21 +21,47 @@ def convolution(x: jax.Array, kernel: jax.Array, table: jax.Array) -> jax.Array:
   return _join(blocks, table.shape[-1])
 
 
-def convolution_kernel_gradient(x: jax.Array, table: jax.Array, cotangent: jax.Array) -> jax.Array:
+def gradients(
+  x: jax.Array, kernel: jax.Array, table: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Gradients of `x` and `kernel` where row r gave `x[r] @ kernel[j]` to row `table[j, r]`.
+
+  Windows of the cotangent are gathered once, for both. Rows of padding in `x` are to be finite.
+  """
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  window, channels, features = kernel.shape
+  extended, matrix = _extend(cotangent), kernel.swapaxes(1, 2).reshape(-1, channels)
+
+  def step(total, block):
+    rows, x = block
+    windows = _windows(extended, rows)
+    product = jnp.einsum('bcm,bmk->ck', x, windows, preferred_element_type=dtype)
+    of_x = jnp.dot(windows, matrix, preferred_element_type=dtype).astype(x.dtype)
+    return total + product, of_x
+
+  total = jnp.zeros((channels, window * features), dtype)
+  blocks = _split(table, fill=-1), _split(x.swapaxes(1, 2), fill=0)
+  total, of_x = lax.scan(step, total, blocks)
+  of_kernel = total.reshape(channels, window, features).swapaxes(0, 1)
+  return _join(of_x, table.shape[-1]), of_kernel
+
+
+def kernel_gradient(x: jax.Array, table: jax.Array, cotangent: jax.Array) -> jax.Array:
   """The gradient of `reference.convolution`'s kernel, `[window, channels, features]`."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  extended, features = _extend(x), cotangent.shape[2]
+  window, channels, features = table.shape[1], x.shape[2], cotangent.shape[2]
+  extended = _extend(x)
 
   def step(total, block):
     rows, cotangent = block
     windows = _windows(extended, rows)
-    product = jnp.einsum('bmk,bdm->kd', windows, cotangent, preferred_element_type=dtype)
+    product = jnp.einsum('bdm,bmk->dk', cotangent, windows, preferred_element_type=dtype)
     return total + product, None
 
-  total = jnp.zeros((table.shape[1] * x.shape[2], features), dtype)
+  total = jnp.zeros((features, window * channels), dtype)
   blocks = _split(table, fill=-1), _split(cotangent.swapaxes(1, 2), fill=0)
   total, _ = lax.scan(step, total, blocks)
-  return total.reshape(table.shape[1], x.shape[2], features)
+  return total.reshape(features, window, channels).transpose(1, 2, 0)
 
 
 def transposed_convolution(x: jax.Array, kernel: jax.Array, place: jax.Array) -> jax.Array:
