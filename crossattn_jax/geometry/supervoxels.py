@@ -1,0 +1,141 @@
+"""Supervoxels: points of a scan in patches of one surface and one colour, by their geometry alone.
+
+Patches grow as in the graph-based segmentation of Felzenszwalb and Huttenlocher (2004), here of
+cells of a scan that are close to each other: an edge costs what the surface bends or steps there,
+and what its colour changes. All regions grow at once along their cheapest edges (Boruvka's order),
+so every step is one of arrays.
+"""
+
+import numpy as np
+from scipy import sparse, spatial
+from scipy.sparse import csgraph
+
+from crossattn_jax.geometry import points as points_lib
+
+# Closest cells that the direction of a surface is found from, and that edges lead to.
+_PLANE, _EDGES = 16, 8
+
+
+def grow(
+  points: np.ndarray,
+  colors: np.ndarray,
+  *,
+  cell: float = 0.05,
+  scale: float = 0.15,
+  color_weight: float = 2.0,
+  least: int = 8,
+) -> np.ndarray:
+  """Groups the points of a scan.
+
+  Args:
+    points: `[points, 3]` in metres.
+    colors: `[points, 3]`, levels 0..255.
+    cell: side in metres of the cells that points are averaged in; what is finer is not seen.
+    scale: how much more than inside of them edges between patches may cost, divided by the number
+      of cells of a patch: the larger, the larger are patches.
+    color_weight: cost of an edge between black and white; a right angle costs 1.
+    least: cells of a patch; smaller ones join the most similar one beside them.
+
+  Returns:
+    int32 `[points]`, ids from 0, each of which exists; 0 is the largest patch.
+  """
+  voxels = points_lib.voxelize(points, np.eye(3) / cell)
+  place = _mean(points, voxels.inverse)
+  color = _mean(colors, voxels.inverse) / 255
+  count = len(place)
+  tree = spatial.cKDTree(place)
+  distance, near = tree.query(place, min(count, _PLANE + 1))
+  normal = _normals(place[near.reshape(count, -1)])
+  edges = _edges(near.reshape(count, -1)[:, 1 : _EDGES + 1], distance, cell)
+  costs = _costs(place, normal, color, edges, color_weight)
+  region = _merged(edges, costs, count, scale)
+  region = _without_small(region, edges, costs, least)
+  largest_first = np.argsort(-np.bincount(region[voxels.inverse]), kind='stable')
+  rank = np.empty(len(largest_first), np.int32)
+  rank[largest_first] = np.arange(len(rank), dtype=np.int32)
+  return rank[region[voxels.inverse]]
+
+
+def _mean(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+  """Means of `[points, 3]` by group."""
+  sums = np.stack([np.bincount(group, values[:, axis]) for axis in range(3)], axis=1)
+  return sums / np.bincount(group)[:, None]
+
+
+def _normals(near: np.ndarray) -> np.ndarray:
+  """Directions across surfaces `[n, 3]` through points `[n, k, 3]`, of either sign."""
+  away = near - near.mean(axis=1, keepdims=True)
+  _, vectors = np.linalg.eigh(np.einsum('nki,nkj->nij', away, away))
+  return vectors[:, :, 0]
+
+
+def _edges(near: np.ndarray, distance: np.ndarray, cell: float) -> np.ndarray:
+  """Pairs `[e, 2]` of cells that are close to each other, each once."""
+  rows = np.repeat(np.arange(len(near)), near.shape[1])
+  close = distance[:, 1 : near.shape[1] + 1].ravel() <= 3 * cell
+  pairs = np.sort(np.stack([rows, near.ravel()], axis=1)[close], axis=1)
+  return np.unique(pairs, axis=0)
+
+
+def _costs(place, normal, color, edges, color_weight) -> np.ndarray:
+  """How little the cells at both ends of each edge belong together."""
+  one, other = edges.T
+  step = place[other] - place[one]
+  step /= np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12)
+  bend = 1 - np.abs(np.einsum('ei,ei->e', normal[one], normal[other]))
+  rise = np.maximum(*(np.square(np.einsum('ei,ei->e', normal[end], step)) for end in (one, other)))
+  change = np.linalg.norm(color[one] - color[other], axis=1) / np.sqrt(3)
+  return bend + rise + color_weight * change
+
+
+def _merged(edges: np.ndarray, costs: np.ndarray, count: int, scale: float) -> np.ndarray:
+  """Regions of `count` cells: no edge between two is cheap beside those inside of both."""
+  region, size, inside = np.arange(count), np.ones(count), np.zeros(count)
+  order = np.argsort(costs, kind='stable')
+  edges, costs = edges[order], costs[order]
+  while True:
+    ends = region[edges]
+    apart = ends[:, 0] != ends[:, 1]
+    edges, costs, ends = edges[apart], costs[apart], ends[apart]
+    allowed = costs <= (inside + scale / size)[ends].min(axis=1)
+    if not allowed.any():
+      return region
+    chosen = _cheapest(ends[allowed])
+    region, size, inside = _joined(
+      region, size, inside, ends[allowed][chosen], costs[allowed][chosen]
+    )
+
+
+def _cheapest(ends: np.ndarray) -> np.ndarray:
+  """Rows of the first edge of each region, of edges in ascending order of cost."""
+  _, first = np.unique(ends.T.ravel(), return_index=True)
+  return np.unique(first % len(ends))
+
+
+def _joined(region, size, inside, ends, costs):
+  """Joins regions along edges: the region of each cell, sizes, and the dearest edge inside."""
+  count = len(size)
+  graph = sparse.coo_array((np.ones(len(ends)), ends.T), shape=(count, count))
+  number, label = csgraph.connected_components(graph, directed=False)
+  dearest = np.zeros(number)
+  np.maximum.at(dearest, label, inside)
+  np.maximum.at(dearest, label[ends[:, 0]], costs)
+  return label[region], np.bincount(label, size, number), dearest
+
+
+def _without_small(region, edges, costs, least: int) -> np.ndarray:
+  """Joins regions of fewer than `least` cells with those beside them, along cheapest edges."""
+  order = np.argsort(costs, kind='stable')
+  edges, costs = edges[order], costs[order]
+  while True:
+    size = np.bincount(region)
+    ends = region[edges]
+    apart = (ends[:, 0] != ends[:, 1]) & (size[ends] < least).any(axis=1)
+    if not apart.any():
+      return region
+    edges, costs, ends = edges[apart], costs[apart], ends[apart]
+    small = np.where(size < least)[0]
+    # The first edge of each small region.
+    names, first = np.unique(ends.T.ravel(), return_index=True)
+    chosen = np.unique(first[np.isin(names, small)] % len(ends))
+    region, *_ = _joined(region, size, np.zeros(len(size)), ends[chosen], costs[chosen])
