@@ -1,6 +1,6 @@
 """The input pipeline of point clouds: voxels and their neighbours, photographs, labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import functools
 import itertools
@@ -8,15 +8,18 @@ import math
 import os
 from typing import Any, NamedTuple
 
+from absl import logging
 import grain
 import jax
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
+from PIL import Image
 
-from crossattn_jax.data import grouping, image_ops, levels, pipeline
-from crossattn_jax.data.scene_points import augmentation, sources, tables
+from crossattn_jax.data import grouping, levels, pipeline
+from crossattn_jax.data.scene_points import augmentation, sources, tables, targets
 from crossattn_jax.geometry import points as points_lib
+from crossattn_jax.geometry import supervoxels
 
 SCENE_LABELS, SEGMENTATION = KINDS = ('scene_labels', 'point_segmentation')
 MOST_BUCKETS = 4
@@ -345,6 +348,16 @@ class SegmentationExamples(Examples):
     `vote`: which look at the scene it is, int32: 0 in training.
   """
 
+  def __init__(
+    self, config: ml_collections.ConfigDict, split: str, source: sources.PointSource | None = None
+  ):
+    super().__init__(config, split, source)
+    self._pseudo_labels = None
+    if config.labels_dir and split == config.train_split:
+      self._pseudo_labels = targets.PseudoLabels(
+        config.labels_dir, self.source.keys, self.source.class_names
+      )
+
   @property
   def votes(self) -> int:
     """Evaluation examples of each scene."""
@@ -355,10 +368,18 @@ class SegmentationExamples(Examples):
 
   def targets(self, scene, index, cells, first, bucket, rng) -> dict[str, np.ndarray]:
     """See `Examples.targets`."""
-    del cells, index
+    del cells
     labels = np.full(bucket[0], -1, np.int32)
-    if scene is not None and scene.labels is not None:
-      labels[: len(first)] = scene.labels[first]
+    known = None if scene is None else scene.labels
+    if rng and self._pseudo_labels:
+      known = self._pseudo_labels(self.source.keys[index], len(scene.points))
+    if known is not None:
+      labels[: len(first)] = known[first]
+    elif rng:
+      raise ValueError(
+        f'{self.describe(index)} of {self._described()} has no labels of points to learn from; set '
+        'dataset.labels_dir to labels that another run made'
+      )
     return {'labels': labels} | (self._vote(0) if rng else {})
 
 
@@ -385,65 +406,62 @@ class SceneLabelExamples(Examples):
       len(config.image_size) == 2 and min(config.image_size) > 0, 'image_size', '(height, width)'
     )
 
+  def decode(self, index: int) -> sources.Scene:
+    """Reads a scene; grows its supervoxels if it has none, once in each process."""
+    scene = super().decode(index)
+    if scene.supervoxels is not None:
+      return scene
+    if index not in self._grown:
+      self._grown[index] = supervoxels.grow(scene.points, scene.colors)
+    return scene._replace(supervoxels=self._grown[index])
+
+  @functools.cached_property
+  def _grown(self) -> dict[int, np.ndarray]:
+    return {}
+
   def targets(self, scene, index, cells, first, bucket, rng) -> dict[str, np.ndarray]:
     """See `Examples.targets`."""
     config = self.config
-    row: dict[str, Any] = {
-      'supervoxel': np.full(bucket[0], -1, np.int32),
-      'num_tokens': np.int32(1),
-      'position': np.zeros((config.max_supervoxels, 3), np.float32),
-      'tags': np.zeros(len(self.source.class_names), np.float32),
-    }
-    if config.num_views:
-      shape = (config.num_views, *config.image_size, 3)
-      row['images'] = np.zeros(shape, np.float32)
-    if scene is None:
-      return row
-    ids = scene.supervoxels[first]
-    tokens = int(ids.max()) + 1
-    if tokens > config.max_supervoxels:
+    ids = np.zeros(0, np.int32) if scene is None else scene.supervoxels[first]
+    if ids.max(initial=-1) >= config.max_supervoxels:
       raise ValueError(
-        f'{self.describe(index)} of {self._described()} has {tokens} supervoxels, more than '
-        f'dataset.max_supervoxels={config.max_supervoxels}; set it to at least {tokens}'
+        f'{self.describe(index)} of {self._described()} has {ids.max() + 1} supervoxels; set '
+        f'dataset.max_supervoxels={config.max_supervoxels} to at least as many'
       )
-    counts = np.maximum(np.bincount(ids), 1)
-    for axis in range(3):
-      row['position'][:tokens, axis] = np.bincount(ids, cells[:, axis]) / counts
-    row['supervoxel'][: len(ids)], row['num_tokens'] = ids, np.int32(tokens)
-    if scene.labels is None:
+    row = targets.supervoxels(ids, cells, bucket[0], config.max_supervoxels)
+    row['tags'] = np.zeros(len(self.source.class_names), np.float32)
+    if scene is not None and scene.labels is None:
       row['tags'][:] = self.source.tags(index)
-    else:
+    elif scene is not None:
       row['tags'][:] = sources.present(scene.labels, len(row['tags']))
-    for k, number in enumerate(self._frames(index, rng) if config.num_views else ()):
-      image = image_ops.resize(self.source.view(index, number), config.image_size, 'bilinear')
-      row['images'][k] = levels.normalize(np.asarray(image), config)
+    if config.num_views:
+      row['images'] = targets.images(() if scene is None else self._views(index, rng), config)
     return row
 
-  def _frames(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Which photographs of a scene are shown."""
-    frames, shown = self.source.views(index), self.config.num_views
-    if not frames:
+  def _views(self, index: int, rng: np.random.Generator | None) -> Iterator[Image.Image]:
+    """The photographs of a scene that are shown."""
+    count = self.source.views(index)
+    if not count:
       raise ValueError(
         f'{self.describe(index)} of {self._described()} has no photographs; set '
         'dataset.num_views=0 for a model of points alone'
       )
-    return choose_frames(frames, shown, rng)
+    for number in targets.choose_frames(count, self.config.num_views, rng).tolist():
+      yield self._view(index, number, count)
 
-
-def choose_frames(frames: int, shown: int, rng: np.random.Generator | None) -> np.ndarray:
-  """Numbers of photographs, ascending: one from each of as many equal stretches of time.
-
-  Args:
-    frames: that there are, at least 1; a remainder at the end is not shown.
-    shown: how many are wanted; if there are fewer, some are shown again.
-    rng: None: the one in the middle of each stretch.
-  """
-  if frames < shown:
-    again = np.arange(shown - frames) if rng is None else rng.integers(frames, size=shown - frames)
-    return np.sort(np.append(np.arange(frames), again % frames))
-  stretch = frames // shown
-  within = np.full(shown, stretch // 2) if rng is None else rng.integers(stretch, size=shown)
-  return np.arange(shown) * stretch + within
+  def _view(self, index: int, number: int, count: int) -> Image.Image:
+    """A photograph, or else the next one that can be read."""
+    for place in range(count):
+      try:
+        return self.source.view(index, (number + place) % count)
+      except pipeline.UnreadableError as error:
+        if self.config.unreadable == 'error':
+          raise ValueError(
+            f'unreadable photograph of {self.describe(index)} of {self._described()}: {error}; '
+            "repair or remove it, or set dataset.unreadable = 'skip'"
+          ) from error
+        logging.warning('skipped a photograph of %s: %s', self.describe(index), error)
+    raise ValueError(f'none of the {count} photographs of {self.describe(index)} can be read')
 
 
 def _voxelized(points: np.ndarray, transform: np.ndarray) -> Voxelized:

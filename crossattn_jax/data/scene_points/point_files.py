@@ -16,6 +16,8 @@ EXTENSIONS = ('.ply', '.npz')
 _PLACE = ('x', 'y', 'z')
 _COLORS = (('red', 'green', 'blue'), ('diffuse_red', 'diffuse_green', 'diffuse_blue'))
 _LABEL = 'label'
+# Metres from zero from which on 32 bits are coarser than half a millimetre.
+_FAR = 8192
 # Of faces.
 _CORNERS = ('vertex_indices', 'vertex_index')
 
@@ -41,6 +43,8 @@ class Scene(NamedTuple):
 
 def read(path: str | os.PathLike) -> Scene:
   """Reads a file of coloured points; its labels are as the file has them.
+
+  Points kilometres away from zero, where 32 bits are coarse, count from their least corner.
 
   Args:
     path: of a `.ply` file, whose vertices have `x y z red green blue` and maybe `label`, or of an
@@ -77,6 +81,8 @@ def read(path: str | os.PathLike) -> Scene:
       f'{path}: expected colors from 0 to 255, or from 0 to 1 as floats, got {colors.min()} to '
       f'{colors.max()}'
     )
+  if np.abs(points).max() > _FAR:
+    points = points - np.floor(points.min(axis=0))
   scene = Scene(points.astype(np.float32), colors.astype(np.uint8))
   for name in ('labels', 'supervoxels'):
     if (x := found.get(name)) is not None:

@@ -1,6 +1,7 @@
 """Sources of point clouds: random access to scenes, photographs of them and their labels."""
 
 from collections.abc import Sequence
+import pathlib
 from typing import Protocol
 
 import ml_collections
@@ -10,8 +11,8 @@ from PIL import Image
 from crossattn_jax.data import sources, splits
 from crossattn_jax.data.scene_points import point_files
 
-ROOMS = 'room_scenes'
-KNOWN = (ROOMS, 'scannet', 's3dis', 'point_folder')
+ROOMS, FOLDER = 'room_scenes', 'point_folder'
+KNOWN = (ROOMS, 'scannet', 's3dis', FOLDER)
 
 Scene = point_files.Scene
 
@@ -99,11 +100,47 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> PointSource:
 
 
 def _open(config: ml_collections.ConfigDict, split: str) -> PointSource:
-  if sources.bare_name(config.name) == ROOMS:
-    from crossattn_jax.data.scene_points import rooms  # Generated, which needs TFDS.
+  # They are written on top of this module.
+  from crossattn_jax.data.scene_points import folder, rooms, s3dis, scannet
 
-    return rooms.RoomSource(config.name, split, config.data_dir)
-  raise sources.unknown_dataset(config.name, KNOWN, 'point clouds')
+  name = config.name
+  if sources.bare_name(name) == ROOMS:
+    return rooms.RoomSource(name, split, config.data_dir)
+  root = _folder(config)
+  if name == FOLDER or _is_prepared(root):
+    return folder.open_split(root, split)
+  return {'scannet': scannet.ScanNet, 's3dis': s3dis.S3DIS}[name](root, split)
+
+
+def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """`config.data_dir`; raises ValueError where it is no folder, or the data set unknown."""
+  name = config.name
+  if name not in KNOWN:
+    raise sources.unknown_dataset(name, KNOWN, 'point clouds')
+  if config.data_dir is None:
+    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its scenes')
+  root = pathlib.Path(config.data_dir)
+  if not root.is_dir():
+    raise ValueError(f'dataset.data_dir={str(root)!r} is no folder')
+  return root
+
+
+def _is_prepared(root: pathlib.Path) -> bool:
+  """Whether a folder is what `prepare` wrote, or somebody's own in this form."""
+  from crossattn_jax.data.scene_points import folder
+
+  return (root / folder.CLASSES).is_file()
+
+
+def _find_splits(config: ml_collections.ConfigDict) -> Sequence[str]:
+  from crossattn_jax.data.scene_points import folder, s3dis, scannet
+
+  if sources.bare_name(config.name) == ROOMS:
+    return ('train', 'validation')
+  root = _folder(config)
+  if config.name == FOLDER or _is_prepared(root):
+    return folder.find_splits(root)
+  return {'scannet': scannet.SPLITS, 's3dis': tuple(s3dis.SPLITS)}[config.name]
 
 
 def complete(config: ml_collections.ConfigDict) -> list[str]:
@@ -115,10 +152,14 @@ def complete(config: ml_collections.ConfigDict) -> list[str]:
   Raises:
     ValueError: the data do not say it.
   """
+  from crossattn_jax.data.scene_points import folder, scannet
+
   notes = []
   if None in (config.train_split, config.eval_split):
-    notes += splits.complete(config, ('train', 'validation'))
+    notes += splits.complete(config, _find_splits(config), folder.WHOLE)
   if not config.class_names:
     config.class_names = tuple(_open(config, config.train_split).class_names)
     notes.append(f'{len(config.class_names)} classes: {sources.shown(config.class_names)}')
+  if not config.class_values and tuple(config.class_names) == scannet.CLASS_NAMES:
+    config.class_values = scannet.CLASS_VALUES
   return notes

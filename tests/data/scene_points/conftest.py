@@ -24,6 +24,12 @@ def make_room(seed: int, side: float = 1.2) -> sources.Scene:
 
 
 @pytest.fixture
+def room() -> sources.Scene:
+  """A room with a box."""
+  return make_room(1)
+
+
+@pytest.fixture
 def source() -> sources.MemorySource:
   """Eight rooms of two sizes, with four photographs of one colour each."""
   rooms = [make_room(seed, 1.2 if seed < 6 else 2.4) for seed in range(8)]

@@ -90,3 +90,10 @@ def test_what_is_no_cloud_is_refused(tmp_path, name, write, message):
   write(tmp_path / name)
   with pytest.raises((ValueError, OSError), match=message):
     point_files.read(tmp_path / name)
+
+
+def test_points_far_from_zero_count_from_their_corner(tmp_path):
+  points = np.array([[500_000.001, 3, 0], [500_000.002, 3, 0], [500_001.5, 4, 0]])
+  np.savez(tmp_path / 'a.npz', points=points, colors=np.zeros((3, 3), np.uint8))
+  expected = [[0.001, 0, 0], [0.002, 0, 0], [1.5, 1, 0]]
+  np.testing.assert_allclose(point_files.read(tmp_path / 'a.npz').points, expected, atol=1e-6)
