@@ -49,7 +49,15 @@ TRAINED = [
   '--config.logging.every_steps=1',
 ]
 # Runs that compile for minutes, and a slice for which tests/training/test_compile.py compiles too.
-LONG = {'icafusion_shapes', 'mask_rcnn_shapes', 'mmvit_tones', 'swiftformer_taught', 'v5e:16x16'}
+LONG = {
+  'icafusion_shapes',
+  'mask_rcnn_shapes',
+  'minkunet_rooms_true',
+  'mit_rooms',
+  'mmvit_tones',
+  'swiftformer_taught',
+  'v5e:16x16',
+}
 COMPILED = ['--compile_effort=-1']
 # What makes a model small, by what its name starts with.
 SMALL = {
