@@ -113,6 +113,21 @@ def batch_spec(
   }
 
 
+def eval_transform(config: ml_collections.ConfigDict, index: int, vote: int) -> np.ndarray:
+  """How evaluation looks at a scene: `[3, 3]`, from metres to voxels.
+
+  Args:
+    config: `config.dataset`.
+    index: of the scene.
+    vote: which look it is.
+  """
+  transform = np.eye(3)
+  if config.evaluation.rotate:
+    rng = np.random.default_rng([index, vote])
+    transform = augmentation.random_transform(rng, config.augmentation, flip=False)
+  return transform / config.voxel_size
+
+
 class Examples(pipeline.Examples):
   """The scenes of a split.
 
@@ -183,11 +198,7 @@ class Examples(pipeline.Examples):
     return self._eval_voxels(self.scene(index) if scene is None else scene, index, vote)
 
   def _eval_voxels(self, scene: sources.Scene, index: int, vote: int) -> Voxelized:
-    transform = np.eye(3)
-    if self.config.evaluation.rotate:
-      rng = np.random.default_rng([index, vote])
-      transform = augmentation.random_transform(rng, self.config.augmentation, flip=False)
-    return _voxelized(scene.points, transform / self.config.voxel_size)
+    return _voxelized(scene.points, eval_transform(self.config, index, vote))
 
   # Training.
 

@@ -14,12 +14,16 @@ import plyfile
 EXTENSIONS = ('.ply', '.npz')
 # Names of the properties of vertices.
 _PLACE = ('x', 'y', 'z')
-_COLORS = (('red', 'green', 'blue'), ('diffuse_red', 'diffuse_green', 'diffuse_blue'))
-_LABEL = 'label'
-# Metres from zero from which on 32 bits are coarser than half a millimetre.
-_FAR = 8192
+_COLORS = (
+  ('red', 'green', 'blue'),
+  ('r', 'g', 'b'),
+  ('diffuse_red', 'diffuse_green', 'diffuse_blue'),
+)
+_LABELS = ('label', 'scalar_label', 'class', 'scalar_class')
 # Of faces.
 _CORNERS = ('vertex_indices', 'vertex_index')
+# Metres from zero from which on 32 bits are coarser than half a millimetre.
+_FAR = 8192
 
 
 class Scene(NamedTuple):
@@ -86,9 +90,9 @@ def read(path: str | os.PathLike) -> Scene:
   scene = Scene(points.astype(np.float32), colors.astype(np.uint8))
   for name in ('labels', 'supervoxels'):
     if (x := found.get(name)) is not None:
-      if x.shape != (len(points),):
+      if x.shape != (len(points),) or (x != np.rint(x)).any():
         raise ValueError(
-          f'{path}: expected {name} of {len(points)} points, got {list(np.shape(x))}'
+          f'{path}: expected {name} [{len(points)}], whole numbers, got {x.dtype} {list(x.shape)}'
         )
       scene = scene._replace(**{name: x.astype(np.int32)})
   if (faces := found.get('faces')) is not None:
@@ -119,8 +123,9 @@ def _read_ply(path):
       for columns in choices:
         if set(columns) <= set(names):
           found[kind] = np.stack([vertices[column] for column in columns], axis=1)
-    if _LABEL in names:
-      found['labels'] = np.asarray(vertices[_LABEL])
+    for name in _LABELS:
+      if name in names:
+        found.setdefault('labels', np.asarray(vertices[name]))
   if 'face' in data:
     faces = data['face'].data
     for name in set(_CORNERS) & set(faces.dtype.names):
@@ -149,7 +154,7 @@ def write_ply(path, scene: Scene) -> None:
   columns = dict(zip(_PLACE, np.asarray(scene.points, np.float32).T, strict=True))
   columns |= zip(_COLORS[0], np.asarray(scene.colors, np.uint8).T, strict=True)
   if scene.labels is not None:
-    columns[_LABEL] = np.asarray(scene.labels, np.int32)
+    columns[_LABELS[0]] = np.asarray(scene.labels, np.int32)
   vertices = np.empty(len(scene.points), [(name, x.dtype) for name, x in columns.items()])
   for name, x in columns.items():
     vertices[name] = x

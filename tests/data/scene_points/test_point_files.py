@@ -77,7 +77,7 @@ def _no_colors(path):
     (
       'a.npz',
       lambda path: np.savez(path, points=POINTS, colors=COLORS, labels=[1, 2]),
-      r'expected labels of 4 points, got \[2\]',
+      r'expected labels \[4\], whole numbers, got int64 \[2\]',
     ),
     (
       'a.npz',

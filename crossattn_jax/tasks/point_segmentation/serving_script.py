@@ -1,0 +1,97 @@
+"""Labels coloured points with the exported model in this folder.
+
+  python load_and_run.py FILE...
+
+A file is a .ply whose vertices have x y z red green blue, or an .npz with `points` and `colors`, in
+metres and with z upwards. Writes FILE_labels.txt (a label for each point, as the data set has them)
+and FILE_classes.ply (the points in the colours of their classes) beside each. Needs nothing but
+`pip install jax flatbuffers safetensors plyfile`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from jax import export
+import numpy as np
+import point_files
+import points
+from safetensors.numpy import load_file
+
+
+def load(folder):
+  """Returns the description of the model, and it: {'windows', 'place_0', ...} -> {'logits'}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def tables(voxels, colors, num_levels):
+  """Returns what the model takes of a scene: colours around voxels, and how they hang together.
+
+  Args:
+    voxels: of points.voxelize.
+    colors: uint8 [points, 3].
+    num_levels: resolutions of the model.
+  """
+  levels = points.levels(voxels.cells, num_levels)
+  colors = colors[voxels.first].astype(np.float32) / np.float32(127.5) - np.float32(1)
+  found = {'windows': points.gather(colors, points.neighbours(voxels.cells, 5))}
+  for number, level in enumerate(levels):
+    found[f'neighbours_{number}'] = level.neighbours
+    if link := level.coarsening:
+      found[f'children_{number}'] = link.children
+      found[f'place_{number}'] = 8 * link.parent + link.octant
+  return found
+
+
+def pad(found, inputs):
+  """Returns the tables of a scene in arrays of the size that the model takes."""
+  padded = {}
+  for name, x in found.items():
+    shape = inputs[name]['shape'][1:]
+    if any(length > most for length, most in zip(x.shape, shape, strict=True)):
+      sys.exit(
+        f'error: the scene has more voxels than this model takes: {name} is {list(x.shape)}, at '
+        f'most {shape}; cut it, or export with larger --config.dataset.buckets'
+      )
+    padded[name] = np.full(shape, 0 if name == 'windows' else points.ABSENT, x.dtype)
+    padded[name][tuple(map(slice, x.shape))] = x
+  return padded
+
+
+def classify(scene, spec, model):
+  """Returns the class of each point by the sum of the scores of all looks at a scene."""
+  scores = 0
+  for transform in spec['preprocessing']['looks']:
+    voxels = points.voxelize(scene.points, np.array(transform))
+    found = pad(tables(voxels, scene.colors, spec['preprocessing']['num_levels']), spec['inputs'])
+    logits = model({name: x[None] for name, x in found.items()})['logits'][0]
+    scores = scores + np.asarray(logits)[voxels.inverse]
+  return scores.argmax(axis=-1)
+
+
+def main(paths):
+  """Writes labels and colours of each file, and prints how much of it each class covers."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  labels, palette = np.array(spec['labels']), np.array(spec['palette'], np.uint8)
+  for path in map(pathlib.Path, paths):
+    try:
+      scene = point_files.read(path)
+    except (ValueError, OSError) as error:
+      sys.exit(f'error: cannot read {path}: {error}')
+    classes = classify(scene, spec, model)
+    text = '\n'.join(map(str, labels[classes].tolist()))
+    path.with_name(f'{path.stem}_labels.txt').write_text(text + '\n')
+    colored = scene._replace(colors=palette[classes], labels=labels[classes])
+    point_files.write_ply(path.with_name(f'{path.stem}_classes.ply'), colored)
+    shares = np.bincount(classes, minlength=len(spec['classes'])) / len(classes)
+    best = [index for index in np.argsort(-shares)[:5] if shares[index]]
+    print(path, *(f'{spec["classes"][index]} {shares[index]:.1%}' for index in best), sep='  ')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
