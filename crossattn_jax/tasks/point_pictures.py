@@ -24,9 +24,9 @@ _GREY = (160, 160, 160)
 SIDES = {'from a corner': (-60.0, 40.0), 'from above': (-90.0, 90.0)}
 _PIXELS = 480
 _LARGEST = 8  # Radius of a dot.
-# Of what is between: a layer at the side of the viewer is a wall or a ceiling, and is left out,
-# where it has that share of the cloud's extent and at least that share of its points.
-_LAYER, _WALL = 0.03, 0.06
+# A layer at the side of the viewer, of that share of the cloud's extent, is a wall or a ceiling and
+# is left out, where it has that share of all points and is as wide as that share of the cloud.
+_LAYER, _WALL, _WIDE = 0.03, 0.06, 0.7
 # Edges are darkened where something else is so much nearer, in metres, and at most so much.
 _STEP, _SHADE = 0.3, 0.7
 # Of a page that a browser turns quickly.
@@ -94,13 +94,16 @@ def _spacing(points: np.ndarray) -> float:
 
 def _not_hiding(points: np.ndarray, towards: np.ndarray) -> np.ndarray:
   """Bool `[points]`: those that are in no wall between the viewer and the rest."""
-  kept = np.ones(len(points), bool)
   low, high = np.percentile(points, (0.5, 99.5), axis=0)
+  shares = (points - low) / np.maximum(high - low, 1e-6)
+  kept = np.ones(len(points), bool)
   for axis in np.flatnonzero(np.abs(towards) > 0.1):
-    from_low = (points[:, axis] - low[axis]) / max(high[axis] - low[axis], 1e-6)
-    layer = (1 - from_low if towards[axis] > 0 else from_low) < _LAYER
-    if _WALL < layer.mean() < 1:
-      kept &= ~layer
+    layer = (1 - shares[:, axis] if towards[axis] > 0 else shares[:, axis]) < _LAYER
+    if layer.mean() > _WALL:
+      extent = np.ptp(
+        np.percentile(np.delete(shares[layer], axis, axis=1), (1, 99), axis=0), axis=0
+      )
+      kept &= ~(layer & (extent.min() > _WIDE))
   return kept if kept.any() else ~kept
 
 

@@ -57,13 +57,16 @@ class Field:
 
   Attributes:
     name: a word, of the folder that it is stored in.
-    kind: 'image', 'sound' and 'drawing' are files, 'text' is one that the page writes.
+    kind: 'image', 'sound', 'drawing' and any other 'file' are files, 'text' is one that the page
+      writes.
     label: what it is, for people.
+    extensions: of any other 'file'.
   """
 
   name: str
   kind: str
   label: str
+  extensions: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

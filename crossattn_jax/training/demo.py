@@ -310,6 +310,8 @@ def _component(field: tasks.Field) -> Any:
     return gr.Textbox(label=field.label)
   if field.kind == 'sound':
     return gr.Audio(label=field.label, sources=['upload'], type='filepath', buttons=['download'])
+  if field.kind == 'file':
+    return gr.File(label=field.label, file_types=list(field.extensions))
   if field.kind == 'drawing':
     return gr.HTML(
       '',
