@@ -1,7 +1,9 @@
 """What a network that labels points makes of scans of rooms, and of evaluation scenes."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 
 from etils import epath
@@ -12,6 +14,9 @@ from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import point_files, sources
 from crossattn_jax.tasks import base, point_pictures, predictor
 from crossattn_jax.tasks.point_segmentation import pictures
+
+# How ScanNet's files are called whose vertices its test server asks for.
+_SCAN = '_vh_clean_2.ply'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +38,14 @@ class Predictor(predictor.FilePredictor):
   """Writes the classes of points: as labels, as coloured clouds, as pages and pictures of these.
 
   `labels/NAME.txt` has a line for each point, in the file's order: its class as the data set's
-  files call it, which is what ScanNet's test server takes. `points/NAME.ply` has the points in the
+  files call it, which is what ScanNet's test server takes. `clouds/NAME.ply` has the points in the
   colours of their classes, `pages/NAME.html` lets them be turned with the mouse.
   """
 
-  extensions = ('.ply', '.npz')
+  extensions = point_files.EXTENSIONS
   expected = 'a file of coloured points, or a folder with such files'
-  fields = (predictor.Field('points', 'file', 'Points with colours (.ply, .npz)'),)
-  suffixes = {'labels': '.txt', 'points': '.ply', 'pages': '.html'}
+  fields = (predictor.Field('points', 'file', 'Points with colours', point_files.EXTENSIONS),)
+  suffixes = {'labels': '.txt', 'clouds': '.ply', 'pages': '.html'}
   num_samples = 8
 
   @classmethod
@@ -59,14 +64,25 @@ class Predictor(predictor.FilePredictor):
     """Without pages where plotly is not installed."""
     return [kind for kind in self.suffixes if kind != 'pages' or point_pictures.can_be_turned()]
 
+  @classmethod
+  def find_inputs(
+    cls, given: epath.Path, apart_from: epath.Path | None = None
+  ) -> tuple[list[predictor.Input], collections.Counter[str]]:
+    """See `Predictor.find_inputs`; of scans of ScanNet their meshes, by the names of the scans."""
+    inputs, left_out = super().find_inputs(given, apart_from)
+    scans = [path for source in inputs for path in source.paths if path.endswith(_SCAN)]
+    if not scans:
+      return inputs, left_out
+    left_out['.ply'] += len(inputs) - len(scans)
+    names = [os.path.basename(path).removesuffix(_SCAN) for path in scans]
+    return [predictor.Input(*each) for each in zip(names, zip(scans), strict=True)], left_out
+
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """All looks at a file, along a leading axis."""
-    from crossattn_jax.data.scene_points import folder
-
     config, (path,) = self.task.config.dataset, source.paths
-    opened = folder.open_file(path, self.task.class_names)
+    scene = point_files.read(path)._replace(labels=None)
+    opened = sources.MemorySource([scene], self.task.class_names)
     examples = data.SegmentationExamples(config, 'input', opened)
-    scene = examples.scene(0)
     bucket, looks = examples.eval_bucket(scene, 0), range(config.evaluation.votes)
     rows = [examples.eval_example(scene, look, bucket) for look in looks]
     example = jax.tree.map(lambda *each: np.stack(each), *rows)
@@ -90,7 +106,7 @@ class Predictor(predictor.FilePredictor):
     files['labels'].write_text('\n'.join(map(str, values[classes].tolist())) + '\n')
     colors = point_pictures.palette(len(names))[classes]
     colored = sources.Scene(scene.points, colors, values[classes], faces=scene.faces)
-    point_files.write_ply(files['points'], colored)
+    point_files.write_ply(files['clouds'], colored)
     if 'pages' in files:
       point_pictures.page(files['pages'], scene.points, scene.colors, classes, names, shown.name)
     present, counts = np.unique(classes, return_counts=True)
