@@ -1,6 +1,6 @@
 """Interlaced attention: tokens of images and tokens of points look at each other in turn.
 
-Source: MIT, Yang et al. 2023 (arXiv 2310.12817), section 3.3, in the form of its code.
+Source: MIT, Yang et al. 2023 (arXiv 2310.12817), in the form of its code.
 """
 
 from typing import Literal
@@ -169,8 +169,7 @@ class InterlacedDecoder(module.Module):
     num_classes: class tokens of either modality, which come first.
     mlp_ratio: of the blocks.
     drop_path_rate: of all blocks.
-    first_query: whose tokens the first block updates. The paper's figure says 'voxels', its code
-      'views'.
+    first_query: whose tokens the first block updates. The paper says 'voxels', its code 'views'.
   """
 
   depth: int = 4

@@ -36,6 +36,16 @@ def test_is_softmax_attention(shape, scale):
   np.testing.assert_allclose(out, expected, atol=1e-13)
 
 
+def test_tokens_that_a_mask_leaves_out_take_no_part():
+  query, key, value = _qkv((2, 9, 3, 8), jnp.float32)
+  mask = jnp.arange(9) < jnp.array([[9], [5]])
+  out = jax.jit(kernels.dot_product_attention)(query, key, value, mask=mask)
+  for example, end in enumerate((9, 5)):
+    one = slice(example, example + 1)
+    expected = _closed_form(query[one], key[one, :end], value[one, :end], 8**-0.5)
+    np.testing.assert_allclose(out[one], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float64, 1e-12), (jnp.float32, 2e-5)])
 @pytest.mark.parametrize('pooling', [1, 10])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)

@@ -13,13 +13,15 @@ REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 # Exact in float64. In float32 rounding makes one activation of 2e-6 negative, in the first of three
 # steps, which moves all gradients before it; test_ccnet.py shows that nothing else is amiss.
 OUTSIDE_IN_FLOAT32 = {
-  'ccnet/train_steps_r2': 'a rectifier on the other side of 0: delta_norm 5e-5, bound 1.3e-5'
+  'ccnet/train_steps_r2': 'a rectifier on the other side of 0: delta_norm 5e-5, bound 1.3e-5',
+  'mit/mit_3d_only': 'rectifiers on the other side of 0: gradients 2.5e-4, bound 1e-4',
 }
 
 # Small, but many loops, which compile for long; smaller cases have their parts.
 COMPILE_LONG = {
   'det_roi_head_losses', 'det_roi_head_predict', 'maskrcnn_fpn_rpn', 'decoder', 'decoder_layer',
-  'ram_stage', 'stage_fusion_multi', 'trainable_sketch_fusion',
+  'ram_stage', 'stage_fusion_multi', 'trainable_sketch_fusion', 'interlaced_decoder',
+  'encoder_official', 'decoder_block',
 }  # fmt: skip
 
 

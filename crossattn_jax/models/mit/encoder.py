@@ -1,7 +1,4 @@
-"""Tokens of a modality: class tokens, positions, and the encoder that lets them look at each other.
-
-Section 3.2.
-"""
+"""Tokens of a modality, and the encoder that lets them look at each other (arXiv 2310.12817)."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""From tokens to scores of classes: class activation, class tokens, and what aligns these."""
+"""From tokens to scores of classes, and what aligns class tokens (MIT, arXiv 2310.12817)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -56,7 +56,7 @@ def class_logits(tokens: jax.Array, num_classes: int) -> jax.Array:
 
 
 def token_similarity(logits: Sequence[jax.Array], num_classes: int) -> jax.Array:
-  """The N-pair loss of both modalities' class tokens, the lower the better aligned (section 3.4).
+  """The N-pair loss of both modalities' class tokens, the lower the better aligned.
 
   A class token of the one modality is to look at that of its own class among all class tokens of
   the other, and the other way round: cross-entropy both ways, a mean over classes and blocks.

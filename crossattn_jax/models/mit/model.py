@@ -1,4 +1,7 @@
-"""MIT, the model of the first stage: two encoders, and the interlaced decoder over both."""
+"""MIT, the model of the first stage: two encoders, and the interlaced decoder over both.
+
+Source: Yang et al. 2023 (arXiv 2310.12817), in the form of its code.
+"""
 
 from collections.abc import Sequence
 import functools

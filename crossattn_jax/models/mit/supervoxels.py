@@ -1,6 +1,6 @@
-"""Means over supervoxels, as products with the matrix that says which cell is in which.
+"""Means over supervoxels (MIT, arXiv 2310.12817), as products with a matrix of memberships.
 
-So there is no scatter in either direction, and no result depends on padding (section 3.2).
+So there is no scatter in either direction, and no result depends on padding.
 """
 
 from typing import NamedTuple
