@@ -11,6 +11,7 @@ import pytest
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.geometry import points
+from crossattn_jax.kernels.neighbours import reference, tpu
 
 SIDE, CHANNELS, FEATURES = 6, 3, 4
 IMPLEMENTATIONS = ('reference', 'xla')
@@ -204,3 +205,69 @@ def test_what_does_not_go_together_is_said(changes, message):
   arguments |= {'table': jnp.zeros((2, 27, 90), int)} | changes
   with pytest.raises(ValueError, match=f'sparse_convolution: .*{message}'):
     kernels.sparse_convolution(**arguments)
+
+
+def sorted_table(seed, count, padded):
+  """The table of random cells in the order of x, y and z, `[27, padded]`."""
+  rng = np.random.default_rng(seed)
+  places = np.argwhere(np.ones((SIDE,) * 3))
+  table = points.neighbours(places[np.sort(rng.permutation(len(places))[:count])])
+  return np.pad(table, ((0, 0), (0, padded - count)), constant_values=-1)
+
+
+@pytest.mark.extended
+def test_kernels_of_tpus_are_the_definition_and_its_gradients(monkeypatch):
+  # Two planes of channels, several copies and tiles to a scene, and the last one not whole.
+  monkeypatch.setattr(tpu, '_LANES', 4)
+  monkeypatch.setattr(tpu, '_COPIED', 32)
+  table = jnp.asarray(np.stack([sorted_table(0, 61, 70), sorted_table(1, 40, 70)]))
+  is_row = (table[:, 13] >= 0)[..., None]
+  rng = np.random.default_rng(2)
+  x, cotangent = (jnp.asarray(rng.standard_normal((2, 70, width)), jnp.float32) for width in (6, 3))
+  kernel = jnp.asarray(rng.standard_normal((27, 6, 3)), jnp.float32)
+
+  @jax.jit
+  def compare(x, kernel, cotangent):
+    clean = jnp.where(is_row, x, 0), kernel
+    expected, pull_back = jax.vjp(lambda *a: reference.convolution(*a, table), *clean)
+    expected = expected, *pull_back(jnp.where(is_row, cotangent, 0))
+    x, cotangent = (jnp.where(is_row, values, jnp.nan) for values in (x, cotangent))
+    options = {'tile': 8, 'interpret': True}
+    result = tpu.convolution(x, kernel, table, **options)
+    return (result, *tpu.gradients(x, kernel, table, cotangent, **options)), expected
+
+  with jax.default_matmul_precision('highest'):
+    results, expected = compare(x, kernel, cotangent)
+  for result, of_definition in zip(results, expected, strict=True):
+    np.testing.assert_allclose(result, of_definition, atol=2e-5)
+
+
+def test_kernels_of_tpus_know_cells_that_are_not_sorted():
+  first, bits = tpu._columns(jnp.asarray(sorted_table(0, 61, 64))[None])
+  assert int(first.min()) == 0
+  assert not (bits >> 3).any()
+  _, tables = scenes()
+  unsorted = (tpu._columns(tables['table'])[1] >> 3).any(axis=(1, 2))
+  assert unsorted.all()
+
+
+def test_scenes_that_do_not_fit_in_the_memory_of_a_tpu_are_left_to_gathers():
+  assert tpu.fits(98304, (27, 128, 96))
+  assert not tpu.fits(400_000, (27, 128, 96))
+  assert not tpu.fits(1024, (125, 3, 32))
+  x = jax.ShapeDtypeStruct((1, 400_000, 4), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((27, 4, 4), jnp.float32)
+  table = jax.ShapeDtypeStruct((1, 27, 400_000), jnp.int32)
+  call = functools.partial(kernels.sparse_convolution, implementation='tpu')
+  with pytest.raises(ValueError, match=r"'tpu' keeps a scene's cells in VMEM .* take 'xla'"):
+    jax.eval_shape(call, x, kernel, table)
+
+
+def test_the_platform_of_the_program_chooses_the_form():
+  x = jax.ShapeDtypeStruct((1, 256, 32), jnp.bfloat16)
+  kernel = jax.ShapeDtypeStruct((27, 32, 32), jnp.bfloat16)
+  table = jax.ShapeDtypeStruct((1, 27, 256), jnp.int32)
+  exported = export.export(jax.jit(kernels.sparse_convolution), platforms=['tpu'])
+  assert 'tpu_custom_call' in exported(x, kernel, table).mlir_module()
+  exported = export.export(jax.jit(kernels.sparse_convolution), platforms=['cpu'])
+  assert 'tpu_custom_call' not in exported(x, kernel, table).mlir_module()

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.neighbours import reference, xla
+from crossattn_jax.kernels.neighbours import reference, tpu, xla
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
+_KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def sparse_convolution(
@@ -26,7 +27,10 @@ def sparse_convolution(
     table: `[batch, window, n]` integers, as `geometry.points.neighbours` makes them, -1 for no
       cell: the rows of cells around each one, in an order in which opposite places are at opposite
       ends. Columns of rows that are padding hold -1 only.
-    implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, 'auto' is 'xla'.
+    implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, 'tpu' is the
+      Pallas kernel for windows of 3 x 3 x 3 and scenes that fit in VMEM, in float32 and bfloat16.
+      It wants cells that are sorted by x, y and z, as `geometry.points` sorts them; others become
+      NaN. 'auto' takes it on TPUs where it can, and else 'xla'.
 
   Returns:
     `[batch, n, features]` in `x`'s dtype, 0 in padding. What is in padded rows of `x` does not
@@ -38,8 +42,16 @@ def sparse_convolution(
   op = 'sparse_convolution'
   dispatch.require(op, kernel.shape[0] % 2 == 1, f'a window is odd, got kernel {kernel.shape}')
   tables = {'table': (table, (*x.shape[:1], kernel.shape[0], *x.shape[1:2]))}
-  form = reference.convolution if implementation == 'reference' else _convolution
-  return _checked(op, form, x, kernel, tables, implementation)
+  dispatch.require(
+    op,
+    implementation != 'tpu' or tpu.fits(x.shape[1], kernel.shape),
+    f"implementation 'tpu' keeps a scene's cells in VMEM and has 27 places, not x {x.shape} and "
+    f"kernel {kernel.shape}; take 'xla'",
+  )
+  dispatch.check_kernel_dtype(op, implementation, x.dtype)
+  form = functools.partial(_convolution, implementation)
+  form = reference.convolution if implementation == 'reference' else form
+  return _checked(op, form, x, kernel, tables, implementation, (*IMPLEMENTATIONS, 'tpu'))
 
 
 def sparse_downsampling(
@@ -61,7 +73,7 @@ def sparse_downsampling(
       none (`geometry.points.coarsen`).
     place: `[batch, n]` integers, where each finer cell is: 8 times its parent's row plus its
       octant, -1 in padding.
-    implementation: see `sparse_convolution`.
+    implementation: see `sparse_convolution`; 'tpu' is none.
 
   Returns:
     `[batch, m, features]` in `x`'s dtype; see `sparse_convolution`.
@@ -94,7 +106,7 @@ def sparse_upsampling(
     kernel: `[8, channels, features]`.
     children: see `sparse_downsampling`.
     place: see `sparse_downsampling`.
-    implementation: see `sparse_convolution`.
+    implementation: see `sparse_convolution`; 'tpu' is none.
 
   Returns:
     `[batch, n, features]` in `x`'s dtype; see `sparse_convolution`.
@@ -110,7 +122,7 @@ def sparse_upsampling(
   return _checked('sparse_upsampling', form, x, kernel, tables, implementation)
 
 
-def _checked(op, form, x, kernel, tables, implementation):
+def _checked(op, form, x, kernel, tables, implementation, known=IMPLEMENTATIONS):
   """Checks what a form is given, and lets each device compute its own scenes.
 
   Args:
@@ -120,8 +132,9 @@ def _checked(op, form, x, kernel, tables, implementation):
     kernel: see there.
     tables: by name, and the shape each is to have. None points into another scene.
     implementation: see there.
+    known: those that there are.
   """
-  dispatch.check_implementation(op, implementation, IMPLEMENTATIONS)
+  dispatch.check_implementation(op, implementation, known)
   _check(op, x, kernel, tables)
   arrays, scenes = [table for table, _ in tables.values()], ('batch', None, None)
   return parallel.map_shards(
@@ -139,21 +152,35 @@ def _valid(x, is_row):
   return jnp.where(is_row[..., None], x, 0)
 
 
-@jax.custom_vjp
-def _convolution(x, kernel, table):
-  return xla.convolution(x, kernel, table)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolution(implementation, x, kernel, table):
+  return _by_platform(implementation, xla.convolution, tpu.convolution, x, kernel, table)
 
 
-def _convolution_forward(x, kernel, table):
-  return _convolution(x, kernel, table), (x, kernel, table)
+def _convolution_forward(implementation, x, kernel, table):
+  return _convolution(implementation, x, kernel, table), (x, kernel, table)
 
 
-def _convolution_backward(residuals, cotangent):
+def _convolution_backward(implementation, residuals, cotangent):
   x, kernel, table = residuals
+  arrays = x, kernel, table, cotangent
+  of_x, of_kernel = _by_platform(implementation, _gradients, tpu.gradients, *arrays)
+  return of_x, of_kernel.astype(kernel.dtype), None
+
+
+def _gradients(x, kernel, table, cotangent):
   x = _valid(x, table[:, table.shape[1] // 2] >= 0)
   # A cell gives to its neighbour what that one sees on the other side of its window.
   of_x, of_kernel = xla.gradients(x, kernel[::-1], table, cotangent)
-  return of_x, of_kernel[::-1].astype(kernel.dtype), None
+  return of_x, of_kernel[::-1]
+
+
+def _by_platform(implementation, jnp_form, kernel_form, x, kernel, *arrays):
+  fits = x.dtype in _KERNEL_DTYPES and tpu.fits(x.shape[1], kernel.shape)
+  forms = {'xla': kernel_form if implementation == 'tpu' else jnp_form}
+  if implementation == 'auto' and fits:
+    forms['tpu'] = kernel_form
+  return dispatch.by_platform(x, kernel, *arrays, **forms)
 
 
 @jax.custom_vjp
