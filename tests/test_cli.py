@@ -222,7 +222,7 @@ def experiment(datasets_dir):
     ('--lr=3', 'unknown flag --lr; did you mean --config.schedule.learning_rate?'),
     ('--mode=evaluate', '--mode=evaluate: value should be one of <train|eval|'),
     ('--use=best', '--use is for --mode=eval or predict or label or demo or export, not for --mod'),
-    ('--mode=label', "task 'classification' makes no labels from which another model could learn"),
+    ('--mode=label', "task 'classification', makes no labels from which another model could learn"),
     ('--input=photo.png', '--input is for --mode=predict or demo, not for --mode=train'),
     ('--mode=compile', '--mode=compile needs --topology'),
     ('--mode=predict', '--mode=predict needs --input'),

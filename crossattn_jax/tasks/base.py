@@ -120,7 +120,7 @@ class Labels(abc.ABC):
       origin: what labels depend on besides the config, as JSON can hold it.
 
     Raises:
-      ValueError: the folder has labels of another origin, or the model has none to give.
+      ValueError: the folder has labels of another origin.
     """
 
   @abc.abstractmethod
@@ -141,7 +141,7 @@ class Task(abc.ABC):
     Examples: of a split, as the task wants them.
     Predictor: looks at what was learnt.
     Serving: gives it to others.
-    Labels: gives it to other models to learn from, where the task can.
+    Labels: gives it to other models to learn from; None where it cannot.
     config: the whole experiment.
     class_names: in the order of the labels, where the task has classes and their names are known.
     model: the Flax module.

@@ -82,7 +82,7 @@ def train(
         state, metrics = run.train(state)
     # Outside the mesh: with several processes only one of them draws.
     _write_samples(experiment, state.eval_variables, workdir)
-    _show_uses(checkpointer, workdir)
+    _show_uses(experiment, checkpointer, workdir)
   shown = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
   messages.say(
     f'finished {int(state.step)} steps in {time.monotonic() - started:.0f} s: {shown}; '
@@ -91,15 +91,22 @@ def train(
   return metrics
 
 
-def _show_uses(checkpointer: checkpoints.Checkpointer, workdir: epath.Path) -> None:
+def _show_uses(
+  experiment: experiment_lib.Experiment,
+  checkpointer: checkpoints.Checkpointer,
+  workdir: epath.Path,
+) -> None:
   """Says which checkpoint is best, and the commands that use what was learnt."""
   best, use = checkpointer.best_step(), ()
   if best is not None:
     name = checkpointer.best_metric
     messages.say(f'best {name}: {checkpointer.metrics(best)[name]:.6g}, after step {best}')
     use = ('--use=best',)
-  files = ('--input=FILE_OR_FOLDER', '--output=FOLDER')
-  for mode, flags in (('eval', ()), ('predict', files), ('export', ())):
+  folder = ('--output=FOLDER',)
+  modes = {'eval': (), 'predict': ('--input=FILE_OR_FOLDER', *folder), 'export': ()}
+  if experiment.task.Labels is not None:
+    modes['label'] = folder
+  for mode, flags in modes.items():
     messages.say('  ' + messages.command_for(mode, workdir, *use, *flags))
 
 

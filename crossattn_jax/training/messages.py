@@ -45,7 +45,7 @@ def command_for(mode: str, workdir: epath.PathLike, *flags: str) -> str:
   """The command that uses what a run has learnt.
 
   Args:
-    mode: 'eval', 'predict' or 'export'.
+    mode: of `main.py`.
     workdir: of the run.
     *flags: further ones.
 

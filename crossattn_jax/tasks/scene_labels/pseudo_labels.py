@@ -142,11 +142,6 @@ class Writer(base.Labels):
 
   def __init__(self, task: base.Task, output: epath.Path, origin: Mapping[str, Any]):
     """Finds the scenes that lack a file; see `base.Labels`."""
-    if not task.sees_points:
-      raise ValueError(
-        f'{task.config.model.name!r} sees no points, of which there could be labels; take a model '
-        'that does, such as mit_18a_r50 or mit_points'
-      )
     self._task, self._output = task, output
     dataset, options = task.config.dataset, task.config.task.pseudo_labels
     self.examples = task.examples(dataset.train_split)

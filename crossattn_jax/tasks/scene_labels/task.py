@@ -87,6 +87,8 @@ class SceneLabels(base.Task):
     super().__init__(config)
     self.class_names = tuple(config.dataset.class_names)
     _check(config, self.model)
+    if not self.sees_points:
+      self.Labels = None
 
   @property
   def sees_points(self) -> bool:
