@@ -78,10 +78,12 @@ class PseudoLabels:
       ValueError: files are missing, which are named, or are of other classes.
     """
     self._folder = pathlib.Path(folder)
-    where, make = f'dataset.labels_dir={str(folder)!r}', 'tasks.scene_labels.pseudo_labels'
+    where = f'dataset.labels_dir={str(folder)!r}'
     description = self._folder / DESCRIPTION
     if not description.is_file():
-      raise ValueError(f'{where} has no {DESCRIPTION}; python -m crossattn_jax.{make} makes it')
+      raise ValueError(
+        f'{where} has no {DESCRIPTION}; --mode=label --workdir=RUN --output=FOLDER writes labels'
+      )
     names = json.loads(description.read_text())['class_names']
     if changes := sources.class_changes(names, class_names):
       raise ValueError(f'{where} has labels of other classes than the data set: {changes}')

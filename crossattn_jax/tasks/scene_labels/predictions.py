@@ -11,7 +11,7 @@ import numpy as np
 
 from crossattn_jax.data import levels
 from crossattn_jax.data.scene_points import batches as data
-from crossattn_jax.data.scene_points import sources
+from crossattn_jax.data.scene_points import folder, sources
 from crossattn_jax.tasks import base, predictor
 from crossattn_jax.tasks.scene_labels import pictures, pseudo_labels
 
@@ -37,19 +37,17 @@ class Predictor(predictor.FilePredictor):
   What a scene holds is not known here: supervoxels get one of the classes that are found in it.
   """
 
-  extensions = ('.ply', '.npz')
+  extensions = folder.EXTENSIONS
   expected = 'a scene, or a folder with scenes'
   num_samples = 4
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """The points of a file, and the photographs beside it."""
-    from crossattn_jax.data.scene_points import folder
-
     (path,) = source.paths
     opened = folder.open_file(path, self.task.class_names)
     examples = data.SceneLabelExamples(self.task.config.dataset, 'input', opened)
     scene = examples.scene(0)
-    row = examples.eval_example(scene, 0, examples.buckets()[0])
+    row = examples.eval_example(scene, 0, examples.eval_bucket(scene, 0))
     example = {name: x for name, x in row.items() if name not in ('index', 'tags')}
     return predictor.Loaded(example, Shown(scene, examples.voxels(0, scene=scene), row))
 

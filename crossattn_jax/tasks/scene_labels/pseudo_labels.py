@@ -10,13 +10,11 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import config_errors
-from crossattn_jax.data.scene_points import batches, sources
+from crossattn_jax.data.scene_points import batches, sources, targets
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.tasks import base, predictor
 
 ABSENT = -1
-# Says what the files beside it are.
-DESCRIPTION = 'pseudo_labels.json'
 
 
 def supervoxel_labels(
@@ -134,7 +132,7 @@ def metrics_of(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, f
 
 
 class Writer(base.Labels):
-  """Writes a file of labels for each scene that was learnt from.
+  """Writes a file of labels for each scene that was learnt from; see `targets.PseudoLabels`.
 
   `KEY.npz` has 'labels' `[points]` int16, -1 for none, in the order of the scene's file; where the
   truth is known also 'confusion', see `compare`.
@@ -159,7 +157,7 @@ class Writer(base.Labels):
 
   def _begin(self) -> None:
     """Says whose labels the folder has, before there are any; refuses one of others."""
-    path = self._output / DESCRIPTION
+    path = self._output / targets.DESCRIPTION
     if not path.exists():
       self._output.mkdir(parents=True, exist_ok=True)
       _replace(path, json.dumps(self._description, indent=2).encode())
@@ -203,7 +201,7 @@ class Writer(base.Labels):
     results = metrics_of(confusion, self._task.class_names)
     results |= {'scenes': len(keys), 'points': points, 'labelled': labelled / points}
     _replace(
-      self._output / DESCRIPTION,
+      self._output / targets.DESCRIPTION,
       json.dumps(self._description | {'metrics': results}, indent=2).encode(),
     )
     return results

@@ -3,12 +3,13 @@
 import json
 
 from etils import epath
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
-from crossattn_jax.data.scene_points import point_files
+from crossattn_jax.data.scene_points import files
 from crossattn_jax.tasks.scene_labels import predictions
 
 # The class of each supervoxel of the scenes.
@@ -46,7 +47,7 @@ def test_files_are_described_and_drawn(predictor, scenes, tmp_path):
   scene = scenes.scene(6)._replace(labels=None)
   folder = tmp_path / 'given'
   (folder / 'kitchen' / 'images').mkdir(parents=True)
-  point_files.write_npz(folder / 'kitchen.npz', scene)
+  files.write(folder / 'kitchen.npz', scene)
   for number in range(3):
     Image.new('RGB', (20, 15), (90 * number, 30, 30)).save(folder / f'kitchen/images/{number}.png')
   (folder / 'broken.ply').write_text('not a ply file')
@@ -73,11 +74,13 @@ def test_samples_show_the_truth_beside_what_is_found(predictor, tmp_path):
 def test_looks_are_shares_of_what_all_alike_would_be():
   logits = np.full((2, 1, 3, 5), 7.0, np.float32)  # A class and two views; a class and four.
   logits[0, 0, 1, 1:] = np.log([1, 2, 3, 2])
-  features = {'attention_0': jnp.asarray(logits), 'attention_1': jnp.zeros((2, 1, 5, 3))}
+  features = {'attention_0': logits, 'attention_1': np.zeros((2, 1, 5, 3))}
 
   class Model:
     num_classes, decoder_depth, first_query = 1, 2, 'views'
 
-  looks = predictions.looks_at_supervoxels(Model, features, jnp.array([4, 2]))
+  looks = jax.jit(lambda *given: predictions.looks_at_supervoxels(Model, *given))(
+    features, np.array([4, 2])
+  )
   np.testing.assert_allclose(looks[0, 1], [0.5, 1, 1.5, 1], rtol=1e-6)
   np.testing.assert_allclose(looks[1, 2], [1, 1, 0, 0], rtol=1e-6)
