@@ -153,8 +153,8 @@ def test_the_loss_is_the_weighted_sum_of_what_a_model_has(make_task, small_confi
   task = make_task(config)
   batch = {name: np.zeros(x.shape, x.dtype) for name, x in task.batch_spec(2).items()}
   outputs = {
-    'voxel_class_logits': np.zeros((2, 3)),
-    'voxel_cam_probabilities': np.full((2, 3), 0.5),
+    'voxel_class_logits': np.zeros((2, 3), np.float32),
+    'voxel_cam_probabilities': np.full((2, 3), 0.5, np.float32),
     'consistency': np.array([1.0, 3.0]),
     'cams': np.zeros((2, 8, 3)),
   }
