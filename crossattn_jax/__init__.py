@@ -8,13 +8,28 @@ logits, features = model.apply(variables, images)
 import importlib
 import typing
 
-from crossattn_jax.models import create_model, list_models
+from crossattn_jax import models
+from crossattn_jax.models import create_model
 
 if typing.TYPE_CHECKING:
   from crossattn_jax.conversion.pretrained import load_pretrained
 
 __version__ = '0.1.0'
 __all__ = ['create_model', 'list_models', 'load_pretrained']
+
+
+def list_models(pattern: str = '*', *, weights: bool = False) -> list[str]:
+  """Returns the names of the models that match a shell-style pattern, sorted.
+
+  Args:
+    pattern: such as 'crossvit_*'; with a '+', as in 'biformer_small+*', of backbones with heads.
+    weights: only those whose weights `load_pretrained` downloads, from one source or another.
+  """
+  names = models.list_models(pattern)
+  if weights:
+    published = importlib.import_module('crossattn_jax.conversion.published')
+    names = [name for name in names if set(published.where(name)) - {'by hand'}]
+  return names
 
 
 def __getattr__(name: str):

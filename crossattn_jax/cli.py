@@ -53,7 +53,8 @@ import jax
 import ml_collections
 import rich
 
-from crossattn_jax import models, parallel, tasks
+import crossattn_jax
+from crossattn_jax import parallel, tasks
 from crossattn_jax.training import (
   command_line,
   demo,
@@ -223,12 +224,15 @@ def _show_models(arguments: Sequence[str]) -> int:
     default='*',
     help="such as 'crossvit_*'; with a '+', as in '*+upernet', backbones with heads",
   )
-  pattern = parser.parse_args(arguments).pattern
-  names = models.list_models(pattern)
+  parser.add_argument(
+    '--weights', action='store_true', help='only those whose weights load_pretrained downloads'
+  )
+  args = parser.parse_args(arguments)
+  names = crossattn_jax.list_models(args.pattern, weights=args.weights)
   for name in names:
     print(name)
   if not names:
-    print(f'no model is called {pattern!r}; crossattn models lists all', file=sys.stderr)
+    print(f'no such model is called {args.pattern!r}; crossattn models lists all', file=sys.stderr)
   return 0 if names else 1
 
 

@@ -142,6 +142,16 @@ def default_cache_dir() -> pathlib.Path:
   return pathlib.Path(base) / 'crossattn_jax'
 
 
+def where(name: str) -> dict[str, str]:
+  """Where weights of a model are published.
+
+  Returns:
+    Addresses by source, as `fetch` takes it; as 'by hand' the page of what only a browser gets.
+  """
+  found = {source: files[name].url for source, files in SOURCES.items() if name in files}
+  return found | ({'by hand': _BY_HAND[name][1]} if name in _BY_HAND else {})
+
+
 def fetch(name: str, source: str, cache: pathlib.Path) -> pathlib.Path:
   """Downloads the weights that `source` publishes for the model `name`, if they are not here.
 

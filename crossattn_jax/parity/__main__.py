@@ -22,10 +22,11 @@ from crossattn_jax.parity import adapters, bounds, replay, report
 def _replay(args: argparse.Namespace) -> int:
   precisions = bounds.PRECISIONS if args.precision == 'both' else (args.precision,)
   printer = report.Printer()
+  show = report.print_summary if args.summary else report.print_result
   results = []
   for result in replay.replay(args.paths, precisions):
     results.append(result)
-    report.print_result(printer, result)
+    show(printer, result)
   if args.json:
     report.write_json(args.json, report.results_to_json(results))
   passed, failed = report.count_cases(results)
@@ -182,6 +183,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     choices=[*bounds.PRECISIONS, 'both'],
     default='both',
     help='float64 judges exactness, float32 stability (default: both)',
+  )
+  command.add_argument(
+    '--summary', action='store_true', help='print a line per case in place of a row per array'
   )
   command.add_argument('--json', metavar='FILE', help='also write the results to FILE')
   command.set_defaults(run=_replay)

@@ -58,11 +58,7 @@ class Printer:
 
 def print_result(printer: Printer, result: replay.Result) -> None:
   """Prints a replayed case: a heading and a row per array."""
-  verdict = 'passed' if result.passed else 'FAILED'
-  printer.line(
-    f'{result.case} {result.precision}: {verdict} in {result.seconds:.1f} s',
-    style='bold' if result.passed else 'bold red',
-  )
+  printer.line(_heading(result), style='bold' if result.passed else 'bold red')
   if result.error:
     printer.line(f'  {result.error}')
   if result.rows:
@@ -81,6 +77,25 @@ def print_result(printer: Printer, result: replay.Result) -> None:
       ],
       failed=[not row.passed for row in result.rows],
     )
+
+
+def _heading(result: replay.Result) -> str:
+  verdict = 'passed' if result.passed else 'FAILED'
+  return f'{result.case} {result.precision}: {verdict} in {result.seconds:.1f} s'
+
+
+def print_summary(printer: Printer, result: replay.Result) -> None:
+  """Prints a replayed case as one line: its heading, and how near its arrays are to the bound."""
+  told = [_heading(result)]
+  if result.error:
+    told.append(' '.join(result.error.split()))
+  failed = [row.array for row in result.rows if not row.passed]
+  if result.rows:
+    told.append(f'{len(result.rows) - len(failed)} of {len(result.rows)} arrays pass')
+  shares = [(row.error / row.bound, row.array) for row in result.rows if row.error and row.bound]
+  if shares:
+    told.append('at most {:.0%} of the bound ({})'.format(*max(shares)))
+  printer.line(', '.join(told), style=None if result.passed else 'red')
 
 
 def count_cases(results: Iterable[replay.Result]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What replay says about a hand-written case, right and wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -202,6 +203,14 @@ def test_the_command_counts_cases_and_exits_with_the_verdict(tmp_path, case_path
   written = json.loads(results.read_text())
   assert (written['passed'], written['failed']) == (1, 0)
   assert [result['precision'] for result in written['results']] == ['float64', 'float32']
+
+
+def test_a_summary_is_a_line_per_case_and_precision(case_path, capsys):
+  assert __main__.main(['replay', '--summary', str(case_path)]) == 0
+  *lines, _ = capsys.readouterr().out.splitlines()
+  assert [line.split()[1] for line in lines] == ['float64:', 'float32:']
+  for line in lines:
+    assert re.search(r': passed in .* s, (\d+) of \1 arrays pass, at most \d+% of the bound', line)
 
 
 def test_one_broken_case_fails_and_the_others_go_on(tmp_path, case_path, capsys):

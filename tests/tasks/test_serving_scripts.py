@@ -7,6 +7,8 @@ import runpy
 from PIL import Image
 import pytest
 
+from crossattn_jax import tasks
+
 STEPS = {'mode': 'RGB', 'decoding': {}}
 
 
@@ -34,3 +36,18 @@ def test_a_broken_image_is_one_sentence(task, tmp_path, monkeypatch):
   for path, problem in ((broken, 'cannot identify'), (cut, 'trunc'), (tmp_path / 'no', 'No such')):
     with pytest.raises(SystemExit, match=f'^error: cannot read image .*{path.name}.*{problem}'):
       read(path, STEPS)
+
+
+@pytest.mark.parametrize(
+  'script',
+  sorted(pathlib.Path(tasks.__file__).parent.glob('*/serving_script.py')),
+  ids=lambda script: script.parent.name,
+)
+def test_without_inputs_a_script_says_what_it_takes(script, monkeypatch):
+  if script.with_name('serving.py').exists():
+    serving = importlib.import_module(f'crossattn_jax.tasks.{script.parent.name}.serving')
+    for module in serving.Serving.modules:
+      monkeypatch.syspath_prepend(pathlib.Path(module.__file__).parent)
+  monkeypatch.setattr('sys.argv', ['load_and_run.py'])
+  with pytest.raises(SystemExit, match=r'python load_and_run\.py \w+'):
+    runpy.run_path(str(script), run_name='__main__')

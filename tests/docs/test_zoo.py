@@ -1,0 +1,63 @@
+"""The list of all models is the one that its script writes, and lacks none."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+import crossattn_jax
+from crossattn_jax import models
+from crossattn_jax.conversion import published
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / 'docs' / 'models.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def zoo():
+  spec = importlib.util.spec_from_file_location('zoo', ROOT / 'docs' / 'zoo.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_the_page_is_what_the_script_writes(zoo):
+  assert zoo.page() == PAGE, 'run `python docs/zoo.py`'
+
+
+def test_every_model_is_on_the_page_by_one_of_its_names():
+  shown = [models.create_model(name) for name in models.list_models() if f'| `{name}` |' in PAGE]
+  missing = [name for name in models.list_models() if models.create_model(name) not in shown]
+  assert not missing
+
+
+def test_results_are_those_of_the_documents(zoo):
+  configs = ''.join(path.read_text() for path in (ROOT / 'configs').glob('*.py'))
+  for system in zoo.SYSTEMS:
+    page = ROOT / 'docs' / system.page
+    text = configs + (page.read_text() if system.page else '')
+    assert all(result in text for result in system.results.values()), system.title
+    names = set(zoo.names_of(system))
+    assert names >= set(system.results)
+    if system.config:
+      assert (ROOT / system.config.partition(':')[0]).is_file()
+
+
+def test_multiply_adds_are_near_the_papers(zoo):
+  measured = json.loads(zoo.MEASURED.read_text())
+  for name, paper in (
+    ('crossvit_tiny_240', 1.6),
+    ('swiftformer_l1', 1.60),
+    ('crossformer_small', 4.9),
+    ('biformer_small', 4.5),
+  ):
+    assert measured[name][1] == pytest.approx(paper, rel=0.08)
+
+
+def test_models_with_weights_are_those_that_download():
+  names = crossattn_jax.list_models('*former_[sx]*', weights=True)
+  assert names == ['swiftformer_s', 'swiftformer_xs']
+  assert 'by hand' in published.where('biformer_small')
+  assert published.where('swiftformer_s').keys() == {'timm', 'transformers', 'by hand'}
+  assert not published.where('mmvit_base')
