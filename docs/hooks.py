@@ -17,6 +17,9 @@ _HIDDEN = 'serving_script'
 # Escape sequences of terminals in the text of notebooks.
 _COLORS = re.compile(r'\x1b\[[\d;]*m')
 
+# Its picture would come from elsewhere when a page is read.
+_BADGE = re.compile(r'\[!\[Open in Colab\].*\n\n')
+
 
 def public_modules() -> list[str]:
   """Returns the dotted names of all modules and packages whose names do not start with '_'."""
@@ -86,7 +89,7 @@ def notebook(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
   for cell in json.loads(path.read_text())['cells']:
     source = ''.join(cell['source'])
     if cell['cell_type'] == 'markdown':
-      parts.append(source)
+      parts.append(_BADGE.sub('', source))
       continue
     parts.append(f'```python\n{source}\n```')
     text, shown = '', []

@@ -1,15 +1,17 @@
 """Writes docs/models.md, the list of all models: `python docs/zoo.py`.
 
-`python docs/zoo.py --measure` first counts the operations of models that docs/models.json does not
-have, as XLA counts them when it is given the forward pass of one example.
+`python docs/zoo.py --measure` first counts parameters and operations of the models that
+docs/models.json does not have; operations as XLA counts them in a forward pass of one example.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import fnmatch
+import importlib.util
 import json
 import pathlib
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,9 @@ from crossattn_jax.conversion import published
 
 DOCS = pathlib.Path(__file__).parent
 MEASURED = DOCS / 'models.json'
-# Kept true by tests/models/test_parameter_trees.py.
-PARAMETERS = DOCS.parent / 'tests' / 'models' / 'parameter_trees.json'
+# Knows the smallest input of each model.
+_TREES = DOCS.parent / 'tests' / 'models' / 'test_parameter_trees.py'
+_UNKNOWN = (0, None, '')
 
 _ABOUT = """# Models
 
@@ -95,17 +98,19 @@ SYSTEMS = (
   System(
     'SwiftFormer',
     'swiftformer.md',
-    ('swiftformer_*',),
+    ('swiftformer_*', 'regnety_160'),
     'ImageNet top-1',
     {
       'swiftformer_xs': '75.7',
       'swiftformer_s': '78.5',
       'swiftformer_l1': '80.9',
       'swiftformer_l3': '83.0',
+      'regnety_160': '82.9',
     },
     'the paper, with a teacher',
     'configs/swiftformer_imagenet.py:{}',
     'see [Amshaker/SwiftFormer](https://github.com/Amshaker/SwiftFormer)',
+    '`regnety_160` is the teacher, of the DeiT project.',
   ),
   System(
     'CrossFormer and CrossFormer++',
@@ -147,7 +152,7 @@ SYSTEMS = (
     'mmvit.md',
     ('mmvit_*',),
     config='configs/mmvit_imagenet.py:{}',
-    note='No code and no weights were published.',
+    note='Of sounds: `configs/mmvit_audioset.py`. No code and no weights were published.',
   ),
   System(
     'CCNet, PSPNet, DeepLabv3',
@@ -185,6 +190,7 @@ SYSTEMS = (
     'Flickr30K R@1, image to text / text to image',
     {'mmca_bert_base': '74.2 / 54.8', 'saem_bert_base': '69.1 / 52.4'},
     'quoted by a list of benchmarks',
+    'configs/mmca_flickr30k.py:{}',
     note="No weights of MMCA were published; SAEM's are taken by their path.",
   ),
   System(
@@ -202,12 +208,9 @@ SYSTEMS = (
   ),
   System(
     'Backbones',
-    'architecture.md',
-    ('pyramid_*', 'resnet*', 'regnety_*'),
-    'ImageNet top-1',
-    {'regnety_160': '82.9'},
-    'the DeiT project',
-    note="`regnety_160` is DeiT's teacher.",
+    '',
+    ('pyramid_*', 'resnet*'),
+    note='`pyramid_*` takes any attention by name: `create_model(NAME, attention="pooled")`.',
   ),
 )
 
@@ -226,7 +229,7 @@ _WITH_HEADS = {
 
 
 def names_of(system: System) -> list[str]:
-  """The models of a system, each by its own name: not by those that others call it."""
+  """The models of a system, small ones first, each by its own name: not as others call it."""
   names = [
     name
     for name in models.list_models()
@@ -239,7 +242,12 @@ def names_of(system: System) -> list[str]:
     known = [other for other in twins if other in system.results]
     if name in (known or twins[-1:]):
       kept.append(name)
-  return kept
+  return sorted(kept, key=lambda name: measured().get(name, _UNKNOWN)[0])
+
+
+def measured() -> dict[str, tuple[int, float | None, str]]:
+  """By model its parameters, and a forward pass's multiply-adds in billions of such an input."""
+  return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -251,38 +259,39 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def section(system: System) -> str:
   """Markdown of a system."""
-  counts, measured = json.loads(PARAMETERS.read_text()), json.loads(MEASURED.read_text())
-  rows = []
+  rows, by_hand = [], {}
   for name in names_of(system):
-    size, multiply_adds = measured.get(name, ('', ''))
+    parameters, multiply_adds, size = measured().get(name, _UNKNOWN)
+    sources = published.where(name)
     rows.append(
       [
         f'`{name}`',
-        f'{counts[name][0]:,}' if name in counts else '',
-        str(multiply_adds),
+        f'{parameters:,}' if parameters else '',
+        f'{multiply_adds:g}' if multiply_adds else '',
         size,
         system.results.get(name, ''),
-        ', '.join(published.where(name)),
+        ', '.join(sources),
       ]
     )
-  header = ['model', 'parameters', 'G multiply-adds', 'of', system.metric, 'weights']
-  told = [f'[More]({system.page})'] if system.page else []
-  if system.config:
-    told.append(f'Config: `{system.config.format("NAME")}`')
-  if system.source:
-    told.append(f'Published: {system.source}')
-  if system.licence:
-    told.append(f'Licence of the original: {system.licence}')
-  told += [system.note] if system.note else []
-  pages: dict[str, list[str]] = {}
-  for name in names_of(system):
-    if page := published.where(name).get('by hand'):
-      pages.setdefault(page, []).append(f'`{name}`')
-  told += [
-    f'By hand: [{"all of them" if len(names) == len(rows) else ", ".join(names)}]({page})'
-    for page, names in pages.items()
+    if 'by hand' in sources:
+      by_hand.setdefault(sources['by hand'], []).append(f'`{name}`')
+  header = ['model', 'parameters', 'G multiply-adds', 'input', system.metric, 'weights']
+  told = [
+    system.page and f'[More]({system.page})',
+    system.config and f'Config: `{system.config.format("NAME")}`',
+    system.source and f'Published: {system.source}',
+    system.licence and f'Licence of the original: {system.licence}',
+    system.note,
+    *(f'[By hand]({page}): {", ".join(names)}' for page, names in by_hand.items()),
   ]
-  return f'## {system.title}\n\n{table(header, rows)}\n\n' + '\n'.join(f'- {x}' for x in told)
+  lines = [_wrapped(f'- {line}') for line in told if line]
+  return f'## {system.title}\n\n{table(header, rows)}\n\n' + '\n'.join(lines)
+
+
+def _wrapped(line: str) -> str:
+  return textwrap.fill(
+    line, 120, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False
+  )
 
 
 def with_heads() -> str:
@@ -329,18 +338,20 @@ def example_of(model) -> tuple[str, tuple[jax.ShapeDtypeStruct, ...]] | None:
 
 def measure() -> None:
   """Adds to docs/models.json what it does not have; seconds for each model."""
-  measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-  for name in (name for system in SYSTEMS for name in names_of(system)):
+  spec = importlib.util.spec_from_file_location('trees', _TREES)
+  trees = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(trees)
+  known = measured()
+  for name in (name for system in SYSTEMS for name in names_of(system) if name not in known):
     model = models.create_model(name)
-    example = example_of(model)
-    if name not in measured and example is not None:
+    example, multiply_adds = example_of(model), None
+    if example is not None:
       variables = jax.eval_shape(model.init, jax.random.key(0), *example[1])
       operations = jax.jit(model.apply).lower(variables, *example[1]).cost_analysis()['flops']
-      measured[name] = example[0], float(f'{operations / 2e9:.3g}')
-      lines = (
-        f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in sorted(measured.items())
-      )
-      MEASURED.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+      multiply_adds = float(f'{operations / 2e9:.3g}')
+    known[name] = trees.tree_of(name)[0], multiply_adds, example[0] if example else ''
+    lines = [f'  {json.dumps(key)}: {json.dumps(x)}' for key, x in sorted(known.items())]
+    MEASURED.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 if __name__ == '__main__':

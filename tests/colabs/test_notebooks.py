@@ -1,6 +1,8 @@
 """The notebooks run from top to bottom without a network, and are committed with their results."""
 
+import importlib.util
 import pathlib
+import re
 
 import nbclient
 import nbformat
@@ -8,6 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLABS = ROOT / 'colabs'
+spec = importlib.util.spec_from_file_location('address', COLABS / 'address.py')
+address = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(address)
 
 
 def execute(name, folder, environment, monkeypatch, parameters=''):
@@ -44,6 +49,18 @@ def pictures(notebook):
   """How many pictures the cells of a notebook show."""
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
   return sum('image/png' in output.get('data', {}) for output in outputs)
+
+
+@pytest.mark.parametrize('path', sorted(COLABS.glob('*.ipynb')), ids=lambda path: path.stem)
+def test_a_fork_sets_the_address_everywhere(path, tmp_path):
+  copy = tmp_path / path.name
+  copy.write_text(path.read_text())
+  address.set_address(copy, 'https://github.com/ME/fork')
+  assert "REPOSITORY = 'https://github.com/ME/fork'" in copy.read_text()
+  assert f'/github/ME/fork/blob/main/colabs/{path.name})' in copy.read_text()
+  (repository,) = set(re.findall(r"REPOSITORY = '(.*?)'", path.read_text()))
+  address.set_address(copy, repository)
+  assert copy.read_text() == path.read_text(), 'run `python colabs/address.py ADDRESS`'
 
 
 @pytest.mark.extended

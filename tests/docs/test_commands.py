@@ -24,13 +24,16 @@ SOURCES = [
   *sorted((ROOT / 'configs').glob('*.py')),
   *sorted((ROOT / 'colabs').glob('*.ipynb')),
 ]
+MODES = 'train|eval|predict|label|demo|export|compile'
 COMMAND = re.compile(
-  r'(?<![\w.-])(?:python3? (?=-m \w|\S+\.py)|pip install|tfds build|mkdocs build)[^\n`"]*'
+  r'(?<![\w.-])(?:python3? (?=-m \w|\S+\.py)|pip install|tfds build|mkdocs build'
+  rf'|crossattn (?=(?:{MODES}|convert|compare|replay) ))[^\n`"]*'
 )
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
   r'pip install|-m venv|-m pytest': '.ci/run makes an environment and runs the tests in it',
   r'test_arguments\.py': 'writes what that file tests',
+  r'docs/zoo\.py': 'writes what tests/docs/test_zoo.py tests',
   r'mkdocs build': 'tests/docs/test_site.py builds the site',
   r'tfds build|weights=(?:timm|official)': 'needs the network',
   r'-m benchmarks\.': 'measures, for minutes to hours',
@@ -129,8 +132,20 @@ def all_commands():
         words = shlex.split(command.rstrip('. '), comments=True)
         if words:
           words[0] = pathlib.Path(words[0]).name
+          words = in_a_clone(words)
           found.setdefault(' '.join(words), (path.name, words))
   return list(found.values())
+
+
+def in_a_clone(words):
+  """What does the same as the command `crossattn`; other commands as they are."""
+  if words[0] != 'crossattn':
+    return words
+  if words[1] not in MODES.split('|'):
+    return ['python', '-m', 'crossattn_jax.parity', *words[1:]]
+  mode = [f'--mode={words[1]}'] if words[1] != 'train' else []
+  rest = [re.sub(r'^--config=(\w+)(?=:|$)', r'--config=configs/\1.py', word) for word in words[2:]]
+  return ['python', 'main.py', *mode, *rest]
 
 
 COMMANDS = all_commands()
