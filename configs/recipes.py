@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from crossattn_jax import models
+from crossattn_jax.data.scene_points import augmentation as scene_augmentation
 from crossattn_jax.training import config as config_lib
 
 
@@ -146,6 +147,78 @@ def use_rooms(config: ml_collections.ConfigDict) -> None:
   config.evaluation.batch_size = 4
   config.evaluation.every_epochs = 5.0
   config.logging.every_steps = 20
+
+
+# Rows of the levels of a scene, by the side of its voxels in metres.
+_SCENE_ROWS = {
+  0.05: ((16384, 6144, 1664, 512, 128), (32768, 12288, 3328, 1024, 256)),
+  0.04: ((32768, 12288, 3328, 1024, 256), (98304, 32768, 8192, 2048, 512)),
+  0.02: ((49152, 16384, 4096, 1024, 256), (98304, 32768, 8192, 2048, 512)),
+}
+
+
+def mit(model: str, dataset: str) -> ml_collections.ConfigDict:
+  """The first stage of MIT as its authors' code trains it, of scenes of which classes are known.
+
+  Args:
+    model: name of a registered model.
+    dataset: 'scannet', or 's3dis', for which the sizes of data are ours.
+  """
+  config = config_lib.default_config('scene_labels')
+  config.model = models.model_config(model, dtype='bfloat16')
+  config.batch_size, config.num_epochs = 32, 1000.0
+  _use_scenes(config, dataset, 0.05)
+  if model == 'mit_points':
+    config.dataset.num_views = 0
+  else:
+    config.model.num_views = config.dataset.num_views
+    config.model.image_size = config.dataset.image_size
+  config.optimizer.name = 'adamw'
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.decay_vectors = True
+  config.schedule.name = 'cosine'
+  config.schedule.learning_rate = 1e-2
+  config.schedule.restart_epochs = 20.0
+  config.schedule.steps_late = 1
+  config.schedule.epoch_starts_ahead = True
+  config.evaluation.every_epochs = 20.0
+  return config
+
+
+def minkunet(model: str, dataset: str) -> ml_collections.ConfigDict:
+  """The second stage of MIT as its authors' code trains it, of labels that the first one made.
+
+  Args:
+    model: name of a registered model.
+    dataset: see `mit`.
+  """
+  config = config_lib.default_config('point_segmentation')
+  config.model = models.model_config(model, dtype='bfloat16')
+  config.batch_size, config.num_epochs = 24, 200.0
+  _use_scenes(config, dataset, 0.02)
+  config.dataset.augmentation.update(scene_augmentation.published())
+  config.optimizer.name = 'sgd'
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.decay_vectors = True
+  config.schedule.name = 'polynomial'
+  config.schedule.power = 0.9
+  config.schedule.learning_rate = 1e-2
+  config.evaluation.every_epochs = 10.0
+  return config
+
+
+def _use_scenes(config: ml_collections.ConfigDict, dataset: str, voxel_size: float) -> None:
+  """Sets the data of both stages of MIT; `voxel_size` is ScanNet's."""
+  config.dataset.name = dataset
+  if dataset == 'scannet':
+    config.dataset.voxel_size, config.dataset.repeat = voxel_size, 5
+    config.dataset.buckets = _SCENE_ROWS[voxel_size]
+  else:
+    config.dataset.voxel_size, config.dataset.repeat = 0.04, 16
+    config.dataset.buckets = _SCENE_ROWS[0.04]
+    config.dataset.num_views, config.dataset.image_size = 6, (256, 256)
+  config.logging.every_steps = 50
 
 
 def detection_scenes() -> ml_collections.ConfigDict:
