@@ -36,9 +36,11 @@ def default_config() -> ml_collections.ConfigDict:
       'name': 'point_segmentation',
       # One weight per class, or none.
       'class_weights': (),
-      # Classes that neither labels nor predictions have: 'zero' counts their IoU as 0, as MIT's
-      # authors do in training, 'skip' leaves them out of the mean.
-      'absent_classes': 'skip',
+      'evaluation': {
+        # Classes that neither labels nor predictions have: 'zero' counts their IoU as 0, as MIT's
+        # authors do in training, 'skip' leaves them out of the mean.
+        'absent_classes': 'skip',
+      },
     }
   )
   config.dataset = data.default_config()
@@ -166,7 +168,7 @@ class PointSegmentation(base.Task):
         f'none of the points of dataset {dataset.name!r}, split {dataset.eval_split!r}, has a '
         'class, so that there is no mean IoU: all of its labels say so'
       )
-    absent = self.config.task.absent_classes
+    absent = self.config.task.evaluation.absent_classes
     iou = metrics.intersection_over_union(confusion)
     of_classes = zip(self.class_names, iou, strict=True)
     return {
@@ -190,7 +192,8 @@ class PointSegmentation(base.Task):
 
 def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   """Refuses what does not belong together or cannot be, naming the key."""
-  task, names = config.task, config.dataset.class_names
+  task, absent = config.task, config.task.evaluation.absent_classes
+  names = config.dataset.class_names
   if not isinstance(model, minkunet.MinkUNet):
     raise ValueError(
       f'config.model.name={config.model.name!r} does not label points; '
@@ -202,8 +205,8 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
       f'{len(names)} classes; set config.model.num_classes={len(names)}',
       {'model.num_classes': len(names)},
     )
-  if task.absent_classes not in ('zero', 'skip'):
-    raise ValueError(f'config.task.absent_classes={task.absent_classes!r} is not one of zero, skip')
+  if absent not in ('zero', 'skip'):
+    raise ValueError(f'config.task.evaluation.absent_classes={absent!r} is not one of zero, skip')
   if task.class_weights and len(task.class_weights) != len(names):
     raise ValueError(
       f'config.task.class_weights has {len(task.class_weights)} entries; dataset '

@@ -135,7 +135,7 @@ def test_the_loss_is_a_mean_over_all_voxels_with_a_class(make_task, small_config
 @pytest.mark.parametrize(
   ('key', 'value', 'message'),
   [
-    ('task.absent_classes', 'none', "absent_classes='none' is not one of zero, skip"),
+    ('task.evaluation.absent_classes', 'none', "absent_classes='none' is not one of zero, skip"),
     ('task.class_weights', (1.0,), 'class_weights has 1 entries'),
     ('model.num_classes', 7, 'set config.model.num_classes=4'),
     ('model', {'name': 'swiftformer_xs'}, "list_models('minkunet*') shows what does"),
