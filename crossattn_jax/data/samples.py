@@ -8,11 +8,13 @@ import pathlib
 import tempfile
 
 from absl import app
+import numpy as np
 from PIL import Image, ImageDraw
 
 from crossattn_jax.data import sources as data_sources
 from crossattn_jax.data.classification import digits, sources
-from crossattn_jax.data.scenes import dataset, drawings, shapes, tones
+from crossattn_jax.data.scene_points import point_files
+from crossattn_jax.data.scenes import dataset, drawings, rooms, shapes, tones
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
 
@@ -35,6 +37,7 @@ _OFFERED = {
   ('paired_detection', 'shape_scenes'): 'night',
   ('retrieval', 'shape_scenes'): 'queries.txt',
   ('sketch_localization', 'shape_scenes'): 'shapes',
+  ('point_segmentation', 'room_scenes'): 'rooms',
 }
 
 
@@ -45,9 +48,9 @@ def offered(task: str, dataset: str) -> pathlib.Path | None:
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes digits of the test split, rendered scenes, pairs of them, sketches, a sound, queries."""
+  """Writes digits of the test split, rendered scenes and pairs, sketches, a room, a sound, queries."""
   pairs = [f'{name}/{kind}' for name in ('pairs', 'night') for kind in ('visible', 'infrared')]
-  for name in ('digits', 'scenes', 'shapes', 'sketches', 'sounds', *pairs):
+  for name in ('digits', 'scenes', 'shapes', 'sketches', 'sounds', 'rooms', *pairs):
     (folder / name).mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as data_dir:
     digits.prepare(data_dir)
@@ -73,6 +76,9 @@ def write(folder: pathlib.Path) -> None:
   samples, labels = tones.clip(*_CLIP)
   name = ', '.join(tones.CLASS_NAMES[label] for label in labels)
   (folder / 'sounds' / f'{name}.wav').write_bytes(tones.encode(samples))
+  scan = rooms.scan(rooms.make_room(_SEED, 0), _SEED, 0)
+  room = point_files.Scene(np.round(scan.points, 3), scan.colors)
+  point_files.write_ply(folder / 'rooms' / '0.ply', room)
   (folder / 'queries.txt').write_text('\n'.join(_QUERIES) + '\n')
 
 
