@@ -48,7 +48,7 @@ def offered(task: str, dataset: str) -> pathlib.Path | None:
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes digits of the test split, rendered scenes and pairs, sketches, a room, a sound, queries."""
+  """Writes digits of the test split, rendered scenes, pairs, sketches, a room, a sound, queries."""
   pairs = [f'{name}/{kind}' for name in ('pairs', 'night') for kind in ('visible', 'infrared')]
   for name in ('digits', 'scenes', 'shapes', 'sketches', 'sounds', 'rooms', *pairs):
     (folder / name).mkdir(parents=True, exist_ok=True)
