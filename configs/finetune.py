@@ -13,22 +13,24 @@ finds objects: FOLDER holds images and COCO's JSON or YOLO's text files (docs/de
 `icafusion_*` finds them in pairs: FOLDER holds `visible`, `infrared` and `labels`
 (docs/icafusion.md). A `sketch_localizer_*` finds what a sketch shows: FOLDER as for detectors, and
 `--config.dataset.sketches.data_dir=SKETCHES`, a folder of sketches for each class, called like it
-(docs/sketch_localizer.md). `mmvit_base_audio` hears: FOLDER holds .wav files and tables
-(docs/data.md).
+(docs/sketch_localizer.md). A `minkunet*` labels points, and a `mit_*` learns to from the classes of
+scenes: FOLDER holds point clouds (docs/mit.md). `mmvit_base_audio` hears: FOLDER holds .wav files
+and tables (docs/data.md).
 """
 
+from flax import linen as nn
 import ml_collections
 
 from configs import ccnet_ade20k, mask_rcnn_coco, mmvit_audioset, recipes, segmentation_ade20k
 from crossattn_jax import models
-from crossattn_jax.models import icafusion, mit
+from crossattn_jax.models import icafusion, minkunet, mit
 from crossattn_jax.models.sketch_localizer import model as sketch_localizer
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import optimizers, schedules
 
 
 def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
-  """Returns the experiment of a classifier of images, sounds or pixels, or of a detector.
+  """Returns the experiment of a classifier of images, sounds, pixels or points, or of a detector.
 
   Raises:
     ValueError: there is no such model, or it is of another kind.
@@ -38,6 +40,10 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
     config = _paired_detection(model)
   elif isinstance(module, sketch_localizer.SketchLocalizer):
     config = _sketch_localization(model)
+  elif isinstance(module, minkunet.MinkUNet):
+    config = _point_segmentation(model)
+  elif isinstance(module, mit.MIT | mit.MITPoints | mit.MITImages):
+    config = _scene_labels(model, module)
   elif hasattr(module, 'detect'):
     config = _detection(model)
   elif hasattr(module, 'style'):
@@ -48,10 +54,6 @@ def get_config(model: str = 'crossvit_small_240') -> ml_collections.ConfigDict:
       "'crossvit_small_240', networks that label pixels, such as 'biformer_small+upernet', and "
       "detectors, such as 'crossformer_small+retinanet'"
     )
-  elif isinstance(module, mit.MIT | mit.MITPoints | mit.MITImages):
-    raise ValueError(f'{model!r} sees scenes, not images: configs/mit_*.py train it')
-  elif not hasattr(module, 'image_size'):
-    raise ValueError(f'{model!r} sees points, not images: configs/minkunet_*.py train it')
   elif getattr(module, 'num_channels', 3) == 1:
     config = _audio(model)
   else:
@@ -162,6 +164,24 @@ def _sketch_localization(model: str) -> ml_collections.ConfigDict:
   config.dataset.std = ml_collections.config_dict.placeholder(tuple)
   config.model.dtype = None
   config.batch_size = 8
+  return config
+
+
+def _point_segmentation(model: str) -> ml_collections.ConfigDict:
+  config = config_lib.default_config('point_segmentation')
+  config.model = models.model_config(model)
+  config.dataset.name = 'point_folder'
+  config.batch_size = 4
+  return config
+
+
+def _scene_labels(model: str, module: nn.Module) -> ml_collections.ConfigDict:
+  config = config_lib.default_config('scene_labels')
+  config.model = models.model_config(model)
+  config.dataset.name = 'point_folder'
+  config.dataset.num_views = getattr(module, 'num_views', 0)
+  config.dataset.image_size = getattr(module, 'image_size', config.dataset.image_size)
+  config.batch_size = 4
   return config
 
 

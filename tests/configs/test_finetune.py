@@ -21,7 +21,7 @@ CLASSIFIERS = [
   name
   for name in models.list_models()
   if getattr(models.create_model(name), 'num_classes', None) is not None
-  if not name.startswith(('icafusion', 'minkunet', 'mit_', 'test_'))
+  if not name.startswith(('icafusion', 'test_'))
 ]
 
 
@@ -59,8 +59,6 @@ def test_every_model_with_classes_has_an_experiment(model):
     ('crosvit_small_240', "unknown model 'crosvit_small_240'; did you mean 'crossvit_small_240'"),
     ('biformer_small+uppernet', r"did you mean 'biformer_\w+\+upernet'"),
     ('atfuse', "'atfuse' has no classes to learn: .* such as 'crossvit_small_240'"),
-    ('mit_images', "'mit_images' sees scenes, not images: configs/mit_"),
-    ('minkunet18a', "'minkunet18a' sees points, not images: configs/minkunet_"),
     ('', 'unknown model'),
   ],
 )
@@ -68,6 +66,17 @@ def test_a_wrong_argument_is_one_line(model, message):
   with pytest.raises(ValueError, match=message) as error:
     finetune.get_config(model)
   assert '\n' not in str(error.value)
+
+
+def test_what_sees_points_has_points_and_as_many_photographs_as_it_looks_at():
+  for model, task, views in (
+    ('minkunet18a', 'point_segmentation', 16),
+    ('mit_18a_r50', 'scene_labels', 16),
+    ('mit_points', 'scene_labels', 0),
+  ):
+    config = finetune.get_config(model)
+    assert (config.task.name, config.dataset.name) == (task, 'point_folder')
+    assert config.dataset.num_views == views
 
 
 @pytest.mark.parametrize(('weights', 'rate'), [(None, 1e-3), ('run', 2e-4)])

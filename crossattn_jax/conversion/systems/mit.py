@@ -152,6 +152,14 @@ def describe_preact_resnet(module: preact_resnet.PreactResNet) -> correspondence
   """Says how a registered ResNet with early norms corresponds to timm's."""
   shape = (1, module.num_channels, *module.image_size)
   taps = {f'stages.{s}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
+  # timm's norms end with the rectifier.
+  norms = {'norm': 'norm'} | {
+    f'stages.{s}.blocks.{b}.norm{i + 1}': f'stage_{s}/block_{b}/norm_{i}'
+    for s, depth in enumerate(module.depths)
+    for b in range(depth)
+    for i in range(3)
+  }
+  taps |= {name: (path, lambda x: nn.relu(first_map(x))) for name, path in norms.items()}
   return correspondence.Correspondence(
     rules=preact_resnet_rules(module),
     call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
