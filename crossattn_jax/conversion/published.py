@@ -174,9 +174,11 @@ def fetch(name: str, source: str, cache: pathlib.Path) -> pathlib.Path:
       f'{file} from {page} and pass its path as source'
     )
   if name not in SOURCES[source]:
-    raise ValueError(
-      f'no {source} weights are published for {name!r}; there are: {", ".join(SOURCES[source])}'
-    )
+    others = [repr(other) for other in SOURCES if name in SOURCES[other]]
+    hint = f'there are: {", ".join(SOURCES[source])}'
+    if others:
+      hint = f'{" and ".join(others)} has some'
+    raise ValueError(f'no {source} weights are published for {name!r}; {hint}')
   weights = SOURCES[source][name]
   path = cache / 'downloads' / weights.file_name
   download(weights, path)

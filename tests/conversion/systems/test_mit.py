@@ -1,8 +1,5 @@
 """Checkpoints of MinkUNet, of MIT's image encoder, and what starts from them."""
 
-import math
-
-from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -157,13 +154,20 @@ def test_a_training_checkpoint_is_read(tmp_path, points):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('depth', [50, 101])
-def test_timm_s_model_has_the_same_arrays(depth):
+def test_every_layer_of_timm_s_model_is_within_the_bound():
   timm = pytest.importorskip('timm')
-  state = timm.create_model(f'resnetv2_{depth}').state_dict()
-  built, template = correspondence.model_mapping(
-    f'resnetv2_{depth}', registry.create_model(f'resnetv2_{depth}')
+  from crossattn_jax.parity import compare
+
+  module = timm.models.resnetv2.ResNetV2(
+    layers=(1, 2),
+    channels=(32, 64),
+    stem_chs=4,
+    num_classes=3,
+    conv_layer=timm.layers.create_conv2d,
+    norm_layer=timm.layers.BatchNormAct2d,
   )
-  built.check({key: tuple(x.shape) for key, x in state.items()})
-  count = sum(math.prod(x.shape) for x in traverse_util.flatten_dict(template['params']).values())
-  assert count == {50: 25_549_352, 101: 44_541_480}[depth]
+  compare.fill_generated(module)
+  fields = {'depths': (1, 2), 'widths': (8, 16), 'stem_width': 4, 'num_classes': 3}
+  comparison = compare.compare('resnetv2_50', module, overrides={**fields, 'image_size': (33, 48)})
+  assert comparison.first_outside is None, comparison.first_outside
+  assert comparison.without_counterpart == ('stem', 'stages')
