@@ -9,7 +9,7 @@ s. A table says rows of cells, -1 where there is no such cell; its columns are t
 of.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -185,6 +185,50 @@ def levels(cells: np.ndarray, num_levels: int) -> list[Level]:
     if coarsening:
       cells = coarsening.cells
   return result
+
+
+def tables(cells: np.ndarray, colors: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
+  """What networks take of a scene: colours around its cells, and how these hang together.
+
+  Args:
+    cells: `[n, 3]`, each once.
+    colors: `[n, 3]`, levels 0..255.
+    num_levels: resolutions of the network.
+
+  Returns:
+    'windows' float32 `[n, 375]`, and 'neighbours_0', 'children_0', 'place_0' and so on, as batches
+    have them, without padding.
+  """
+  colors = colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  found = {'windows': gather(colors, neighbours(cells, 5))}
+  for number, level in enumerate(levels(cells, num_levels)):
+    found[f'neighbours_{number}'] = level.neighbours
+    if link := level.coarsening:
+      found[f'children_{number}'] = link.children
+      found[f'place_{number}'] = 8 * link.parent + link.octant
+  return found
+
+
+def pad(
+  found: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+  """Puts the tables of a scene into arrays of a size that is given, `ABSENT` behind them.
+
+  Args:
+    found: integers, and floats, behind which 0 is.
+    shapes: of arrays of those names.
+
+  Raises:
+    ValueError: something is larger.
+  """
+  padded = {}
+  for name, x in found.items():
+    most = tuple(shapes[name])
+    if any(length > side for length, side in zip(x.shape, most, strict=True)):
+      raise ValueError(f'{name} of the scene is {list(x.shape)}, at most it may be {list(most)}')
+    padded[name] = np.full(most, 0 if x.dtype.kind == 'f' else ABSENT, x.dtype)
+    padded[name][tuple(map(slice, x.shape))] = x
+  return padded
 
 
 def gather(features: np.ndarray, table: np.ndarray) -> np.ndarray:

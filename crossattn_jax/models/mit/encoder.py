@@ -179,7 +179,7 @@ def with_classes(
     sum, beside which bfloat16 would round the features away. And the mask of all.
   """
   dtype = jnp.promote_types(jnp.result_type(classes, tokens), jnp.float32)
-  classes = jnp.broadcast_to(classes, (len(tokens), *classes.shape))
+  classes = jnp.broadcast_to(classes, (tokens.shape[0], *classes.shape))
   if mask is not None:
     mask = jnp.concatenate([jnp.ones(classes.shape[:2], bool), mask], axis=1)
   tokens = jnp.concatenate([classes.astype(dtype), tokens.astype(dtype)], axis=1)

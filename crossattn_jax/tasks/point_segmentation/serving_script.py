@@ -29,46 +29,19 @@ def load(folder):
   return spec, lambda inputs: program(weights, inputs)
 
 
-def tables(voxels, colors, num_levels):
-  """Returns what the model takes of a scene: colours around voxels, and how they hang together.
-
-  Args:
-    voxels: of points.voxelize.
-    colors: uint8 [points, 3].
-    num_levels: resolutions of the model.
-  """
-  levels = points.levels(voxels.cells, num_levels)
-  colors = colors[voxels.first].astype(np.float32) / np.float32(127.5) - np.float32(1)
-  found = {'windows': points.gather(colors, points.neighbours(voxels.cells, 5))}
-  for number, level in enumerate(levels):
-    found[f'neighbours_{number}'] = level.neighbours
-    if link := level.coarsening:
-      found[f'children_{number}'] = link.children
-      found[f'place_{number}'] = 8 * link.parent + link.octant
-  return found
-
-
-def pad(found, inputs):
-  """Returns the tables of a scene in arrays of the size that the model takes."""
-  padded = {}
-  for name, x in found.items():
-    shape = inputs[name]['shape'][1:]
-    if any(length > most for length, most in zip(x.shape, shape, strict=True)):
-      sys.exit(
-        f'error: the scene has more voxels than this model takes: {name} is {list(x.shape)}, at '
-        f'most {shape}; cut it, or export with larger --config.dataset.buckets'
-      )
-    padded[name] = np.full(shape, 0 if name == 'windows' else points.ABSENT, x.dtype)
-    padded[name][tuple(map(slice, x.shape))] = x
-  return padded
-
-
 def classify(scene, spec, model):
   """Returns the class of each point by the sum of the scores of all looks at a scene."""
-  scores = 0
+  scores, shapes = 0, {name: x['shape'][1:] for name, x in spec['inputs'].items()}
   for transform in spec['preprocessing']['looks']:
     voxels = points.voxelize(scene.points, np.array(transform))
-    found = pad(tables(voxels, scene.colors, spec['preprocessing']['num_levels']), spec['inputs'])
+    colors, num_levels = scene.colors[voxels.first], spec['preprocessing']['num_levels']
+    try:
+      found = points.pad(points.tables(voxels.cells, colors, num_levels), shapes)
+    except ValueError as error:
+      sys.exit(
+        f'error: the scene has more voxels than this model takes: {error}; cut it, or export with '
+        'larger --config.dataset.buckets'
+      )
     logits = model({name: x[None] for name, x in found.items()})['logits'][0]
     scores = scores + np.asarray(logits)[voxels.inverse]
   return scores.argmax(axis=-1)

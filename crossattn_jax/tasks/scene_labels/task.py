@@ -100,15 +100,9 @@ class SceneLabels(base.Task):
     return data.batch_spec(self.config.dataset, batch_size, data.SCENE_LABELS)
 
   def model_inputs(self, batch: base.Batch) -> tuple[Any, ...]:
-    """Points, which supervoxels they are in and where these are, and photographs if any."""
-    return (
-      batch['windows'],
-      scene_inputs.levels(batch),
-      batch['supervoxel'],
-      batch['num_tokens'],
-      batch['position'],
-      batch.get('images'),
-    )
+    """Points, which supervoxels they are in and where these are, and photographs; what there is."""
+    names = ('supervoxel', 'num_tokens', 'position', 'images')
+    return batch.get('windows'), scene_inputs.levels(batch), *map(batch.get, names)
 
   def loss(
     self, variables: base.Variables, batch: base.Batch, rng: jax.Array, train: bool

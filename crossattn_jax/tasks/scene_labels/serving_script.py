@@ -1,0 +1,121 @@
+"""Says what a scene holds with the exported model in this folder.
+
+  python load_and_run.py SCENE.npz PHOTOGRAPH...
+
+SCENE.npz has `points` in metres with z upwards, `colors`, and `supervoxels`, a number for each
+point (`crossattn_jax.geometry.supervoxels.grow` makes them). Photographs are of the same scene, in
+the order in which they were taken. Writes SCENE_classes.json beside the scene, the classes that it
+holds, and SCENE_classes.ply, its points in the colours of those that are found there. Needs nothing
+but `pip install jax flatbuffers safetensors pillow plyfile`.
+"""
+
+import json
+import pathlib
+import sys
+
+from decoding import read_or_exit
+import jax
+from jax import export
+import numpy as np
+from PIL import Image
+import point_files
+import points
+from safetensors.numpy import load_file
+
+
+def load(folder):
+  """Returns the description of the model, and it: {'windows', 'images', ...} -> {'cams', ...}."""
+  spec = json.loads((folder / 'preprocessing.json').read_text())
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
+  weights = jax.device_put(load_file(folder / spec['weights']))
+  return spec, lambda inputs: program(weights, inputs)
+
+
+def read_scene(path):
+  """Returns the points of a file, with supervoxels."""
+  try:
+    scene = point_files.read(path)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: cannot read {path}: {error}')
+  if scene.supervoxels is None:
+    sys.exit(f'error: {path} has no array `supervoxels`, a number for each point')
+  return scene
+
+
+def points_of(scene, voxels, spec):
+  """Returns what the model takes of the points of a scene."""
+  shapes = {name: x['shape'][1:] for name, x in spec['inputs'].items()}
+  ids = scene.supervoxels[voxels.first]
+  counts = np.bincount(ids)
+  sums = [np.bincount(ids, voxels.cells[:, axis]) for axis in range(3)]
+  colors, num_levels = scene.colors[voxels.first], spec['preprocessing']['num_levels']
+  found = points.tables(voxels.cells, colors, num_levels)
+  found['supervoxel'] = ids.astype(np.int32)
+  found['position'] = (np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+  try:
+    return points.pad(found, shapes) | {'num_tokens': np.int32(len(counts))}
+  except ValueError as error:
+    sys.exit(
+      f'error: the scene is larger than this model takes: {error}; cut it, or export with larger '
+      '--config.dataset.buckets or --config.dataset.max_supervoxels'
+    )
+
+
+def photographs(paths, spec):
+  """Returns photographs as the model wants them: float32 [views, height, width, 3]."""
+  views, height, width, _ = spec['inputs']['images']['shape'][1:]
+  if len(paths) != views:
+    sys.exit(f'error: the model looks at {views} photographs of a scene, not at {len(paths)}')
+  steps, found = spec['preprocessing']['photographs'], []
+  for path in paths:
+    image = read_or_exit(path, 'RGB', upright=True)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32)
+    if steps['channels'] == 'bgr':
+      pixels = pixels[..., ::-1]
+    found.append((pixels - np.float32(steps['mean'])) / np.float32(steps['std']))
+  return np.stack(found)
+
+
+def labels_of(cams, is_held, threshold):
+  """Returns the class of each supervoxel, -1 for none: one of those that the scene holds."""
+  scores = cams * is_held
+  labels = np.where(scores.max(axis=1) < threshold, -1, scores.argmax(axis=1))
+  for label in np.flatnonzero(is_held):  # Each is somewhere.
+    labels[scores[:, label].argmax()] = label
+  return labels
+
+
+def main(path, *images):
+  """Writes what a scene holds and where, and prints it."""
+  spec, model = load(pathlib.Path(__file__).parent)
+  path, inputs = pathlib.Path(path), {}
+  scene = read_scene(path)
+  voxels = points.voxelize(scene.points, np.array(spec['preprocessing']['transform']))
+  if 'windows' in spec['inputs']:
+    inputs = points_of(scene, voxels, spec)
+  if 'images' in spec['inputs']:
+    inputs['images'] = photographs(images, spec)
+  said = model({name: np.asarray(x)[None] for name, x in inputs.items()})
+  said = {name: np.asarray(x[0]) for name, x in said.items()}
+  probabilities = said['probabilities']
+  found = {
+    spec['classes'][index]: round(float(probabilities[index]), 4)
+    for index in np.argsort(-probabilities, kind='stable')
+    if probabilities[index] >= 0.5
+  }
+  path.with_name(f'{path.stem}_classes.json').write_text(json.dumps(found) + '\n')
+  if 'cams' in said:
+    cams = said['cams'][: inputs['num_tokens']]
+    labels = labels_of(cams, probabilities >= 0.5, spec['threshold'])
+    labels = labels[scene.supervoxels[voxels.first]][voxels.inverse].astype(np.int32)
+    colored = scene._replace(colors=np.array(spec['palette'], np.uint8)[labels], labels=labels)
+    point_files.write_ply(path.with_name(f'{path.stem}_classes.ply'), colored)
+  print(path, *(f'{name} {probability:.2f}' for name, probability in found.items()), sep='  ')
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 2:
+    sys.exit(__doc__)
+  main(*sys.argv[1:])
