@@ -12,7 +12,7 @@ QUICK |= {'regnety_160', 'swiftformer_xs'}
 # Of other parts; what is left differs in widths and depths from one of these.
 OTHERS = {'biformer_tiny', 'ccnet3d_resnet50', 'crossformer_pp_small', 'crossvit_9_dagger_240'}
 OTHERS |= {'crossvit_18_performer_240', 'crossvit_18_t2t_240', 'deeplabv3_resnet50', 'icafusion_n'}
-OTHERS |= {'icafusion_resnet50', 'icafusion_vgg16', 'maxvit_stl', 'mit_18a_r50', 'mit_points'}
+OTHERS |= {'icafusion_resnet50', 'icafusion_vgg16', 'maxvit_stl', 'mit_points'}
 OTHERS |= {'pspnet_resnet50'}
 OTHERS |= {'resnet50_deep_stem', 'resnetv2_50', 'sketch_localizer_tiny'}
 TIERS = dict.fromkeys(OTHERS, pytest.mark.extended) | dict.fromkeys(QUICK, ())

@@ -1,5 +1,9 @@
 """Checkpoints of MinkUNet, of MIT's image encoder, and what starts from them."""
 
+import json
+import pathlib
+
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -171,3 +175,81 @@ def test_every_layer_of_timm_s_model_is_within_the_bound():
   comparison = compare.compare('resnetv2_50', module, overrides={**fields, 'image_size': (33, 48)})
   assert comparison.first_outside is None, comparison.first_outside
   assert comparison.without_counterpart == ('stem', 'stages')
+
+
+MIT = {
+  'points_widths': (4,) * 8,
+  'points_depths': (1,) * 8,
+  'points_stem_width': 3,
+  'image_widths': (2, 3),
+  'image_depths': (1, 2),
+  'image_stem_width': 4,
+  'num_heads': 2,
+  'decoder_heads': 2,
+  'decoder_mlp_ratio': 1.0,
+  'num_views': 3,
+  'image_size': (32, 32),
+}
+OF_MIT = {
+  'mit_18a_r50': MIT,
+  'mit_points': {
+    name: x for name, x in MIT.items() if not name.startswith(('image_', 'decoder', 'num_views'))
+  },
+  'mit_images': {
+    'width': 4,
+    **{name: x for name, x in MIT.items() if not name.startswith(('points_', 'decoder'))},
+  },
+}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('name', OF_MIT)
+def test_a_checkpoint_of_the_first_stage_is_read_and_written(tmp_path, name):
+  fields = OF_MIT[name]
+  state = state_of(name, **fields)
+  wrapped = {f'module.{key}': x for key, x in (state | counters(state)).items()}
+  path = write(tmp_path / 'model_last.safetensors', wrapped)
+  model, variables = pretrained.load_pretrained(name, path, **fields)
+  assert model.num_classes == 20
+  back = convert.to_torch(name, variables, fields)
+  assert back.keys() == state.keys()
+  jax.tree.map(np.testing.assert_array_equal, back, state)
+  flat = traverse_util.flatten_dict(variables['params'], sep='/')
+  for key, place in {
+    'interlance_decoder.blocks.1.attn.k_map.weight': 'decoder/block_1/cross_attention/key',
+    'voxel_encoder.blocks.2.mlp.fc1.weight': 'voxel_encoder/block_2/mlp/fc1',
+    'pos_emb.layers.2.weight': 'positions/linear_2',
+    'cls_head_2d.weight': 'head_views',
+    'net2d.fc.weight': 'images/out',
+  }.items():
+    if key in state:
+      kernel, weight = (x.reshape(len(x), -1) for x in (flat[f'{place}/kernel'], state[key]))
+      np.testing.assert_array_equal(kernel, weight.T)
+
+
+@pytest.mark.extended
+def test_the_official_file_has_747_entries_all_of_which_are_known():
+  path = pathlib.Path(__file__).parents[2] / 'reference' / 'mit' / 'mit_train_step.json'
+  state = json.loads(path.read_text())['state']
+  assert len(state) == 747
+  model = registry.create_model('mit_18a_r50', num_views=4, image_size=(32, 32))
+  built, _ = correspondence.model_mapping('mit_18a_r50', model)
+  built.check({entry['key']: tuple(entry['shape']) for entry in state})
+
+
+@pytest.mark.extended
+def test_it_starts_from_networks_for_points_and_for_images(tmp_path, points):
+  fields = MIT | {'points_widths': SMALL['widths'], 'points_depths': SMALL['depths']}
+  path = write(tmp_path / 'x.safetensors', points)
+  opened = opening.open_weights(path, 'mit_18a_r50', fields)
+  assert opened.told.startswith(f'{path}: MinkUNet, from which some of mit_18a_r50 starts')
+  kernel = opened.variables['params']['points']['up_1']['kernel']
+  np.testing.assert_array_equal(kernel, points['convtr5p8s2.kernel'])
+  images = state_of('resnetv2_50', depths=(1, 2), widths=(2, 3), stem_width=4, num_classes=5)
+  path = write(tmp_path / 'y.safetensors', images)
+  opened = opening.open_weights(path, 'mit_18a_r50', fields)
+  assert opened.told.startswith(f'{path}: resnetv2, from which some of mit_18a_r50 starts')
+  network = opened.variables['params']['images']['network']
+  expected = images['stem.conv.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(network['stem']['kernel'], expected)
+  assert 'head' not in network

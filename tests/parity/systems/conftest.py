@@ -52,7 +52,9 @@ def compute():
       variables = adapter.mapping.to_flax(case.weights) if adapter.mapping else {}
       variables = replay.to_precision(variables, 'float64')
       inputs = replay.to_precision(dict(case.inputs), 'float64')
-      outputs, taps = (jax.jit(adapter.run) if adapter.jit else adapter.run)(variables, inputs)
+      static = {name: inputs.pop(name) for name in adapter.static}
+      run = lambda variables, inputs: adapter.run(variables, {**inputs, **static})
+      outputs, taps = (jax.jit(run) if adapter.jit else run)(variables, inputs)
       return jax.tree.map(np.asarray, (dict(outputs), dict(taps)))
 
   return run

@@ -130,48 +130,45 @@ def _tags(scenes: PaddedScenes, inputs: Arrays, num_classes: int, ignored: int) 
   return np.stack([own.any(axis=0) for own in present])
 
 
-def _mit(only_loss: bool) -> Callable[[Manifest], adapters.Adapter]:
-  """The model, of whose outputs the loss is one; or the loss alone."""
+def _mit(manifest: Manifest) -> adapters.Adapter:
+  """The model, and where there are labels its loss."""
+  c = manifest['constructor']
+  classes, ignored = c['classes'], c['ignore_label']
+  options = _points_options(c, manifest) | _image_options(c)
+  c.ignore('embed_dim', only=(options['points_widths'][-1],))
+  weights = {'consistency': c['alpha'], 'token_similarity': float(c['is_pair_loss'])}
+  module = mit.MIT(
+    num_classes=classes,
+    num_views=c['viewNum'],
+    encoder_depth=c['depth'],
+    cams_of='encoded' if c['cam_on_attn'] else 'pooled',
+    pool=attention.pool_of(c['pool']),
+    remat=True,  # In float64 images of the official size take more memory than there is.
+    **attention.encoder_options(c),
+    **options,
+  )
 
-  def make(manifest: Manifest) -> adapters.Adapter:
-    c = manifest['constructor']
-    classes, ignored = c['classes'], c['ignore_label']
-    options = _points_options(c, manifest) | _image_options(c)
-    c.ignore('embed_dim', only=(options['points_widths'][-1],))
-    weights = {'consistency': c['alpha'], 'token_similarity': float(c['is_pair_loss'])}
-    module = mit.MIT(
-      num_classes=classes,
-      num_views=c['viewNum'],
-      encoder_depth=c['depth'],
-      cams_of='encoded' if c['cam_on_attn'] else 'pooled',
-      pool=attention.pool_of(c['pool']),
-      remat=True,  # In float64 images of the official size take more memory than there is.
-      **attention.encoder_options(c),
-      **options,
-    )
-
-    def call(module: mit.MIT, scenes: PaddedScenes, inputs: Arrays) -> Arrays:
-      outputs, features = module(
-        *_points_inputs(scenes, inputs),
-        rules.original_images(inputs['images']),
-        manifest['mode'] == 'train',
-      )
-      results = rules.original_outputs(outputs) | _cams(outputs['cams'], scenes, inputs)
-      results['token_sim_loss'] *= weights['token_similarity']
-      results['view_cams_last_scene'] = results.pop('view_cams')[-1:]
+  def call(module: mit.MIT, scenes: PaddedScenes, inputs: Arrays) -> Arrays:
+    images, train = rules.original_images(inputs['images']), manifest['mode'] == 'train'
+    outputs, features = module(*_points_inputs(scenes, inputs), images, train)
+    results = rules.original_outputs(outputs) | _cams(outputs['cams'], scenes, inputs)
+    results['token_sim_loss'] *= weights['token_similarity']
+    results['view_cams_last_scene'] = results.pop('view_cams')[-1:]
+    blocks = [features[f'attention_{i}'] for i in range(module.decoder_depth)]
+    for i, block in enumerate(attention.class_blocks(blocks, classes)):
+      results |= {f'cls_logits_{scene}_{i}': own for scene, own in enumerate(block)}
+    if 'label_0' in inputs:
       parts = losses.scene_losses(outputs, _tags(scenes, inputs, classes, ignored))
       parts = {name: _scalar(x) for name, x in parts.items()}
       results['loss'] = losses.total(parts, dict.fromkeys(parts, 1.0) | weights)
-      blocks = [features[f'attention_{i}'] for i in range(module.decoder_depth)]
-      for i, block in enumerate(attention.class_blocks(blocks, classes)):
-        results |= {f'cls_logits_{scene}_{i}': own for scene, own in enumerate(block)}
-      return {'loss': results['loss']} if only_loss else results
+    return results
 
-    return _scenes_adapter(
-      manifest, module, call, _mit_taps(manifest, module), rules=rules.mit_rules()
-    )
+  return _scenes_adapter(
+    manifest, module, call, _mit_taps(manifest, module), rules=rules.mit_rules()
+  )
 
-  return make
+
+adapters.register_adapter('mit', 'MIT+loss')(_mit)
 
 
 def _mit_taps(manifest: Manifest, module: mit.MIT) -> dict[str, tuple[str, Trim]]:
@@ -202,9 +199,6 @@ def _mit_taps(manifest: Manifest, module: mit.MIT) -> dict[str, tuple[str, Trim]
       lambda x, *about, trim=trim: trim(x[0], *about),
     )
   return taps
-
-
-adapters.register_adapter('mit', 'MIT+loss')(_mit(only_loss=True))
 
 
 def _points_only(manifest: Manifest) -> adapters.Adapter:
@@ -288,4 +282,4 @@ def _model(manifest: Manifest) -> adapters.Adapter:
     return _images_only(manifest)
   if 'images' not in manifest['inputs']:
     return _points_only(manifest)
-  return _mit(only_loss=False)(manifest)
+  return _mit(manifest)
