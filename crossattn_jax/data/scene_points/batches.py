@@ -296,22 +296,28 @@ class Examples(pipeline.Examples):
 
   def buckets(self) -> list[tuple[int, ...]]:
     """Of each scene and vote: votes of a scene share batches."""
-    if len(self.config.buckets) == 1:
-      return [self.config.buckets[0]] * (len(self.source) * self.votes)
+    return [bucket for bucket in self._eval_buckets for _ in range(self.votes)]
 
-    def measure(index: int) -> list[tuple[int, ...]]:
+  @functools.cached_property
+  def _eval_buckets(self) -> list[tuple[int, ...]]:
+    """Of each scene; those that are larger than all buckets share another one."""
+    known = [tuple(bucket) for bucket in self.config.buckets]
+
+    def measure(index: int) -> tuple[int, ...]:
       scene = self.read(index)
-      bucket = self.config.buckets[0] if scene is None else self.eval_bucket(scene, index)
-      return [bucket] * self.votes
+      return known[0] if scene is None else self.eval_bucket(scene, index)
 
-    return list(itertools.chain(*_in_threads(measure, range(len(self.source)))))
+    found = _in_threads(measure, range(len(self.source)))
+    larger = [bucket for bucket in found if bucket not in known]
+    shared = tuple(map(max, zip(*larger, strict=True)))
+    return [bucket if bucket in known else shared for bucket in found]
 
   def eval_bucket(self, scene: sources.Scene, index: int) -> tuple[int, ...]:
     """The smallest bucket that holds all votes of a scene, or one of its own if none does."""
     cells = (self._eval_voxels(scene, index, vote).cells for vote in range(self.votes))
     rows = [tables.Pyramid.build(x, self.config.num_levels).rows for x in cells]
     most = tuple(map(max, zip(*rows, strict=True)))
-    fitting = (bucket for bucket in self.config.buckets if tables.fits(most, bucket))
+    fitting = (tuple(bucket) for bucket in self.config.buckets if tables.fits(most, bucket))
     return next(fitting, tables.rounded_up(most))
 
   def eval_example(

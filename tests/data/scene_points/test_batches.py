@@ -44,16 +44,15 @@ def test_evaluation_sees_every_scene_once(kind, config, source, monkeypatch):
 
 def test_looks_at_a_scene_share_a_bucket_and_none_is_too_large(config, source, monkeypatch):
   config.evaluation.votes = 3
-  config.buckets = ((640, 256, 96, 48, 32), (641, 256, 96, 48, 32))
+  config.buckets = ((640, 256, 96, 48, 32),)
   examples = _examples(batches.SEGMENTATION, config, source, monkeypatch, 'val')
   found = examples.buckets()
-  assert len(found) == 3 * len(source)
   assert found[:18] == [(640, 256, 96, 48, 32)] * 18
+  bucket, *others = found[18:]
+  assert others == [bucket] * 5
+  rows = [len(examples.voxels(index, vote).cells) for index in (6, 7) for vote in range(3)]
+  assert max(rows) <= bucket[0] <= max(rows) * 9 / 8
   for index in (6, 7):
-    rows = [len(examples.voxels(index, vote).cells) for vote in range(3)]
-    bucket, *others = found[3 * index : 3 * index + 3]
-    assert others == [bucket] * 2
-    assert max(rows) <= bucket[0] <= max(rows) * 9 / 8
     row = examples.eval_example(source.scene(index), 3 * index + 2, bucket)
     assert (row['index'], row['vote']) == (index, 2)
     assert row['windows'].shape == (bucket[0], 375)
