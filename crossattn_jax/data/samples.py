@@ -21,6 +21,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / 'samples'
 # Of scenes and clips that no data set has.
 _SEED = 1
 _SCENES = 3
+# Photographs of the room.
+_VIEWS = 4
 _NIGHTS = 4
 # Of scenes of many shapes.
 _MANY = (1, 4, 5, 11)
@@ -38,6 +40,7 @@ _OFFERED = {
   ('retrieval', 'shape_scenes'): 'queries.txt',
   ('sketch_localization', 'shape_scenes'): 'shapes',
   ('point_segmentation', 'room_scenes'): 'rooms',
+  ('scene_labels', 'room_scenes'): 'rooms',
 }
 
 
@@ -76,10 +79,20 @@ def write(folder: pathlib.Path) -> None:
   samples, labels = tones.clip(*_CLIP)
   name = ', '.join(tones.CLASS_NAMES[label] for label in labels)
   (folder / 'sounds' / f'{name}.wav').write_bytes(tones.encode(samples))
-  scan = rooms.scan(rooms.make_room(_SEED, 0), _SEED, 0)
-  room = point_files.Scene(np.round(scan.points, 3), scan.colors)
-  point_files.write_ply(folder / 'rooms' / '0.ply', room)
+  _write_room(folder / 'rooms')
   (folder / 'queries.txt').write_text('\n'.join(_QUERIES) + '\n')
+
+
+def _write_room(folder: pathlib.Path) -> None:
+  """Writes the points of a room, and photographs of it."""
+  room = rooms.make_room(_SEED, 0)
+  scan = rooms.scan(room, _SEED, 0)
+  point_files.write_ply(folder / '0.ply', point_files.Scene(np.round(scan.points, 3), scan.colors))
+  images = folder / '0' / 'images'
+  images.mkdir(parents=True, exist_ok=True)
+  for view in range(_VIEWS):
+    image = Image.fromarray(rooms.photograph(room, _SEED, 0, view, (48, 64)))
+    image.save(images / f'{view}.jpg', quality=90)
 
 
 def _write_sketches(folder: pathlib.Path) -> None:

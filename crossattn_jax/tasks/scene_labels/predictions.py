@@ -1,5 +1,6 @@
 """What scenes hold, where it is, and what photographs look at in them."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.data import levels
+from crossattn_jax.data import sources as data_sources
 from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import folder, sources
 from crossattn_jax.tasks import base, predictor
@@ -38,8 +40,19 @@ class Predictor(predictor.FilePredictor):
   """
 
   extensions = folder.EXTENSIONS
-  expected = 'a scene, or a folder with scenes'
+  expected = 'a scene with photographs in the folder of its name, or a folder with scenes'
+  fields = (predictor.Field('points', 'file', 'Points with photographs', folder.EXTENSIONS),)
   num_samples = 4
+
+  @classmethod
+  def find_inputs(
+    cls, given: epath.Path, apart_from: epath.Path | None = None
+  ) -> tuple[list[predictor.Input], collections.Counter[str]]:
+    """See `Predictor.find_inputs`; photographs are part of scenes."""
+    inputs, others = super().find_inputs(given, apart_from)
+    for extension in data_sources.IMAGE_EXTENSIONS:
+      others.pop(extension, None)
+    return inputs, others
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """The points of a file, and the photographs beside it."""
