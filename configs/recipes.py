@@ -6,6 +6,7 @@ import ml_collections
 
 from crossattn_jax import models
 from crossattn_jax.data.scene_points import augmentation as scene_augmentation
+from crossattn_jax.data.scene_points import s3dis, scannet
 from crossattn_jax.training import config as config_lib
 
 
@@ -211,6 +212,8 @@ def minkunet(model: str, dataset: str) -> ml_collections.ConfigDict:
 def _use_scenes(config: ml_collections.ConfigDict, dataset: str, voxel_size: float) -> None:
   """Sets the data of both stages of MIT; `voxel_size` is ScanNet's."""
   config.dataset.name = dataset
+  config.dataset.class_names = {'scannet': scannet, 's3dis': s3dis}[dataset].CLASS_NAMES
+  config.model.num_classes = len(config.dataset.class_names)
   if dataset == 'scannet':
     config.dataset.voxel_size, config.dataset.repeat = voxel_size, 5
     config.dataset.buckets = _SCENE_ROWS[voxel_size]
