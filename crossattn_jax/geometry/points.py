@@ -231,18 +231,24 @@ def pad(
   return padded
 
 
-def gather(features: np.ndarray, table: np.ndarray) -> np.ndarray:
+def gather(features: np.ndarray, table: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
   """What is around each cell, side by side: 0 where nothing is.
 
   Args:
     features: `[n, channels]`.
     table: `[window, m]` rows of them.
+    out: contiguous array of the result's shape and the features' dtype, to write to.
 
   Returns:
     `[m, window * channels]`.
   """
+  window, count = table.shape
   extended = np.append(features, np.zeros_like(features[:1]), axis=0)
-  return extended[table.T].reshape(table.shape[1], -1)  # ABSENT is the last row.
+  if out is None:
+    out = np.empty((count, window * features.shape[1]), features.dtype)
+  # ABSENT is the last row.
+  np.take(extended, table.T, axis=0, out=out.reshape(count, window, -1), mode='wrap')
+  return out
 
 
 def _keys(cells: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,12 @@
 """The input pipeline of point clouds: voxels and their neighbours, photographs, labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import functools
 import itertools
 import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from absl import logging
 import grain
@@ -23,6 +23,8 @@ from crossattn_jax.geometry import supervoxels
 
 SCENE_LABELS, SEGMENTATION = KINDS = ('scene_labels', 'point_segmentation')
 MOST_BUCKETS = 4
+
+_T = TypeVar('_T')
 
 
 class Voxelized(NamedTuple):
@@ -220,25 +222,22 @@ class Examples(pipeline.Examples):
   @functools.cached_property
   def _train_buckets(self) -> np.ndarray:
     """Number of the bucket of each scene: the smallest that holds it however it is turned."""
-    buckets, count = self.config.buckets, len(self.source)
-    if len(buckets) == 1:
+    count = len(self.source)
+    if len(self.config.buckets) == 1:
       return np.zeros(count, int)
-    widest = self._widest_transform()
+    rows = in_threads(self.widest_rows, range(count))
+    return np.array([0 if each is None else self._bucket_of(each) for each in rows])
 
-    def measure(index: int) -> int:
-      scene = self.read(index)
-      return 0 if scene is None else self._bucket_of(self._rows(scene.points, widest))
+  def widest_rows(self, index: int) -> tuple[int, ...] | None:
+    """About the most voxels that a scene has at each level in training; None if it is unreadable.
 
-    return np.asarray(_in_threads(measure, range(count)))
-
-  def _widest_transform(self) -> np.ndarray:
-    """With about the most voxels: walls oblique to the grid, at the largest scale."""
-    options = self.config.augmentation
-    angles = np.minimum(options.rotate, math.pi / 4)
-    return points_lib.rotation(angles) * (max(options.scale) / self.config.voxel_size)
-
-  def _rows(self, points: np.ndarray, transform: np.ndarray) -> tuple[int, ...]:
-    cells = points_lib.voxelize(points, transform).cells
+    That is with walls oblique to the grid, at the largest scale.
+    """
+    scene, options = self.read(index), self.config.augmentation
+    if scene is None:
+      return None
+    transform = points_lib.rotation(np.minimum(options.rotate, math.pi / 4)) * max(options.scale)
+    cells = points_lib.voxelize(scene.points, transform / self.config.voxel_size).cells
     return tables.Pyramid.build(cells, self.config.num_levels).rows
 
   def _bucket_of(self, rows: Sequence[int]) -> int:
@@ -307,7 +306,7 @@ class Examples(pipeline.Examples):
       scene = self.read(index)
       return known[0] if scene is None else self.eval_bucket(scene, index)
 
-    found = _in_threads(measure, range(len(self.source)))
+    found = list(in_threads(measure, range(len(self.source))))
     larger = [bucket for bucket in found if bucket not in known]
     shared = tuple(map(max, zip(*larger, strict=True)))
     return [bucket if bucket in known else shared for bucket in found]
@@ -490,6 +489,7 @@ def _normalized(colors: np.ndarray) -> np.ndarray:
   return colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def _in_threads(function, numbers) -> list[Any]:
+def in_threads(function: Callable[[int], _T], numbers: Iterable[int]) -> Iterator[_T]:
+  """What a function gives for numbers, in their order, by as many threads as there are cores."""
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return list(pool.map(function, numbers))
+    yield from pool.map(function, numbers)

@@ -88,16 +88,14 @@ def tables(pyramid: Pyramid, colors: np.ndarray, bucket: Sequence[int]) -> dict[
     Tables are -1 where there is no cell.
   """
   window = points_lib.neighbours(pyramid.cells[0], WINDOW)
-  found = {
-    'windows': points_lib.gather(colors.astype(np.float32), window),
-    'neighbours_0': _core(window),
-  }
+  result = empty(bucket)
+  points_lib.gather(colors.astype(np.float32), window, out=result['windows'][: len(colors)])
+  found = {'neighbours_0': _core(window)}
   for level, cells in enumerate(pyramid.cells[1:], start=1):
     found[f'neighbours_{level}'] = points_lib.neighbours(cells, stride=2**level)
   for level, link in enumerate(pyramid.links):
     found[f'children_{level}'] = link.children
     found[f'place_{level}'] = 8 * link.parent + link.octant
-  result = empty(bucket)
   for name, x in found.items():
     result[name][tuple(map(slice, x.shape))] = x
   return result
@@ -116,10 +114,13 @@ def shapes(bucket: Sequence[int]) -> dict[str, tuple[tuple[int, ...], type]]:
 
 def empty(bucket: Sequence[int]) -> dict[str, np.ndarray]:
   """The arrays of no scene."""
-  return {
-    name: np.full(shape, 0 if name == 'windows' else points_lib.ABSENT, dtype)
-    for name, (shape, dtype) in shapes(bucket).items()
-  }
+  result = {}
+  for name, (shape, dtype) in shapes(bucket).items():
+    # Zeros take no time until they are written to.
+    result[name] = np.zeros(shape, dtype)
+    if name != 'windows':
+      result[name].fill(points_lib.ABSENT)
+  return result
 
 
 def _core(window: np.ndarray) -> np.ndarray:
