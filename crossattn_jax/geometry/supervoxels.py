@@ -14,6 +14,9 @@ from crossattn_jax.geometry import points as points_lib
 
 # Closest cells that the direction of a surface is found from, and that edges lead to.
 _PLANE, _EDGES = 16, 8
+# Directions and colours are smoothed so often, where they differ by no more than about as much: the
+# squares of sines, and of what changes of colour cost.
+_ROUNDS, _ALIKE_BEND, _ALIKE_CHANGE = 3, 0.1, 0.03
 
 
 def grow(
@@ -21,7 +24,7 @@ def grow(
   colors: np.ndarray,
   *,
   cell: float = 0.05,
-  scale: float = 0.15,
+  scale: float = 0.04,
   color_weight: float = 2.0,
   least: int = 8,
 ) -> np.ndarray:
@@ -41,13 +44,15 @@ def grow(
   """
   voxels = points_lib.voxelize(points, np.eye(3) / cell)
   place = _mean(points, voxels.inverse)
-  color = _mean(colors, voxels.inverse) / 255
+  # So that what an edge costs is the distance of its colours.
+  color = _mean(colors, voxels.inverse) * (color_weight / 255 / np.sqrt(3))
   count = len(place)
-  tree = spatial.cKDTree(place)
-  distance, near = tree.query(place, min(count, _PLANE + 1))
-  normal = _normals(place[near.reshape(count, -1)])
-  edges = _edges(near.reshape(count, -1)[:, 1 : _EDGES + 1], distance, cell)
-  costs = _costs(place, normal, color, edges, color_weight)
+  # As many columns wherever there are few cells: those that are missing are far away.
+  distance, near = spatial.cKDTree(place).query(place, np.arange(1, _PLANE + 2))
+  near = np.where(near < count, near, np.arange(count)[:, None])
+  normal, color = _smoothed(_normals(place[near]), color, near)
+  edges = _edges(near[:, 1 : _EDGES + 1], distance[:, 1 : _EDGES + 1] <= 3 * cell)
+  costs = _costs(place, normal, color, edges)
   region = _merged(edges, costs, count, scale)
   region = _without_small(region, edges, costs, least)
   largest_first = np.argsort(-np.bincount(region[voxels.inverse]), kind='stable')
@@ -69,23 +74,34 @@ def _normals(near: np.ndarray) -> np.ndarray:
   return vectors[:, :, 0]
 
 
-def _edges(near: np.ndarray, distance: np.ndarray, cell: float) -> np.ndarray:
+def _smoothed(
+  normal: np.ndarray, color: np.ndarray, near: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Directions and colours averaged over cells nearby that are alike, so that edges stay sharp."""
+  for _ in range(_ROUNDS):
+    cosine = np.einsum('nki,ni->nk', normal[near], normal)
+    change = np.square(color[near] - color[:, None]).sum(axis=2)
+    weight = np.exp((np.square(cosine) - 1) / _ALIKE_BEND - change / _ALIKE_CHANGE)
+    normal = np.einsum('nk,nki->ni', weight * np.sign(cosine), normal[near])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    color = np.einsum('nk,nki->ni', weight, color[near]) / weight.sum(axis=1, keepdims=True)
+  return normal, color
+
+
+def _edges(near: np.ndarray, is_close: np.ndarray) -> np.ndarray:
   """Pairs `[e, 2]` of cells that are close to each other, each once."""
-  rows = np.repeat(np.arange(len(near)), near.shape[1])
-  close = distance[:, 1 : near.shape[1] + 1].ravel() <= 3 * cell
-  pairs = np.sort(np.stack([rows, near.ravel()], axis=1)[close], axis=1)
-  return np.unique(pairs, axis=0)
+  rows = np.repeat(np.arange(len(near)), near.shape[1]).reshape(near.shape)
+  return np.unique(np.sort(np.stack([rows[is_close], near[is_close]], axis=1), axis=1), axis=0)
 
 
-def _costs(place, normal, color, edges, color_weight) -> np.ndarray:
+def _costs(place, normal, color, edges) -> np.ndarray:
   """How little the cells at both ends of each edge belong together."""
   one, other = edges.T
   step = place[other] - place[one]
   step /= np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12)
   bend = 1 - np.abs(np.einsum('ei,ei->e', normal[one], normal[other]))
   rise = np.maximum(*(np.square(np.einsum('ei,ei->e', normal[end], step)) for end in (one, other)))
-  change = np.linalg.norm(color[one] - color[other], axis=1) / np.sqrt(3)
-  return bend + rise + color_weight * change
+  return bend + rise + np.linalg.norm(color[one] - color[other], axis=1)
 
 
 def _merged(edges: np.ndarray, costs: np.ndarray, count: int, scale: float) -> np.ndarray:
