@@ -96,9 +96,8 @@ def main() -> None:
     made = examples(scene, voxel_size)
     count = len(made.voxels(0).cells)
     taken = seconds(lambda: made.train_example(0, np.random.default_rng(0)), args.repeats)  # noqa: B023
-    print(
-      f'examples at {voxel_size:.2f} m   {taken:6.2f} s  {1 / taken:6.2f} a second, {count:,} voxels'
-    )
+    rate = f'{1 / taken:6.2f} a second, {count:,} voxels'
+    print(f'examples at {voxel_size:.2f} m   {taken:6.2f} s  {rate}')
   taken = seconds(lambda: supervoxels.grow(scene.points, scene.colors), args.repeats)
   print(f'supervoxels          {taken:6.2f} s')
 
