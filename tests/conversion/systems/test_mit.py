@@ -165,13 +165,13 @@ def test_every_layer_of_timm_s_model_is_within_the_bound():
   module = timm.models.resnetv2.ResNetV2(
     layers=(1, 2),
     channels=(32, 64),
-    stem_chs=4,
+    stem_chs=8,
     num_classes=3,
     conv_layer=timm.layers.create_conv2d,
     norm_layer=timm.layers.BatchNormAct2d,
   )
   compare.fill_generated(module)
-  fields = {'depths': (1, 2), 'widths': (8, 16), 'stem_width': 4, 'num_classes': 3}
+  fields = {'depths': (1, 2), 'widths': (8, 16), 'stem_width': 8, 'num_classes': 3}
   comparison = compare.compare('resnetv2_50', module, overrides={**fields, 'image_size': (33, 48)})
   assert comparison.first_outside is None, comparison.first_outside
   assert comparison.without_counterpart == ('stem', 'stages')
