@@ -109,7 +109,8 @@ class Fitted:
     for change in self.changes:
       groups[change.how].append(change.path)
     for how, paths in groups.items():
-      modules = list(dict.fromkeys(path.split('/', 1)[1].rpartition('/')[0] for path in paths))
+      names = [path.split('/', 1)[1] for path in paths]
+      modules = list(dict.fromkeys(name.rpartition('/')[0] or name for name in names))
       if len(modules) > _SHOWN:
         modules = list(dict.fromkeys(module.split('/')[0] for module in modules))
       more = f' and {len(modules) - _SHOWN} more' if len(modules) > _SHOWN else ''

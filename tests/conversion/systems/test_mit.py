@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crossattn_jax.conversion import convert, correspondence, mapping, opening, pretrained
+from crossattn_jax.conversion import convert, correspondence, fitting, mapping, opening, pretrained
 from crossattn_jax.models import registry
 
 SMALL = {'depths': (1, 2, 1, 1, 1, 1, 1, 1), 'widths': (4, 5, 6, 7, 6, 5, 4, 4), 'stem_width': 3}
@@ -106,6 +106,19 @@ def test_it_starts_from_a_file_of_the_first_stage(tmp_path, points):
   path = write(tmp_path / 'y.safetensors', state)
   with pytest.raises(mapping.MappingError, match=r'missing.*conv3p4s2\.kernel'):
     opening.open_weights(path, 'minkunet18a', SMALL)
+
+
+@pytest.mark.extended
+def test_it_starts_from_a_run_of_the_first_stage():
+  fields = {f'points_{field}': x for field, x in SMALL.items()} | {'num_heads': 2}
+  template = fitting.template('mit_points', registry.create_model('mit_points', **fields))
+  variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), template)
+  opened = opening.OpenedWeights('mit_points', fields, variables)
+  model = registry.create_model('minkunet18a', **SMALL, num_classes=5)
+  fitted = fitting.fit(opened, 'minkunet18a', model, fitting.template('minkunet18a', model))
+  assert set(fitted.fresh) == {'params/head/kernel', 'params/head/bias'}
+  assert fitted.origins['params/stem/kernel'] == 'params/points/stem/kernel'
+  assert not fitted.differences
 
 
 @pytest.mark.extended
