@@ -65,7 +65,7 @@ def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> 
   for axes, sample in zip(grid, samples, strict=True):
     for panel, colors in zip(axes, sample.colorings(len(names)).values(), strict=True):
       drawing.show_image(panel, point_pictures.render(sample.points, colors))
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+    axes[0].set_title(drawing.shortened(sample.name, 14), fontsize=8, loc='right')
     axes[1].set_title(sample.right, fontsize=8, loc='right')
   drawing.name_panels(grid, titles, most=4)
   point_pictures.legend(page, [x for sample in samples for x in sample.classes], names)
