@@ -148,7 +148,34 @@ _CRISS_CROSS = (
   _criss_cross_case('129x257', 1, 129, 257),
 )
 
-CASES: Mapping[str, Case] = {f'{case.op}/{case.name}': case for case in (*_ROUTED, *_CRISS_CROSS)}
+# --- Sparse convolution ----------------------------------------------------------------------
+
+
+def _neighbours_case(cells: int, channels: int, features: int) -> Case:
+  x = jax.ShapeDtypeStruct((1, cells, channels), jnp.bfloat16)
+  kernel = jax.ShapeDtypeStruct((27, channels, features), jnp.bfloat16)
+  table = jax.ShapeDtypeStruct((1, 27, cells), jnp.int32)
+  out = jax.ShapeDtypeStruct((1, cells, features), jnp.bfloat16)
+
+  def call(form: str, x, kernel, table) -> jax.Array:
+    return kernels.sparse_convolution(x, kernel, table, implementation=form)
+
+  # Of 27 neighbours about 8 are there. XLA has no estimate for its gathers, which 'xla' is made of.
+  flops = 2.0 * cells * 8 * channels * features
+  name = f'{cells} cells, {channels} to {features}'
+  return Case('neighbours', name, call, (x, kernel, table), out, flops, ('xla', 'tpu'), True)
+
+
+# Of MinkUNet18A on a scene in voxels of 2 cm: the finest level, and the next one.
+_NEIGHBOURS = (
+  _neighbours_case(98304, 128, 96),
+  _neighbours_case(98304, 96, 96),
+  _neighbours_case(32768, 32, 32),
+)
+
+CASES: Mapping[str, Case] = {
+  f'{case.op}/{case.name}': case for case in (*_ROUTED, *_CRISS_CROSS, *_NEIGHBOURS)
+}
 
 
 # --- Measuring one compiled function ---------------------------------------------------------
