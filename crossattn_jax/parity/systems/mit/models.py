@@ -205,11 +205,10 @@ def _points_only(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('is_cls', only=(False,))
   c.ignore('overseg_maxpool', only=(False,))
-  pools = c['overseg_pool']
-  smooths = pools and c['feat_smooth']
+  pools, smooths, depth = c['overseg_pool'], c['feat_smooth'], c['depth']
   module = mit.MITPoints(
     num_classes=c['classes'],
-    encoder_depth=c['depth'] if c['encoder'] else 0,
+    encoder_depth=depth if c['encoder'] else 0,
     position_embedding=c['pos_emb'],
     pool='mean' if c['pool'] == 'avg' else 'max',
     **attention.encoder_options(c),
@@ -223,7 +222,7 @@ def _points_only(manifest: Manifest) -> adapters.Adapter:
     outputs, _ = module(*_points_inputs(scenes, inputs), None, train)
     results = {
       'cls_logits': outputs['voxel_cam_probabilities'],
-      'smooth_loss': _scalar(outputs['consistency']) if smooths else jnp.zeros(1),
+      'smooth_loss': _scalar(outputs['consistency']) if pools and smooths else jnp.zeros(1),
       **_cams(outputs['cams'], scenes, inputs),
     }
     if 'voxel_class_logits' in outputs:
@@ -241,10 +240,11 @@ def _points_only(manifest: Manifest) -> adapters.Adapter:
 
 def _images_only(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
+  depth = c['depth']
   module = mit.MITImages(
     num_classes=c['classes'],
     width=c['embed_dim'],
-    encoder_depth=c['depth'] if c['use_attn'] else 0,
+    encoder_depth=depth if c['use_attn'] else 0,
     **attention.encoder_options(c),
     **_image_options(c),
   )
