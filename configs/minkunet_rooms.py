@@ -1,8 +1,9 @@
 r"""MinkUNet on procedural rooms, from pseudo labels of another network or from true labels.
 
-Mean IoU on the points of 80 other rooms after 12 epochs: 73.4 % from the pseudo labels of
-`configs/mit_rooms.py` alone, for which nobody labelled a point; 80.4 % from true ones. Each run is
-6 minutes of processor time. Needs no network; the rooms are made on first use.
+Mean IoU on the points of 80 other rooms after 12 epochs: 73.4 % from pseudo labels of
+`configs/mit_rooms.py` alone (whose own mean IoU is 75.8 %), for which nobody labelled a
+point; 80.4 % from true ones. Each run is 6 minutes of processor time. Needs no network; the rooms
+are made on first use.
 
   python main.py --config=configs/minkunet_rooms.py:pseudo --workdir=/tmp/minkunet_rooms \
     --config.dataset.labels_dir=/tmp/mit_rooms/labels
