@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from crossattn_jax import parallel, tasks
+from crossattn_jax.data.scene_points import batches, sources
 from crossattn_jax.tasks.scene_labels import pseudo_labels
 from crossattn_jax.training import loop
 
@@ -145,6 +146,20 @@ def test_scenes_without_truth_are_labelled_too(task, scenes):
   first = scenes.scene(0).supervoxels == 0
   assert set(labels[first]) == {1}  # Of the sets (0), (1), (2), (0, 1).
   assert pseudo_labels.metrics_of(np.zeros((4, 4), int), task.class_names) == {}
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_tags_decide_what_is_best_where_points_have_no_labels(
+  small_config, scenes, monkeypatch, labelled
+):
+  scene = scenes.scene(6) if labelled else scenes.scene(6)._replace(labels=None)
+  source = sources.MemorySource([scene], scenes.class_names)
+  monkeypatch.setattr(batches.SceneLabelExamples, 'open_source', staticmethod(lambda *_: source))
+  config = small_config()
+  notes = tasks.complete_config(config)
+  chosen = config.checkpoint.best_metric
+  assert chosen == (None if labelled else 'mean_average_precision')
+  assert ['have no labels' in note for note in notes] == [True] * (not labelled)
 
 
 def test_the_loss_is_the_weighted_sum_of_what_a_model_has(make_task, small_config):
