@@ -67,7 +67,7 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   if config.checkpoint.best_metric is None and not _has_labels(dataset):
     config.checkpoint.best_metric = 'mean_average_precision'
     notes.append(
-      f'points of {dataset.eval_split!r} have no labels: the best checkpoint is that of the highest '
+      f'points of {dataset.eval_split!r} have no labels: the best checkpoint has the highest '
       f'{config.checkpoint.best_metric} of tags'
     )
   return notes
