@@ -47,8 +47,11 @@ class SceneFiles:
     keys: Sequence[str],
     class_names: Sequence[str],
     tags: dict[str, Sequence[str]] | None = None,
+    *,
+    has_labels: bool = True,
   ):
     self.class_names, self.keys = tuple(class_names), tuple(keys)
+    self._has_labels = has_labels
     self._paths, self._tags = tuple(map(pathlib.Path, paths)), tags or {}
 
   def __len__(self) -> int:
@@ -58,8 +61,8 @@ class SceneFiles:
     """See `PointSource`."""
     path, count = self._paths[index], len(self.class_names)
     scene = files.read(path)
-    if scene.labels is None:
-      return scene
+    if scene.labels is None or not self._has_labels:
+      return scene._replace(labels=None)
     is_class = (scene.labels >= 0) & (scene.labels != IGNORED)
     if (most := scene.labels.max(where=is_class, initial=-1)) >= count:
       raise pipeline.UnreadableError(
@@ -112,9 +115,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def open_file(path: str | os.PathLike[str], class_names: Sequence[str]) -> sources.PointSource:
-  """A file alone, to predict for."""
+  """A file alone, to predict for: its labels, which may be of other classes, are left out."""
   path = pathlib.Path(path)
-  return SceneFiles([path], [path.stem], class_names, {path.stem: ()})
+  return SceneFiles([path], [path.stem], class_names, {path.stem: ()}, has_labels=False)
 
 
 def open_split(data_dir: str | os.PathLike[str], split: str) -> SceneFiles:

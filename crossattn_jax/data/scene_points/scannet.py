@@ -70,7 +70,7 @@ class ScanNet:
       ValueError: there is no such list, or files are missing, which are named and counted.
     """
     self._root = pathlib.Path(data_dir)
-    self._has_labels = split != 'test'
+    self._has_labels = splits.FolderSplit.parse(split).name != 'test'
     self.keys = tuple(_read_list(self._root, split))
     wanted = [path for key in self.keys for path in self._paths(key)]
     missing = [path for path in wanted if not path.is_file()]

@@ -132,7 +132,8 @@ class Predictor(predictor.FilePredictor):
     examples = self.task.examples(self.task.config.dataset.eval_split)
     index, vote = int(example['index']), int(example['vote'])
     scene = examples.scene(index)
-    shown = Shown(examples.source.keys[index], scene, [examples.voxels(index, vote).inverse])
+    inverse = [examples.voxels(index, vote, scene).inverse]
+    shown = Shown(examples.source.keys[index], scene, inverse)
     sample = self.sample(shown, {'logits': result['logits'][None]})
     return dataclasses.replace(sample, name=shown.name)
 

@@ -130,13 +130,19 @@ class PointSegmentation(base.Task):
     """
     source, num_classes = self.examples(self.config.dataset.eval_split), len(self.class_names)
     found = [np.zeros((0, num_classes, num_classes), np.int64)]
-    rows = (examples[name] for name in ('index', 'vote', 'logits'))
-    for index, vote, logits in zip(*rows, strict=True):
-      inverse = source.voxels(int(index), int(vote)).inverse
-      scores = self._votes.add(int(index), logits[inverse])
+    rows = zip(
+      examples['index'].tolist(), examples['vote'].tolist(), examples['logits'], strict=True
+    )
+    for index, vote, logits in rows:
+      scene = source.scene(index)
+      if scene.labels is None:
+        raise ValueError(
+          f'{source.describe(index)} of dataset.eval_split={source.split!r} has no labels to '
+          'measure by; --mode=predict labels scans without'
+        )
+      scores = self._votes.add(index, logits[source.voxels(index, vote, scene).inverse])
       if scores is not None:
-        labels = source.scene(int(index)).labels
-        matrix = metrics.host_confusion_matrix(labels, scores.argmax(axis=-1), num_classes)
+        matrix = metrics.host_confusion_matrix(scene.labels, scores.argmax(axis=-1), num_classes)
         found.append(matrix[None])
     return np.concatenate(found)
 

@@ -188,18 +188,21 @@ class Writer(base.Labels):
       _replace(path, buffer.getvalue())
 
   def finish(self) -> dict[str, float]:
-    """How many scenes have labels, and how good they are; writes this into the description."""
+    """How many scenes have labels, and how good they are; writes this into the description.
+
+    Scenes that cannot be read, where `dataset.unreadable` is 'skip', have none.
+    """
     size = len(self._task.class_names) + 1
     confusion, points, labelled = np.zeros((size, size), np.int64), 0, 0
-    keys = self.examples.source.keys
-    for key in keys:
-      with self._file(key).open('rb') as file, np.load(file) as arrays:
+    written = [path for path in map(self._file, self.examples.source.keys) if path.exists()]
+    for path in written:
+      with path.open('rb') as file, np.load(file) as arrays:
         points += len(arrays['labels'])
         labelled += np.count_nonzero(arrays['labels'] != ABSENT)
         if 'confusion' in arrays:
           confusion += arrays['confusion']
     results = metrics_of(confusion, self._task.class_names)
-    results |= {'scenes': len(keys), 'points': points, 'labelled': labelled / points}
+    results |= {'scenes': len(written), 'points': points, 'labelled': labelled / max(points, 1)}
     _replace(
       self._output / targets.DESCRIPTION,
       json.dumps(self._description | {'metrics': results}, indent=2).encode(),

@@ -112,6 +112,11 @@ def test_scores_that_are_not_finite_and_labels_that_are_none_are_refused(
   )
   with pytest.raises(ValueError, match='none of the points'):
     evaluate(task, {}, 4)
+  task.examples('val').source._scenes = tuple(room._replace(labels=None) for room in rooms)
+  with pytest.raises(
+    ValueError, match=r"scene 'scene_0000' of dataset\.eval_split='val' has no labels"
+  ):
+    evaluate(task, {}, 4)
 
 
 def test_the_loss_is_a_mean_over_all_voxels_with_a_class(make_task, small_config):

@@ -116,6 +116,7 @@ def test_labels_are_written_once_and_continued(task, scenes, tmp_path):
     (folder / 'room_4.npz.part').write_bytes(b'half a file')
     labels = task.Labels(task, folder, origin)
     assert labels.pending == [3, 4, 5, 6, 7]
+    assert labels.finish()['scenes'] == 3  # As if the others could not be read.
     add(labels, 9)
   results = labels.finish()
   assert results['pseudo_miou'] == 1
