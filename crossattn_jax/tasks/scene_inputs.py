@@ -20,7 +20,7 @@ def levels(batch: predictor.Batch) -> tuple[sparse.Level, ...]:
   )
 
 
-def waste(batch: predictor.Batch) -> jax.Array:
+def padding(batch: predictor.Batch) -> jax.Array:
   """The share of a batch's rows that is padding, of all levels together; a scalar."""
   is_cell = [level.is_cell for level in levels(batch)]
   cells = sum(jnp.sum(x, dtype=jnp.float32) for x in is_cell)

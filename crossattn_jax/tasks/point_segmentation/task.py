@@ -100,7 +100,7 @@ class PointSegmentation(base.Task):
     valid = labels != _IGNORED
     hits = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & valid, dtype=jnp.float32)
     accuracy = hits / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
-    return loss, ({'accuracy': accuracy, 'waste': scene_inputs.waste(batch)}, updated)
+    return loss, ({'accuracy': accuracy, 'padding': scene_inputs.padding(batch)}, updated)
 
   def logits(self, variables: base.Variables, batch: base.Batch) -> jax.Array:
     """Scores of the classes of each voxel `[batch, N_0, classes]`, in at least float32."""

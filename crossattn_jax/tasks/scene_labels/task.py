@@ -131,7 +131,7 @@ class SceneLabels(base.Task):
     }
     loss = losses.total(parts, self.config.task.loss_weights)
     reported = {f'{name}_loss': value for name, value in parts.items()}
-    return loss, (reported | {'padding': scene_inputs.waste(batch)}, updated)
+    return loss, (reported | {'padding': scene_inputs.padding(batch)}, updated)
 
   # How well it is learnt.
 

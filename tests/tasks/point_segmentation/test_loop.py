@@ -36,7 +36,7 @@ def test_the_loop_trains_continues_evaluates_and_draws(small_config, tmp_path, m
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
   steps = [line for line in map(json.loads, lines) if 'train/loss' in line]
   assert [line['step'] for line in steps] == [1, 2, 3, 4]
-  assert all(0 < line['train/waste'] < 1 for line in steps)
+  assert all(0 < line['train/padding'] < 1 for line in steps)
   said = capsys.readouterr().err
   assert 'continuing after step 2' in said
   assert 'mean IoU' in said

@@ -134,7 +134,7 @@ def test_the_loss_is_a_mean_over_all_voxels_with_a_class(make_task, small_config
   assert loss == pytest.approx((np.log(4) + 2 * sure + 2 * np.log(4)) / 5)
   assert reported['accuracy'] == pytest.approx(2 / 4)
   rows = 2 * np.array([256, 96, 32, 16, 16])
-  assert reported['waste'] == pytest.approx(1 - (64 + rows[1:].sum()) / rows.sum())
+  assert reported['padding'] == pytest.approx(1 - (64 + rows[1:].sum()) / rows.sum())
 
 
 @pytest.mark.parametrize(
