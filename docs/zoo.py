@@ -202,7 +202,7 @@ SYSTEMS = (
   ),
   System(
     'MIT',
-    '',
+    'mit.md',
     ('mit_*',),
     config='configs/mit_scannet.py:{}',
     licence='[jimmy15923/mit](https://github.com/jimmy15923/mit): MIT',
@@ -210,7 +210,7 @@ SYSTEMS = (
   ),
   System(
     'MinkUNet',
-    '',
+    'mit.md',
     ('minkunet*',),
     'ScanNet mIoU, val',
     {'minkunet18a': '35.8'},

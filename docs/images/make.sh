@@ -27,8 +27,17 @@ samples_of sketch_localizer_shapes sketch_localizer_shapes
 python main.py --mode=predict --workdir="$workdir" --input=crossattn_jax/samples/shapes --output="$workdir/cup" \
   --config.predict.sketch=crossattn_jax/samples/sketches/cup.png
 cp "$workdir/cup/0.png" docs/images/sketch_localizer_attention.png
+samples_of mit_rooms mit_rooms
+python main.py --mode=predict --workdir="$workdir" --input=crossattn_jax/samples/rooms --output="$workdir/room"
+cp "$workdir/room/0.png" docs/images/mit_attention.png
+python main.py --mode=label --workdir="$workdir"
+python main.py --config=configs/minkunet_rooms.py:pseudo --workdir="$workdir/2" \
+  --config.dataset.labels_dir="$workdir/labels"
+cp "$workdir/2/predictions.png" docs/images/minkunet_rooms.png
+# docs/images/mit_page.jpg is a screenshot of what `--mode=predict` of this run writes.
 # Pages need them neither as large nor exact to the bit.
-python - docs/images/{{retinanet,mask_rcnn,icafusion,sketch_localizer}_shapes,{icafusion,sketch_localizer}_attention} <<'END'
+python - docs/images/{{retinanet,mask_rcnn,icafusion,sketch_localizer}_shapes,{mit,minkunet}_rooms} \
+  docs/images/{icafusion,sketch_localizer,mit}_attention <<'END'
 import pathlib, sys
 from PIL import Image
 for name in sys.argv[1:]:
