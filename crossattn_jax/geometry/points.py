@@ -88,8 +88,8 @@ def voxelize(points: np.ndarray, transform: np.ndarray, *, hashed: bool = False)
   Args:
     points: `[points, 3]` numbers.
     transform: `[3, 3]`, from points to cells: a rotation over the side of a voxel, say.
-    hashed: in the order of the original's hash of cells; by x, y, z otherwise. Nothing depends on
-      it but the order of rows, and rows next to each other are better in memory.
+    hashed: in the order of the original's hash of cells; by x, y, z otherwise, which is better in
+      memory, and what kernels of TPUs want (`kernels.sparse_convolution`).
 
   Raises:
     ValueError: points that are not `[points, 3]` finite numbers, or none.
@@ -127,7 +127,8 @@ def neighbours(cells: np.ndarray, size: int = 3, stride: int = 1) -> np.ndarray:
   """Which cells are around each cell.
 
   Args:
-    cells: `[n, 3]` integers, multiples of `stride`, each once, in any order.
+    cells: `[n, 3]` integers, multiples of `stride`, each once, in any order; sorted by x, y, z, as
+      `voxelize` sorts them, for networks on TPUs.
     size: of the window, odd.
     stride: of the level.
 

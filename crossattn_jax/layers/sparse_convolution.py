@@ -19,7 +19,8 @@ class Level(NamedTuple):
   """The cells of scenes at one resolution, and how they hang together with the next coarser one.
 
   Attributes:
-    neighbours: `[batch, 27, n]` integers, see `geometry.points.neighbours`; -1 in padding.
+    neighbours: `[batch, 27, n]` integers, see `geometry.points.neighbours`; -1 in padding. On TPUs
+      cells are to be sorted by x, y, z, or they become NaN; see `kernels.sparse_convolution`.
     children: `[batch, 8, m]` integers, rows of this level in each coarser cell; None in the last.
     place: `[batch, n]` integers, 8 times the row of the coarser cell plus the octant in it, -1 in
       padding; None in the last.

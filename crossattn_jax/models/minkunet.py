@@ -135,7 +135,8 @@ class MinkUNet(module.Module):
     Args:
       windows: `[batch, n, 125 * num_channels]`, the colours of the 5 x 5 x 5 cells around each one
         (`geometry.points.gather`).
-      levels: of five resolutions, the finest first.
+      levels: of five resolutions, the finest first; their cells sorted by x, y, z, as
+        `geometry.points.voxelize` sorts them.
       train: see `BatchNorm`.
 
     Returns:

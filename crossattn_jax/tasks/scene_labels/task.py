@@ -13,6 +13,7 @@ from crossattn_jax.data import pipeline
 from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import sources
 from crossattn_jax.metrics import average_precision
+from crossattn_jax.models import mit
 from crossattn_jax.tasks import base, predictor, scene_inputs
 from crossattn_jax.tasks.scene_labels import losses, predictions, pseudo_labels, serving
 
@@ -228,7 +229,7 @@ class SceneLabels(base.Task):
 
 def _check(config: ml_collections.ConfigDict, model: Any) -> None:
   """Refuses what does not belong together, naming the keys."""
-  if not hasattr(model, 'encoder_depth'):
+  if not isinstance(model, (mit.MIT, mit.MITPoints, mit.MITImages)):
     raise ValueError(
       f'config.model.name={config.model.name!r} does not tell the classes of scenes; '
       "list_models('mit*') shows what does"
