@@ -12,7 +12,7 @@ from crossattn_jax.parity import bounds, cases, replay
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 # Exact in float64. In float32 rounding makes one activation of 2e-6 negative, in the first of three
 # steps, which moves all gradients before it; test_ccnet.py shows that nothing else is amiss.
-# Notes of MIT's whole models say the same of theirs: judge gradients, off by up to 3e-2, in float64.
+# Notes of MIT's whole models say it of them: gradients may be off by 3e-2, judge them in float64.
 OUTSIDE_IN_FLOAT32 = {
   'ccnet/train_steps_r2': 'a rectifier on the other side of 0: delta_norm 5e-5, bound 1.3e-5',
   'mit/mit_3d_only': 'rectifiers on the other side of 0: gradients 2.5e-4, bound 1e-4',
