@@ -67,4 +67,6 @@ def main(paths):
 
 
 if __name__ == '__main__':
+  if len(sys.argv) < 2:
+    sys.exit(__doc__)
   main(sys.argv[1:])
