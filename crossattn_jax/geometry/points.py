@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 ABSENT = -1
+# Cells around each cell that the first convolution of networks sees, along an axis.
+WINDOW = 5
 
 
 class Voxels(NamedTuple):
@@ -59,6 +61,32 @@ class Level(NamedTuple):
   cells: np.ndarray
   neighbours: np.ndarray
   coarsening: Coarsening | None
+
+
+class Pyramid(NamedTuple):
+  """The cells of a scene and those of the levels above them.
+
+  Attributes:
+    cells: `[n, 3]` integers of each level.
+    links: from each level to the next.
+  """
+
+  cells: Sequence[np.ndarray]
+  links: Sequence[Coarsening]
+
+  @classmethod
+  def build(cls, cells: np.ndarray, num_levels: int) -> 'Pyramid':
+    """Takes the cells of the finest level."""
+    levels, links = [cells], []
+    for level in range(num_levels - 1):
+      links.append(coarsen(levels[-1], 2**level))
+      levels.append(links[-1].cells)
+    return cls(levels, links)
+
+  @property
+  def rows(self) -> tuple[int, ...]:
+    """Number of cells of each level."""
+    return tuple(map(len, self.cells))
 
 
 def rotation(angles: Sequence[float], order: Sequence[int] = (0, 1, 2)) -> np.ndarray:
@@ -177,46 +205,56 @@ def neighbours(cells: np.ndarray, size: int = 3, stride: int = 1) -> np.ndarray:
 
 def levels(cells: np.ndarray, num_levels: int) -> list[Level]:
   """A scene as a network of `num_levels` resolutions sees it, the cells themselves first."""
-  result = []
-  for level in range(num_levels):
-    stride = 2**level
-    table = neighbours(cells, stride=stride)
-    coarsening = coarsen(cells, stride) if level + 1 < num_levels else None
-    result.append(Level(cells, table, coarsening))
-    if coarsening:
-      cells = coarsening.cells
-  return result
+  pyramid = Pyramid.build(cells, num_levels)
+  links = (*pyramid.links, None)
+  return [
+    Level(cells, neighbours(cells, stride=2**level), link)
+    for level, (cells, link) in enumerate(zip(pyramid.cells, links, strict=True))
+  ]
 
 
-def tables(cells: np.ndarray, colors: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
+def tables(
+  pyramid: Pyramid, colors: np.ndarray, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
   """What networks take of a scene: colours around its cells, and how these hang together.
 
   Args:
-    cells: `[n, 3]`, each once.
-    colors: `[n, 3]`, levels 0..255.
-    num_levels: resolutions of the network.
+    pyramid: of the scene.
+    colors: `[n, 3]` of its finest cells, levels 0..255.
+    shapes: of the arrays by their names, those of a scene or larger ones, with N_l rows of level l.
 
   Returns:
-    'windows' float32 `[n, 375]`, and 'neighbours_0', 'children_0', 'place_0' and so on, as batches
-    have them, without padding.
+    'windows': float32 `[N_0, 375]`, colours around each cell in [-1, 1], 0 where nothing is.
+    'neighbours_l': int32 `[27, N_l]`, see `neighbours`.
+    'children_l': int32 `[8, N_{l+1}]`, rows of level l in each cell of level l + 1.
+    'place_l': int32 `[N_l]`, 8 times the row of the cell of level l + 1, plus the octant in it.
+    Tables are `ABSENT` where there is no cell.
+
+  Raises:
+    ValueError: something is larger.
   """
+  window = neighbours(pyramid.cells[0], WINDOW)
+  found = {'neighbours_0': _core(window)}
+  for level, cells in enumerate(pyramid.cells[1:], start=1):
+    found[f'neighbours_{level}'] = neighbours(cells, stride=2**level)
+  for level, link in enumerate(pyramid.links):
+    found[f'children_{level}'] = link.children
+    found[f'place_{level}'] = 8 * link.parent + link.octant
+  result = pad(found, shapes)
+  # Zeros take no time until they are written to.
+  result['windows'] = np.zeros(shapes['windows'], np.float32)
   colors = colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
-  found = {'windows': gather(colors, neighbours(cells, 5))}
-  for number, level in enumerate(levels(cells, num_levels)):
-    found[f'neighbours_{number}'] = level.neighbours
-    if link := level.coarsening:
-      found[f'children_{number}'] = link.children
-      found[f'place_{number}'] = 8 * link.parent + link.octant
-  return found
+  gather(colors, window, out=result['windows'][: len(colors)])
+  return result
 
 
 def pad(
   found: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
-  """Puts the tables of a scene into arrays of a size that is given, `ABSENT` behind them.
+  """Puts arrays of a scene into others of a size that is given.
 
   Args:
-    found: integers, and floats, behind which 0 is.
+    found: integers, behind which `ABSENT` is, and floats, behind which 0 is.
     shapes: of arrays of those names.
 
   Raises:
@@ -250,6 +288,12 @@ def gather(features: np.ndarray, table: np.ndarray, out: np.ndarray | None = Non
   # ABSENT is the last row.
   np.take(extended, table.T, axis=0, out=out.reshape(count, window, -1), mode='wrap')
   return out
+
+
+def _core(window: np.ndarray) -> np.ndarray:
+  """The table of windows of 3 cells in that of `WINDOW`."""
+  cut = slice(WINDOW // 2 - 1, WINDOW // 2 + 2)
+  return window.reshape(WINDOW, WINDOW, WINDOW, -1)[cut, cut, cut].reshape(27, -1)
 
 
 def _keys(cells: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:

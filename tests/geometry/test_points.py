@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from crossattn_jax.data.scene_points import tables
 from crossattn_jax.geometry import points
 
 
@@ -117,18 +116,9 @@ def test_what_is_wrong_is_said(call, message):
     call()
 
 
-def test_tables_of_a_scene_are_those_of_batches_behind_which_is_padding():
-  rng = np.random.default_rng(0)
-  cells = np.argwhere(rng.random((5, 6, 7)) < 0.3)
-  colors = rng.integers(0, 256, cells.shape).astype(np.uint8)
-  found = points.tables(cells, colors, 3)
-  pyramid = tables.Pyramid.build(cells, 3)
-  bucket = (80, 40, 20)
-  normalized = colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
-  expected = tables.tables(pyramid, normalized, bucket)
-  padded = points.pad(found, {name: x.shape for name, x in expected.items()})
-  assert padded.keys() == expected.keys()
-  for name, x in expected.items():
-    np.testing.assert_array_equal(padded[name], x, err_msg=name)
-  with pytest.raises(ValueError, match=r'place_0 of the scene is \[.*\], at most it may be \[3\]'):
-    points.pad({'place_0': found['place_0']}, {'place_0': (3,)})
+def test_what_is_larger_than_its_array_is_named():
+  place = np.arange(4, dtype=np.int32)
+  padded = points.pad({'place_0': place}, {'place_0': (6,)})['place_0']
+  np.testing.assert_array_equal(padded, [0, 1, 2, 3, -1, -1])
+  with pytest.raises(ValueError, match=r'place_0 of the scene is \[4\], at most it may be \[3\]'):
+    points.pad({'place_0': place}, {'place_0': (3,)})

@@ -7,6 +7,7 @@ import pytest
 
 from crossattn_jax import models, tasks
 from crossattn_jax.data.scene_points import tables
+from crossattn_jax.geometry import points
 from crossattn_jax.training import config as config_lib
 
 BUCKET = (160, 96, 32, 16, 8)
@@ -36,8 +37,8 @@ def _batch(config, dtype=np.float32, bucket=BUCKET, padding=0.0):
     places = rng.choice(6 * 12 * 12, count, replace=False)
     cells = np.stack(np.unravel_index(np.sort(places), (12, 12, 6)), axis=1)
     classes = np.minimum(cells[:, 2], 2)
-    colors = rng.normal(size=(count, 3)) + classes[:, None]
-    row = tables.tables(tables.Pyramid.build(cells, 5), colors, bucket)
+    colors = 127.5 * (1 + rng.normal(size=(count, 3)) + classes[:, None])
+    row = tables.tables(points.Pyramid.build(cells, 5), colors, bucket)
     row['windows'][count:] = padding
     row['labels'] = np.full(bucket[0], -1, np.int32)
     row['labels'][:count] = np.where(rng.random(count) < 0.1, -1, classes)

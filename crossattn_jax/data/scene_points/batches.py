@@ -133,7 +133,7 @@ def eval_transform(config: ml_collections.ConfigDict, index: int, vote: int) -> 
 class Examples(pipeline.Examples):
   """The scenes of a split.
 
-  Rows of batches, all of one bucket `(N_0, N_1, ...)`, are the arrays of `tables.tables`, and
+  Rows of batches, all of one bucket `(N_0, N_1, ...)`, are those of `geometry.points.tables`, and
     `index`: number of the scene in the split, int32; -1 where there is none.
   """
 
@@ -238,7 +238,7 @@ class Examples(pipeline.Examples):
       return None
     transform = points_lib.rotation(np.minimum(options.rotate, math.pi / 4)) * max(options.scale)
     cells = points_lib.voxelize(scene.points, transform / self.config.voxel_size).cells
-    return tables.Pyramid.build(cells, self.config.num_levels).rows
+    return points_lib.Pyramid.build(cells, self.config.num_levels).rows
 
   def _bucket_of(self, rows: Sequence[int]) -> int:
     """Number of the smallest bucket that holds so many rows, or of the largest."""
@@ -253,14 +253,14 @@ class Examples(pipeline.Examples):
     transform = augmentation.random_transform(rng, options, flip=True)
     voxels = _voxelized(points, transform / self.config.voxel_size)
     cells, first = voxels.cells + (options.shift * rng.random(3)).astype(np.int32), voxels.first
-    pyramid = tables.Pyramid.build(cells, self.config.num_levels)
+    pyramid = points_lib.Pyramid.build(cells, self.config.num_levels)
     if not tables.fits(pyramid.rows, bucket):
       center = cells[rng.integers(len(cells)), :2]
       kept = tables.within(pyramid, bucket, center)
-      first, pyramid = first[kept], tables.Pyramid.build(cells[kept], self.config.num_levels)
+      first, pyramid = first[kept], points_lib.Pyramid.build(cells[kept], self.config.num_levels)
     colors = augmentation.random_colors(scene.colors[first], rng, options.color)
     return {
-      **tables.tables(pyramid, _normalized(colors), bucket),
+      **tables.tables(pyramid, colors, bucket),
       **self.targets(scene, found, pyramid.cells[0], first, bucket, rng),
       'index': np.int32(found),
       'skipped': np.int32(skipped),
@@ -314,7 +314,7 @@ class Examples(pipeline.Examples):
   def eval_bucket(self, scene: sources.Scene, index: int) -> tuple[int, ...]:
     """The smallest bucket that holds all votes of a scene, or one of its own if none does."""
     cells = (self._eval_voxels(scene, index, vote).cells for vote in range(self.votes))
-    rows = [tables.Pyramid.build(x, self.config.num_levels).rows for x in cells]
+    rows = [points_lib.Pyramid.build(x, self.config.num_levels).rows for x in cells]
     most = tuple(map(max, zip(*rows, strict=True)))
     fitting = (tuple(bucket) for bucket in self.config.buckets if tables.fits(most, bucket))
     return next(fitting, tables.rounded_up(most))
@@ -333,10 +333,10 @@ class Examples(pipeline.Examples):
       row = tables.empty(bucket) | self.targets(None, -1, *nothing, bucket, None)
       return row | {'index': np.int32(-1)} | self._vote(0)
     voxels = self._eval_voxels(decoded, number, vote)
-    pyramid = tables.Pyramid.build(voxels.cells, self.config.num_levels)
+    pyramid = points_lib.Pyramid.build(voxels.cells, self.config.num_levels)
     self._require_fit(pyramid.rows, bucket, number)
     return {
-      **tables.tables(pyramid, _normalized(decoded.colors[voxels.first]), bucket),
+      **tables.tables(pyramid, decoded.colors[voxels.first], bucket),
       **self.targets(decoded, number, voxels.cells, voxels.first, bucket, None),
       'index': np.int32(number),
       **self._vote(vote),
@@ -482,11 +482,6 @@ class SceneLabelExamples(Examples):
 
 def _voxelized(points: np.ndarray, transform: np.ndarray) -> Voxelized:
   return Voxelized(*points_lib.voxelize(points, transform), transform)
-
-
-def _normalized(colors: np.ndarray) -> np.ndarray:
-  """Levels 0..255 as the network sees them: in [-1, 1]."""
-  return colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def in_threads(function: Callable[[int], _T], numbers: Iterable[int]) -> Iterator[_T]:

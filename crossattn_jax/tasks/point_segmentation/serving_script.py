@@ -34,9 +34,9 @@ def classify(scene, spec, model):
   scores, shapes = 0, {name: x['shape'][1:] for name, x in spec['inputs'].items()}
   for transform in spec['preprocessing']['looks']:
     voxels = points.voxelize(scene.points, np.array(transform))
-    colors, num_levels = scene.colors[voxels.first], spec['preprocessing']['num_levels']
+    pyramid = points.Pyramid.build(voxels.cells, spec['preprocessing']['num_levels'])
     try:
-      found = points.pad(points.tables(voxels.cells, colors, num_levels), shapes)
+      found = points.tables(pyramid, scene.colors[voxels.first], shapes)
     except ValueError as error:
       sys.exit(
         f'error: the scene has more voxels than this model takes: {error}; cut it, or export with '

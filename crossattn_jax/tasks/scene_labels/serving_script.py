@@ -49,12 +49,14 @@ def points_of(scene, voxels, spec):
   ids = scene.supervoxels[voxels.first]
   counts = np.bincount(ids)
   sums = [np.bincount(ids, voxels.cells[:, axis]) for axis in range(3)]
-  colors, num_levels = scene.colors[voxels.first], spec['preprocessing']['num_levels']
-  found = points.tables(voxels.cells, colors, num_levels)
-  found['supervoxel'] = ids.astype(np.int32)
-  found['position'] = (np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+  position = (np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+  pyramid = points.Pyramid.build(voxels.cells, spec['preprocessing']['num_levels'])
   try:
-    return points.pad(found, shapes) | {'num_tokens': np.int32(len(counts))}
+    return {
+      **points.tables(pyramid, scene.colors[voxels.first], shapes),
+      **points.pad({'supervoxel': ids.astype(np.int32), 'position': position}, shapes),
+      'num_tokens': np.int32(len(counts)),
+    }
   except ValueError as error:
     sys.exit(
       f'error: the scene is larger than this model takes: {error}; cut it, or export with larger '

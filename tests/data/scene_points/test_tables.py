@@ -3,6 +3,7 @@
 import numpy as np
 
 from crossattn_jax.data.scene_points import tables
+from crossattn_jax.geometry import points
 
 BUCKET = (700, 300, 80, 40, 20)
 
@@ -10,14 +11,15 @@ BUCKET = (700, 300, 80, 40, 20)
 def _cells(count=400, side=14):
   rng = np.random.default_rng(0)
   cells = np.unique(rng.integers(0, side, (count, 3)), axis=0)
-  return cells, rng.uniform(-1, 1, (len(cells), 3)).astype(np.float32)
+  return cells, rng.integers(0, 256, (len(cells), 3)).astype(np.uint8)
 
 
 def test_windows_hold_the_colours_around_each_cell():
   cells, colors = _cells()
-  pyramid = tables.Pyramid.build(cells, 5)
+  pyramid = points.Pyramid.build(cells, 5)
   windows = tables.tables(pyramid, colors, BUCKET)['windows']
-  color_of = {tuple(cell): color for cell, color in zip(cells.tolist(), colors, strict=True)}
+  shown = colors / np.float32(127.5) - np.float32(1)
+  color_of = {tuple(cell): color for cell, color in zip(cells.tolist(), shown, strict=True)}
   for row in (0, 57, len(cells) - 1):
     for j in range(125):
       offset = np.array([j % 5, j // 5 % 5, j // 25]) - 2
@@ -28,7 +30,7 @@ def test_windows_hold_the_colours_around_each_cell():
 
 def test_tables_say_neighbours_children_and_places():
   cells, colors = _cells()
-  pyramid = tables.Pyramid.build(cells, 5)
+  pyramid = points.Pyramid.build(cells, 5)
   found = tables.tables(pyramid, colors, BUCKET)
   assert found.keys() == tables.shapes(BUCKET).keys() == tables.empty(BUCKET).keys()
   for name, (shape, dtype) in tables.shapes(BUCKET).items():
@@ -52,11 +54,11 @@ def test_tables_say_neighbours_children_and_places():
 
 def test_a_column_is_as_large_as_its_bucket_allows():
   cells, _ = _cells(3000)
-  pyramid = tables.Pyramid.build(cells, 5)
+  pyramid = points.Pyramid.build(cells, 5)
   for bucket in ((500, 400, 400, 40, 20), (2000, 90, 400, 40, 20), (2000, 2000, 2000, 3, 20)):
     kept = tables.within(pyramid, bucket, np.array([3.0, 4.0]))
     assert (np.diff(kept) > 0).all()
-    rows = tables.Pyramid.build(cells[kept], 5).rows
+    rows = points.Pyramid.build(cells[kept], 5).rows
     assert tables.fits(rows, bucket)
     distance = np.square(cells[:, :2] - [3, 4]).sum(axis=1)
     left = np.setdiff1d(np.arange(len(cells)), kept)
@@ -64,7 +66,7 @@ def test_a_column_is_as_large_as_its_bucket_allows():
     # One cell more would not fit.
     closest = left[np.lexsort((left, distance[left]))[0]]
     more = np.sort(np.append(kept, closest))
-    assert not tables.fits(tables.Pyramid.build(cells[more], 5).rows, bucket)
+    assert not tables.fits(points.Pyramid.build(cells[more], 5).rows, bucket)
 
 
 def test_buckets_of_their_own_are_an_eighth_larger_at_most():
