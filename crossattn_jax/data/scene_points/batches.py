@@ -169,6 +169,14 @@ class Examples(pipeline.Examples):
     """Opens a split."""
     return sources.open_source(config, split)
 
+  @classmethod
+  def has_labels(cls, config: ml_collections.ConfigDict, split: str) -> bool:
+    """Whether points of a split have labels, as those of its first scene."""
+    try:
+      return cls.open_source(config, split).scene(0).labels is not None
+    except pipeline.UnreadableError:  # Which the first batch tells.
+      return True
+
   @property
   def votes(self) -> int:
     """Evaluation examples of each scene."""
@@ -379,6 +387,18 @@ class SegmentationExamples(Examples):
     """Evaluation examples of each scene."""
     return self.config.evaluation.votes
 
+  def decode(self, index: int) -> sources.Scene:
+    """Reads a scene; where nobody labelled its points, the labels of `labels_dir` are the truth."""
+    scene = super().decode(index)
+    if scene.labels is None and self._pseudo_labels:
+      return scene._replace(labels=self._labels_to_learn(index, scene))
+    return scene
+
+  def _labels_to_learn(self, index: int, scene: sources.Scene) -> np.ndarray | None:
+    if self._pseudo_labels:
+      return self._pseudo_labels(self.source.keys[index], len(scene.points))
+    return scene.labels
+
   def _vote(self, vote: int) -> dict[str, np.ndarray]:
     return {'vote': np.int32(vote)}
 
@@ -387,8 +407,8 @@ class SegmentationExamples(Examples):
     del cells
     labels = np.full(bucket[0], -1, np.int32)
     known = None if scene is None else scene.labels
-    if rng and self._pseudo_labels:
-      known = self._pseudo_labels(self.source.keys[index], len(scene.points))
+    if rng:
+      known = self._labels_to_learn(index, scene)
     if known is not None:
       labels[: len(first)] = known[first]
     elif rng:

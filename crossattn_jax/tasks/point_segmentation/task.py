@@ -48,8 +48,19 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
-  """Takes splits and classes from the data set; see `tasks.complete_config`."""
-  notes = sources.complete(config.dataset)
+  """Takes splits and classes from the data set; see `tasks.complete_config`.
+
+  Where nobody labelled a point, what is left to measure by is what is learnt from.
+  """
+  dataset, is_open = config.dataset, config.dataset.eval_split is None
+  notes = sources.complete(dataset)
+  has_labels = data.SegmentationExamples.has_labels
+  if is_open and dataset.labels_dir and not has_labels(dataset, dataset.eval_split):
+    notes.append(
+      f'points of {dataset.eval_split!r} have no labels: measured by those of dataset.labels_dir, '
+      f'on {dataset.train_split!r}'
+    )
+    dataset.eval_split = dataset.train_split
   if config.model.num_classes is None:
     config.model.num_classes = len(config.dataset.class_names)
   return notes
@@ -76,6 +87,12 @@ class PointSegmentation(base.Task):
     self.class_names = tuple(config.dataset.class_names)
     _check(config, self.model)
     self._votes = voting.Votes(config.dataset.evaluation.votes)
+
+  def check_data(self) -> None:
+    """Refuses to be measured by scenes without labels; see `Task.check_data`."""
+    examples = self.examples(self.config.dataset.eval_split)
+    if (scene := examples.read(0)) is not None:
+      _require_labels(scene, examples, 0)
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The largest scenes, and a class for each voxel `[batch, N_0]`."""
@@ -135,11 +152,7 @@ class PointSegmentation(base.Task):
     )
     for index, vote, logits in rows:
       scene = source.scene(index)
-      if scene.labels is None:
-        raise ValueError(
-          f'{source.describe(index)} of dataset.eval_split={source.split!r} has no labels to '
-          'measure by; --mode=predict labels scans without'
-        )
+      _require_labels(scene, source, index)
       scores = self._votes.add(index, logits[source.voxels(index, vote, scene).inverse])
       if scores is not None:
         matrix = metrics.host_confusion_matrix(scene.labels, scores.argmax(axis=-1), num_classes)
@@ -194,6 +207,14 @@ class PointSegmentation(base.Task):
     width = max(map(len, rows))
     lines = [f'{name:<{width}}  {"-" if x is None else f"{x:.3f}":>5}' for name, x in rows.items()]
     return ['\n'.join([f'{"class":<{width}}    IoU', *lines])]
+
+
+def _require_labels(scene: sources.Scene, examples: data.SegmentationExamples, index: int) -> None:
+  if scene.labels is None:
+    raise ValueError(
+      f'{examples.describe(index)} of dataset.eval_split={examples.split!r} has no labels to '
+      'measure by; name a split that has, or the train_split with dataset.labels_dir'
+    )
 
 
 def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:

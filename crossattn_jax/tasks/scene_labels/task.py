@@ -9,7 +9,6 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import config_errors
-from crossattn_jax.data import pipeline
 from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import sources
 from crossattn_jax.metrics import average_precision
@@ -65,22 +64,14 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
     notes.append(f'measured on the scenes that are learnt from, {dataset.train_split!r}')
   if config.model.get('num_classes', 0) is None:
     config.model.num_classes = len(config.dataset.class_names)
-  if config.checkpoint.best_metric is None and not _has_labels(dataset):
+  has_labels = data.SceneLabelExamples.has_labels
+  if config.checkpoint.best_metric is None and not has_labels(dataset, dataset.eval_split):
     config.checkpoint.best_metric = 'mean_average_precision'
     notes.append(
       f'points of {dataset.eval_split!r} have no labels: the best checkpoint has the highest '
       f'{config.checkpoint.best_metric} of tags'
     )
   return notes
-
-
-def _has_labels(dataset: ml_collections.ConfigDict) -> bool:
-  """Whether points that are evaluated on have labels, as those of the first scene."""
-  source = data.SceneLabelExamples.open_source(dataset, dataset.eval_split)
-  try:
-    return source.scene(0).labels is not None
-  except pipeline.UnreadableError:  # Which the first batch tells.
-    return True
 
 
 def create_task(config: ml_collections.ConfigDict) -> 'SceneLabels':

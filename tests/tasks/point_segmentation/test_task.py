@@ -1,6 +1,7 @@
 """The task learns from voxels and is measured on the points of the files."""
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from crossattn_jax import parallel, tasks
+from crossattn_jax.data.scene_points import batches, sources
 from crossattn_jax.training import loop
+
+NAMES = ('floor', 'wall', 'box', 'lamp')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,26 @@ def test_scores_that_are_not_finite_and_labels_that_are_none_are_refused(
     ValueError, match=r"scene 'scene_0000' of dataset\.eval_split='val' has no labels"
   ):
     evaluate(task, {}, 4)
+
+
+def test_without_labels_of_points_those_that_are_learnt_from_are_the_truth(
+  small_config, rooms, tmp_path, monkeypatch
+):
+  bare = sources.MemorySource([room._replace(labels=None) for room in rooms], NAMES)
+  monkeypatch.setattr(batches.Examples, 'open_source', staticmethod(lambda *_: bare))
+  monkeypatch.setattr(sources, '_find_splits', lambda config: ('train', 'val'))
+  for key, room in zip(bare.keys, rooms, strict=True):
+    np.savez(tmp_path / f'{key}.npz', labels=room.labels)
+  (tmp_path / 'pseudo_labels.json').write_text(json.dumps({'class_names': NAMES}))
+  small_config.dataset.labels_dir, small_config.dataset.eval_split = str(tmp_path), None
+  assert 'measured by those of dataset.labels_dir' in tasks.complete_config(small_config)[-1]
+  assert small_config.dataset.eval_split == 'train'
+  task = tasks.create_task(small_config)
+  task.check_data()
+  np.testing.assert_array_equal(task.examples('train').scene(1).labels, rooms[1].labels)
+  small_config.dataset.eval_split = 'val'
+  with pytest.raises(ValueError, match=r"eval_split='val' has no labels to measure by; name a"):
+    tasks.create_task(small_config).check_data()
 
 
 def test_the_loss_is_a_mean_over_all_voxels_with_a_class(make_task, small_config):
