@@ -147,7 +147,9 @@ class MinkUNet(module.Module):
       ValueError: another number of levels.
     """
     if len(levels) != 5:
-      raise ValueError(f'MinkUNet takes cells at 5 resolutions, got {len(levels)}')
+      raise ValueError(
+        f'MinkUNet takes cells at 5 resolutions (config.dataset.num_levels), got {len(levels)}'
+      )
     norm = functools.partial(batch_norm.BatchNorm, **self.types)
     features = {}
 

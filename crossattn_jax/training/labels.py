@@ -1,5 +1,6 @@
 """Labels by one model from which another one learns."""
 
+from collections.abc import Iterator
 import contextlib
 import functools
 import sys
@@ -71,7 +72,9 @@ def write_labels(
   return labels.finish()
 
 
-def _evaluated(experiment: experiment_lib.Experiment, variables: Any, labels: tasks.Labels):
+def _evaluated(
+  experiment: experiment_lib.Experiment, variables: Any, labels: tasks.Labels
+) -> Iterator[Any]:
   """Yields what is said of the examples that lack labels, a batch at a time."""
   if not labels.pending:
     return

@@ -459,6 +459,11 @@ class SceneLabelExamples(Examples):
     """See `Examples.targets`."""
     config = self.config
     ids = np.zeros(0, np.int32) if scene is None else scene.supervoxels[first]
+    if ids.min(initial=0) < 0:
+      raise ValueError(
+        f'{self.describe(index)} of {self._described()} has a supervoxel {ids.min()}; their ids '
+        'count from 0, each point is in one'
+      )
     if ids.max(initial=-1) >= config.max_supervoxels:
       raise ValueError(
         f'{self.describe(index)} of {self._described()} has {ids.max() + 1} supervoxels; set '

@@ -128,6 +128,11 @@ def test_supervoxels_are_grown_and_counted(config, source, monkeypatch):
   row = examples.train_example(0, np.random.default_rng(0))
   assert 1 < row['num_tokens'] <= 8
   assert 'images' not in row
+  odd = source.scene(1)._replace(supervoxels=np.full(len(source.scene(1).points), -1))
+  examples.source = sources.MemorySource([odd], config.class_names)
+  with pytest.raises(ValueError, match=r"'scene_0000' .* has a supervoxel -1; their ids count"):
+    examples.train_example(0, np.random.default_rng(0))
+  examples.source = bare
   config.max_supervoxels = 1
   with pytest.raises(ValueError, match=r'has \d+ supervoxels; set dataset.max_supervoxels=1'):
     examples.train_example(0, np.random.default_rng(0))

@@ -53,6 +53,8 @@ def test_supervoxels_of_files_and_scans_of_the_test(root, room):
     source.scene(1)
   for split in ('test', 'test[:100%]'):
     assert scannet.ScanNet(root, split).scene(0).labels is None
+  with pytest.raises(ValueError, match='nobody knows which classes'):
+    scannet.ScanNet(root, 'test').tags(0)
 
 
 def test_missing_files_are_named(root):
