@@ -148,7 +148,7 @@ class MinkUNet(module.Module):
     """
     if len(levels) != 5:
       raise ValueError(
-        f'MinkUNet takes cells at 5 resolutions (config.dataset.num_levels), got {len(levels)}'
+        f'MinkUNet takes cells at 5 resolutions, got {len(levels)} (config.dataset.num_levels)'
       )
     norm = functools.partial(batch_norm.BatchNorm, **self.types)
     features = {}

@@ -78,7 +78,7 @@ class MemorySource:
 
 
 def present(labels: np.ndarray | None, num_classes: int) -> np.ndarray:
-  """Which classes some labels hold: bool `[num_classes]`; raises ValueError where there are none."""
+  """Which classes some labels hold: bool `[num_classes]`; raises ValueError if there are none."""
   if labels is None:
     raise ValueError('without labels of points nobody knows which classes a scene holds')
   return np.bincount(labels[labels >= 0], minlength=num_classes).astype(bool)
