@@ -32,13 +32,13 @@ def load(folder):
   return spec, lambda inputs: program(weights, inputs)
 
 
-def read_scene(path):
-  """Returns the points of a file, with supervoxels."""
+def read_scene(path, spec):
+  """Returns the points of a file, with supervoxels where the model looks at these."""
   try:
     scene = point_files.read(path)
   except (ValueError, OSError) as error:
     sys.exit(f'error: cannot read {path}: {error}')
-  if scene.supervoxels is None:
+  if scene.supervoxels is None and 'supervoxel' in spec['inputs']:
     sys.exit(f'error: {path} has no array `supervoxels`, a number for each point')
   return scene
 
@@ -93,7 +93,7 @@ def main(path, *images):
   """Writes what a scene holds and where, and prints it."""
   spec, model = load(pathlib.Path(__file__).parent)
   path, inputs = pathlib.Path(path), {}
-  scene = read_scene(path)
+  scene = read_scene(path, spec)
   voxels = points.voxelize(scene.points, np.array(spec['preprocessing']['transform']))
   if 'windows' in spec['inputs']:
     inputs = points_of(scene, voxels, spec)
