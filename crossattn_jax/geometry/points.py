@@ -290,6 +290,21 @@ def gather(features: np.ndarray, table: np.ndarray, out: np.ndarray | None = Non
   return out
 
 
+def means(values: np.ndarray, groups: np.ndarray, count: int = 0) -> np.ndarray:
+  """Averages by group, such as the places of supervoxels.
+
+  Args:
+    values: `[n, channels]`.
+    groups: `[n]`, numbers from 0 on.
+    count: of groups; that of those that occur, or more.
+
+  Returns:
+    `[count, channels]` float64, 0 for a group that does not occur.
+  """
+  sums = np.stack([np.bincount(groups, channel, count) for channel in values.T], axis=1)
+  return sums / np.maximum(np.bincount(groups, minlength=count), 1)[:, None]
+
+
 def _core(window: np.ndarray) -> np.ndarray:
   """The table of windows of 3 cells in that of `WINDOW`."""
   cut = slice(WINDOW // 2 - 1, WINDOW // 2 + 2)

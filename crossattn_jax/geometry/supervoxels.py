@@ -43,9 +43,9 @@ def grow(
     int32 `[points]`, ids from 0, each of which exists; 0 is the largest patch.
   """
   voxels = points_lib.voxelize(points, np.eye(3) / cell)
-  place = _mean(points, voxels.inverse)
+  place = points_lib.means(points, voxels.inverse)
   # So that what an edge costs is the distance of its colours.
-  color = _mean(colors, voxels.inverse) * (color_weight / 255 / np.sqrt(3))
+  color = points_lib.means(colors, voxels.inverse) * (color_weight / 255 / np.sqrt(3))
   count = len(place)
   # As many columns wherever there are few cells: those that are missing are far away.
   distance, near = spatial.cKDTree(place).query(place, np.arange(1, _PLANE + 2))
@@ -59,12 +59,6 @@ def grow(
   rank = np.empty(len(largest_first), np.int32)
   rank[largest_first] = np.arange(len(rank), dtype=np.int32)
   return rank[region[voxels.inverse]]
-
-
-def _mean(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-  """Means of `[points, 3]` by group."""
-  sums = np.stack([np.bincount(group, values[:, axis]) for axis in range(3)], axis=1)
-  return sums / np.bincount(group)[:, None]
 
 
 def _normals(near: np.ndarray) -> np.ndarray:

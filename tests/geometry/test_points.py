@@ -116,6 +116,12 @@ def test_what_is_wrong_is_said(call, message):
     call()
 
 
+def test_means_are_of_groups_and_0_of_none():
+  values = np.array([[1, 2], [3, 4], [5, 9]], np.uint8)
+  found = points.means(values, np.array([2, 0, 2]), 4)
+  np.testing.assert_array_equal(found, [[3, 4], [0, 0], [3, 5.5], [0, 0]])
+
+
 def test_what_is_larger_than_its_array_is_named():
   place = np.arange(4, dtype=np.int32)
   padded = points.pad({'place_0': place}, {'place_0': (6,)})['place_0']

@@ -258,12 +258,6 @@ _IMAGES_START = {
 }
 
 
-def supervoxel_position(cells: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
-  """The mean cell of each of `count` supervoxels, `[count, 3]`, 0 where it has none."""
-  sums = np.stack([np.bincount(ids, axis, count) for axis in cells.T], axis=1)
-  return sums / np.maximum(np.bincount(ids, minlength=count), 1)[:, None]
-
-
 def original_outputs(outputs: Mapping[str, jax.Array]) -> Arrays:
   """What an `MIT` returns, with the original's names and layouts, scenes apart."""
   [of_scene] = [x for name, x in outputs.items() if name.startswith('voxel_cam_')]
@@ -298,7 +292,7 @@ def _points_inputs(inputs: Arrays) -> tuple[Any, ...]:
   """What models take of points, of the original's inputs, which are arrays but for colours."""
   cells, ids = inputs['coords'][:, 1:], inputs['supervoxel']
   count = ids.max() + 1
-  position = supervoxel_position(cells, ids, count)[None].astype(np.float32)
+  position = points.means(cells, ids, count)[None].astype(np.float32)
   windows, levels = scene_inputs(points.levels(cells, 5), inputs['feats'])
   return windows, levels, ids[None], np.array([count]), position
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from crossattn_jax.data import image_ops, levels, sources
+from crossattn_jax.geometry import points as points_lib
 
 # Beside the labels of scenes: what they are of.
 DESCRIPTION = 'pseudo_labels.json'
@@ -31,9 +32,7 @@ def supervoxels(ids: np.ndarray, cells: np.ndarray, rows: int, most: int) -> dic
   tokens = int(ids.max(initial=0)) + 1
   supervoxel, position = np.full(rows, -1, np.int32), np.zeros((most, 3), np.float32)
   supervoxel[: len(ids)] = ids
-  count = np.maximum(np.bincount(ids, minlength=tokens), 1)
-  for axis in range(3):
-    position[:tokens, axis] = np.bincount(ids, cells[:, axis], tokens) / count
+  position[:tokens] = points_lib.means(cells, ids, tokens)
   return {'supervoxel': supervoxel, 'num_tokens': np.int32(tokens), 'position': position}
 
 

@@ -47,15 +47,13 @@ def points_of(scene, voxels, spec):
   """Returns what the model takes of the points of a scene."""
   shapes = {name: x['shape'][1:] for name, x in spec['inputs'].items()}
   ids = scene.supervoxels[voxels.first]
-  counts = np.bincount(ids)
-  sums = [np.bincount(ids, voxels.cells[:, axis]) for axis in range(3)]
-  position = (np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+  position = points.means(voxels.cells, ids).astype(np.float32)
   pyramid = points.Pyramid.build(voxels.cells, spec['preprocessing']['num_levels'])
   try:
     return {
       **points.tables(pyramid, scene.colors[voxels.first], shapes),
       **points.pad({'supervoxel': ids.astype(np.int32), 'position': position}, shapes),
-      'num_tokens': np.int32(len(counts)),
+      'num_tokens': np.int32(len(position)),
     }
   except ValueError as error:
     sys.exit(

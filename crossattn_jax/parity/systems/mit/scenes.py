@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.conversion.systems import mit as rules
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import sparse_convolution as sparse
 
@@ -102,7 +101,7 @@ class PaddedScenes:
     """
     counts = np.array([own.max() + 1 for own in ids])
     position = [
-      rules.supervoxel_position(levels[0].cells, own, counts.max())
+      points.means(levels[0].cells, own, counts.max())
       for own, levels in zip(ids, self.levels, strict=True)
     ]
     return _stack(ids), counts, np.stack(position)
