@@ -121,7 +121,7 @@ def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> 
 
   Args:
     path: of the PNG.
-    samples: at least one, all of one kind.
+    samples: at least one, all of one model; true classes may be known of some.
     names: of the classes.
   """
   first, palette = samples[0], point_pictures.palette(len(names))
@@ -130,7 +130,7 @@ def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> 
     *(['a photograph'] if len(first.photographs) else []),
     'colours',
     *(['found'] if first.classes is not None else []),
-    *(['true'] if first.true is not None else []),
+    *(['true'] if any(sample.true is not None for sample in samples) else []),
   ]
   page, grid = drawing.columns(len(samples), len(titles), (_SIDE, _SIDE), 0.6, _MOST)
   for axes, sample in zip(grid, samples, strict=True):

@@ -1,5 +1,6 @@
 """What scenes hold is said of files, and drawn with what is looked at."""
 
+import dataclasses
 import json
 
 from etils import epath
@@ -10,7 +11,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax.data.scene_points import files
-from crossattn_jax.tasks.scene_labels import predictions
+from crossattn_jax.tasks.scene_labels import pictures, predictions
 
 # The class of each supervoxel of the scenes.
 TRUTH = np.array([0, 0, 1, 2, 1, 2, 2, 0])
@@ -85,3 +86,14 @@ def test_looks_are_shares_of_what_all_alike_would_be():
   )
   np.testing.assert_allclose(looks[0, 1], [0.5, 1, 1.5, 1], rtol=1e-6)
   np.testing.assert_allclose(looks[1, 2], [1, 1, 0, 0], rtol=1e-6)
+
+
+def test_a_sheet_shows_the_truth_where_it_is_known(scenes, tmp_path):
+  scene = scenes.scene(6)
+  known = pictures.Sample(scene.points, scene.colors, scene.labels, scene.labels, name='known')
+  unknown = dataclasses.replace(known, true=None)
+  heights = []
+  for samples in ([unknown], [unknown, known]):
+    pictures.sheet(epath.Path(tmp_path / 'sheet.png'), samples, scenes.class_names)
+    heights.append(Image.open(tmp_path / 'sheet.png').height)
+  assert heights[1] > heights[0]
