@@ -3,7 +3,7 @@ r"""Prepares a data set of point clouds: a file for each scene, which is quick t
   python -m crossattn_jax.data.scene_points.prepare --name=scannet --data_dir=SCANNET --output=DIR
 
 Points, colours, labels, supervoxels (grown where there are none) and photographs, resized, are in
-`DIR/SPLIT/SCENE.npz`. DIR is then a `point_folder`, and the `data_dir` of the data set itself.
+`DIR/SPLIT/SCENE.npz`, tags are copied. DIR is then a `point_folder`, and the `data_dir` of the data set itself.
 It may be stopped at any time: the same command continues.
 """
 
@@ -13,12 +13,13 @@ import concurrent.futures
 import io
 import os
 import pathlib
+import shutil
 import sys
 
 import rich.console
 import rich.progress
 
-from crossattn_jax.data import image_ops, pipeline
+from crossattn_jax.data import image_ops, pipeline, splits
 from crossattn_jax.data.scene_points import batches, files, folder, sources
 from crossattn_jax.geometry import supervoxels
 
@@ -87,6 +88,14 @@ def _write_classes(output: pathlib.Path, class_names: Sequence[str]) -> None:
   path.write_text('\n'.join(class_names) + '\n')
 
 
+def _copy_tags(data_dir: str | None, output: pathlib.Path) -> None:
+  """Copies what says of scenes without labels what they hold."""
+  for name in folder.TAGS if data_dir else ():
+    path = pathlib.Path(data_dir) / name
+    if path.is_file():
+      shutil.copyfile(path, output / name)
+
+
 def main(args: Sequence[str] | None = None) -> int:
   """The command; returns 1 if scenes could not be read."""
   parser = argparse.ArgumentParser(
@@ -108,8 +117,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.splits is None:
       sources.complete(config)
     chosen = (options.splits or f'{config.train_split},{config.eval_split}').split(',')
+    # Whole ones, of which a run may take shares then as before.
+    chosen = dict.fromkeys(splits.FolderSplit.parse(split).name for split in chosen)
     opened = {split: sources.open_source(config, split) for split in chosen}
     _write_classes(options.output, next(iter(opened.values())).class_names)
+    _copy_tags(options.data_dir, options.output)
     failures = []
     for split, source in opened.items():
       failures += prepare(source, options.output / split, size, options.workers)

@@ -1,5 +1,7 @@
 """Preparing data sets, and how large batches of them should be."""
 
+import shutil
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -47,6 +49,26 @@ def test_a_prepared_folder_is_the_same_data_set(root, tmp_path, room, config, ca
     assert source.view(1, 1).size == (8, 6)
     assert abs(source.view(1, 1).getpixel((4, 3))[0] - 9) <= 2
   assert not [path for path in (tmp_path / 'ready').rglob('*') if '.part' in path.name]
+
+
+def test_tags_of_scenes_without_labels_come_along(root, tmp_path, room):
+  point_files.write_ply(root / 'val/c.ply', room._replace(labels=None))
+  (root / 'tags.csv').write_text('c,box,floor\n')
+  assert (
+    prepare.main(['--name=point_folder', f'--data_dir={root}', f'--output={tmp_path / "x"}']) == 0
+  )
+  source = folder.open_split(tmp_path / 'x', 'val')
+  assert source.scene(0).labels is None
+  assert source.tags(0).tolist() == [True, False, True]
+
+
+def test_splits_are_prepared_whole(root, tmp_path):
+  shutil.rmtree(root / 'val')  # A run then holds out a share of the others.
+  assert (
+    prepare.main(['--name=point_folder', f'--data_dir={root}', f'--output={tmp_path / "x"}']) == 0
+  )
+  assert sorted(path.name for path in (tmp_path / 'x').iterdir()) == ['classes.txt', 'train']
+  assert folder.open_split(tmp_path / 'x', 'train').keys == ('a', 'b')
 
 
 def test_scenes_that_cannot_be_read_are_named_at_the_end(root, tmp_path, capsys):
