@@ -3,8 +3,8 @@ r"""Prepares a data set of point clouds: a file for each scene, which is quick t
   python -m crossattn_jax.data.scene_points.prepare --name=scannet --data_dir=SCANNET --output=DIR
 
 Points, colours, labels, supervoxels (grown where there are none) and photographs, resized, are in
-`DIR/SPLIT/SCENE.npz`, tags are copied. DIR is then a `point_folder`, and the `data_dir` of the data set itself.
-It may be stopped at any time: the same command continues.
+`DIR/SPLIT/SCENE.npz`; a table of tags is copied. DIR is then a `point_folder`, and the `data_dir`
+of the data set itself. It may be stopped at any time: the same command continues.
 """
 
 import argparse
