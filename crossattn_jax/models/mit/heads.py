@@ -9,8 +9,8 @@ import optax
 
 from crossattn_jax.layers import initializers, linear
 
-Pool = Literal['mean', 'max', 'mixed']
-POOLS = ('mean', 'max', 'mixed')
+Pool = Literal['mean', 'max']
+POOLS = ('mean', 'max')
 
 
 def activation(x: jax.Array, num_classes: int, name: str, **types: Any) -> jax.Array:
@@ -35,7 +35,7 @@ def pool_scores(scores: jax.Array, how: Pool = 'mean', mask: jax.Array | None = 
 
   Args:
     scores: `[batch, tokens, classes]`.
-    how: 'mean', 'max', or 'mixed', the larger of both: the code has it, though it is the maximum.
+    how: 'mean' or 'max'; the code's larger of both is the maximum.
     mask: bool `[batch, tokens]`, False for tokens that take no part.
 
   Returns:

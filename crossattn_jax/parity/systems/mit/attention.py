@@ -194,8 +194,8 @@ class _Heads(nn.Module):
 
 
 def pool_of(name: str) -> heads.Pool:
-  """How the original pools scores, by its name; any other is the maximum."""
-  return {'avg': 'mean', 'mix': 'mixed'}.get(name, 'max')
+  """How the original pools scores, by its name; 'mix', the larger of both, is the maximum too."""
+  return 'mean' if name == 'avg' else 'max'
 
 
 @adapters.register_adapter('mit', 'cam_heads')

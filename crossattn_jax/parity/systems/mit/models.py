@@ -210,7 +210,7 @@ def _points_only(manifest: Manifest) -> adapters.Adapter:
     num_classes=c['classes'],
     encoder_depth=depth if c['encoder'] else 0,
     position_embedding=c['pos_emb'],
-    pool='mean' if c['pool'] == 'avg' else 'max',
+    pool=attention.pool_of(c['pool']),
     **attention.encoder_options(c),
     **_points_options(c, manifest),
   )
