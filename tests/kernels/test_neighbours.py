@@ -251,6 +251,18 @@ def test_kernels_of_tpus_know_cells_that_are_not_sorted():
   assert unsorted.all()
 
 
+def test_cells_that_are_not_sorted_are_left_to_gathers_where_it_can_be_told():
+  made = {'sorted': sorted_table(0, 61, 64)[None], 'not': np.asarray(scenes()[1]['table'])[:1]}
+  for order, table in made.items():
+    call = functools.partial(kernels.sparse_convolution, table=table)
+    x = jax.ShapeDtypeStruct((1, table.shape[2], 8), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((27, 8, 8), jnp.float32)
+    program = export.export(jax.jit(call), platforms=['tpu'])(x, kernel).mlir_module()
+    assert ('tpu_custom_call' in program) == (order == 'sorted')
+  with pytest.raises(ValueError, match="'tpu' wants sorted cells; sort them, or take 'xla'"):
+    jax.eval_shape(functools.partial(call, implementation='tpu'), x, kernel)
+
+
 def test_scenes_that_do_not_fit_in_the_memory_of_a_tpu_are_left_to_gathers():
   assert tpu.fits(98304, (27, 128, 96))
   assert not tpu.fits(400_000, (27, 128, 96))

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.kernels import dispatch
@@ -30,7 +31,8 @@ def sparse_convolution(
     implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, 'tpu' is the
       Pallas kernel for windows of 3 x 3 x 3 and scenes that fit in VMEM, in float32 and bfloat16.
       It wants cells that are sorted by x, y and z, as `geometry.points` sorts them; others become
-      NaN. 'auto' takes it on TPUs where it can, and else 'xla'.
+      NaN. 'auto' takes it on TPUs where it can, and else 'xla'; also for cells that are not sorted,
+      if `table` is a NumPy array, which tells.
 
   Returns:
     `[batch, n, features]` in `x`'s dtype, 0 in padding. What is in padded rows of `x` does not
@@ -49,6 +51,13 @@ def sparse_convolution(
     f"kernel {kernel.shape}; take 'xla'",
   )
   dispatch.check_kernel_dtype(op, implementation, x.dtype)
+  if isinstance(table, np.ndarray) and not tpu.is_sorted(table):
+    dispatch.require(
+      op,
+      implementation != 'tpu',
+      "implementation 'tpu' wants sorted cells; sort them, or take 'xla'",
+    )
+    implementation = 'xla' if implementation == 'auto' else implementation
   form = functools.partial(_convolution, implementation)
   form = reference.convolution if implementation == 'reference' else form
   return _checked(op, form, x, kernel, tables, implementation, (*IMPLEMENTATIONS, 'tpu'))

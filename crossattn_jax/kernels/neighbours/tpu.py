@@ -21,6 +21,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+import numpy as np
 
 _LANES = 128
 # Cells that are computed in a step, and that are copied to VMEM in one.
@@ -47,6 +48,11 @@ def fits(cells: int, kernel_shape: Sequence[int]) -> bool:
   # Features are there in the forward pass; in the other, cotangents and the kernel's gradient.
   needed = 4 * (cells + 2 * _COPIED) * max(wide) + 2 * (4 + 2) * window * wide[0] * wide[1]
   return window == _WINDOW and needed <= available - _WORK_BYTES
+
+
+def is_sorted(table: np.ndarray) -> bool:
+  """Whether cells are in an order in which the kernels find them; True for other windows."""
+  return table.ndim != 3 or table.shape[1] != _WINDOW or not (_columns(table)[1] >> _PLACES).any()
 
 
 def convolution(
@@ -313,7 +319,7 @@ def _run(
   return result[:, :cells], *of_scene_results
 
 
-def _columns(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _columns(table: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
   """What a step wants to know of a table.
 
   Args:
@@ -323,12 +329,13 @@ def _columns(table: jax.Array) -> tuple[jax.Array, jax.Array]:
     `[batch, 9, cells]`, the row of the first cell of each column, 0 if there is none; and the bits
     of places at which there is one, and of `_UNSORTED`, likewise.
   """
-  lower, middle, upper = jnp.split(table, _PLACES, axis=1)
+  lower, middle, upper = (table[:, i * _COLUMNS : (i + 1) * _COLUMNS] for i in range(_PLACES))
   one, two, three = (place >= 0 for place in (lower, middle, upper))
-  first = jnp.where(one, lower, jnp.where(two, middle, jnp.maximum(upper, 0)))
-  is_sorted = ~(one & two) | (middle == lower + 1)
-  is_sorted &= ~three | (upper == first + one + two)
-  return first, one | two << 1 | three << 2 | ~is_sorted << _PLACES
+  where = np.where if isinstance(table, np.ndarray) else jnp.where
+  first = where(one, lower, where(two, middle, where(three, upper, 0)))
+  in_order = ~(one & two) | (middle == lower + 1)
+  in_order &= ~three | (upper == first + one + two)
+  return first, one | two << 1 | three << 2 | ~in_order << _PLACES
 
 
 def _marks(columns: jax.Array) -> jax.Array:
