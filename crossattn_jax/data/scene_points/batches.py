@@ -1,5 +1,6 @@
 """The input pipeline of point clouds: voxels and their neighbours, photographs, labels."""
 
+import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import functools
@@ -274,6 +275,7 @@ class Examples(pipeline.Examples):
       'skipped': np.int32(skipped),
     }
 
+  @abc.abstractmethod
   def targets(
     self,
     scene: sources.Scene | None,
@@ -293,7 +295,6 @@ class Examples(pipeline.Examples):
       bucket: of the batch.
       rng: None in evaluation.
     """
-    raise NotImplementedError
 
   # Evaluation.
 
