@@ -17,6 +17,9 @@ _HIDDEN = 'serving_script'
 # Escape sequences of terminals in the text of notebooks.
 _COLORS = re.compile(r'\x1b\[[\d;]*m')
 
+# What cells show, and how its files end.
+_PICTURES = {'image/png': '.png', 'image/jpeg': '.jpg'}
+
 # Its picture would come from elsewhere when a page is read.
 _BADGE = re.compile(r'\[!\[Open in Colab\].*\n\n')
 
@@ -95,11 +98,12 @@ def notebook(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
     text, shown = '', []
     for output in cell['outputs']:
       data = output.get('data', {})
-      if 'image/png' not in data:
+      kind = next((kind for kind in _PICTURES if kind in data), None)
+      if kind is None:
         text += ''.join(output.get('text', data.get('text/plain', ''))).rstrip() + '\n'
         continue
-      name = f'{path.stem}_{len(images)}.png'
-      images[name] = base64.b64decode(data['image/png'])
+      name = f'{path.stem}_{len(images)}{_PICTURES[kind]}'
+      images[name] = base64.b64decode(data[kind])
       shown.append(f'![Result of the cell above]({name})')
     if text:
       parts.append(f'```text\n{_COLORS.sub("", text)}```')

@@ -62,7 +62,8 @@ def write_labels(
     progress = rich.progress.Progress(
       *rich.progress.Progress.get_default_columns(),
       rich.progress.MofNCompleteColumn(),
-      console=rich.console.Console(file=sys.stderr),
+      # In a notebook, rich would need ipywidgets.
+      console=rich.console.Console(file=sys.stderr, force_jupyter=False),
     )
     with progress:
       bar = progress.add_task('labels', total=count, completed=count - left)

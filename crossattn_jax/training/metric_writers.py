@@ -104,7 +104,8 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 class ProgressLine:
   """One line that says how far a run is: step, metrics, images/s, time left.
 
-  On a terminal the line is refreshed in place; elsewhere a new one is printed every ten seconds.
+  On a terminal and in a notebook the line is refreshed in place; elsewhere a new one is printed
+  every ten seconds.
   Only process 0 prints. A context manager: leaving it ends the line.
   """
 
@@ -127,7 +128,7 @@ class ProgressLine:
     self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=256)
     self._last_print = -math.inf
     self._console = console if jax.process_index() == 0 else None
-    self._bar = None
+    self._bar = self._cell = None
     if self._console and console.is_terminal:
       self._bar = rich.progress.Progress(
         rich.progress.BarColumn(bar_width=20),
@@ -137,6 +138,8 @@ class ProgressLine:
       )
       self._task = self._bar.add_task('compiling', total=total_steps, completed=start_step)
       self._bar.start()
+    elif self._console and console.is_jupyter:
+      self._cell = _NotebookLine()
 
   def __enter__(self) -> 'ProgressLine':
     return self
@@ -158,13 +161,15 @@ class ProgressLine:
     self._times.append((now, step))
     if metrics is not None:
       self._metrics = {name: float(value) for name, value in metrics.items()}
-    refresh = 0.1 if self._bar else 10.0
+    refresh = 0.1 if self._bar else 1.0 if self._cell else 10.0
     if now - self._last_print < refresh and step < self._total:
       return
     self._last_print = now
     if self._bar:
       self._bar.update(self._task, completed=step, description=self._text(step))
       self._bar.refresh()
+    elif self._cell:
+      self._cell.show(self._text(step))
     else:
       self._console.print(self._text(step), markup=False, highlight=False)
 
@@ -182,6 +187,21 @@ class ProgressLine:
       parts.append(f'{speed * self._batch_size:.4g} images/s')
       parts.append(f'{_duration((self._total - step) / speed)} left')
     return '  '.join(parts)
+
+
+class _NotebookLine:
+  """A line below a notebook's cell; rich's own bar would need ipywidgets there."""
+
+  def __init__(self):
+    from IPython import display
+
+    self._handle = display.DisplayHandle()
+    self._write = self._handle.display
+
+  def show(self, text: str) -> None:
+    """Puts the text in the place of the last one."""
+    self._write({'text/plain': text}, raw=True)
+    self._write = self._handle.update
 
 
 def summary_table(metrics: Mapping[str, Any], title: str | None = None) -> rich.table.Table:

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 
+from IPython.core import display_functions
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,6 +121,20 @@ def test_progress_on_a_terminal_is_refreshed_in_place(monkeypatch):
   text = stream.getvalue()
   assert 'step 3/7203  loss 1.5  1 images/s  2:00:00 left' in text
   assert text.count('\n') == 1
+
+
+def test_progress_in_a_notebook_is_one_line_that_changes(monkeypatch):
+  clock, shown = FakeClock(monkeypatch), []
+  monkeypatch.setattr(rich.console, '_is_jupyter', lambda: True)
+  monkeypatch.setattr(display_functions, 'display', lambda *args, **kw: shown.append((args, kw)))
+  with metric_writers.ProgressLine(60, batch_size=1) as progress:
+    for step in range(1, 61):
+      clock.now += 0.5
+      progress.update(step, {'loss': 1.5})
+  assert len(shown) == 31
+  assert shown[-1][0] == ({'text/plain': 'step 60/60  loss 1.5  2 images/s  0:00 left'},)
+  assert len({options['display_id'] for _, options in shown}) == 1
+  assert [bool(options.get('update')) for _, options in shown] == [False] + 30 * [True]
 
 
 def test_the_summary_shows_every_metric():
