@@ -7,6 +7,8 @@ import io
 from absl import logging
 import tensorflow_datasets as tfds
 
+from crossattn_jax import long_work
+
 
 def write_once(builder: tfds.core.DatasetBuilder) -> None:
   """Writes a dataset unless it is there.
@@ -20,7 +22,7 @@ def write_once(builder: tfds.core.DatasetBuilder) -> None:
   if builder.data_path.exists():
     return
   try:
-    with _quiet():
+    with long_work.said(f'writing data set {builder.name} to {builder.data_dir}'), _quiet():
       builder.download_and_prepare()
   except OSError:
     # Renaming onto a folder that is not empty: another process has finished in the meantime.

@@ -273,6 +273,11 @@ class Task(abc.ABC):
     """Training batches in an epoch."""
     return self.examples(self.config.dataset.train_split).steps_per_epoch(batch_size)
 
+  @property
+  def unit(self) -> str:
+    """What the rows of a training batch are called, of which a run says how many it takes."""
+    return f'{self.Examples.kind}s'
+
   # How well it is learnt.
 
   @abc.abstractmethod

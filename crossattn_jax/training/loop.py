@@ -5,6 +5,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from crossattn_jax import parallel, tasks
+from crossattn_jax import long_work, parallel, tasks
 from crossattn_jax.training import (
   checkpoints,
   device_memory,
@@ -73,7 +74,8 @@ def train(
     stack.enter_context(device_memory.explained(advice))
     checkpointer = stack.enter_context(contextlib.closing(_checkpointer(experiment, workdir)))
     with jax.set_mesh(experiment.mesh):
-      state = _restore_or_init(experiment, checkpointer)
+      with long_work.said('preparing parameters and optimizer'):
+        state = _restore_or_init(experiment, checkpointer)
       if jax.process_index() == 0:
         config_lib.save(config, workdir / 'config.json')
       with contextlib.closing(metric_writers.MetricWriter(workdir)) as writer:
@@ -122,13 +124,17 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> d
   """
   config_lib.validate(config)
   messages.say(*weights.complete_config(config, workdir, classes=True))
-  messages.say(*tasks.complete_config(config))
+  with long_work.said(f'opening data set {config.dataset.name!r}'):
+    messages.say(*tasks.complete_config(config))
   # The training data is not needed to count steps.
   experiment = experiment_lib.setup(
     config, steps_per_epoch=experiment_lib.any_steps_per_epoch(config)
   )
   with jax.set_mesh(experiment.mesh):
-    return run_evaluation(experiment, load_variables(experiment, workdir))
+    with long_work.said('reading the weights'):
+      variables = load_variables(experiment, workdir)
+    with long_work.said(f'evaluating on split {config.dataset.eval_split!r}'):
+      return run_evaluation(experiment, variables)
 
 
 def predict(
@@ -333,20 +339,24 @@ class _Run:
     if start >= total or self._exhausted():
       return state, metrics or self._evaluate(start, state)
 
-    device_memory.check_step(self.experiment)
+    with long_work.said('compiling the training step'):
+      device_memory.check_step(self.experiment)
     block, num_blocks = parallel.process_block(self.experiment.mesh)
     data = self.experiment.task.train_data(config.batch_size, block, num_blocks, start)
     profiler = _Profiler(config.profile.steps, self.workdir)
     with (
       contextlib.closing(iter(data)) as iterator,
       metric_writers.ProgressLine(
-        total, batch_size=config.batch_size, start_step=start
+        total, batch_size=config.batch_size, unit=self.experiment.task.unit, start_step=start
       ) as progress,
     ):
       watch = _Watch(self.experiment, self.writer, progress, self.checkpointer)
       batches = inputs.device_batches(iterator, self.experiment.mesh)
+      with long_work.said('loading the first batches'):
+        batches = itertools.chain([next(batches)], batches)
       for step in range(start + 1, total + 1):
-        loaded = next(batches)
+        with progress.waiting():
+          loaded = next(batches)
         profiler.before(step)
         state, step_metrics = self.experiment.step(state, loaded.arrays)
         self.stop.unsaved = True

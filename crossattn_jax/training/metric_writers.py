@@ -6,7 +6,8 @@ lines mean bit-identical metrics. JSON has no non-finite numbers: they are writt
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 import os
@@ -26,6 +27,8 @@ from crossattn_jax.training import files
 
 METRICS_FILE = 'metrics.jsonl'
 _FLUSH_SECONDS = 10.0
+# Share of the time that the devices have nothing to do, from which on that is said.
+_NOTICEABLE = 0.1
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
@@ -102,7 +105,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class ProgressLine:
-  """One line that says how far a run is: step, metrics, images/s, time left.
+  """One line that says how far a run is: step, metrics, speed, waiting for data, time left.
 
   On a terminal and in a notebook the line is refreshed in place; elsewhere a new one is printed
   every ten seconds.
@@ -110,22 +113,30 @@ class ProgressLine:
   """
 
   def __init__(
-    self, total_steps: int, *, batch_size: int, start_step: int = 0, stream: TextIO | None = None
+    self,
+    total_steps: int,
+    *,
+    batch_size: int,
+    unit: str = 'examples',
+    start_step: int = 0,
+    stream: TextIO | None = None,
   ):
     """Prepares the line; the first `update` starts the clock, so that compiling is not counted.
 
     Args:
       total_steps: of the run.
-      batch_size: images per step, over all processes.
+      batch_size: examples per step, over all processes.
+      unit: what these are, such as 'images'.
       start_step: that the run starts or resumes from.
       stream: where to print; standard error if None.
     """
     console = rich.console.Console(file=stream, stderr=stream is None, soft_wrap=True)
     self._total = total_steps
-    self._batch_size = batch_size
+    self._batch_size, self._unit = batch_size, unit
     self._metrics: dict[str, float] = {}
+    self._waited = 0.0
     # The speed is that of the last updates: evaluations and checkpoints in between count.
-    self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=256)
+    self._times: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=256)
     self._last_print = -math.inf
     self._console = console if jax.process_index() == 0 else None
     self._bar = self._cell = None
@@ -147,6 +158,13 @@ class ProgressLine:
   def __exit__(self, *_: object) -> None:
     self.close()
 
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time until its end as waiting for data."""
+    started = time.monotonic()
+    yield
+    self._waited += time.monotonic() - started
+
   def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
     """Shows that `step` steps are done.
 
@@ -158,7 +176,7 @@ class ProgressLine:
     if not self._console:
       return
     now = time.monotonic()
-    self._times.append((now, step))
+    self._times.append((now, step, self._waited))
     if metrics is not None:
       self._metrics = {name: float(value) for name, value in metrics.items()}
     refresh = 0.1 if self._bar else 1.0 if self._cell else 10.0
@@ -181,10 +199,16 @@ class ProgressLine:
   def _text(self, step: int) -> str:
     parts = [f'step {step}/{self._total}']
     parts += [f'{name} {value:.4g}' for name, value in self._metrics.items()]
-    (first_time, first_step), (last_time, last_step) = self._times[0], self._times[-1]
+    (first_time, first_step, waited), (last_time, last_step, waited_since) = (
+      self._times[0],
+      self._times[-1],
+    )
     if last_step > first_step:
-      speed = (last_step - first_step) / (last_time - first_time)
-      parts.append(f'{speed * self._batch_size:.4g} images/s')
+      seconds = last_time - first_time
+      speed = (last_step - first_step) / seconds
+      parts.append(f'{speed * self._batch_size:.4g} {self._unit}/s')
+      if (share := (waited_since - waited) / seconds) >= _NOTICEABLE:
+        parts.append(f'{share:.0%} waiting for data')
       parts.append(f'{_duration((self._total - step) / speed)} left')
     return '  '.join(parts)
 

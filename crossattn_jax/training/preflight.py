@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
-from crossattn_jax import config_errors, parallel, tasks
+from crossattn_jax import config_errors, long_work, parallel, tasks
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import messages, schedules, weights
@@ -78,7 +78,8 @@ def setup(
   notes += checks.run(weights.complete_config, workdir) or []
   checks.run(config_lib.complete_images)  # Weights that cannot be read leave them open.
   if with_data:
-    found = checks.run(tasks.complete_config)
+    with long_work.said(f'opening data set {checks.config.dataset.name!r}'):
+      found = checks.run(tasks.complete_config)
     notes += found or []
     with_data = found is not None  # Else it is not known what to check.
   if workdir is not None:
@@ -88,16 +89,18 @@ def setup(
   if has_task:
     checks.run_task(_check_best_metric)
   if has_task and with_data:
-    checks.run_task(_check_first_example, 'eval_split')
-    checks.run_task(_check_first_example, 'train_split')
-    checks.run_task(lambda task: task.check_data())
-    steps_per_epoch = checks.run_task(_steps_per_epoch, mesh)
+    with long_work.said('reading the first examples'):
+      checks.run_task(_check_first_example, 'eval_split')
+      checks.run_task(_check_first_example, 'train_split')
+      checks.run_task(lambda task: task.check_data())
+      steps_per_epoch = checks.run_task(_steps_per_epoch, mesh)
   if steps_per_epoch is None:
     steps_per_epoch = experiment_lib.any_steps_per_epoch(checks.config)
   checks.run(_check_profile, steps_per_epoch)
   schedule = checks.run(experiment_lib.create_schedule, steps_per_epoch)
   if has_task and mesh is not None:
-    experiment = checks.run_task(_assemble, mesh, steps_per_epoch, schedule)
+    with long_work.said('tracing the training step'):
+      experiment = checks.run_task(_assemble, mesh, steps_per_epoch, schedule)
   if checks.problems:
     raise checks.error()
   with config.unlocked():

@@ -102,7 +102,7 @@ class Terminal(io.StringIO):
 
 def test_progress_in_a_log_is_a_line_every_ten_seconds(monkeypatch):
   clock, stream = FakeClock(monkeypatch), io.StringIO()
-  with metric_writers.ProgressLine(100, batch_size=32, stream=stream) as progress:
+  with metric_writers.ProgressLine(100, batch_size=32, unit='images', stream=stream) as progress:
     for step in range(1, 101):
       clock.now += 0.5
       progress.update(step, {'loss': 2.0, 'accuracy': jnp.float32(0.25)} if step == 1 else None)
@@ -112,6 +112,21 @@ def test_progress_in_a_log_is_a_line_every_ten_seconds(monkeypatch):
   assert lines[-1] == 'step 100/100  loss 2  accuracy 0.25  64 images/s  0:00 left'
 
 
+def test_progress_says_how_long_the_devices_wait_for_data(monkeypatch):
+  clock, stream = FakeClock(monkeypatch), io.StringIO()
+  with metric_writers.ProgressLine(40, batch_size=3, unit='pairs', stream=stream) as progress:
+    for step in range(1, 41):
+      with progress.waiting():
+        clock.now += 0.25 if step > 20 else 0.05
+      clock.now += 0.75
+      progress.update(step)
+  first, early, late = stream.getvalue().splitlines()[:3]
+  assert first == 'step 1/40'
+  assert early == 'step 14/40  3.75 pairs/s  0:21 left'
+  # 19 steps of 0.8 s that wait 0.05 s, 6 of 1 s that wait 0.25 s.
+  assert late == 'step 26/40  3.538 pairs/s  12% waiting for data  0:12 left'
+
+
 def test_progress_on_a_terminal_is_refreshed_in_place(monkeypatch):
   clock, stream = FakeClock(monkeypatch), Terminal()
   with metric_writers.ProgressLine(7203, batch_size=1, start_step=2, stream=stream) as progress:
@@ -119,7 +134,7 @@ def test_progress_on_a_terminal_is_refreshed_in_place(monkeypatch):
       clock.now += 1.0
       progress.update(step, {'loss': 1.5})
   text = stream.getvalue()
-  assert 'step 3/7203  loss 1.5  1 images/s  2:00:00 left' in text
+  assert 'step 3/7203  loss 1.5  1 examples/s  2:00:00 left' in text
   assert text.count('\n') == 1
 
 

@@ -178,6 +178,8 @@ class Examples(pipeline.Examples):
     `label_size`: (height, width) of the label map, int32 `[2]`.
   """
 
+  kind = 'image'
+
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
     options = config.augmentation

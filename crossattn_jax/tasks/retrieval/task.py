@@ -177,6 +177,11 @@ class Retrieval(base.Task):
       )
     return super().train_data(batch_size, block, num_blocks, start)
 
+  @property
+  def unit(self) -> str:
+    """Each image comes with one caption."""
+    return 'pairs'
+
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Encodes images `[batch, ...]` and their captions `[batch, captions, ...]`, each alone."""
     rows, captions, _ = batch['word_mask'].shape

@@ -266,7 +266,7 @@ def test_unreadable_files_are_named_or_replaced(ade20k_config, ade20k_dir):
     file.write(b'no picture')
   ade20k_config.shuffle = False
   examples = train_stream(ade20k_config, 0)
-  with pytest.raises(ValueError, match=r"unreadable example '.*1\.jpg'.*label map"):
+  with pytest.raises(ValueError, match=r"unreadable image '.*1\.jpg'.*label map"):
     examples[1]
   ade20k_config.unreadable = 'skip'
   assert train_stream(ade20k_config, 0)[1]['skipped'] == 1
