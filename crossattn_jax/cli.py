@@ -33,6 +33,7 @@ Installed, `crossattn` does the same from any folder: `crossattn MODE` is `pytho
 --mode=MODE`, and --config=crossvit_digits one of the experiments that come with it. Further:
 
   crossattn models [PATTERN]         lists the models; PATTERN such as 'crossvit_*' or '*+upernet'
+  crossattn examples KIND FOLDER     writes a small data set as your own might be, to begin with
   crossattn convert|compare|replay   as `python -m crossattn_jax.parity`; --help says how
 """
 
@@ -55,6 +56,7 @@ import rich
 
 import crossattn_jax
 from crossattn_jax import parallel, tasks
+from crossattn_jax.data import examples
 from crossattn_jax.training import (
   command_line,
   demo,
@@ -203,10 +205,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(parity.main(argv[1:], 'crossattn'))
   if word == 'models':
     sys.exit(_show_models(argv[2:]))
+  if word == 'examples':
+    sys.exit(_write_examples(argv[2:]))
   if word in _MODES:
     argv[1] = f'--mode={word}'
   elif word:
-    commands = (*_MODES, 'models', *_CONVERSION)
+    commands = (*_MODES, 'models', 'examples', *_CONVERSION)
     near = difflib.get_close_matches(word, commands, n=1)
     hint = f'did you mean {near[0]!r}?' if near else f'there are {", ".join(commands)}'
     sys.exit(f'error: unknown command {word!r}; {hint}')
@@ -234,6 +238,32 @@ def _show_models(arguments: Sequence[str]) -> int:
   if not names:
     print(f'no such model is called {args.pattern!r}; crossattn models lists all', file=sys.stderr)
   return 0 if names else 1
+
+
+def _write_examples(arguments: Sequence[str]) -> int:
+  parser = argparse.ArgumentParser(
+    'crossattn examples',
+    description='Writes a small data set as your own might be; nothing is downloaded.',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog='kinds:\n'
+    + '\n'.join(f'  {name:<10} {kind.shows}' for name, kind in examples.KINDS.items()),
+  )
+  parser.add_argument('kind', help='what of; see below')
+  parser.add_argument('folder', help='a new one')
+  parser.add_argument('--size', type=int, help='how many images, or what is counted')
+  parser.add_argument('--seed', type=int, default=0, help='another seed draws others')
+  args = parser.parse_args(arguments)
+  try:
+    folder = examples.write(args.kind, args.folder, args.size, args.seed)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  kind = examples.KINDS[args.kind]
+  flags_ = [flag.format(folder=folder) for flag in kind.training]
+  command = [*messages.program('train'), *flags_, f'--workdir={folder}_run']
+  print(f'{folder} has {kind.shows}:', *examples.listing(folder), sep='\n  ')
+  print('this trains on them:', shlex.join(command), sep='\n  ')
+  return 0
 
 
 def _run_mode(argv: Sequence[str]) -> None:

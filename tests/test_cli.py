@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -512,3 +513,19 @@ def test_profile_writes_a_trace(run, tmp_path):
   result = run(f'--workdir={tmp_path}/run', '--config.num_steps=6', '--config.profile.steps=3,5')
   assert result.returncode == 0, result.stderr
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+
+
+def test_examples_say_what_they_are_and_what_trains_on_them(tmp_path, monkeypatch, capsys):
+  folder = tmp_path / 'digits'
+  for command, program in (('crossattn', 'crossattn train'), ('main.py', 'python main.py')):
+    monkeypatch.setattr(sys, 'argv', [command])
+    with pytest.raises(SystemExit, match='0'):
+      cli.main([command, 'examples', 'images', str(folder), '--size=10'])
+    printed = capsys.readouterr().out
+    assert f'{folder} has handwritten digits' in printed
+    assert f'  {program} --config=crossvit_digits' in printed
+    assert f'--config.dataset.data_dir={folder} ' in printed
+    shutil.rmtree(folder)
+  with pytest.raises(SystemExit, match='1'):
+    cli.main(['crossattn', 'examples', 'imges', str(folder)])
+  assert "did you mean 'images'?" in capsys.readouterr().err
