@@ -15,8 +15,9 @@ def add_options(config: ml_collections.ConfigDict) -> None:
   """Adds the keys of `config.dataset` that say how levels become the network's input."""
   # Order of the colours: 'rgb' or 'bgr'.
   config.channels = 'rgb'
-  # Of levels 0..255, in that order.
+  # Subtracted from levels 0..255, one value per colour, in that order.
   config.mean = (123.675, 116.28, 103.53)
+  # What the rest is divided by, likewise.
   config.std = (58.395, 57.12, 57.375)
 
 

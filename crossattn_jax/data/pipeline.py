@@ -27,6 +27,7 @@ class UnreadableError(ValueError):
 
 def add_options(config: ml_collections.ConfigDict) -> None:
   """Adds the keys that every `config.dataset` has."""
+  # Whether training examples come in another order in every epoch.
   config.shuffle = True
   # 'error' stops at an example that cannot be read, 'skip' replaces it (training) or masks it.
   config.unreadable = 'error'

@@ -148,8 +148,8 @@ class ATFuse(module.Module):
     width: channels of the features.
     num_heads: of the injections.
     mlp_ratio: hidden width of their MLPs per channel.
-    feature_sum: see `Upsampling`.
-    attention: see `information_injection.inject`.
+    feature_sum: whether upsampling adds both of its maps, or else concatenates them.
+    attention: 'factorized' (the code) or 'softmax' (the paper's equation).
     clamp_in_training: whether results are clamped to [0, 255] in training too, as published:
       saturated pixels then have no gradient.
     unused_parameters: whether to hold also what the original has and never uses, in the collection

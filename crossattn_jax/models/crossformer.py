@@ -232,9 +232,10 @@ class CrossFormer(module.Module):
     intervals: of long distance attention, per stage.
     lda: how far it goes, 'region' or 'global'; see `find_grouping`. The published results of dense
       prediction are of 'global'.
-    adaptive_interval: see there.
-    center_padding: see there.
-    mask_padding: see `LongShortDistanceAttention`.
+    adaptive_interval: whether the interval is the one at which a region covers the map.
+    center_padding: whether maps are padded on all sides, not only at the lower right.
+    mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
+      is the bias.
     patch_sizes: of the first cross-scale embedding.
     merging_sizes: of those between stages, the same or each its own.
     mlp_ratio: hidden width of the MLPs per channel, of all stages or per stage.

@@ -248,12 +248,13 @@ class SwiftFormer(module.Module):
     image_size: (height, width) of the natural input; any other works.
     widths: channels of each stage.
     depths: blocks of each stage, the last of which is the SwiftFormer encoder.
-    mlp_ratio: see `Options`, as the following.
-    layer_scale: see there.
+    mlp_ratio: hidden width of the MLPs per channel.
+    layer_scale: initial value of the factors of attention and MLP; None leaves them out.
     attn_weights: how scores of tokens become weights: 'l2', 'ones', 'softmax' or 'raw'; see
       `efficient_additive_attention`. Weights are good only with their own: 'ones' are the first
       release's and transformers'.
-    frozen_norm: see `Options`; official fine-tuning is done so.
+    frozen_norm: whether batch norms use their running statistics in training too, as in official
+      fine-tuning.
     distillation: whether there is a second head, which learns from a teacher. The evaluation
       averages the logits of both.
     average_heads: whether training averages them too, as transformers does: then nothing is

@@ -25,12 +25,18 @@ __all__ = [
   'create_task',
   'default_config',
   'evenly_spread',
+  'list_tasks',
   'upgrade_config',
 ]
 
 
+def list_tasks() -> list[str]:
+  """Returns the names of all tasks, sorted."""
+  return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+
+
 def _module(name: str) -> types.ModuleType:
-  known = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+  known = list_tasks()
   if name not in known:
     hint = config_errors.near_names(name, known)
     message = f'unknown task {name!r}; {hint}known tasks: {", ".join(known)}'

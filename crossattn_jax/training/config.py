@@ -44,38 +44,44 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
     A locked config: assigning to an unknown key raises `AttributeError`.
   """
   config = ml_collections.ConfigDict()
+  # Of everything that is drawn: initial parameters, order of the examples, augmentation, dropout.
   config.seed = 0
-  # Global batch size. `accumulation_steps` splits it into that many micro-batches inside a step,
-  # which saves memory and changes nothing else but batch statistics. (Updates that take several
-  # steps are `optimizer.nominal_batch_size`.)
+  # Examples of a step, on all devices together.
   config.batch_size = 128
+  # Splits the batch into that many parts inside a step, one after the other, which saves memory and
+  # changes nothing else but batch statistics. (Updates that take several steps are
+  # `optimizer.nominal_batch_size`.)
   config.accumulation_steps = 1
-  # The length of the run. Steps win where both are set.
+  # The length of the run.
   config.num_epochs = config_dict.placeholder(float)
+  # The length of the run in steps, which win where both are set.
   config.num_steps = config_dict.placeholder(int)
   # Weights to start from or to evaluate: the workdir of a run (`WORKDIR@best`, `WORKDIR@1200`: its
   # best checkpoint, that of a step), a file or folder of weights, `official` or `timm`.
   # docs/fine_tuning.md says what becomes of each array.
   config.weights = config_dict.placeholder(str)
-  # 'ema', 'raw', or 'auto': the average where there is one.
+  # Which parameters of a run or file: 'ema', the moving average; 'raw', those that were trained; or
+  # 'auto', the average where there is one.
   config.weights_which = 'auto'
   # Patterns of parameters that start fresh, whatever the weights have for them.
   config.weights_fresh = ()
   # Patterns of parameters that are not trained; their batch norms normalise by running statistics.
   config.freeze = ()
-  # What takes the place of `schedule.learning_rate` and of the length of the run where those are
-  # None: by whether the run starts from `weights`.
-  for start in ('from_weights', 'from_scratch'):
-    config[start] = ml_collections.ConfigDict(
-      {
-        'learning_rate': config_dict.placeholder(float),
-        'num_epochs': config_dict.placeholder(float),
-      }
-    )
+  # Take the place of `schedule.learning_rate` and `num_epochs` where those are None, in a run that
+  # starts from `weights`.
+  config.from_weights = ml_collections.ConfigDict(
+    {'learning_rate': config_dict.placeholder(float), 'num_epochs': config_dict.placeholder(float)}
+  )
+  # The same in a run that starts from none.
+  config.from_scratch = ml_collections.ConfigDict(
+    {'learning_rate': config_dict.placeholder(float), 'num_epochs': config_dict.placeholder(float)}
+  )
   # Whether a batch that is too large for the data or does not split over the devices, and a warm-up
   # longer than the run, are made to fit, which is said, instead of refused. Of few examples the
   # batch is then an eighth, but at least 8.
   config.fit_to_data = False
+  # One of the [models](models.md). The other keys of the section are the fields of this
+  # model.
   config.model = ml_collections.ConfigDict({'name': config_dict.placeholder(str)})
   config.update(tasks.default_config(task))
   config.optimizer = optimizers.default_config()
@@ -86,45 +92,52 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
   config.ema = ml_collections.ConfigDict({'decay': 0.0, 'warmup': True, 'ramp_updates': 0.0})
   config.evaluation = ml_collections.ConfigDict(
     {
-      # None: that of training.
+      # Examples that are evaluated at once. None: as many as training takes.
       'batch_size': config_dict.placeholder(int),
-      # Steps win where both are set; neither: only at the end.
+      # Evaluates after so many steps. With neither this nor `every_epochs`: only at the end.
       'every_steps': config_dict.placeholder(int),
+      # The same in epochs. Steps win where both are set.
       'every_epochs': config_dict.placeholder(float),
     }
   )
   config.checkpoint = ml_collections.ConfigDict(
     {
-      # Besides the end and every evaluation. Steps win where both are set.
+      # Saves after so many steps, besides the end and every evaluation.
       'every_steps': config_dict.placeholder(int),
+      # The same in epochs. Steps win where both are set.
       'every_epochs': config_dict.placeholder(float),
+      # How many of the newest checkpoints are kept.
       'keep_last': 2,
+      # How many of the best ones are kept besides.
       'keep_best': 1,
-      # An evaluation metric, the task's first if None, and whether 'max' or 'min' of it is best,
-      # which the task knows if None.
+      # The evaluation metric that says which is best. None: the task's first.
       'best_metric': config_dict.placeholder(str),
+      # Whether 'max' or 'min' of it is best. None: what the task knows.
       'best_mode': config_dict.placeholder(str),
-      # Ends the run after so many evaluations without a better best_metric. None: never early.
+      # Ends the run after so many evaluations without a better `best_metric`. None: never early.
       'patience': config_dict.placeholder(int),
       # Which checkpoint `eval` and `predict` use: 'latest', 'best', or a step.
       'use': 'latest',
     }
   )
+  # Steps from one line of training metrics to the next.
   config.logging = ml_collections.ConfigDict({'every_steps': 10})
   # Consecutive steps with a non-finite loss or gradient after which the run stops. Such steps
   # never change the parameters.
   config.max_bad_steps = 10
-  # Devices along each axis; one may be -1: all that are left.
+  # Devices along each axis of the mesh; one may be -1: all that are left. The batch is split over
+  # `data` and `fsdp`, parameters over `fsdp` and `tensor`, tokens over `sequence`.
   config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
   config.sharding = ml_collections.ConfigDict(
     {
-      # Tried before the library's own: ((path pattern, (axis or None per dimension)), ...).
+      # How parameters are split, tried before the library's own rules: ((path pattern, (axis or
+      # None per dimension)), ...).
       'rules': (),
       # Parameters with fewer elements are not split over `fsdp`.
       'fsdp_min_size': 2**14,
     }
   )
-  # 'default', 'high' or 'highest'; see jax.default_matmul_precision.
+  # Of matrix products: 'default', 'high' or 'highest'; see `jax.default_matmul_precision`.
   config.matmul_precision = 'default'
   # First and last step of a profile that TensorBoard opens, such as (10, 20).
   config.profile = ml_collections.ConfigDict({'steps': ()})

@@ -87,7 +87,8 @@ def unknown_key_message(key: str, known: Iterable[str]) -> str:
   depth = section.count('.') + 1 if section else 0
   inside = [k for k in known if k.startswith(section) and k.count('.') == depth and k != section]
   there = f'config.{section}' if section else 'the config'
-  listing = f'{there} has {", ".join(k.rpartition(".")[2] for k in inside)}'
+  names = ', '.join(k.rpartition('.')[2] for k in inside)
+  listing = f'{there} has {names}; docs/config.md says what each is for'
   return f'unknown config key config.{key}; {suggestion(key, known) or listing}'
 
 

@@ -19,17 +19,21 @@ def default_config() -> ml_collections.ConfigDict:
   config.name = 'wav_folder'
   # The folder of .wav files and tables.
   config.data_dir = ml_collections.config_dict.placeholder(str)
-  # None: as the tables are called; a tenth is held out where there is none to evaluate on.
+  # Clips that are trained on. None: as the tables are called.
   config.train_split = ml_collections.config_dict.FieldReference('train')
+  # Clips that are evaluated. None: as the tables are called; a tenth of the training clips is held
+  # out where there is no such table.
   config.eval_split = ml_collections.config_dict.FieldReference('eval')
-  # Names of the classes in the order of the labels: those of the data set, which `complete_config`
-  # fills in, so that a run keeps them. A table is mapped to them by name.
+  # Names of the classes in the order of the labels: those of the data set, filled in at the start,
+  # so that a run keeps them. A table is mapped to them by name.
   config.class_names = ()
+  # Frequency bands of a spectrogram.
   config.num_mel_bins = 128
-  # Of 10 ms. Longer clips are cut, shorter ones padded.
+  # Frames of a spectrogram, of 10 ms. Longer clips are cut, shorter ones padded.
   config.num_frames = 1024
-  # Of the log-mel values; the model gets (x - mean) / (2 std).
+  # Of the log-mel values x; the model gets (x - mean) / (2 std).
   config.mean = spectrogram.MEAN
+  # Their standard deviation, likewise.
   config.std = spectrogram.STD
   # Draws training clips with probabilities proportional to the sum of 1 / count over their classes,
   # with replacement, instead of going through all of them.
@@ -39,8 +43,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation = ml_collections.ConfigDict()
   # Mixes a waveform and its labels with those of another clip, weight from Beta(alpha, alpha).
   config.augmentation.mixup = ml_collections.ConfigDict({'probability': 0.5, 'alpha': 10.0})
-  # SpecAugment: masks one stripe of at most so many mel bins and one of frames; 0 is off.
+  # SpecAugment: masks one stripe of at most so many mel bins; 0 is off.
   config.augmentation.mask_mel_bins = 48
+  # The same of frames.
   config.augmentation.mask_frames = 192
   return config
 

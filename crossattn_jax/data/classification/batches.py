@@ -27,18 +27,21 @@ def default_config() -> ml_collections.ConfigDict:
   config.name = 'imagenet2012'
   # Folder of TFDS datasets (TFDS's own default if None), or the image folder.
   config.data_dir = ml_collections.config_dict.placeholder(str)
-  # None: as the splits are called; a tenth is held out where there is none to evaluate on.
+  # Images that are trained on. None: as the data set calls them.
   config.train_split = ml_collections.config_dict.FieldReference('train')
+  # Images that are evaluated. None: as the data set calls them; a tenth is held out of a folder
+  # without.
   config.eval_split = ml_collections.config_dict.FieldReference('validation')
-  # Names of the classes in the order of the labels: those of the data set, which `complete_config`
-  # fills in, so that a run keeps them. A folder is mapped to them by name.
+  # Names of the classes in the order of the labels: those of the data set, filled in at the start,
+  # so that a run keeps them. A folder is mapped to them by name.
   config.class_names = ()
   # Whether images have any number of classes, of an 'image_table'. None: as the table says.
   config.multi_label = ml_collections.config_dict.placeholder(bool)
   # (height, width) of the images in a batch.
   config.image_size = (240, 240)
-  # Per channel, of values in [0, 1]. One value each makes grey images, three make RGB.
+  # Subtracted from values in [0, 1], per channel. One value makes grey images, three make RGB.
   config.mean = IMAGENET_MEAN
+  # What the rest is divided by, as many values.
   config.std = IMAGENET_STD
   # Evaluation resizes to image_size / crop_fraction and cuts out the centre; 1 cuts only what is
   # not square. Images of at most 32 pixels are resized to image_size without a crop.
@@ -54,17 +57,23 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation = ml_collections.ConfigDict()
   # 'random_resized', 'padded', 'none', or 'auto': padded for images of at most 32 pixels.
   config.augmentation.crop = 'auto'
+  # Of 'random_resized': (least, most) share of the image's area.
   config.augmentation.scale = (0.08, 1.0)
+  # Of 'random_resized': (least, most) width by height.
   config.augmentation.ratio = (3 / 4, 4 / 3)
+  # Of 'padded': pixels of black around the image, which is then cut out anew.
   config.augmentation.padding = 4
   # Probability of a horizontal flip.
   config.augmentation.flip = 0.5
+  # RandAugment: `num_ops` operations (0 switches it off), each with the probability, of a magnitude
+  # up to 10 with the standard deviation.
   config.augmentation.rand_augment = ml_collections.ConfigDict(
-    # num_ops = 0 switches it off.
     {'num_ops': 2, 'magnitude': 9.0, 'magnitude_std': 0.5, 'probability': 0.5}
   )
   # Strength for brightness, contrast and saturation; used only without RandAugment, as in DeiT.
   config.augmentation.color_jitter = 0.4
+  # Random erasing: the probability that a rectangle becomes noise, the (least, most) share of the
+  # image that it covers, and the least height by width; the most is its inverse.
   config.augmentation.random_erasing = ml_collections.ConfigDict(
     {'probability': 0.25, 'area': (0.02, 1 / 3), 'min_aspect': 0.3}
   )

@@ -22,18 +22,22 @@ from crossattn_jax.data.detection import annotations, augmentation, sources
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: COCO's boxes with the augmentation of mmdetection's 1x schedules."""
   config = ml_collections.ConfigDict()
-  # See `sources.create_source`.
+  # 'detection_folder', a folder of one's own, or said to be a 'coco_folder', 'yolo_folder' or
+  # 'voc_folder'; 'coco', as it is released; a data set of TFDS with boxes, such as 'coco/2017'; or
+  # 'shape_scenes', which is made.
   config.name = 'coco/2017'
   # Folder of TFDS datasets (TFDS's own default if None), or that of the images.
   config.data_dir = config_dict.placeholder(str)
   # Of COCO files: the folder of their images, if it is not found.
   config.image_dir = config_dict.placeholder(str)
-  # None: as the data set calls them; see `sources.complete_splits`.
+  # Images that are trained on. None: as the data set calls them.
   config.train_split = config_dict.placeholder(str)
+  # Images that are evaluated. None: as the data set calls them; a tenth is held out of a folder
+  # without.
   config.eval_split = config_dict.placeholder(str)
-  # Names of the classes. They are the data set's, which `complete_config` fills in, so that a run
-  # keeps them, and the numbers by which results call them.
+  # Names of the classes. They are the data set's, filled in at the start, so that a run keeps them.
   config.class_names = ()
+  # The numbers by which results call the classes, likewise.
   config.category_ids = ()
   # Of objects of other classes: 'error', or 'skip', where `class_names` says some of the data set's
   # classes: these alone are learnt and evaluated.
@@ -55,11 +59,12 @@ def default_config() -> ml_collections.ConfigDict:
   image_ops.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
-  # (least, most): an image is resized, keeping its proportions, until its short side is
-  # `short_side`, of which every `short_step`-th is equally likely, or its long side `long_side`.
-  # None: what `image_size` holds.
+  # (least, most): an image is resized, keeping its proportions, until its short side is as long, or
+  # its long side `long_side`. None: what `image_size` holds.
   config.augmentation.short_side = config_dict.placeholder(tuple)
+  # Every so many-th of those lengths is equally likely.
   config.augmentation.short_step = 1
+  # Most of the long side. None: what `image_size` holds.
   config.augmentation.long_side = config_dict.placeholder(int)
   # Probability of a mirror image.
   config.augmentation.flip = 0.5
@@ -70,8 +75,9 @@ def default_config() -> ml_collections.ConfigDict:
   )
 
   config.evaluation = ml_collections.ConfigDict()
-  # Images are resized as in training. None: what `image_size` holds.
+  # Images are resized as in training, to this short side. None: what `image_size` holds.
   config.evaluation.short_side = config_dict.placeholder(int)
+  # Most of the long side, likewise.
   config.evaluation.long_side = config_dict.placeholder(int)
   # Images are padded to multiples of this size: 32 computes least, but compiles a program for each
   # shape. None: to `image_size`, or its transpose, for which there are two programs at most.

@@ -19,11 +19,14 @@ _STRIDE = 4
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: MSRS as ATFuse is trained on it."""
   config = ml_collections.ConfigDict()
-  # See `sources.create_source`.
+  # 'msrs', 'llvip', 'roadscene', 'tno' or 'm3fd': a folder in the layout of it; or 'shape_scenes',
+  # which is made.
   config.name = 'msrs'
   # Folder of the data set, or of TFDS datasets (TFDS's own default if None).
   config.data_dir = ml_collections.config_dict.placeholder(str)
+  # Pairs that are trained on: a folder of the data set, or a file in `data_dir` that lists names.
   config.train_split = 'train'
+  # Pairs that are evaluated, likewise.
   config.eval_split = 'test'
   # (height, width) of the training crops, at the same place of both images.
   config.image_size = (128, 128)

@@ -26,16 +26,18 @@ SIDE_MULTIPLE = 32
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: a folder of pairs, with the augmentation of YOLOv5 and ICAFusion."""
   config = ml_collections.ConfigDict()
-  # See `sources.create_source`.
+  # 'pair_folder', a folder of pairs and their objects; or 'shape_scenes', which is made.
   config.name = sources.FOLDER
   # Folder of the data set, or of TFDS datasets (TFDS's own default if None).
   config.data_dir = config_dict.placeholder(str)
-  # None: as the data set calls them; see `sources.complete_splits`.
+  # Images that are trained on. None: as the data set calls them.
   config.train_split = config_dict.placeholder(str)
+  # Images that are evaluated. None: as the data set calls them; a tenth is held out of a folder
+  # without.
   config.eval_split = config_dict.placeholder(str)
-  # Names of the classes. They are the data set's, which `complete_config` fills in, so that a run
-  # keeps them, and the numbers by which results call them.
+  # Names of the classes. They are the data set's, filled in at the start, so that a run keeps them.
   config.class_names = ()
+  # The numbers by which results call the classes, likewise.
   config.category_ids = ()
   # Of objects of other classes: 'error', or 'skip', where `class_names` says some of the data set's
   # classes: these alone are learnt and evaluated.
@@ -46,7 +48,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Rows for the objects of a training example. Of more, training draws as many at random each time.
   config.max_boxes = 300
   levels.add_options(config)
+  # Subtracted from levels 0..255, one value per colour.
   config.mean = (0.0, 0.0, 0.0)
+  # What the rest is divided by.
   config.std = (255.0, 255.0, 255.0)
   pipeline.add_options(config)
   image_ops.add_options(config)
@@ -55,21 +59,25 @@ def default_config() -> ml_collections.ConfigDict:
   config.augmentation = ml_collections.ConfigDict()
   # Probability of showing parts of four pairs, then warped. Others are shown whole, not warped.
   config.augmentation.mosaic = 1.0
-  # The warp: at most so much, in either direction. Perspective is per pixel from the centre.
+  # The warp: at most so much perspective, in either direction, per pixel from the centre.
   config.augmentation.perspective = 0.0
+  # It turns by at most so many degrees.
   config.augmentation.degrees = 0.0
-  # Of 1: sides are multiplied by 1 - scale to 1 + scale.
+  # It multiplies sides by 1 - scale to 1 + scale.
   config.augmentation.scale = 0.5
-  # In degrees, of x and of y.
+  # It shears by at most so many degrees, x and y.
   config.augmentation.shear = 0.0
-  # As a share of the image's sides.
+  # It moves by at most such a share of the image's sides.
   config.augmentation.translate = 0.1
-  # Colours of each image: factors of 1 - gain to 1 + gain.
+  # Colours of each image: hue is multiplied by 1 - gain to 1 + gain.
   config.augmentation.hue = 0.015
+  # The same of saturation.
   config.augmentation.saturation = 0.7
+  # The same of brightness.
   config.augmentation.value = 0.4
-  # Probability of a mirror image, left to right and top to bottom.
+  # Probability of a mirror image, left to right.
   config.augmentation.flip = 0.5
+  # The same, top to bottom.
   config.augmentation.flip_vertical = 0.0
 
   config.evaluation = ml_collections.ConfigDict()

@@ -14,18 +14,21 @@ from crossattn_jax.data.retrieval import sources, word_features, word_pieces
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: precomputed region features in the layout of SCAN's files."""
   config = ml_collections.ConfigDict()
-  # See `sources.create_source`.
+  # 'region_files', features of regions as SCAN distributes them; or 'shape_scenes', which is made.
   config.name = sources.REGION_FILES
   # Folder of the files, or of TFDS datasets (TFDS's own default if None).
   config.data_dir = ml_collections.config_dict.placeholder(str)
+  # Images that are trained on: how the names of the files begin, or a split of TFDS.
   config.train_split = 'train'
+  # Images that are evaluated, likewise.
   config.eval_split = 'dev'
   # Evaluation takes the first so many images of its split; all if None.
   config.eval_images = ml_collections.config_dict.placeholder(int)
-  # Captions of each image; None: as many as the data set has, see `sources.RegionFilesSource`.
+  # Captions of each image; None: as many as the data set has.
   config.captions_per_image = ml_collections.config_dict.placeholder(int)
-  # Slots for the regions of an image, and channels of each.
+  # Slots for the regions of an image.
   config.num_regions = 36
+  # Channels of each region.
   config.region_dim = 2048
   # The vocab.txt of the text encoder. None: the data set's own vocabulary, where it has one.
   config.vocabulary = ml_collections.config_dict.placeholder(str)

@@ -21,30 +21,34 @@ def add_options(config: ml_collections.ConfigDict) -> None:
   """Adds `config.dataset.augmentation`: scenes are turned, scaled and moved, nothing else."""
   config.augmentation = ml_collections.ConfigDict(
     {
-      # Most that a scene is turned about x, y and z, in radians, and (least, most) factor of its
-      # size.
+      # Most that a scene is turned about x, y and z, in radians.
       'rotate': (math.pi / 64, math.pi / 64, math.pi),
+      # (Least, most) factor of its size.
       'scale': (0.9, 1.1),
       # Scenes are moved by up to as many voxels along each axis.
       'shift': 100,
       # Probability of a mirror image in x, and in y.
       'flip': 0.0,
-      # Probability of a distortion by smooth noise, and the grids of it, one after the other:
-      # (metres between nodes, metres that noise of 1 moves a point).
+      # Probability of a distortion by smooth noise.
       'elastic': 0.0,
+      # The grids of it, one after the other: (metres between nodes, metres that noise of 1 moves a
+      # point).
       'elastic_grids': _ELASTIC,
       # Of colours, in levels 0..255.
       'color': {
         # Probability of a stretch of each channel to all levels, to a random degree.
         'contrast': 0.0,
-        # Probability that all points change alike, and the most that they do.
+        # Probability that all points change alike.
         'translation': 0.0,
+        # The most that they do.
         'translation_levels': 25.5,
-        # Probability that each voxel changes by noise of its own, and its standard deviation.
+        # Probability that each voxel changes by noise of its own.
         'jitter': 0.0,
+        # Its standard deviation.
         'jitter_levels': 12.75,
-        # Most by which hue turns, of a whole turn, and by which saturation is more or less.
+        # Most by which hue turns, of a whole turn.
         'hue': 0.0,
+        # Most by which saturation is more or less, of 1.
         'saturation': 0.0,
       },
     }

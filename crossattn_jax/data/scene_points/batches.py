@@ -47,14 +47,16 @@ class Voxelized(NamedTuple):
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: ScanNet's scenes in voxels of 5 cm, turned and scaled at random."""
   config = ml_collections.ConfigDict()
-  # See `sources.open_source`.
+  # 'point_folder', a folder of one's own; 'scannet' or 's3dis', as they are released; or
+  # 'room_scenes', which are made.
   config.name = 'scannet'
   # Folder of the data set.
   config.data_dir = config_dict.placeholder(str)
-  # None: as the data set calls them.
+  # Scenes that are trained on. None: as the data set calls them.
   config.train_split = config_dict.placeholder(str)
+  # Scenes that are evaluated. None: as the data set calls them.
   config.eval_split = config_dict.placeholder(str)
-  # The data set's, which `complete_config` fills in, so that a run keeps them.
+  # Names of the classes: the data set's, filled in at the start, so that a run keeps them.
   config.class_names = ()
   # What files of labels call them, such as ScanNet's test server; (): 0, 1, ...
   config.class_values = ()
@@ -69,10 +71,11 @@ def default_config() -> ml_collections.ConfigDict:
   # Rows of each level, in at most four sizes, the largest last: the scenes of a batch are padded to
   # one of them. `python -m crossattn_jax.data.scene_points.buckets` recommends some.
   config.buckets = ((16384, 6144, 1664, 448, 128),)
-  # Rows for supervoxels, for scene labels alone, as the following.
+  # Rows for the supervoxels of a scene. (For scene labels alone.)
   config.max_supervoxels = 512
-  # Photographs of a scene, and their (height, width); 0 for none.
+  # Photographs of a scene; 0 for none. (For scene labels alone.)
   config.num_views = 16
+  # Their (height, width).
   config.image_size = (240, 320)
   levels.add_options(config)
   pipeline.add_options(config)

@@ -31,18 +31,22 @@ def default_config() -> ml_collections.ConfigDict:
   CCNet itself has `channels = 'bgr'` and another mean.
   """
   config = ml_collections.ConfigDict()
-  # See `sources.create_source`.
+  # 'segmentation_folder', a folder of one's own; 'cityscapes_folder' or 'ade20k_folder', as they
+  # are released; 'cityscapes' or 'scene_parse150' of TFDS; or 'shape_scenes', which is made.
   config.name = 'cityscapes'
   # Folder of TFDS datasets (TFDS's own default if None), or that of the images.
   config.data_dir = ml_collections.config_dict.placeholder(str)
-  # None: as the data set calls them; see `sources.complete_splits`.
+  # Images that are trained on. None: as the data set calls them.
   config.train_split = ml_collections.config_dict.FieldReference('train')
+  # Images that are evaluated. None: as the data set calls them; a tenth is held out of a folder
+  # without.
   config.eval_split = ml_collections.config_dict.FieldReference('validation')
-  # Names of the classes, a colour (red, green, blue) of each, and the value of each in label maps.
-  # They are the data set's, which `complete_config` fills in, so that a run keeps them. Files of a
-  # data set are mapped to them by name.
+  # Names of the classes. They are the data set's, filled in at the start, so that a run keeps them.
+  # Files of a data set are mapped to them by name.
   config.class_names = ()
+  # The colour (red, green, blue) of each class in pictures, likewise.
   config.palette = ()
+  # The value of each class in label maps, likewise.
   config.class_values = ()
   # (height, width) of the training crops.
   config.image_size = (769, 769)
@@ -51,25 +55,29 @@ def default_config() -> ml_collections.ConfigDict:
   image_ops.add_options(config)
 
   config.augmentation = ml_collections.ConfigDict()
-  # 'scales' (CCNet): the image's size times one of `scales`. 'ratio' (mmsegmentation): the image
-  # fits into `base_size` (long side, short side) times a number drawn uniformly from `ratio`. None:
-  # (4 s, s) for crops whose shorter side is s.
+  # How images are resized: 'scales' (CCNet), by one of `scales`; or 'ratio' (mmsegmentation), until
+  # they fit into `base_size` times a number drawn from `ratio`.
   config.augmentation.resize = 'scales'
+  # Of 'scales': factors of the image's size, equally likely.
   config.augmentation.scales = tuple((7 + i) / 10 for i in range(15))
+  # Of 'ratio': (long side, short side). None: (4 s, s) for crops whose shorter side is s.
   config.augmentation.base_size = (2048, 512)
+  # Of 'ratio': (least, most), drawn uniformly.
   config.augmentation.ratio = (0.5, 2.0)
   # Of 'ratio': crops of which one class covers more are drawn again, up to ten times; 1 takes all.
   config.augmentation.max_class_share = 1.0
   # Probability of a mirror image.
   config.augmentation.flip = 0.5
-  # Of 'ratio': see `photometric.distort`.
+  # Of 'ratio': whether brightness, contrast, saturation and hue change at random.
   config.augmentation.photometric = False
 
   config.evaluation = ml_collections.ConfigDict()
-  # 'native' leaves images as they are; 'fit' brings them into `base_size`, see above, and then each
-  # side to the next multiple of `stretch_to`. Labels always keep their size.
+  # 'native' leaves images as they are; 'fit' brings them into `base_size`. Labels always keep their
+  # size.
   config.evaluation.resize = 'native'
+  # Of 'fit': as that of `augmentation`.
   config.evaluation.base_size = (2048, 512)
+  # Of 'fit': each side then becomes the next multiple of it.
   config.evaluation.stretch_to = 1
   # Images are padded to multiples of this size with the mean colour, label maps with 255: the more,
   # the fewer programs are compiled. 1 pads nothing.

@@ -18,21 +18,26 @@ from crossattn_jax.data.sketch_localization import drawings, rasters, sources
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: COCO's photos and QuickDraw's drawings."""
   config = detection.default_config()
+  # Where photos and their objects come from: as for detection.
   config.name = 'coco'
   # Objects of other classes are left out; photos without any object are, too; masks are not learnt.
   for name in ('other_classes', 'skip_empty', 'masks'):
     del config[name]
-  # What can be asked for. By default the classes that photos and drawings share, which
-  # `complete_config` fills in.
+  # What can be asked for. By default the classes that photos and drawings share, filled in at the
+  # start.
   config.class_names = ()
   # Of these, those that are never learnt, but asked for in evaluation. None: none; where the
   # classes are the published ones by default, those of them.
   config.unseen_classes = config_dict.placeholder(tuple)
+  # Sides of resized images are multiples of it, rounded down, as in ViDT.
   config.size_multiple = 16
+  # (height, width) of the arrays that hold images wider than high, multiples of 32; images higher
+  # than wide are in arrays of (width, height), in batches of their own.
   config.image_size = (800, 1328)
 
   config.sketches = ml_collections.ConfigDict()
-  # See `drawings.open_source`.
+  # 'quickdraw' or 'sketchy', as they are released; 'sketch_folder', a folder of drawings of each
+  # class; or 'shape_scenes', which are made.
   config.sketches.name = 'quickdraw'
   # Folder of the drawings.
   config.sketches.data_dir = config_dict.placeholder(str)
@@ -42,9 +47,12 @@ def default_config() -> ml_collections.ConfigDict:
   config.sketches.count = 1
   # Side of the square that a drawing becomes, a multiple of 32.
   config.sketches.size = 224
-  # A key of `rasters.STYLES`, and what is changed of it: pixels, and whether lines are white.
+  # How drawings look: 'release', thin white lines on black, or 'repaired', larger and black on
+  # white.
   config.sketches.style = 'release'
+  # In pixels. None: that of the style.
   config.sketches.line_width = config_dict.placeholder(int)
+  # Whether lines are white on black. None: as the style has them.
   config.sketches.invert = config_dict.placeholder(bool)
   # Whether drawings are left empty, to see what is found without them.
   config.sketches.blank = False

@@ -37,23 +37,24 @@ class ICAFusion(module.Module):
     modalities: which images of a pair the model looks at. With one, 'rgb' or 'thermal', it is
       YOLOv5 v6 on that one: a single stream and no fusion, the yardstick of both.
     stream: the backbone of either modality: 'csp_darknet', 'resnet' or 'vgg'.
-    widths: of it; see `streams`.
-    depths: likewise.
+    widths: channels of its stages; see `streams`.
+    depths: blocks of its stages; see `streams`.
     fusion: 'transformer' is the paper's; the baselines are 'nin', a 1 x 1 convolution of both, and
       'add', their mean. 'add_official' is the sum that the authors' configurations compute, whose
       weights are the number of channels and one less, with a minus.
     grids: rows and columns of tokens, of the levels at strides 8, 16 and 32.
     num_heads: of the transformers.
     mlp_ratio: hidden width of their MLPs per channel.
-    fusion_depth: their blocks.
+    fusion_depth: their blocks, each with parameters of its own.
     loops: iterations of each block with the same parameters.
     attention_drop_rate: dropout of their attention weights.
     drop_rate: dropout of what their attention and MLPs return.
-    pool_mix: see `fusion.SpatialShrinking`.
-    upsampling: see `fusion.TransformerFusion`.
-    train_upsampling: likewise.
-    neck_widths: see `neck.PathAggregation`.
-    neck_depth: likewise.
+    pool_mix: how average and maximum of the pixels of a token are mixed: 'free' learns a weight of
+      either (the code), 'convex' one in [0, 1] for the average (the paper).
+    upsampling: 'nearest' or 'bilinear', how the tokens' maps grow.
+    train_upsampling: the same in training, which differs in the authors' code.
+    neck_widths: channels of the eight parts of the neck; see `neck.PathAggregation`.
+    neck_depth: bottlenecks of its stages.
     anchor_sizes: (width, height) in pixels of the anchors of every level. Weights mean others with
       others: conversion takes those that a checkpoint of the original holds.
     detection_prior: whether an untrained model expects few objects; see `yolo.YoloHead`.

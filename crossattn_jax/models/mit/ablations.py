@@ -23,21 +23,22 @@ class MITPoints(module.Module):
   """Tells the classes of a scene, and of its supervoxels, from points alone.
 
   Attributes:
-    num_classes: see `MIT`, as all others.
-    points_widths: likewise.
-    points_depths: likewise.
-    points_stem_width: likewise.
-    num_heads: likewise.
-    encoder_depth: 0 leaves the class tokens out.
-    mlp_ratio: likewise.
-    drop_rate: likewise.
-    drop_path_rate: likewise.
+    num_classes: of the scenes.
+    points_widths: channels of the stages of the `MinkUNet`; the last one is that of all tokens.
+    points_depths: blocks of these stages.
+    points_stem_width: channels of its stem.
+    num_heads: of the encoder's attentions.
+    encoder_depth: blocks of the encoder; 0 leaves the class tokens out.
+    mlp_ratio: hidden width of their MLPs per channel.
+    drop_rate: of all dropouts.
+    drop_path_rate: of the encoder's last block.
     position_embedding: whether tokens know where they are.
-    pool: likewise.
-    mask_empty: likewise.
-    centre_positions: likewise.
-    num_channels: likewise.
-    remat: likewise.
+    pool: from scores of tokens to those of the scene; see `heads.pool_scores`.
+    mask_empty: whether supervoxels without a point, which the code sees at the origin, take no
+      part.
+    centre_positions: whether positions are relative to the scene in place of cells.
+    num_channels: of a colour.
+    remat: whether the backward pass recomputes each block of the network.
   """
 
   num_classes: int = 20
@@ -151,21 +152,21 @@ class MITImages(module.Module):
   """Tells the classes of a scene, and of its photographs, from photographs alone.
 
   Attributes:
-    num_classes: see `MIT`, as all others.
-    num_views: as the recipe has them; any number will do.
-    image_size: likewise.
+    num_classes: of the scenes.
+    num_views: photographs of a scene as the recipe has them; any number will do.
+    image_size: (height, width) of the natural input; any other size will do.
     width: of the tokens.
-    image_widths: likewise.
-    image_depths: likewise.
-    image_stem_width: likewise.
-    num_heads: likewise.
-    encoder_depth: 0 leaves the class tokens and the poses out.
-    mlp_ratio: likewise.
-    drop_rate: likewise.
-    drop_path_rate: likewise.
-    num_channels: likewise.
-    remat: likewise.
-    scan_blocks: likewise.
+    image_widths: channels inside the bottlenecks of the `PreactResNet`.
+    image_depths: bottlenecks of its stages.
+    image_stem_width: channels of its stem.
+    num_heads: of the encoder's attentions.
+    encoder_depth: blocks of the encoder; 0 leaves the class tokens and the poses out.
+    mlp_ratio: hidden width of their MLPs per channel.
+    drop_rate: of all dropouts.
+    drop_path_rate: of the encoder's last block.
+    num_channels: of the photographs.
+    remat: whether the backward pass recomputes each block of the network.
+    scan_blocks: whether equal blocks of the network are one loop.
   """
 
   num_classes: int = 20

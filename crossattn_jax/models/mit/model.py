@@ -32,18 +32,19 @@ class MIT(module.Module):
     num_classes: of the scenes.
     num_views: photographs of a scene, each with a position that is learnt.
     image_size: (height, width) of the natural input; any other size will do.
-    points_widths: see `MinkUNet`; the last one is that of all tokens.
-    points_depths: likewise.
-    points_stem_width: likewise.
-    image_widths: see `PreactResNet`.
-    image_depths: likewise.
-    image_stem_width: likewise.
+    points_widths: channels of the stages of the network for points, a `MinkUNet`; the last one is
+      that of all tokens.
+    points_depths: blocks of these stages.
+    points_stem_width: channels of its stem.
+    image_widths: channels inside the bottlenecks of the network for images, a `PreactResNet`.
+    image_depths: bottlenecks of its stages.
+    image_stem_width: channels of its stem.
     num_heads: of the encoders' attentions.
     encoder_depth: blocks of the encoder of either modality.
-    mlp_ratio: of these blocks.
+    mlp_ratio: hidden width of their MLPs per channel.
     decoder_depth: blocks that update the tokens of one modality or of the other.
-    decoder_heads: of these blocks.
-    decoder_mlp_ratio: likewise.
+    decoder_heads: of these blocks' attentions.
+    decoder_mlp_ratio: hidden width of their MLPs per channel.
     drop_rate: of all dropouts, which the encoders have.
     drop_path_rate: of the decoder's blocks, and of the encoders' last ones.
     first_query: whose tokens the decoder updates first; see `InterlacedDecoder`.

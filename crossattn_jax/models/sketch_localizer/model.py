@@ -53,8 +53,8 @@ class SketchLocalizer(module.Module):
     first_level: of the decoder that the sketch refines; level 0 is of the queries before it.
     prior: the probability of every class at first.
     sketch_depths: bottlenecks of the stages of the sketches' ResNet.
-    sketch_widths: inside these; the stem has the width of the first.
-    sketch_output_stride: of the ResNet; see there.
+    sketch_widths: channels inside these; the stem has the width of the first.
+    sketch_output_stride: pixels per cell of this ResNet's last map.
     cross_scale_fusion: whether the maps that the decoder looks at know all coarser ones.
     iou_head: whether to say of every query how well its box fits.
     remat: whether the backward pass recomputes each block instead of storing it.

@@ -30,20 +30,26 @@ def default_config() -> ml_collections.ConfigDict:
   config.task = ml_collections.ConfigDict(
     {
       'name': 'classification',
+      # Share of the target that is spread over all classes.
       'label_smoothing': 0.0,
-      # Parameters of the Beta distributions; 0 switches each off.
+      # Parameter of the Beta distribution by which two images are blended (mixup); 0 is off.
       'mixup_alpha': 0.0,
+      # That of the area by which one is pasted into the other (CutMix); 0 is off.
       'cutmix_alpha': 0.0,
+      # Probability that a batch is mixed, by either.
       'mix_probability': 1.0,
-      # Of CutMix where both are on.
+      # Probability of CutMix where both are on.
       'switch_probability': 0.5,
       # The loss is then (1 - weight) times that against the labels plus `weight` times that against
       # a trained teacher, which sees the same augmented and mixed images: 'hard' against its
       # decision, 'soft' against its distribution at `temperature`. It is learnt by the model's
       # distillation head where there is one.
       'distillation': {
+        # 'none', 'hard' or 'soft'.
         'kind': 'none',
+        # Of the loss against the teacher.
         'weight': 0.5,
+        # By which logits are divided for 'soft'.
         'temperature': 1.0,
         # As `config.model`: any registered model and its fields; the student's classes by default.
         'teacher': {'name': config_dict.placeholder(str)},

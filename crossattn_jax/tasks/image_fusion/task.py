@@ -21,7 +21,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.task = ml_collections.ConfigDict(
     {
       'name': 'image_fusion',
+      # Of the loss that keeps edges: gradients of both images.
       'gradient_weight': 20.0,
+      # Of the loss that keeps brightness.
       'intensity_weight': 20.0,
       # (share of the pixels, target), the most salient first; see `fusion_loss` for targets.
       'segments': losses.SEGMENTS,

@@ -34,19 +34,25 @@ def default_config() -> ml_collections.ConfigDict:
       'name': 'paired_detection',
       # YOLOv5's; see `yolo_losses.yolo_losses`.
       'loss': {
-        # Weights, for 80 classes and images of 640 pixels; see `yolo_losses.scaled_gains`.
+        # Weight of the loss of boxes.
         'box': 0.05,
+        # Weight of the loss of objectness, for images of 640 pixels.
         'objectness': 1.0,
+        # Weight of the loss of classes, for 80 of them.
         'classes': 0.5,
         # An anchor learns objects whose sides are less than so many times its own, or it theirs.
         'max_ratio': 4.0,
-        # Of the levels' objectness, finest first.
+        # Weights of the levels' objectness, finest first.
         'balance': (4.0, 1.0, 0.4),
+        # How much of an anchor's objectness is the IoU; the rest is 1.
         'iou_share': 1.0,
+        # The class is 1 - half of it, others are half of it.
         'label_smoothing': 0.0,
         # Of the focal loss; 0 for cross-entropy.
         'gamma': 0.0,
+        # Of what is an object, in the cross entropy.
         'objectness_weight': 1.0,
+        # Of what is the class, in the cross entropy.
         'class_weight': 1.0,
         # Over the pairs of a batch: 'sum', for which YOLOv5's learning rates are, or 'mean'.
         'reduction': 'sum',
@@ -54,13 +60,18 @@ def default_config() -> ml_collections.ConfigDict:
       # Where the model's anchors can learn a smaller share of the training objects, others are
       # computed from these: `config.model.anchor_sizes`. 0: never.
       'min_anchor_recall': 0.98,
-      # See `yolo.find_objects`.
       'evaluation': {
+        # Detections with a lower score are none.
         'score_threshold': 0.001,
+        # A box leaves that overlaps a better one of its class by more.
         'iou_threshold': 0.5,
+        # Of a pair.
         'max_boxes': 300,
+        # Pairs of a box and a class that compete.
         'max_candidates': 30_000,
+        # Whether a box competes with every class, or with its best one.
         'multi_label': True,
+        # Whether boxes of different classes suppress each other too.
         'agnostic': False,
       },
       # KAIST's miss rates, where the pairs are those of its test set.

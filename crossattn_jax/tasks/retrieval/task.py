@@ -31,9 +31,9 @@ def default_config() -> ml_collections.ConfigDict:
       # caption of the global batch that do not belong together.
       'margin': 0.2,
       # Whether only the hardest negative of each image and of each caption counts, or all do.
-      # Before the given epoch, counted from 0, all do: a network that knows nothing yet may learn
-      # nothing from the hardest.
       'hardest': True,
+      # Before this epoch, counted from 0, all do: a network that knows nothing yet may learn
+      # nothing from the hardest.
       'hardest_from_epoch': 0,
       # Whether other captions of the same image are no negatives.
       'exclude_same_image': False,

@@ -28,11 +28,17 @@ def default_config() -> ml_collections.ConfigDict:
       'name': 'scene_labels',
       # Of the losses of whichever outputs a model has; see `losses.scene_losses`.
       'loss_weights': {
+        # Class tokens after the decoder.
         'cross': 1.0,
+        # Class tokens of the photographs.
         'view_class': 1.0,
+        # Class tokens of the points.
         'voxel_class': 1.0,
+        # What the photographs show, by their class activation maps.
         'view_cam': 1.0,
+        # What the points are, by theirs.
         'voxel_cam': 1.0,
+        # That a class token looks at that of its own class in the other modality.
         'token_similarity': 1.0,
         # The paper's alpha.
         'consistency': 1.0,

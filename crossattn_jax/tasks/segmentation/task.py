@@ -38,7 +38,9 @@ def default_config() -> ml_collections.ConfigDict:
       # Of the main logits: 'cross_entropy', 'ohem' (hard pixels only) or 'lovasz' (in addition to
       # the cross entropy).
       'loss': 'cross_entropy',
+      # Of 'ohem': pixels whose true class is less likely are hard.
       'ohem_threshold': 0.7,
+      # Of 'ohem': so many of a batch are hard at least.
       'ohem_min_kept': 100_000,
       # Cross entropy of the auxiliary logits, where there are any.
       'auxiliary_weight': 0.4,
@@ -52,11 +54,13 @@ def default_config() -> ml_collections.ConfigDict:
       'evaluation': {
         # 'whole' images, or a 'sliding' window.
         'mode': 'whole',
-        # Of the window: (height, width); None: that of the training crops.
+        # (height, width) of the window. None: that of the training crops.
         'tile': config_dict.placeholder(tuple),
+        # How much of a window the next one has too.
         'overlap': 1 / 3,
-        # Of whole images: factors of their size, and whether mirror images vote too.
+        # Of whole images: factors of their size, over which results are averaged.
         'scales': (1.0,),
+        # Of whole images: whether mirror images vote too.
         'flip': False,
         # Whether probabilities are averaged (mmsegmentation), or logits (CCNet).
         'average_probabilities': False,

@@ -37,20 +37,27 @@ def default_config() -> ml_collections.ConfigDict:
       # Of the losses; see `losses.localizer_losses`. Those of heads that the model does not have
       # are none.
       'loss_weights': {
+        # Of classes, the focal loss.
         'class_loss': 2.0,
+        # Of the sides of boxes.
         'box_loss': 5.0,
+        # Of the generalised IoU of boxes.
         'giou_loss': 2.0,
-        # Of `model.iou_head`.
+        # Of the predicted IoU, where the model has `iou_head`.
         'iou_loss': 2.0,
-        # Experiments of the authors, whose code logs them, the second one times 3.
+        # By how much less than `margin` found queries score above the others: an experiment of the
+        # authors.
         'margin_loss': 0.0,
+        # The same of all pairs of queries, by `pair_margin`; their code logs it times 3.
         'pair_margin_loss': 0.0,
-        # Where there is a teacher.
+        # Of the distance from the teacher's tokens, where there is one.
         'distillation_loss': 4.0,
       },
       # Of what it costs that a query finds an object; see `set_losses.matching_cost`.
       'matching': {'class_weight': 2.0, 'box_weight': 5.0, 'giou_weight': 2.0},
+      # Of `margin_loss`.
       'margin': 0.5,
+      # Of `pair_margin_loss`.
       'pair_margin': -0.3,
       # A trained localizer whose maps and queries the model is to have too (ViDT).
       'distillation': {
