@@ -4,21 +4,31 @@ All are made here, without a network; what is written depends on size and seed a
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 import os
 import pathlib
+import re
+from typing import Any
 
 from hotcoco import mask as coco_mask
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from crossattn_jax import config_errors
 from crossattn_jax.data import sources
-from crossattn_jax.data.scenes import shapes
+from crossattn_jax.data.scene_points import point_files
+from crossattn_jax.data.scenes import drawings, rooms, shapes
 
 _TRAIN_SHARE = 0.8
+# Of scenes, but for sketches.
+_OBJECTS = ('star', 'heart', 'fish', 'cup')
+_SKETCHED = ('star', 'heart', 'fish', 'cup', 'house', 'moon', 'key', 'tree')
+# Of each class.
+_DRAWINGS = 30
+# Photographs of a room.
+_VIEWS = 4
 # Of the folders that are told of.
 _SHOWN_FOLDERS = 6
 
@@ -79,10 +89,11 @@ def write(
 
 
 def listing(folder: pathlib.Path) -> list[str]:
-  """What is in a folder and below: a line for each folder that has files, of the first few."""
+  """What is in a folder and below: a line for folders that differ in numbers, of the first few."""
   counts = collections.defaultdict(collections.Counter)
   for path in sorted(path for path in folder.rglob('*') if path.is_file()):
-    counts[path.parent.relative_to(folder).as_posix()][path.suffix] += 1
+    name = re.sub(r'\d+', '*', path.parent.relative_to(folder).as_posix())
+    counts[name][path.suffix] += 1
   lines = [f'{name}/: {sources.counted(count)}' for name, count in counts.items()]
   more = len(lines) - _SHOWN_FOLDERS
   return [*lines[:_SHOWN_FOLDERS], f'... and {more} folders more'] if more > 1 else lines
@@ -113,47 +124,144 @@ def _write_images(folder: pathlib.Path, size: int, seed: int) -> None:
       Image.fromarray(np.round(digits.images[number] * (255 / 16)).astype(np.uint8)).save(path)
 
 
-_BOX_CLASSES = ('star', 'heart', 'fish', 'cup')
-
-
 def _write_boxes(folder: pathlib.Path, size: int, seed: int) -> None:
-  """Photos of objects, and COCO's file of each split: boxes, and masks of what can be seen."""
-  categories = [{'id': 1 + n, 'name': name} for n, name in enumerate(_BOX_CLASSES)]
+  """Photos of objects, and COCO's file of each split."""
+  _write_coco(folder, size, seed, {'size': 160, 'drawn': (2, 6), 'radii': (0.08, 0.2), 'turn': 0.5})
+
+
+def _write_coco(
+  folder: pathlib.Path,
+  size: int,
+  seed: int,
+  scenes: dict[str, Any],
+  names: Sequence[str] = _OBJECTS,
+) -> None:
+  """Photos, and boxes and masks of what can be seen: `train/`, `annotations/instances_train.json`.
+
+  Args:
+    folder: to write into.
+    size: photos.
+    seed: of them.
+    scenes: see `shapes.render_scene`.
+    names: of the classes.
+  """
+  (folder / 'annotations').mkdir()
   for split, numbers in _divided(size):
     (folder / split).mkdir()
     images, annotations = [], []
     for number in numbers:
-      scene = shapes.render_scene(
-        seed,
-        number,
-        160,
-        drawn=(2, 6),
-        least_seen=2,
-        radii=(0.08, 0.2),
-        shown=_BOX_CLASSES,
-        turn=0.5,
-      )
-      name = _save(scene.image, folder / split / f'{number:04d}.jpg').name
+      scene = shapes.render_scene(seed, number, shown=names, least_seen=2, **scenes)
+      path = _save(scene.image, folder / split / f'{number:04d}.jpg')
       height, width = scene.semantic.shape
-      images.append({'id': 1 + number, 'file_name': name, 'height': height, 'width': width})
+      image = {'id': 1 + number, 'file_name': path.name, 'height': height, 'width': width}
+      images.append(image)
       for place, item in enumerate(scene.objects):
         top, left, bottom, right = item.box
-        mask = coco_mask.encode(np.asfortranarray(scene.instances == place + 1, np.uint8))
-        annotations.append(
-          {
-            'id': 1 + len(annotations),
-            'image_id': 1 + number,
-            'category_id': 1 + _BOX_CLASSES.index(shapes.ALL_SHAPES[item.label - 1]),
-            'bbox': [left, top, right - left, bottom - top],
-            'area': int((scene.instances == place + 1).sum()),
-            'segmentation': mask | {'counts': mask['counts'].decode()},
-            'iscrowd': 0,
-          }
-        )
-    path = folder / 'annotations' / f'instances_{split}.json'
-    path.parent.mkdir(exist_ok=True)
+        visible = scene.instances == place + 1
+        mask = coco_mask.encode(np.asfortranarray(visible, np.uint8))
+        annotation = {
+          'id': 1 + len(annotations),
+          'image_id': image['id'],
+          'category_id': 1 + names.index(_name(item)),
+          'bbox': [left, top, right - left, bottom - top],
+          'area': int(visible.sum()),
+          'segmentation': mask | {'counts': mask['counts'].decode()},
+          'iscrowd': 0,
+        }
+        annotations.append(annotation)
+    categories = [{'id': 1 + label, 'name': name} for label, name in enumerate(names)]
     content = {'images': images, 'annotations': annotations, 'categories': categories}
-    path.write_text(json.dumps(content))
+    (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+
+
+def _write_masks(folder: pathlib.Path, size: int, seed: int) -> None:
+  """Photos, a class for each of their pixels, and what the values there mean."""
+  names = ('ground', *_OBJECTS)
+  values = np.zeros(1 + len(shapes.ALL_SHAPES), np.uint8)
+  for value, name in enumerate(_OBJECTS):
+    values[1 + shapes.ALL_SHAPES.index(name)] = 1 + value
+  rows = [
+    f'{value},{name},#{bytes(shapes.PALETTE[value]).hex()}' for value, name in enumerate(names)
+  ]
+  (folder / 'classes.csv').write_text('\n'.join(['value,name,color', *rows, '']))
+  for split, numbers in _divided(size):
+    images, masks = (folder / kind / split for kind in ('images', 'masks'))
+    for place in (images, masks):
+      place.mkdir(parents=True)
+    for number in numbers:
+      scene = shapes.render_scene(seed, number, 64, shown=_OBJECTS, turn=0.5)
+      _save(scene.image, images / f'{number:04d}.jpg')
+      mask = Image.fromarray(values[scene.semantic])
+      mask.putpalette(shapes.PALETTE.ravel().tolist())
+      mask.save(masks / f'{number:04d}.png')
+
+
+def _write_pairs(folder: pathlib.Path, size: int, seed: int) -> None:
+  """Visible and infrared photos at night, and boxes in YOLO's files.
+
+  A third of the objects is in the dark, a third is as warm as the ground.
+  """
+  names = [f'  {label}: {name}' for label, name in enumerate(_OBJECTS)]
+  (folder / 'data.yaml').write_text('\n'.join(['names:', *names, '']))
+  options = {'drawn': (3, 6), 'radii': (0.1, 0.2), 'dark': 0.35, 'tepid': 0.6, 'turn': 0.5}
+  for split, numbers in _divided(size):
+    visible, infrared, labels = (
+      folder / kind / split for kind in ('visible', 'infrared', 'labels')
+    )
+    for place in (visible, infrared, labels):
+      place.mkdir(parents=True)
+    for number in numbers:
+      scene = shapes.render_scene(seed, number, 96, shown=_OBJECTS, least_seen=3, **options)
+      _save(scene.image, visible / f'{number:04d}.jpg')
+      _save(scene.thermal, infrared / f'{number:04d}.jpg')
+      lines = []
+      for item in scene.objects:
+        top, left, bottom, right = np.array(item.box) / len(scene.image)
+        shares = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        lines.append(' '.join([str(_OBJECTS.index(_name(item))), *(f'{x:.6f}' for x in shares)]))
+      (labels / f'{number:04d}.txt').write_text('\n'.join([*lines, '']))
+
+
+def _write_points(folder: pathlib.Path, size: int, seed: int) -> None:
+  """Scans of rooms with a label for each point, photographs, and tags: what rooms hold."""
+  (folder / 'classes.txt').write_text('\n'.join([*rooms.CLASS_NAMES, '']))
+  tags = []
+  for split, numbers in _divided(size):
+    (folder / split).mkdir()
+    for number in numbers:
+      room, name = rooms.make_room(seed, number), f'room_{number:03d}'
+      scan = rooms.scan(room, seed, number, 200.0)
+      scene = point_files.Scene(np.round(scan.points, 3), scan.colors, scan.labels)
+      point_files.write_ply(folder / split / f'{name}.ply', scene)
+      held = np.unique(scan.labels[scan.labels >= 0])
+      tags.append(','.join([name, *(rooms.CLASS_NAMES[label] for label in held)]))
+      photos = folder / split / name / 'images'
+      photos.mkdir(parents=True)
+      for view in range(_VIEWS):
+        _save(rooms.photograph(room, seed, number, view, (48, 64)), photos / f'{view}.jpg')
+  (folder / 'tags.csv').write_text('\n'.join([*tags, '']))
+
+
+def _write_sketches(folder: pathlib.Path, size: int, seed: int) -> None:
+  """Photos with boxes in `photos/`, and drawings of their classes in `sketches/star/07.png`."""
+  photos = folder / 'photos'
+  photos.mkdir()
+  options = {'size': 96, 'drawn': (3, 5), 'radii': (0.13, 0.19), 'turn': 0.3}
+  options |= {'textures': ('plain',), 'least_visible': 0.7}
+  _write_coco(photos, size, seed, options, _SKETCHED)
+  for name in _SKETCHED:
+    drawn = folder / 'sketches' / name
+    drawn.mkdir(parents=True)
+    for number in range(_DRAWINGS):
+      image = Image.new('L', (300, 300), 255)
+      for stroke in drawings.drawing(seed, name, number):
+        points = [tuple(point) for point in (stroke + 20).tolist()]
+        ImageDraw.Draw(image).line(points, 0, 5, 'curve')
+      image.save(drawn / f'{number:02d}.png')
+
+
+def _name(item: shapes.SceneObject) -> str:
+  return shapes.ALL_SHAPES[item.label - 1]
 
 
 def _save(pixels: np.ndarray, path: pathlib.Path) -> pathlib.Path:
@@ -172,10 +280,45 @@ KINDS = {
     ('--config=crossvit_digits', '--config.dataset.name=image_folder', _DATA_DIR),
   ),
   'boxes': Kind(
-    'photos of objects, and their boxes and masks in files of COCO',
+    "photos of objects, and their boxes and masks in COCO's files",
     _write_boxes,
     400,
     'photos',
     ('--config=retinanet_shapes', '--config.dataset.name=detection_folder', _DATA_DIR),
+  ),
+  'masks': Kind(
+    'photos, and masks that say what each pixel shows',
+    _write_masks,
+    600,
+    'photos',
+    ('--config=semantic_fpn_shapes', '--config.dataset.name=segmentation_folder', _DATA_DIR),
+  ),
+  'pairs': Kind(
+    "visible and infrared photos of the same places, and boxes in YOLO's files",
+    _write_pairs,
+    600,
+    'pairs',
+    ('--config=icafusion_shapes', '--config.dataset.name=pair_folder', _DATA_DIR),
+  ),
+  'points': Kind(
+    'scans of rooms with a label for each point, photographs and tags',
+    _write_points,
+    100,
+    'rooms',
+    ('--config=minkunet_rooms:supervised', '--config.dataset.name=point_folder', _DATA_DIR),
+  ),
+  'sketches': Kind(
+    "photos of objects with boxes in COCO's files, and drawings of such objects",
+    _write_sketches,
+    1000,
+    'photos',
+    (
+      '--config=sketch_localizer_shapes',
+      '--config.dataset.name=detection_folder',
+      '--config.dataset.data_dir={folder}/photos',
+      '--config.dataset.sketches.name=sketch_folder',
+      '--config.dataset.sketches.data_dir={folder}/sketches',
+      '--config.dataset.unseen_classes=()',
+    ),
   ),
 }

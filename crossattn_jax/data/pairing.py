@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from crossattn_jax import config_errors
 from crossattn_jax.data import image_ops, pipeline, sources
 
+# The split of all pairs, where there are none.
+WHOLE = '.'
 # Names that folders of either kind of image have, in lower case.
 VISIBLE_FOLDERS = ('vi', 'vis', 'visible', 'rgb', 'color', 'colour')
 INFRARED_FOLDERS = ('ir', 'inf', 'infrared', 'thermal', 'lwir', 'tir')
@@ -36,6 +39,64 @@ def find_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | No
       )
     found += fitting
   return tuple(found) if len(found) == 2 else None
+
+
+def find_splits(root: pathlib.Path) -> list[str]:
+  """Names of the splits of a folder: `visible/train`, or `train/visible`."""
+  both = find_folders(root)
+  if both is None:
+    return [folder.name for folder in below(root) if find_folders(folder)]
+  if any(path.name.lower().endswith(sources.IMAGE_EXTENSIONS) for path in both[0].iterdir()):
+    return []
+  return [folder.name for folder in below(both[0])]
+
+
+def split_folders(
+  root: pathlib.Path, split: str, layouts: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """The folders of visible and of infrared images of a split.
+
+  Args:
+    root: of the data set.
+    split: a name of `find_splits`, or `WHOLE`.
+    layouts: what is expected, for messages.
+
+  Raises:
+    ValueError: there are none, or one is missing.
+  """
+  both = find_folders(root)
+  if both is not None:
+    both = both[0] / split, both[1] / split
+  elif (root / split).is_dir():
+    both = find_folders(root / split)
+  if both is None or not both[0].is_dir():
+    raise _no_pairs(root, split, layouts)
+  if not both[1].is_dir():
+    raise ValueError(f'{str(both[1])!r} is missing, the partner of {str(both[0])!r}')
+  return both
+
+
+def _no_pairs(root: pathlib.Path, split: str, layouts: str) -> config_errors.UnknownName:
+  """Says that a folder has no pairs of a split, and what it has."""
+  there = find_splits(root)
+  of_split = '' if split == WHOLE else f' of split {split!r}'
+  kind, names = ('splits', there) if there else ('folders', [x.name for x in below(root)])
+  kinds = (*VISIBLE_FOLDERS, *INFRARED_FOLDERS)
+  inside = next((x for x in (root, root.parent) if x.name.lower() in kinds), None)
+  meant = f'Did you mean dataset.data_dir={str(inside.parent)!r}? ' if inside else ''
+  return config_errors.UnknownName(
+    f'{str(root)!r} has no pairs{of_split}; its {kind} are {sources.shown(names) or "none"}. '
+    f'{meant}Expected {layouts}; folders of RGB images are called '
+    f'{", ".join(VISIBLE_FOLDERS)}, of thermal ones {", ".join(INFRARED_FOLDERS)}',
+    split,
+    there,
+  )
+
+
+def below(parent: pathlib.Path) -> list[pathlib.Path]:
+  """The folders in a folder, by name."""
+  found = (path for path in parent.iterdir() if path.is_dir())
+  return sorted(path for path in found if not sources.is_hidden(path.name))
 
 
 def pair_files(

@@ -1,5 +1,7 @@
 """Examples of data, read back by what reads data of one's own."""
 
+import io
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -7,6 +9,13 @@ import pytest
 from crossattn_jax.data import examples
 from crossattn_jax.data.classification import sources as image_sources
 from crossattn_jax.data.detection import sources as box_sources
+from crossattn_jax.data.image_fusion import sources as fusion_sources
+from crossattn_jax.data.paired_detection import sources as pair_sources
+from crossattn_jax.data.scene_points import folder as scene_folder
+from crossattn_jax.data.scenes import rooms
+from crossattn_jax.data.segmentation import class_tables
+from crossattn_jax.data.segmentation import folders as mask_folders
+from crossattn_jax.data.sketch_localization import folders as sketch_folders
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +51,60 @@ def test_boxes_enclose_what_the_masks_show(written):
     rows, columns = np.nonzero(mask)
     assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert area == mask.sum()
+
+
+def test_masks_have_values_of_the_table(written):
+  folder = written('masks')
+  taxonomy = class_tables.read_table(folder / 'classes.csv')
+  assert taxonomy.class_names == ('ground', 'star', 'heart', 'fish', 'cup')
+  pairs = mask_folders.find_pairs(folder, 'train')
+  assert len(pairs) == 8
+  values = [np.asarray(Image.open(mask)) for _, mask in pairs]
+  assert all(value.shape == (64, 64) for value in values)
+  assert np.unique(values).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.extended
+def test_pairs_show_objects_where_the_lines_say(written):
+  source = pair_sources.create_source('pair_folder', 'val', written('pairs'))
+  assert source.class_names == ('star', 'heart', 'fish', 'cup')
+  fused = fusion_sources.create_source('pair_folder', 'val', written('pairs'))
+  assert len(source) == len(fused) == 2
+  images = [np.asarray(Image.open(io.BytesIO(source[0][kind]))) for kind in ('rgb', 'thermal')]
+  assert [image.shape for image in images] == [(96, 96, 3), (96, 96)]
+  objects = source.annotations(0)
+  sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+  assert len(objects.boxes) >= 3
+  assert 5 < sides.min() <= sides.max() < 40
+  np.testing.assert_allclose(objects.boxes, np.rint(objects.boxes), atol=1e-3)
+
+
+@pytest.mark.extended
+def test_points_have_labels_photographs_and_tags_that_agree(written):
+  source = scene_folder.open_split(written('points'), 'val')
+  assert source.class_names == rooms.CLASS_NAMES
+  scene = source.scene(0)
+  assert len(scene.labels) == len(scene.points) > 500
+  assert source.views(0) == 4
+  held = {source.class_names[label] for label in np.unique(scene.labels) if label >= 0}
+  rows = dict(
+    line.split(',', 1) for line in (written('points') / 'tags.csv').read_text().splitlines()
+  )
+  assert set(rows[source.keys[0]].split(',')) == held
+  assert len(rows) == 10
+
+
+@pytest.mark.extended
+def test_sketches_are_read_as_strokes_of_the_classes_of_the_photos(written):
+  folder = written('sketches')
+  photos = box_sources.create_source('detection_folder', 'val', folder / 'photos')
+  drawn = sketch_folders.OwnDrawings(folder / 'sketches', 'train', photos.class_names)
+  held = sketch_folders.OwnDrawings(folder / 'sketches', 'valid', photos.class_names)
+  assert drawn.counts.tolist() == [20] * 8
+  assert held.counts.tolist() == [10] * 8
+  strokes = drawn.drawing(0, 0)
+  assert 1 <= len(strokes) <= 12
+  assert np.concatenate(strokes).max() == pytest.approx(255)
 
 
 def test_the_same_seed_writes_the_same_files(written, tmp_path):

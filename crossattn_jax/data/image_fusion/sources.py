@@ -7,10 +7,12 @@ import os
 import pathlib
 from typing import Protocol, TypedDict
 
-from crossattn_jax.data import image_ops, pairing, sources
+from crossattn_jax.data import image_ops, pairing, sources, splits
 from crossattn_jax.data.scenes import dataset
 
 ALL = 'all'
+FOLDER = 'pair_folder'
+_OWN_LAYOUTS = 'visible/SPLIT/*.jpg and infrared/SPLIT/*.jpg, or SPLIT/visible and SPLIT/infrared'
 
 
 class Example(TypedDict):
@@ -64,11 +66,13 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   """Opens one split of a data set.
 
   Args:
-    name: `'shape_scenes'` (written on first use), with its configuration if wanted, or a folder in
-      the layout of `'msrs'`, `'llvip'`, `'roadscene'`, `'tno'` or `'m3fd'`.
-    split: of TFDS any split expression; of MSRS and LLVIP the name of a folder ('train', 'test');
-      of the others 'all'. Of folders also a text file in data_dir that lists names of pairs, one a
-      line.
+    name: `'shape_scenes'` (written on first use), with its configuration if wanted; a folder of
+      one's own, `'pair_folder'`; or one in the layout of `'msrs'`, `'llvip'`, `'roadscene'`,
+      `'tno'` or `'m3fd'`.
+    split: of TFDS any split expression; of one's own pairs a folder or a share of it
+      (`'train[:90%]'`, `'.[90%:]'`); of MSRS and LLVIP the name of a folder ('train', 'test'); of
+      the others 'all'. Of released folders also a text file in data_dir that lists names of pairs,
+      one a line.
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the data set.
 
   Raises:
@@ -77,11 +81,28 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   if sources.bare_name(name) == 'shape_scenes':
     dataset.prepare(name, data_dir)
     return ShapeScenesSource(name, split, data_dir)
-  if name not in _LAYOUTS:
-    raise sources.unknown_dataset(name, ['shape_scenes', *_LAYOUTS], 'fusion')
+  if name not in (FOLDER, *_LAYOUTS):
+    raise sources.unknown_dataset(name, ['shape_scenes', FOLDER, *_LAYOUTS], 'fusion')
   if data_dir is None:
     raise ValueError(f'{name!r} needs data_dir: its folder')
-  return PairSource(_folder_pairs(pathlib.Path(data_dir), _LAYOUTS[name], split))
+  root = pathlib.Path(data_dir)
+  if name == FOLDER:
+    return PairSource(_own_pairs(root, split))
+  return PairSource(_folder_pairs(root, _LAYOUTS[name], split))
+
+
+def _own_pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
+  if not root.is_dir():
+    raise ValueError(f'dataset.data_dir={str(root)!r} is no folder')
+  share = splits.FolderSplit.parse(split)
+  folders = pairing.split_folders(root, share.name, _OWN_LAYOUTS)
+  pairs = pairing.pair_files(*(sources.find_files(each)[0] for each in folders), *folders)
+  if not pairs:
+    raise ValueError(f'no images in {str(folders[0])!r} and {str(folders[1])!r}')
+  chosen = [pair for pair in pairs if share.has(os.path.relpath(pair[0], root))]
+  if not chosen:
+    raise splits.empty_share(split, root, len(pairs), 'pairs')
+  return chosen
 
 
 def _folder_pairs(

@@ -10,12 +10,9 @@ import os
 import pathlib
 from typing import Any
 
-from crossattn_jax import config_errors
 from crossattn_jax.data import image_ops, pairing, sources, splits
 from crossattn_jax.data.detection import annotations, voc_folder, yolo_folder
 
-# The split of all pairs, where there are none.
-WHOLE = '.'
 LAYOUTS = (
   'visible/SPLIT/*.jpg, infrared/SPLIT/*.jpg and labels/SPLIT/*.txt, or SPLIT/visible/*.jpg, '
   'SPLIT/infrared/*.jpg and SPLIT/labels/*.txt'
@@ -51,7 +48,8 @@ class PairFolder:
 
     Args:
       root: the folder.
-      split: a name of `find_splits`, or `WHOLE`, or a share of one, see `splits.FolderSplit`.
+      split: a name of `pairing.find_splits`, or `pairing.WHOLE`, or a share of one, see
+        `splits.FolderSplit`.
       class_names: the classes that labels count through, to which the folder's are mapped by name.
         YOLO's files need them where no table in the folder names the classes.
       upright: whether images are turned as their EXIF orientation says.
@@ -116,38 +114,16 @@ class PairFolder:
     return self._objects.of_image(index, self.image_size(index))
 
 
-def find_splits(root: pathlib.Path) -> list[str]:
-  """Names of the splits of a folder."""
-  both = pairing.find_folders(root)
-  if both is None:
-    return [folder.name for folder in _folders(root) if pairing.find_folders(folder)]
-  if any(path.name.lower().endswith(sources.IMAGE_EXTENSIONS) for path in both[0].iterdir()):
-    return []
-  return [folder.name for folder in _folders(both[0])]
-
-
-def _folders(parent: pathlib.Path) -> list[pathlib.Path]:
-  found = (path for path in parent.iterdir() if path.is_dir())
-  return sorted(path for path in found if not sources.is_hidden(path.name))
-
-
 def _find_folders(
   root: pathlib.Path, split: str
 ) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
   """The folders of RGB and of thermal images and of the objects' files of a split."""
-  both, parent = pairing.find_folders(root), root
-  if both is None and (root / split).is_dir():
-    both, parent = pairing.find_folders(root / split), root / split
-  elif both is not None:
-    both = both[0] / split, both[1] / split
-  if both is None or not both[0].is_dir():
-    raise _no_pairs(root, split)
-  if not both[1].is_dir():
-    raise ValueError(f'{str(both[1])!r} is missing, the partner of {str(both[0])!r}')
+  both = pairing.split_folders(root, split, LAYOUTS)
+  parent = root if pairing.find_folders(root) else root / split
   found = [
     place
     for name in _LABELS
-    for place in (*_folders(parent), *_folders(root))
+    for place in (*pairing.below(parent), *pairing.below(root))
     if place.name.lower() == name
   ]
   if not found:
@@ -157,23 +133,6 @@ def _find_folders(
     )
   below = [place / split for place in found if (place / split).is_dir()]
   return *both, (below or found)[0]
-
-
-def _no_pairs(root: pathlib.Path, split: str) -> config_errors.UnknownName:
-  """Says that a folder has no pairs of a split, and what it has."""
-  there = find_splits(root)
-  of_split = '' if split == WHOLE else f' of split {split!r}'
-  kind, names = ('splits', there) if there else ('folders', [x.name for x in _folders(root)])
-  kinds = (*pairing.VISIBLE_FOLDERS, *pairing.INFRARED_FOLDERS)
-  inside = next((x for x in (root, root.parent) if x.name.lower() in kinds), None)
-  meant = f'Did you mean dataset.data_dir={str(inside.parent)!r}? ' if inside else ''
-  return config_errors.UnknownName(
-    f'{str(root)!r} has no pairs{of_split}; its {kind} are {sources.shown(names) or "none"}. '
-    f'{meant}Expected {LAYOUTS}; folders of RGB images are called '
-    f'{", ".join(pairing.VISIBLE_FOLDERS)}, of thermal ones {", ".join(pairing.INFRARED_FOLDERS)}',
-    split,
-    there,
-  )
 
 
 def _label_files(

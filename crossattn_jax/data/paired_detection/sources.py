@@ -8,7 +8,7 @@ from typing import Protocol, TypedDict
 import ml_collections
 import numpy as np
 
-from crossattn_jax.data import image_ops, sources, splits
+from crossattn_jax.data import image_ops, pairing, sources, splits
 from crossattn_jax.data.detection import annotations
 from crossattn_jax.data.paired_detection import folder, scenes
 
@@ -99,8 +99,8 @@ def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
   """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
   if sources.bare_name(config.name) == SCENES:
     return splits.complete(config, ('train', 'validation'))
-  found = folder.find_splits(_folder(config.name, config.data_dir))
-  return splits.complete(config, found, folder.WHOLE)
+  found = pairing.find_splits(_folder(config.name, config.data_dir))
+  return splits.complete(config, found, pairing.WHOLE)
 
 
 def _folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:

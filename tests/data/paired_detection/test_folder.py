@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from crossattn_jax.data import pairing
 from crossattn_jax.data.paired_detection import folder
 
 ROW = '1 0.5 0.5 0.2 0.3\n'
@@ -49,7 +50,7 @@ def test_layouts(tmp_path, write_pairs, folders, split):
   write_pairs(tmp_path, folders, a=ROW, b='')
   source = folder.PairFolder(tmp_path, split)
   assert list(source.num_objects) == [1, 0]
-  assert folder.find_splits(tmp_path) == ([] if split == '.' else [split])
+  assert pairing.find_splits(tmp_path) == ([] if split == '.' else [split])
 
 
 def test_names_may_end_in_what_an_image_shows(tmp_path, write_pairs):
@@ -65,7 +66,7 @@ def test_objects_may_be_in_xml_files_of_all_splits(tmp_path, write_pairs):
     folders = (f'visible/{split}', f'infrared/{split}', 'Annotations')
     endings = ('.jpg', '.jpg', '.xml')
     write_pairs(tmp_path, folders, endings=endings, table=None, **{name: XML})
-  assert folder.find_splits(tmp_path) == ['test', 'train']
+  assert pairing.find_splits(tmp_path) == ['test', 'train']
   source = folder.PairFolder(tmp_path, 'test')
   assert (source.class_names, source.category_ids) == (('person',), (1,))
   np.testing.assert_array_equal(source.annotations(0).boxes, [[3, 4, 12, 18]])
