@@ -5,6 +5,7 @@ All are made here, without a network; what is written depends on size and seed a
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
+import csv
 import dataclasses
 import json
 import os
@@ -18,8 +19,9 @@ from PIL import Image, ImageDraw
 
 from crossattn_jax import config_errors
 from crossattn_jax.data import sources
+from crossattn_jax.data.retrieval import word_pieces
 from crossattn_jax.data.scene_points import point_files
-from crossattn_jax.data.scenes import drawings, rooms, shapes
+from crossattn_jax.data.scenes import captions, drawings, rooms, shapes
 
 _TRAIN_SHARE = 0.8
 # Of scenes, but for sketches.
@@ -222,6 +224,24 @@ def _write_pairs(folder: pathlib.Path, size: int, seed: int) -> None:
       (labels / f'{number:04d}.txt').write_text('\n'.join([*lines, '']))
 
 
+def _write_captions(folder: pathlib.Path, size: int, seed: int) -> None:
+  """Photos and five sentences of each, in a table for each split; their words."""
+  (folder / 'images').mkdir()
+  for split, numbers in _divided(size):
+    rows = []
+    for number in numbers:
+      scene = shapes.render_scene(seed, number, 64, drawn=(1, 3), textures=('plain', 'striped'))
+      name = f'images/{number:04d}.jpg'
+      _save(scene.image, folder / name)
+      items = [captions.Item(_name(item), item.color, item.texture) for item in scene.objects]
+      rows += [(name, sentence) for sentence in captions.captions(scene.caption, items)]
+    with (folder / f'{split}.csv').open('w', newline='') as file:
+      csv.writer(file).writerows([('file', 'caption'), *rows])
+    if split == 'train':
+      words = word_pieces.words_of(sentence for _, sentence in rows)
+      (folder / 'vocab.txt').write_text('\n'.join([*words, '']))
+
+
 def _write_points(folder: pathlib.Path, size: int, seed: int) -> None:
   """Scans of rooms with a label for each point, photographs, and tags: what rooms hold."""
   (folder / 'classes.txt').write_text('\n'.join([*rooms.CLASS_NAMES, '']))
@@ -299,6 +319,19 @@ KINDS = {
     600,
     'pairs',
     ('--config=icafusion_shapes', '--config.dataset.name=pair_folder', _DATA_DIR),
+  ),
+  'captions': Kind(
+    'photos, and sentences that describe them',
+    _write_captions,
+    1500,
+    'photos',
+    (
+      '--config=mmca_shapes',
+      '--config.dataset.name=caption_folder',
+      _DATA_DIR,
+      '--config.dataset.eval_split=val',
+      '--config.dataset.num_regions=10',
+    ),
   ),
   'points': Kind(
     'scans of rooms with a label for each point, photographs and tags',

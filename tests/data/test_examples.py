@@ -1,6 +1,7 @@
 """Examples of data, read back by what reads data of one's own."""
 
 import io
+import re
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,9 @@ from crossattn_jax.data.classification import sources as image_sources
 from crossattn_jax.data.detection import sources as box_sources
 from crossattn_jax.data.image_fusion import sources as fusion_sources
 from crossattn_jax.data.paired_detection import sources as pair_sources
+from crossattn_jax.data.retrieval import sources as caption_sources
 from crossattn_jax.data.scene_points import folder as scene_folder
-from crossattn_jax.data.scenes import rooms
+from crossattn_jax.data.scenes import rooms, shapes
 from crossattn_jax.data.segmentation import class_tables
 from crossattn_jax.data.segmentation import folders as mask_folders
 from crossattn_jax.data.sketch_localization import folders as sketch_folders
@@ -77,6 +79,17 @@ def test_pairs_show_objects_where_the_lines_say(written):
   assert len(objects.boxes) >= 3
   assert 5 < sides.min() <= sides.max() < 40
   np.testing.assert_allclose(objects.boxes, np.rint(objects.boxes), atol=1e-3)
+
+
+def test_captions_name_what_the_photos_show(written):
+  folder = written('captions')
+  source = caption_sources.create_source('caption_folder', 'train', folder, region_dim=8)
+  assert len(source) == 8
+  assert source.captions_per_image == 5
+  words = set(caption_sources.own_vocabulary('caption_folder', folder))
+  assert all(set(re.findall(r'\w+', x)) <= words for x in source[0].captions)
+  # Any shape of the first photo is in each sentence about shapes.
+  assert re.search('|'.join(shapes.SHAPES), source[0].captions[3])
 
 
 @pytest.mark.extended

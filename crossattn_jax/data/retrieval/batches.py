@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data import pipeline
-from crossattn_jax.data.retrieval import sources, word_features, word_pieces
+from crossattn_jax.data.retrieval import folder, sources, word_features, word_pieces
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -30,7 +30,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_regions = 36
   # Channels of each region.
   config.region_dim = 2048
-  # The vocab.txt of the text encoder. None: the data set's own vocabulary, where it has one.
+  # The vocab.txt of the text encoder. None: the data set's own vocabulary, where it has one, as
+  # folders of images with a vocab.txt do.
   config.vocabulary = ml_collections.config_dict.placeholder(str)
   # Slots for the word pieces of a caption, [CLS] and [SEP] included.
   config.max_words = 32
@@ -55,13 +56,22 @@ def tokenizer(config: ml_collections.ConfigDict) -> word_pieces.WordPieces:
   if config.vocabulary is not None:
     vocabulary = word_pieces.read_vocabulary(config.vocabulary)
   else:
-    vocabulary = sources.own_vocabulary(config.name)
+    vocabulary = sources.own_vocabulary(config.name, config.data_dir)
   if vocabulary is None:
     raise ValueError(
       f'dataset {config.name!r} has no vocabulary of its own: set dataset.vocabulary, the '
-      'vocab.txt of the text encoder'
+      f'vocab.txt of the text encoder{_own_words(config)}'
     )
   return word_pieces.WordPieces(vocabulary, config.max_words)
+
+
+def _own_words(config: ml_collections.ConfigDict) -> str:
+  if config.name != sources.FOLDER:
+    return ''
+  return (
+    f', or write {config.data_dir}/{folder.VOCABULARY} with the words of your sentences: '
+    f'python -m crossattn_jax.data.retrieval.folder {config.data_dir}'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

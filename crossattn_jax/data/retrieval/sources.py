@@ -1,7 +1,6 @@
 """Sources of images with sentences: random access to region features and their captions."""
 
 from collections.abc import Mapping
-import dataclasses
 import io
 import os
 import pathlib
@@ -11,40 +10,13 @@ import numpy as np
 from PIL import Image
 
 from crossattn_jax.data import image_ops, mapped_array, pipeline, sources
+from crossattn_jax.data.retrieval import examples, folder, word_pieces
 from crossattn_jax.data.scenes import captions, dataset, regions, shapes
 
-REGION_FILES = 'region_files'
+REGION_FILES, FOLDER = 'region_files', 'caption_folder'
 
 # Rows at either end of a file in which it is looked for repetitions.
 _SEEN_ROWS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """An image and its sentences.
-
-  Attributes:
-    regions: float32 `[regions, channels]`.
-    captions: as many of each image of a source.
-    key: of the image, for people: its id.
-  """
-
-  regions: np.ndarray
-  captions: tuple[str, ...]
-  key: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """What an image looks like.
-
-  Attributes:
-    image: RGB.
-    boxes: (top, left, bottom, right) of each region in pixels; None where they are not known.
-  """
-
-  image: Image.Image
-  boxes: tuple[tuple[float, float, float, float], ...] | None
 
 
 class Source(Protocol):
@@ -58,13 +30,13 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: int) -> examples.Example:
     """Raises `pipeline.UnreadableError` for an image without usable regions."""
 
   def key(self, index: int) -> str:
     """The id of an image."""
 
-  def picture(self, index: int) -> Picture | None:
+  def picture(self, index: int) -> examples.Picture | None:
     """The image itself, where it is at hand."""
 
 
@@ -80,13 +52,13 @@ def create_source(
   """Opens one split of a data set.
 
   Args:
-    name: `'shape_scenes'` (written on first use), with its configuration if wanted, or
+    name: `'shape_scenes'` (written on first use), with its configuration if wanted;
       `'region_files'`: a folder of precomputed features as SCAN distributes them for Flickr30K and
-      MS-COCO.
+      MS-COCO; or `'caption_folder'`: images and sentences, see `folder`.
     split: of TFDS any split expression; of files the beginning of their names ('train', 'dev',
       'test', 'testall').
     data_dir: folder of TFDS datasets (TFDS's own default if None), or that of the files.
-    region_dim: channels of the features of scenes.
+    region_dim: channels of the features of scenes and of folders of images.
     image_files: where pictures of region files are, with `{}` for the id, as `str.format` takes it.
     captions_per_image: what each image should have; by default what the data set has.
 
@@ -101,16 +73,28 @@ def create_source(
       )
     dataset.prepare(name, data_dir, shapes.SHAPES)
     return ShapeScenesSource(name, split, data_dir, region_dim)
-  if name != REGION_FILES:
-    raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES], 'retrieval')
+  if name not in (REGION_FILES, FOLDER):
+    raise sources.unknown_dataset(name, ['shape_scenes', REGION_FILES, FOLDER], 'retrieval')
   if data_dir is None:
-    raise ValueError(f'{name!r} needs data_dir: the folder that holds {split}_ims.npy')
+    file = f'{split}_ims.npy' if name == REGION_FILES else f'{split}.csv'
+    raise ValueError(f'{name!r} needs data_dir: the folder that holds {file}')
+  if name == FOLDER:
+    return folder.CaptionFolder(data_dir, split, region_dim, captions_per_image)
   return RegionFilesSource(data_dir, split, image_files, captions_per_image)
 
 
-def own_vocabulary(name: str) -> tuple[str, ...] | None:
-  """Every word that the captions of a data set hold, for a tokenizer; None where nobody knows."""
-  return captions.vocabulary() if _is_scenes(name) else None
+def own_vocabulary(
+  name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[str, ...] | None:
+  """The words that a data set brings for a tokenizer; None where nobody knows them.
+
+  Of scenes, every word of their captions; of a folder of images, those of its `vocab.txt`.
+  """
+  if _is_scenes(name):
+    return captions.vocabulary()
+  if name != FOLDER or data_dir is None or not pathlib.Path(data_dir, folder.VOCABULARY).is_file():
+    return None
+  return word_pieces.read_vocabulary(pathlib.Path(data_dir, folder.VOCABULARY))
 
 
 def _is_scenes(name: str) -> bool:
@@ -187,7 +171,7 @@ class RegionFilesSource:
   def __len__(self) -> int:
     return len(self._captions) // self.captions_per_image
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: int) -> examples.Example:
     key = self.key(index)
     row = index * self._stride
     features = np.asarray(self._features.array[row], np.float32)
@@ -196,13 +180,14 @@ class RegionFilesSource:
         f'{key!r}: row {row} of {str(self._features.path)!r} has values that are not finite'
       )
     first = index * self.captions_per_image
-    return Example(features, tuple(self._captions[first : first + self.captions_per_image]), key)
+    captions_ = tuple(self._captions[first : first + self.captions_per_image])
+    return examples.Example(features, captions_, key)
 
   def key(self, index: int) -> str:
     """The id of an image, made of its place where there are no ids."""
     return f'{self._features.path.stem}[{index}]' if self._ids is None else self._ids[index]
 
-  def picture(self, index: int) -> Picture | None:
+  def picture(self, index: int) -> examples.Picture | None:
     """The image file that `image_files` names; None without it.
 
     Raises:
@@ -212,7 +197,7 @@ class RegionFilesSource:
       return None
     path = self._image_files.format(self.key(index))
     try:
-      return Picture(Image.open(path).convert('RGB'), None)
+      return examples.Picture(Image.open(path).convert('RGB'), None)
     except OSError as error:
       raise ValueError(
         f'dataset.image_files={self._image_files!r}: cannot read the image {path!r} ({error})'
@@ -254,7 +239,7 @@ class ShapeScenesSource:
   def __len__(self) -> int:
     return len(self._examples)
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: int) -> examples.Example:
     example = self._examples[index]
     key = example['id'].decode()
     try:
@@ -269,7 +254,7 @@ class ShapeScenesSource:
         objects['label'], objects['color'], objects['texture'], strict=True
       )
     ]
-    return Example(
+    return examples.Example(
       regions=regions.region_features(np.asarray(image), _boxes(objects), self._region_dim),
       captions=captions.captions(example['caption'].decode(), items),
       key=key,
@@ -279,13 +264,13 @@ class ShapeScenesSource:
     """The id of a scene."""
     return self._examples[index]['id'].decode()
 
-  def picture(self, index: int) -> Picture:
+  def picture(self, index: int) -> examples.Picture:
     """The scene with the boxes of its regions."""
     example = self._examples[index]
     image = Image.open(io.BytesIO(example['image']))
     size = np.array([image.height, image.width] * 2)
     boxes = np.array(_boxes(example['objects'])) * size
-    return Picture(image.convert('RGB'), tuple(map(tuple, boxes.tolist())))
+    return examples.Picture(image.convert('RGB'), tuple(map(tuple, boxes.tolist())))
 
 
 def _boxes(objects: Mapping[str, np.ndarray]) -> list[tuple[float, float, float, float]]:

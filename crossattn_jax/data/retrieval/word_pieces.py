@@ -1,5 +1,6 @@
 """Sentences as the word pieces that BERT reads: lower-cased WordPiece with [CLS] and [SEP]."""
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import os
@@ -30,6 +31,14 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
       'expected a vocab.txt with one word piece per line'
     )
   return pieces
+
+
+def words_of(sentences: Iterable[str]) -> tuple[str, ...]:
+  """A vocabulary of the words and marks that sentences have, special tokens first."""
+  split = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+  lower = tokenizers.normalizers.BertNormalizer(lowercase=True).normalize_str
+  found = {word for sentence in sentences for word, _ in split(lower(sentence))}
+  return (*SPECIAL_TOKENS, *sorted(found))
 
 
 @dataclasses.dataclass(frozen=True)

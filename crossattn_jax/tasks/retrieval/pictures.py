@@ -7,7 +7,7 @@ import textwrap
 from etils import epath, epy
 import numpy as np
 
-from crossattn_jax.data.retrieval import sources
+from crossattn_jax.data.retrieval import examples
 from crossattn_jax.tasks import attention_maps, drawing
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
@@ -24,7 +24,7 @@ class Item:
   """
 
   text: str
-  picture: sources.Picture | None = None
+  picture: examples.Picture | None = None
 
 
 @dataclasses.dataclass(frozen=True)
