@@ -39,13 +39,17 @@ Installed, `crossattn` does the same from any folder: `crossattn MODE` is `pytho
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import difflib
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import signal
+import socket
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
@@ -68,6 +72,7 @@ from crossattn_jax.training import (
   messages,
   metric_writers,
   program_cache,
+  stopping,
 )
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training.compile import aot
@@ -123,6 +128,15 @@ _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of pr
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes in all.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, from 0.')
 
+_STOPPED_STATUS = flags.DEFINE_integer(
+  'stopped_status',
+  0,
+  'train: exit status of a run that a signal stopped, with its state saved. Schedulers that start '
+  'again only what failed need another one than 0, such as 75.',
+  lower_bound=0,
+  upper_bound=125,
+)
+
 _START = """give --config=FILE.py, or --workdir=FOLDER of a run. A first one, of two minutes:
   {} --config=configs/crossvit_digits.py --workdir=/tmp/digits
 --help shows what else there is"""
@@ -138,6 +152,7 @@ _MODES_OF = {
   'host': ('demo',),
   'port': ('demo',),
   'use': ('eval', 'predict', 'label', 'demo', 'export'),
+  'stopped_status': ('train',),
   'platforms': ('export',),
   'fixed_batch_size': ('export',),
   'topology': ('compile',),
@@ -269,19 +284,55 @@ def _write_examples(arguments: Sequence[str]) -> int:
 def _run_mode(argv: Sequence[str]) -> None:
   try:
     run(argv[1:])
+  except stopping.Interrupted:
+    sys.exit(_STOPPED_STATUS.value)
   except errors.USER_ERRORS as error:
     # The message says what to do; a traceback would bury it.
     logging.debug('the error in full', exc_info=True)
-    sys.exit(f'error: {errors.message(error)}')
+    message = f'error: {errors.message(error)}'
+    if jax.distributed.is_initialized():
+      _end(message)
+    sys.exit(message)
+  except Exception:
+    if jax.distributed.is_initialized():
+      _end(traceback.format_exc())
+    raise
+
+
+def _end(message: str) -> None:
+  """Ends one process of several at once, since an exit would wait for the others."""
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  for worker in multiprocessing.active_children():
+    worker.kill()
+  os._exit(1)
+
+
+def _end_with(other: str) -> None:
+  _end(
+    f'error: {other}; process {jax.process_index()} on {socket.gethostname()} ends with it. What '
+    'was saved is kept: start all processes again, by the same commands, to continue'
+  )
+
+
+def _wait(message: str, final: bool) -> None:
+  if final:
+    _end(f'error: {message}')
+  print(message, file=sys.stderr, flush=True)
 
 
 def run(overrides: Sequence[str]) -> None:
   """Runs one mode with `--config.KEY=VALUE` arguments; errors are raised."""
   _check_mode()
   host_memory.keep_freed_memory()
-  if _MULTIHOST.value or _COORDINATOR.value:
-    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  config = _read_config(overrides)
+  with contextlib.ExitStack() as stack:
+    if _MULTIHOST.value or _COORDINATOR.value:
+      parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _wait)
+      stack.enter_context(parallel.watch(_end_with))
+    _run(_read_config(overrides))
+
+
+def _run(config: ml_collections.ConfigDict) -> None:
   workdir = None if _WORKDIR.value is None else _path(_WORKDIR.value)
   if _MODE.value != 'compile':
     _keep_programs()

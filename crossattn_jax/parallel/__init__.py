@@ -10,8 +10,9 @@ from crossattn_jax.parallel.mesh import (
   process_block,
   replicated,
 )
-from crossattn_jax.parallel.multihost import initialize
+from crossattn_jax.parallel.multihost import gather_texts, initialize
 from crossattn_jax.parallel.parameters import DEFAULT_RULES, shardings_like, tree_shardings
+from crossattn_jax.parallel.peers import watch
 
 __all__ = [
   'AXES',
@@ -20,6 +21,7 @@ __all__ = [
   'batch_sharding',
   'constrain',
   'create_mesh',
+  'gather_texts',
   'global_batch',
   'initialize',
   'map_batch',
@@ -28,4 +30,5 @@ __all__ = [
   'replicated',
   'shardings_like',
   'tree_shardings',
+  'watch',
 ]

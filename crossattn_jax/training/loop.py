@@ -18,6 +18,7 @@ import numpy as np
 
 from crossattn_jax import long_work, parallel, tasks
 from crossattn_jax.training import (
+  agreement,
   checkpoints,
   device_memory,
   errors,
@@ -66,6 +67,7 @@ def train(
   started = time.monotonic()
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(stopping.StopSignal())
+    agreement.check(config)
     experiment = preflight.setup(config, mesh, workdir)
     stack.enter_context(workdir_lib.storage_errors(workdir))
     workdir.mkdir(parents=True, exist_ok=True)
@@ -123,6 +125,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> d
     The task's metrics.
   """
   config_lib.validate(config)
+  agreement.check(config)
   messages.say(*weights.complete_config(config, workdir, classes=True))
   with long_work.said(f'opening data set {config.dataset.name!r}'):
     messages.say(*tasks.complete_config(config))

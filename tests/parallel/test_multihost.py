@@ -7,7 +7,7 @@ from crossattn_jax import parallel
 
 
 def test_without_a_cluster_it_says_what_to_do(monkeypatch):
-  def initialize(*_):
+  def initialize(*_, **__):
     raise ValueError('coordinator_address should be defined.')  # jax's words
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
