@@ -247,7 +247,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
   command.add_argument(
     '--against',
     required=True,
-    metavar='timm:NAME|MODULE:FACTORY',
+    metavar='timm:NAME|MODULE:FACTORY|FILE.py:FACTORY',
     help='a timm model, or a callable without arguments that returns a torch.nn.Module',
   )
   command.add_argument('--weights', metavar='FILE', help='checkpoint for both sides')

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import math
 import pathlib
+import runpy
 from typing import Any
 
 from flax import linen as nn
@@ -89,8 +90,8 @@ def build_torch_module(against: str, weights: str | pathlib.Path | None = None) 
   """Builds what `--against` names.
 
   Args:
-    against: 'timm:NAME', or 'MODULE:FACTORY' where FACTORY is a callable without arguments that
-      returns a `torch.nn.Module`.
+    against: 'timm:NAME', or 'MODULE:FACTORY' or 'FILE.py:FACTORY' where FACTORY is a callable
+      without arguments that returns a `torch.nn.Module`.
     weights: of a timm model: a checkpoint in timm's spelling. Without one, it gets generated
       weights, in which no bias is zero and no scale is one.
 
@@ -99,11 +100,13 @@ def build_torch_module(against: str, weights: str | pathlib.Path | None = None) 
   """
   kind, _, name = against.partition(':')
   if not kind or not name:
-    raise ValueError(f'--against is {against!r}; expected timm:NAME or MODULE:FACTORY')
+    raise ValueError(f'--against is {against!r}; expected timm:NAME, MODULE:FACTORY or FILE:FACTORY')
   if kind == 'timm':
     module = optional.require('timm').create_model(name, pretrained=False)
     if weights is None:
       fill_generated(module)
+  elif kind.endswith('.py'):
+    module = runpy.run_path(kind)[name]()
   else:
     module = getattr(importlib.import_module(kind), name)()
   if not isinstance(module, torch.nn.Module):

@@ -1,6 +1,5 @@
 """The commands in README, documents, notebooks and docstrings name what exists, and run."""
 
-import importlib.util
 import json
 import pathlib
 import re
@@ -15,16 +14,17 @@ import pytest
 
 from crossattn_jax.parity import __main__ as parity
 from crossattn_jax.training import config as config_lib
+from tests.docs.shrunk import MODES, experiment, flag, in_a_clone, mode_of, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [
   ROOT / 'README.md',
   ROOT / 'crossattn_jax' / 'cli.py',
-  *sorted((ROOT / 'docs').rglob('*.md')),
+  # tests/docs/test_guides.py runs the guides.
+  *sorted({*(ROOT / 'docs').rglob('*.md')} - {*(ROOT / 'docs' / 'guides').glob('*.md')}),
   *sorted((ROOT / 'configs').glob('*.py')),
   *sorted((ROOT / 'colabs').glob('*.ipynb')),
 ]
-MODES = 'train|eval|predict|label|demo|export|compile'
 COMMAND = re.compile(
   r'(?<![\w.-])(?:python3? (?=-m \w|\S+\.py)|pip install|tfds build|mkdocs build'
   rf'|crossattn (?=(?:{MODES}|convert|compare|replay) ))[^\n`"]*'
@@ -44,13 +44,6 @@ NOT_RUN = {
   r'mode=compile': 'is compiled by the commands that name a topology',
   r'configs/\w+_(?:imagenet|audioset|ade20k|cityscapes|coco|flickr30k|msrs)': 'needs a dataset',
 }
-# Small enough for a test: what compiles, and how much there is to train and to evaluate on.
-TRAINED = [
-  '--config.num_steps=2',
-  '--config.schedule.warmup_epochs=0',
-  '--config.schedule.warmup_steps=0',
-  '--config.logging.every_steps=1',
-]
 # Runs that compile for minutes, and a slice for which tests/training/test_compile.py compiles too.
 LONG = {
   'icafusion_shapes',
@@ -60,53 +53,6 @@ LONG = {
   'mmvit_tones',
   'swiftformer_taught',
   'v5e:16x16',
-}
-COMPILED = ['--compile_effort=-1']
-# What makes a model small, by what its name starts with.
-SMALL = {
-  'crossvit': ['--config.model.depths=((1,1,0),)'],
-  'crossformer': ['--config.model.depths=(1,1,1,1)'],
-  'crossformer_small+mask_rcnn': [
-    '--config.dataset.image_size=(64,64)',
-    '--config.dataset.augmentation.long_side=64',
-    '--config.dataset.evaluation.long_side=64',
-    '--config.model.widths=(32,32,32,32)',
-    '--config.model.training_candidates=16',
-    '--config.model.sampled_regions=8',
-    '--config.model.pyramid_channels=16',
-    '--config.model.head_channels=16',
-    '--config.model.mask_channels=16',
-    '--config.model.mask_convs=1',
-  ],
-  'icafusion': [
-    '--config.dataset.image_size=(64,64)',
-    '--config.model.widths=(8,8,8,8,8)',
-    '--config.model.depths=(1,1,1,1)',
-    '--config.model.neck_widths=(8,8,8,8,8,8,8,8)',
-    '--config.model.neck_depth=1',
-  ],
-  'minkunet': [
-    '--config.dataset.buckets=((2048,1024,256,96,32),)',
-    '--config.model.widths=(8,8,8,8,8,8,8,8)',
-  ],
-  'mit_': [
-    '--config.dataset.buckets=((2048,1024,256,96,32),)',
-    '--config.model.points_widths=(8,8,8,8,8,8,8,8)',
-    '--config.model.encoder_depth=1',
-  ],
-  'mit_18a_r50': ['--config.model.decoder_depth=2'],
-  'pyramid': ['--config.model.depths=(1,1,1,1)'],
-  'sketch_localizer': [
-    '--config.dataset.unseen_classes=("ring",)',
-    '--config.model.depths=(1,1)',
-    '--config.model.num_heads=(1,2)',
-    '--config.model.det_stages=(1,)',
-    '--config.model.num_layers=1',
-    '--config.model.sketch_depths=(1,)',
-    '--config.model.sketch_widths=(8,)',
-    '--config.model.sketch_output_stride=32',
-  ],
-  'swiftformer': ['--config.model.depths=(1,1,1,1)'],
 }
 # A run's other run, to start from or to learn from.
 STARTS = (
@@ -137,17 +83,6 @@ def all_commands():
   return list(found.values())
 
 
-def in_a_clone(words):
-  """What does the same as the command `crossattn`; other commands as they are."""
-  if words[0] != 'crossattn':
-    return words
-  if words[1] not in MODES.split('|'):
-    return ['python', '-m', 'crossattn_jax.parity', *words[1:]]
-  mode = [f'--mode={words[1]}'] if words[1] != 'train' else []
-  rest = [re.sub(r'^--config=(\w+)(?=:|$)', r'--config=configs/\1.py', word) for word in words[2:]]
-  return ['python', 'main.py', *mode, *rest]
-
-
 COMMANDS = all_commands()
 
 
@@ -166,25 +101,6 @@ def reason_not_to_run(words):
     return None
   command = ' '.join(words)
   return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
-
-
-def flag(words, name):
-  """The value of `--name=value`, or None."""
-  return next((x.partition('=')[2] for x in words if x.startswith(f'--{name}=')), None)
-
-
-def mode_of(words):
-  """What main.py is told to do; None for other programs."""
-  return (flag(words, 'mode') or 'train') if words[1] == 'main.py' else None
-
-
-def experiment(file):
-  """The config that `--config=FILE` or `FILE:ARGUMENT` names."""
-  path, _, argument = file.partition(':')
-  spec = importlib.util.spec_from_file_location('experiment', ROOT / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument) if argument else module.get_config()
 
 
 @pytest.mark.parametrize('arguments', commands('main.py'))
@@ -279,23 +195,13 @@ def call(folder, datasets_dir, main_environment):
   environment = {k: x for k, x in main_environment.items() if not k.startswith('TPU_')}
 
   def call(words):
-    mode, config = mode_of(words), flag(words, 'config')
+    mode, words = mode_of(words), small(words)
     words = [sys.executable, *(word.replace('/tmp/', f'{folder}/') for word in words[1:])]
     if mode:
       words[1] = str(ROOT / 'main.py')
       words = [re.sub('=(configs|crossattn_jax)/', rf'={ROOT}/\1/', word) for word in words]
-    if mode == 'train':
-      words += TRAINED
-      if not flag(words, 'config.dataset.data_dir'):
-        words.append(f'--config.dataset.data_dir={datasets_dir}')
-      family = experiment(config).dataset.name.partition('/')[0]
-      if family in ('shape_scenes', 'room_scenes'):
-        words += [f'--config.dataset.name={family}/tiny']
-    elif mode == 'compile':
-      words += COMPILED
-    if mode in ('train', 'compile'):
-      model = experiment(config).model.name
-      words += [x for name in SMALL if model.startswith(name) for x in SMALL[name]]
+    if mode == 'train' and not flag(words, 'config.dataset.data_dir'):
+      words.append(f'--config.dataset.data_dir={datasets_dir}')
     result = subprocess.run(
       words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
