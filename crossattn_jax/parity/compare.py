@@ -100,7 +100,9 @@ def build_torch_module(against: str, weights: str | pathlib.Path | None = None) 
   """
   kind, _, name = against.partition(':')
   if not kind or not name:
-    raise ValueError(f'--against is {against!r}; expected timm:NAME, MODULE:FACTORY or FILE:FACTORY')
+    raise ValueError(
+      f'--against is {against!r}; expected timm:NAME, MODULE:FACTORY or FILE.py:FACTORY'
+    )
   if kind == 'timm':
     module = optional.require('timm').create_model(name, pretrained=False)
     if weights is None:

@@ -21,8 +21,8 @@ from tests.docs.shrunk import in_a_clone, mode_of, small
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'docs' / 'guides'
 PAGES = sorted(path for path in FOLDER.glob('*.md') if path.stem != 'index')
-# A language, none for a shell, and what is in the block.
-BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+# A language, none for a shell; the file to save it as, if any; and what is in the block.
+BLOCK = re.compile(r'^```(\w*)(?: title="(.+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r'!\[[^]]*\]\(([^)]+)\)')
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
@@ -31,17 +31,19 @@ NOT_RUN = {
   r'weights=(?:timm|official)|tfds build': 'needs the network',
   r'crossattn demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
 }
+# What only the full form runs.
+LONG = {r'crossattn compare': 'README has one, which test_commands.py runs'}
+NEEDS_TORCH = re.compile(r'crossattn compare|^import torch', re.MULTILINE)
 OURS = re.compile(r'python (?:-m crossattn_jax\.parity|main\.py)|crossattn')
-NEEDS_TORCH = re.compile(r'crossattn compare|import torch|parity compare')
-# A figure may differ by a tenth, or by 0.1 if that is more: machines round differently, and what is
-# trained on them comes out differently.
+# Figures may differ by a tenth, or by 0.1 if that is more: other machines round differently, and
+# what they train comes out differently. Times may be any.
 SLACK = 0.1
 FIGURE = re.compile(r'\.\.\.|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?')
-TIME = re.compile(r' ?(?:s|ms|min|images/s|minutes|seconds|%? left)\b')
-# Processor time of a page, as it is written.
+TIME = re.compile(r' ?(?:s|ms|min|images/s|seconds|minutes)\b')
+# Processor time of a page in full.
 MOST_SECONDS = 400
 
-# Runs Python's blocks, which go on from one another: one line of JSON each.
+# Runs blocks of Python, which go on from one another: each is a line of JSON.
 SESSION = """
 import json, sys
 scope = {'__name__': '__main__'}
@@ -52,160 +54,138 @@ for line in sys.stdin:
 
 
 def steps(page):
-  """What is done on a page: the language, the text, and what the page says it prints, or None."""
+  """What is done on a page: language, file, text, and what the page says that it prints."""
   blocks = BLOCK.findall(page.read_text())
-  for i, (language, text) in enumerate(blocks):
-    if language in ('', 'python'):
-      printed = blocks[i + 1][1] if blocks[i + 1 : i + 2] and blocks[i + 1][0] == 'text' else None
-      yield language, text, printed
+  for (language, file, text), (following, _, printed) in zip(
+    blocks, [*blocks[1:], ('', '', '')], strict=True
+  ):
+    if file or language in ('', 'python'):
+      yield language, file, text, printed if following == 'text' else ''
 
 
 def commands(text):
-  """The commands of a shell's block, one a line."""
+  """The commands of a shell's block."""
   lines = text.replace('\\\n', ' ').splitlines()
   return [line for line in lines if line.strip() and not line.startswith('#')]
 
 
-def reason_not_to_run(text):
+def reason_not_to_run(command, table=None):
   """Why no tier runs it; None for what some tier runs."""
-  return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, text)), None)
+  table = NOT_RUN if table is None else table
+  return next((why for pattern, why in table.items() if re.search(pattern, command)), None)
 
 
-def lacks_torch(text):
-  """Whether it needs PyTorch, which is not here."""
-  try:
-    import torch  # noqa: F401
-  except ImportError:
-    return bool(NEEDS_TORCH.search(text))
-  return False
+def needs_torch(page):
+  return bool(NEEDS_TORCH.search(page.read_text()))
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-  """Stands for /tmp and for the home folder. A person is in a clone, and has `crossattn`."""
-  programs = tmp_path / 'bin'
-  programs.mkdir()
-  program = programs / 'crossattn'
-  program.write_text(f'#!{sys.executable}\nfrom crossattn_jax import cli\ncli.main()\n')
-  program.chmod(0o755)
-  monkeypatch.setenv(
-    'PATH', f'{program.parent}:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'
-  )
-  monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  monkeypatch.setenv('HOME', str(tmp_path))
-  monkeypatch.setenv('MPLBACKEND', 'Agg')
-  monkeypatch.chdir(ROOT)
-  return tmp_path
+class Place:
+  """A person in a clone, with the command `crossattn`; a folder stands for /tmp and for home."""
 
+  def __init__(self, folder, environment):
+    self.folder = folder
+    programs = folder / 'bin'
+    programs.mkdir()
+    program = programs / 'crossattn'
+    program.write_text(f'#!{sys.executable}\nfrom crossattn_jax import cli\ncli.main()\n')
+    program.chmod(0o755)
+    # What keeps libtpu from looking for a TPU here would tell it where it compiles for.
+    self.environment = {k: x for k, x in environment.items() if not k.startswith('TPU_')} | {
+      'PATH': f'{programs}:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin',
+      'PYTHONPATH': str(ROOT),
+      'HOME': str(folder),
+      'MPLBACKEND': 'Agg',
+    }
+    self.scope = {'__name__': '__main__'}
 
-def shell(text, place, **environment):
-  """What commands print, both streams as on a terminal."""
-  # What keeps libtpu from looking for a TPU here would tell it where it compiles for.
-  kept = {k: x for k, x in os.environ.items() if not k.startswith('TPU_')}
-  result = subprocess.run(
-    ['bash', '-euo', 'pipefail', '-c', text.replace('/tmp/', f'{place}/')],
-    env=kept | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    timeout=900,
-    check=False,
-  )
-  assert result.returncode == 0, f'{text}\n{result.stdout}'
-  return result.stdout.replace(f'{place}/', '/tmp/')
+  def here(self, text):
+    """A text of a page, with the folder for /tmp."""
+    return text.replace('/tmp/', f'{self.folder}/')
 
+  def there(self, text):
+    """What was printed, with /tmp for the folder."""
+    return text.replace(f'{self.folder}/', '/tmp/')
 
-def in_this_process(words):
-  """Runs the command `crossattn` without starting Python anew."""
-  handler = signal.getsignal(signal.SIGINT)
-  with flagsaver.flagsaver():
-    for name in cli.flags.FLAGS:
-      cli.flags.FLAGS[name].present = 0
-    code = None
-    try:
-      cli.main(words)
-    except SystemExit as stopped:
-      code = stopped.code
-    finally:
-      signal.signal(signal.SIGINT, handler)
-  assert not code, f'{shlex.join(words)}\n{code}'
+  def save(self, file, text):
+    pathlib.Path(self.here(file)).write_text(self.here(text))
 
+  def shell(self, command):
+    """What a command prints, both streams as on a terminal."""
+    result = subprocess.run(
+      ['bash', '-euc', self.here(command)],
+      cwd=ROOT,
+      env=self.environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      timeout=900,
+      check=False,
+    )
+    assert result.returncode == 0, f'{command}\n{result.stdout}'
+    return self.there(result.stdout)
 
-@pytest.fixture
-def short(place, monkeypatch, main_environment):
-  """Does what a step says, in a short form: trains little, and in this process where it can."""
-  mesh = parallel.create_mesh(devices=jax.devices()[:1])
-  monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)
-  monkeypatch.setattr(cli.host_memory, 'keep_freed_memory', lambda: None)
-  scope = {'__name__': '__main__'}
+  def in_this_process(self, words):
+    """Runs the command `crossattn` without starting Python anew."""
+    handler, code = signal.getsignal(signal.SIGINT), None
+    with flagsaver.flagsaver():
+      for name in cli.flags.FLAGS:
+        cli.flags.FLAGS[name].present = 0
+      try:
+        cli.main(['crossattn', *map(self.here, words)])
+      except SystemExit as stopped:
+        code = stopped.code
+      finally:
+        signal.signal(signal.SIGINT, handler)
+    assert not code, f'{shlex.join(words)}\n{code}'
 
-  def run(language, text):
+  def run_short(self, language, text):
+    """Runs a block that trains and compiles little; in this process where that does the same."""
     if language:
       text = re.sub(r'^(\w*(?:steps|epochs)) = \d+$', r'\1 = 2', text, flags=re.MULTILINE)
-      exec(compile(text.replace('/tmp/', f'{place}/'), 'guide', 'exec'), scope)
+      exec(compile(self.here(text), 'guide', 'exec'), self.scope)
       return
     for command in commands(text):
-      if reason_not_to_run(command) or lacks_torch(command):
+      if reason_not_to_run(command) or reason_not_to_run(command, LONG):
         continue
       words = small(in_a_clone(shlex.split(command, comments=True)))
       start = OURS.match(' '.join(words))
       if not start or mode_of(words) == 'compile' or re.search('[|>&;]', command):
-        shell(command, place, XLA_FLAGS=main_environment['XLA_FLAGS'])
+        self.shell(shlex.join(words) if start and mode_of(words) else command)
       else:
-        words = words[len(start[0].split()) :]
-        in_this_process(['crossattn', *(word.replace('/tmp/', f'{place}/') for word in words)])
+        self.in_this_process(words[len(start[0].split()) :])
 
-  return run
+  def run(self, text):
+    """What a shell's block prints, as it is written."""
+    return ''.join(self.shell(line) for line in commands(text) if not reason_not_to_run(line))
 
-
-@pytest.fixture
-def in_full(place, monkeypatch):
-  """Does what a step says, exactly so, and returns what it prints."""
-  for name in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR'):
-    monkeypatch.delenv(name)
-  with subprocess.Popen(
-    [sys.executable, '-c', SESSION],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  ) as session:
-
-    def run(language, text):
-      if not language:
-        kept = [line for line in commands(text) if not reason_not_to_run(line)]
-        return ''.join(shell(line, place) for line in kept)
-      print(json.dumps(text.replace('/tmp/', f'{place}/')), file=session.stdin, flush=True)
-      lines = []
-      for line in session.stdout:
-        if line == '\0\n':
-          return ''.join(lines).replace(f'{place}/', '/tmp/')
-        lines.append(line)
-      raise AssertionError(f'{text}\n{"".join(lines)}')
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    yield run
-    session.stdin.close()
-  after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-  print(f'{spent:.0f} s of processor time')
-  assert spent <= MOST_SECONDS
+  def run_python(self, session, text):
+    """What a block of Python prints in a session."""
+    print(json.dumps(self.here(text)), file=session.stdin, flush=True)
+    lines = []
+    for line in session.stdout:
+      if line == '\0\n':
+        return self.there(''.join(lines))
+      lines.append(line)
+    raise AssertionError(f'{text}\n{"".join(lines)}')
 
 
 def agrees(line, printed):
   """Whether a printed line is that of a page: '...' is anything, figures and times vary."""
   texts, figures = FIGURE.split(line), FIGURE.findall(line)
-  pattern, compared = r'\s+'.join(map(re.escape, texts[0].split(' '))), []
+  pattern, compared = _pattern(texts[0]), []
   for figure, text in zip(figures, texts[1:], strict=True):
-    pattern += r'.*?' if figure == '...' else rf'({FIGURE.pattern})'
+    pattern += ('.*?' if figure == '...' else f'({FIGURE.pattern})') + _pattern(text)
     if figure != '...':
       compared.append(None if TIME.match(text) else float(figure))
-    pattern += r'\s*'.join(map(re.escape, re.split(r'\s+', text)))
   found = re.fullmatch(pattern, printed)
   return bool(found) and all(
     x is None or abs(x - float(y)) <= max(SLACK * abs(x), SLACK)
     for x, y in zip(compared, found.groups(), strict=True)
   )
+
+
+def _pattern(text):
+  return r'\s*'.join(map(re.escape, re.split(r'\s+', text)))
 
 
 def missing(expected, printed):
@@ -218,7 +198,7 @@ def missing(expected, printed):
 
 
 def test_lines_agree_when_their_figures_are_near():
-  assert agrees('step 40/40 loss 0.52, 3.1 s', 'step 40/40 loss 0.55, 9 s')
+  assert agrees('step 40/40  loss 0.52, 3.1 s', 'step 40/40 loss 0.55, 9 s')
   assert not agrees('accuracy 0.97', 'accuracy 0.85')
   assert not agrees('accuracy 97 %', 'accuracy 85 %')
   assert agrees('3 classes: ... in all', "3 classes: 'a', 'b', 'c' in all")
@@ -228,11 +208,10 @@ def test_lines_agree_when_their_figures_are_near():
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_a_guide_is_short_and_has_pictures(page):
+def test_a_guide_is_short_and_shows_first_what_a_reader_will_have(page):
   text = page.read_text()
   assert len(text.splitlines()) <= 120
   pictures = [page.parent / name for name in PICTURE.findall(text)]
-  # The first one shows what a reader will have.
   assert pictures
   assert text.index('![') < text.index('```')
   for path in pictures:
@@ -242,20 +221,61 @@ def test_a_guide_is_short_and_has_pictures(page):
   assert list(steps(page))
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_a_guide_runs(page, short):
-  for language, text, _ in steps(page):
-    if not (language and lacks_torch(text)):
-      short(language, text)
+@pytest.mark.parametrize(
+  'page',
+  [
+    pytest.param(
+      page, id=page.stem, marks=pytest.mark.torch if needs_torch(page) else pytest.mark.extended
+    )
+    for page in PAGES
+  ],
+)
+def test_a_guide_runs(page, tmp_path, main_environment, monkeypatch):
+  mesh = parallel.create_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)
+  monkeypatch.setattr(cli.host_memory, 'keep_freed_memory', lambda: None)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setenv('MPLBACKEND', 'Agg')
+  monkeypatch.chdir(ROOT)
+  place = Place(tmp_path, main_environment)
+  for language, file, text, _ in steps(page):
+    if file:
+      place.save(file, text)
+    else:
+      place.run_short(language, text)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_a_guide_prints_what_it_says(page, in_full):
-  if lacks_torch(page.read_text()):
-    pytest.skip('needs PyTorch (extra `torch`)')
-  for language, text, expected in steps(page):
-    printed = in_full(language, text)
-    line = missing(expected or '', printed)
-    assert line is None, f'{text}\ndoes not print\n{line}\nbut\n{printed}'
+def test_a_guide_prints_what_it_says(page, tmp_path):
+  if needs_torch(page):
+    pytest.importorskip('torch')
+  tests_own = (
+    'XLA_FLAGS',
+    'JAX_COMPILATION_CACHE_DIR',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+  )
+  place = Place(tmp_path, {k: x for k, x in os.environ.items() if k not in tests_own})
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  with subprocess.Popen(
+    [sys.executable, '-c', SESSION],
+    cwd=ROOT,
+    env=place.environment,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  ) as session:
+    for language, file, text, expected in steps(page):
+      if file:
+        place.save(file, text)
+        continue
+      printed = place.run_python(session, text) if language else place.run(text)
+      print(text, printed, sep='\n')
+      line = missing(expected, printed)
+      assert line is None, f'{text}\ndoes not print\n{line}\nbut\n{printed}'
+    session.stdin.close()
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+  print(f'{page.stem}: {spent:.0f} s of processor time')
+  assert spent <= MOST_SECONDS

@@ -126,13 +126,21 @@ def test_the_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
   ('against', 'message'),
   [
-    ('crossvit_tiny_240', 'expected timm:NAME or MODULE:FACTORY'),
+    ('crossvit_tiny_240', 'expected timm:NAME, MODULE:FACTORY or FILE.py:FACTORY'),
     ('collections:OrderedDict', 'gives a OrderedDict, not a torch.nn.Module'),
   ],
 )
 def test_what_is_no_module_is_refused(against, message, capsys):
   assert __main__.main(['compare', NAME, '--against', against]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_a_file_of_its_own_may_hold_the_factory(tmp_path):
+  from crossattn_jax.parity import compare
+
+  (tmp_path / 'theirs.py').write_text('import torch\ndef build(): return torch.nn.Linear(2, 3)\n')
+  module = compare.build_torch_module(f'{tmp_path / "theirs.py"}:build')
+  assert module.out_features == 3
 
 
 def test_generated_weights_hide_no_term(torch_module):
