@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax import cli, parallel
-from tests.docs.shrunk import in_a_clone, mode_of, small
+from tests.docs.shrunk import TRAINED, flag, in_a_clone, mode_of, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'docs' / 'guides'
@@ -27,12 +27,15 @@ PICTURE = re.compile(r'!\[[^]]*\]\(([^)]+)\)')
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
   r'pip install|git clone': '.ci/run installs',
-  r'gs://|--multihost|gcloud': 'needs a cluster',
+  r'gs://|--multihost|docs/launching': 'needs a cluster',
   r'weights=(?:timm|official)|tfds build': 'needs the network',
   r'crossattn demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
 }
 # What only the full form runs.
-LONG = {r'crossattn compare': 'README has one, which test_commands.py runs'}
+LONG = {
+  r'crossattn compare': 'README has one, which test_commands.py runs',
+  r'--num_processes': 'tests/parallel/test_multihost.py starts such processes',
+}
 NEEDS_TORCH = re.compile(r'crossattn compare|^import torch', re.MULTILINE)
 OURS = re.compile(r'python (?:-m crossattn_jax\.parity|main\.py)|crossattn')
 # Figures may differ by a tenth, or by 0.1 if that is more: other machines round differently, and
@@ -67,6 +70,15 @@ def commands(text):
   """The commands of a shell's block."""
   lines = text.replace('\\\n', ' ').splitlines()
   return [line for line in lines if line.strip() and not line.startswith('#')]
+
+
+def simple(command):
+  """The words of a command, and what comes after them: a pipe, a file, another command."""
+  reader = shlex.shlex(command, posix=True, punctuation_chars='|>&;')
+  reader.whitespace_split = True
+  words = list(reader)
+  end = next((i for i, word in enumerate(words) if set(word) <= set('|>&;')), len(words))
+  return words[:end], words[end:]
 
 
 def reason_not_to_run(command, table=None):
@@ -147,10 +159,14 @@ class Place:
     for command in commands(text):
       if reason_not_to_run(command) or reason_not_to_run(command, LONG):
         continue
-      words = small(in_a_clone(shlex.split(command, comments=True)))
+      words, rest = simple(command)
+      own_file = '/tmp/' in (flag(words, 'config') or '')
+      words = [*words, *TRAINED] if own_file else small(in_a_clone(words))
       start = OURS.match(' '.join(words))
-      if not start or mode_of(words) == 'compile' or re.search('[|>&;]', command):
-        self.shell(shlex.join(words) if start and mode_of(words) else command)
+      if not start:
+        self.shell(command)
+      elif own_file or mode_of(words) == 'compile' or rest[:1] not in ([], ['|']):
+        self.shell(' '.join([shlex.join(words), *rest]))
       else:
         self.in_this_process(words[len(start[0].split()) :])
 
