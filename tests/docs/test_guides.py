@@ -31,7 +31,7 @@ NOT_RUN = {
   r'weights=(?:timm|official)|tfds build': 'needs the network',
   r'crossattn demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
 }
-# What only the full form runs.
+# What only the full form runs, with all of its block.
 LONG = {
   r'crossattn compare': 'README has one, which test_commands.py runs',
   r'--num_processes': 'tests/parallel/test_multihost.py starts such processes',
@@ -156,8 +156,10 @@ class Place:
       text = re.sub(r'^(\w*(?:steps|epochs)) = \d+$', r'\1 = 2', text, flags=re.MULTILINE)
       exec(compile(self.here(text), 'guide', 'exec'), self.scope)
       return
+    if reason_not_to_run(text, LONG):
+      return
     for command in commands(text):
-      if reason_not_to_run(command) or reason_not_to_run(command, LONG):
+      if reason_not_to_run(command):
         continue
       words, rest = simple(command)
       own_file = '/tmp/' in (flag(words, 'config') or '')
