@@ -130,7 +130,7 @@ class Place:
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
-      timeout=900,
+      timeout=3600,
       check=False,
     )
     assert result.returncode == 0, f'{command}\n{result.stdout}'
