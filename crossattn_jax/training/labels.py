@@ -59,11 +59,12 @@ def write_labels(
     count, left = len(labels.examples.source), len(labels.pending)
     if left < count:
       messages.say(f'{output} has labels of {count - left} of {count} already')
+    console = rich.console.Console(file=sys.stderr)
     progress = rich.progress.Progress(
       *rich.progress.Progress.get_default_columns(),
       rich.progress.MofNCompleteColumn(),
-      # In a notebook, rich would need ipywidgets.
-      console=rich.console.Console(file=sys.stderr, force_jupyter=False),
+      console=console,
+      disable=console.is_jupyter,  # It would need ipywidgets.
     )
     with progress:
       bar = progress.add_task('labels', total=count, completed=count - left)

@@ -48,7 +48,8 @@ def printed(notebook):
 def pictures(notebook):
   """How many pictures the cells of a notebook show."""
   outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
-  return sum('image/png' in output.get('data', {}) for output in outputs)
+  kinds = {'image/png', 'image/jpeg'}
+  return sum(not kinds.isdisjoint(output.get('data', {})) for output in outputs)
 
 
 @pytest.mark.parametrize('path', sorted(COLABS.glob('*.ipynb')), ids=lambda path: path.stem)
@@ -121,6 +122,16 @@ def test_sketch(main_environment, datasets_dir, tmp_path, monkeypatch):
   assert pictures(notebook) == 5
   assert 'unseen_box_ap50' in text
   assert 'strokes of QuickDraw' in text
+
+
+@pytest.mark.slow
+def test_points(main_environment, datasets_dir, tmp_path, monkeypatch):
+  environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
+  notebook = execute('points.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = (0.05, 0.05)')
+  text = printed(notebook)
+  assert pictures(notebook) == 4
+  assert 'of the points have a label' in text
+  assert 'mean_iou' in text
 
 
 @pytest.mark.torch
