@@ -257,9 +257,9 @@ class ATFuse(module.Module):
       Maps `[batch, rows, columns]` by the injection.
     """
     titles = {
-      'discrepancy': '1: discrepancy of infrared',
-      'common_0': '2: common with visible',
-      'common_1': '3: common with infrared',
+      'discrepancy': '1. taken from infrared: what differs',
+      'common_0': '2. taken from visible: what both share',
+      'common_1': '3. taken from infrared: what both share',
     }
     return {
       title: features[f'weights/{name}']

@@ -532,7 +532,8 @@ class BiFormer(nn.Module):
           chosen = jnp.repeat(chosen, length, axis=axis)
         return chosen[:, : size[0], : size[1]]
 
-      maps[f'stage {s + 1}'] = as_map(attended), as_map(query)
+      name = f'stage {s + 1}: the regions that the framed region looks at'
+      maps[name] = as_map(attended), as_map(query)
     return maps
 
 

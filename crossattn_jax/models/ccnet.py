@@ -189,8 +189,7 @@ class CCNet(module.Module):
     for r in reversed(range(self.recurrence)):
       column, row = jnp.split(features[f'attention/{r}'], [looks.shape[1]], axis=-1)
       looks = jnp.einsum('bhw,bhwg->bgw', looks, column) + jnp.einsum('bhw,bhwu->bhu', looks, row)
-      applications = self.recurrence - r
-      maps[f'{applications} application{"s" if applications > 1 else ""}'] = looks
+      maps[self._look_name(self.recurrence - r)] = looks
     return maps
 
   @nn.nowrap
@@ -204,8 +203,12 @@ class CCNet(module.Module):
     row, column = ((place * jnp.array([rows, columns])).astype(jnp.int32)).T
     query = jax.nn.one_hot(row * columns + column, rows * columns, dtype=weights.dtype)
     query = query.reshape(batch, rows, columns)
-    names = [f'{n} application{"s" if n > 1 else ""}' for n in range(1, self.recurrence + 1)]
+    names = [self._look_name(n) for n in range(1, self.recurrence + 1)]
     return dict.fromkeys(names, query)
+
+  def _look_name(self, times: int) -> str:
+    """What `attention_maps` call the reach of so many applications."""
+    return f'where the framed pixel looks in {times} {"step" if times == 1 else "steps"}'
 
 
 for _name, _depths in resnet.DEPTHS.items():

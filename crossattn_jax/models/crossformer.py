@@ -372,7 +372,7 @@ class CrossFormer(module.Module):
 
     Returns:
       By stage and kind of attention, maps `[batch, height, width]` of weights that sum to one, but
-      for what looked at padding.
+      for what looked at padding; of each stage whose map has more than one position.
     """
     return {name: weights for name, (weights, _) in self._looks(features).items()}
 
@@ -391,6 +391,8 @@ class CrossFormer(module.Module):
     maps = {}
     for s in range(len(self.widths)):
       size = features[f'stage_{s}'].shape[1:3]
+      if size == (1, 1):
+        continue
       y, x = ((part * length).astype(jnp.int32) for part, length in zip(place, size, strict=True))
       query = jax.nn.one_hot(y * size[1] + x, size[0] * size[1]).reshape(batch, *size)
       for kind in long_short_distance.KINDS:
@@ -402,7 +404,8 @@ class CrossFormer(module.Module):
         # The group and the token that look, as maps of the group's shape.
         asks = grouping.split(grouping.pad(query))
         attended = jnp.einsum('bgq,bgqk->bgk', asks, weights)
-        maps[f'stage {s + 1} {kind}'] = grouping.crop(grouping.merge(attended)), query
+        name = f'stage {s + 1}, {kind} distance: where the framed place looks'
+        maps[name] = grouping.crop(grouping.merge(attended)), query
     return maps
 
   @nn.nowrap

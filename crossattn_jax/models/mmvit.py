@@ -410,8 +410,9 @@ class MMViT(module.Module):
     for s in sorted(self.cross_stages)[-2:]:
       for v in range(len(self.patch_sizes)):
         if f'class_attention/{s}/{v}' in features:
-          name = ('fine', 'coarse')[v] if len(self.patch_sizes) == 2 else f'view {v + 1}'
-          maps[f'stage {s + 1}, {name}'] = features[f'class_attention/{s}/{v}'].mean(axis=1)
+          view = f'{("fine", "coarse")[v]} view' if len(self.patch_sizes) == 2 else f'view {v + 1}'
+          name = f'stage {s + 1}: where the summary looks in the {view}'
+          maps[name] = features[f'class_attention/{s}/{v}'].mean(axis=1)
     return maps
 
   @nn.nowrap

@@ -355,7 +355,8 @@ class SwiftFormer(module.Module):
       Maps `[batch, height, width]` of the weights without their signs, of each stage whose map has
       more than one position.
     """
-    weights = {f'stage {s + 1}': features[f'attention/{s}'] for s in range(len(self.widths))}
+    names = [f'stage {s + 1}: how much each place counts' for s in range(len(self.widths))]
+    weights = {name: features[f'attention/{s}'] for s, name in enumerate(names)}
     return {name: jnp.abs(x) for name, x in weights.items() if x[0].size > 1}
 
   @nn.nowrap

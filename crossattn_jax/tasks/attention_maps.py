@@ -13,7 +13,7 @@ class Attention:
   """Where something in an image looks.
 
   Attributes:
-    weights: `[rows, columns]` over the image.
+    weights: `[rows, columns]` over the image, 1 is their mean.
     query: what looks, of the same shape, not zero there; None where it has no place in the image,
       as a class token has none.
   """
@@ -54,7 +54,8 @@ def of_example(result: Mapping[str, np.ndarray]) -> dict[str, Attention]:
   prefix = 'attention_maps/'
   return {
     key.removeprefix(prefix): Attention(
-      weights, result.get(f'attention_queries/{key.removeprefix(prefix)}')
+      weights / max(weights.mean(), 1e-12),
+      result.get(f'attention_queries/{key.removeprefix(prefix)}'),
     )
     for key, weights in result.items()
     if key.startswith(prefix)

@@ -15,7 +15,7 @@ from crossattn_jax.tasks import drawing
 from crossattn_jax.tasks.detection import overlay
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure, patches
+  from matplotlib import figure
   from plotly import graph_objects
 
 UNLABELLED = 'no class'
@@ -129,15 +129,8 @@ def legend(page: 'figure.Figure', shown: Sequence[np.ndarray], names: Sequence[s
   """
   colors = palette(len(names)) / 255
   present = np.unique(np.concatenate([np.ravel(classes) for classes in shown]))
-  page.legend(
-    handles=[
-      patches.Patch(facecolor=colors[index], edgecolor='black', label=[*names, UNLABELLED][index])
-      for index in np.append(present[present >= 0], present[present < 0])
-    ],
-    loc='outside lower center',
-    ncols=6,
-    fontsize=8,
-  )
+  order = np.append(present[present >= 0], present[present < 0])
+  drawing.legend(page, {[*names, UNLABELLED][index]: colors[index] for index in order})
 
 
 def picture(
@@ -160,9 +153,9 @@ def picture(
     [render(points, colors, side) for colors in colorings.values()] for side in SIDES.values()
   ]
   heights = [row[0].shape[0] for row in views]
-  page = figure.Figure(
-    figsize=(4.2 * len(colorings), 4.2 * sum(heights) / _PIXELS + 1.0), layout='constrained'
-  )
+  width = drawing.WIDTH / len(colorings)
+  size = (drawing.WIDTH, width * sum(heights) / _PIXELS + 0.3)
+  page = figure.Figure(figsize=size, layout='constrained')
   grid = page.subplots(
     len(SIDES), len(colorings), squeeze=False, gridspec_kw={'height_ratios': heights}
   )
@@ -170,9 +163,10 @@ def picture(
     for panel, view in zip(axes, row, strict=True):
       drawing.show_image(panel, view)
   for panel, name in zip(grid[0], colorings, strict=True):
-    panel.set_title(name, fontsize=9)
+    panel.set_title(name, fontsize=drawing.TEXT)
   legend(page, classes, names)
-  drawing.save(page, path)
+  sides = ' and '.join(SIDES)
+  drawing.save(page, path, f'The scan, seen {sides}; walls and ceilings in front are left out.')
 
 
 def can_be_turned() -> bool:

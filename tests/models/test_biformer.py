@@ -131,8 +131,9 @@ def test_imposed_routing_reproduces_and_changes_the_result(result):
 def test_what_a_region_attends_to_is_drawn_where_it_is(result):
   model = _tiny()
   _, _, features = result
-  attended = model.attention_maps(features)['stage 1']
-  query = model.attention_queries(features)['stage 1']
+  name = 'stage 1: the regions that the framed region looks at'
+  attended = model.attention_maps(features)[name]
+  query = model.attention_queries(features)[name]
   assert attended.shape == query.shape == (2, 8, 8)
   for row in range(2):
     best = int(np.argmax(features['evidence'][row]))

@@ -119,16 +119,18 @@ def test_attention_is_drawn_in_the_group_of_the_position_that_says_most(result):
   _, _, features = result
   model = _tiny()
   maps, queries = model.attention_maps(features), model.attention_queries(features)
-  assert list(maps) == list(queries) == ['stage 1 short', 'stage 1 long', 'stage 2 short']
+  name = 'stage {}, {} distance: where the framed place looks'.format
+  names = [name(1, 'short'), name(1, 'long'), name(2, 'short')]
+  assert list(maps) == list(queries) == names
   for row in range(2):
     best = int(np.argmax(features['evidence'][row]))
     # A position of the last map stands for two rows and columns of the first; its centre looks.
     y, x = best // 4 * 2 + 1, best % 4 * 2 + 1
-    for name, weights in maps.items():
+    for title, weights in maps.items():
       np.testing.assert_allclose(weights[row].sum(), 1, rtol=1e-5)
-      assert queries[name][row].sum() == 1
-    assert queries['stage 1 long'][row, y, x] == 1
-    short, long = (np.argwhere(maps[f'stage 1 {kind}'][row] > 0) for kind in ('short', 'long'))
+      assert queries[title][row].sum() == 1
+    assert queries[name(1, 'long')][row, y, x] == 1
+    short, long = (np.argwhere(maps[name(1, kind)][row] > 0) for kind in ('short', 'long'))
     np.testing.assert_array_equal(short // 3, np.broadcast_to([y // 3, x // 3], short.shape))
     np.testing.assert_array_equal(long % 2, np.broadcast_to([y % 2, x % 2], long.shape))
     np.testing.assert_array_equal(long // 6, np.broadcast_to([y // 6, x // 6], long.shape))

@@ -82,10 +82,10 @@ def test_the_class_token_s_attention_is_shown_for_both_views_of_the_last_two_sta
   _, features = jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0]
   maps = jax.eval_shape(model.attention_maps, features)
   assert {name: x.shape for name, x in maps.items()} == {
-    'stage 2, fine': (2, 4, 3),
-    'stage 2, coarse': (2, 4, 3),
-    'stage 3, fine': (2, 4, 3),
-    'stage 3, coarse': (2, 2, 2),
+    'stage 2: where the summary looks in the fine view': (2, 4, 3),
+    'stage 2: where the summary looks in the coarse view': (2, 4, 3),
+    'stage 3: where the summary looks in the fine view': (2, 4, 3),
+    'stage 3: where the summary looks in the coarse view': (2, 2, 2),
   }
 
 

@@ -94,11 +94,13 @@ def test_attention_maps_are_the_weights_without_signs(result):
   _, _, features = result
   assert features['attention/0'].shape == (2, 6, 8)
   maps = _tiny().attention_maps(features)
-  np.testing.assert_array_equal(maps['stage 1'], np.abs(features['attention/0']))
-  assert set(maps) == {'stage 1', 'stage 2'}
+  np.testing.assert_array_equal(
+    maps['stage 1: how much each place counts'], np.abs(features['attention/0'])
+  )
+  assert set(maps) == {f'stage {s}: how much each place counts' for s in (1, 2)}
   # A single position has nothing to show.
   alone = {**features, 'attention/1': jnp.ones((2, 1, 1))}
-  assert set(_tiny().attention_maps(alone)) == {'stage 1'}
+  assert set(_tiny().attention_maps(alone)) == {'stage 1: how much each place counts'}
 
 
 def test_the_second_generation_s_weights_differ_and_share_all_parameters(result):

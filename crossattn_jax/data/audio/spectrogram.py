@@ -72,6 +72,17 @@ def _mel_bank(num_mel_bins: int) -> np.ndarray:
   return np.maximum(np.minimum(rising, falling), 0)
 
 
+def decibels(image: np.ndarray, mean: float = MEAN, std: float = STD) -> np.ndarray:
+  """The energies that `normalize` made values of, in decibels."""
+  return (image * (2 * std) + mean) * (10 / np.log(10))
+
+
+def position(frequency: float, num_mel_bins: int) -> float:
+  """Where a frequency in hertz lies on an axis on which bin k reaches from k to k + 1."""
+  low, high = map(_mel, _FREQUENCIES)
+  return float((_mel(frequency) - low) / (high - low) * (num_mel_bins + 1) - 0.5)
+
+
 def fit(frames: np.ndarray, length: int) -> np.ndarray:
   """Cuts `[frames, bins]` to so many frames, or appends zeros."""
   return np.pad(frames[:length], ((0, max(0, length - len(frames))), (0, 0)))

@@ -225,13 +225,17 @@ class CrossViT(module.Module):
       Mean over the heads of the weights on the visited branch's patches, `[batch, rows, columns]`.
     """
     grids, last = self.grids(), len(self.depths) - 1
+    branches = [f'{side}-pixel' for side in self.patch_sizes]
+    if len(grids) == 2 and self.patch_sizes[0] < self.patch_sizes[1]:
+      branches = ['fine', 'coarse']
     maps = {}
     for d in range(len(grids)):
       visited = (d + 1) % len(grids)
       weights = features.get(f'cross_attention/{last}/{d}')
       if weights is not None:
         patches = weights.mean(axis=1)[:, 1:]
-        maps[f'branch {d} to {visited}'] = patches.reshape(-1, *grids[visited])
+        name = f"where the {branches[d]} branch's summary looks in the {branches[visited]} one"
+        maps[name] = patches.reshape(-1, *grids[visited])
     return maps
 
   @nn.nowrap

@@ -46,8 +46,9 @@ class Predictor(classifier.Predictor):
   ) -> pictures.Clip:
     """A clip with its best classes and attention."""
     classes = self.best_classes(result['scores'])
+    config = self.task.config.dataset
     return pictures.Clip(
-      spectrogram=shown[..., 0],
+      spectrogram=spectrogram.decibels(shown[..., 0], config.mean, config.std),
       seconds=spectrogram.num_samples(shown.shape[1]) / spectrogram.SAMPLE_RATE,
       scores=[(entry['name'], entry['score']) for entry in classes],
       true=true,

@@ -9,6 +9,9 @@ from PIL import Image
 
 from crossattn_jax.tasks import attention_maps, drawing
 
+_ACROSS = 8  # Images beside each other on sheets.
+_FEW_MAPS = 2  # With more, sheets have one row of images.
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -34,10 +37,13 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
 
   Args:
     path: of the PNG.
-    samples: all with the same names of maps.
+    samples: all with the same names of maps; of those with many, the first ones are drawn.
   """
   names = list(samples[0].attention)
-  page, grid = drawing.columns(len(samples), 1 + len(names), (1.3, 1.45))
+  if len(names) > _FEW_MAPS:
+    samples = samples[:_ACROSS]
+  page, grid = drawing.columns(len(samples), 1 + len(names), _ACROSS, bars=bool(names))
+  side = drawing.WIDTH / _ACROSS
   for axes, sample in zip(grid, samples, strict=True):
     predicted, probability = sample.classes[0]
     title, color = f'{predicted} ({probability:.0%})', 'black'
@@ -48,11 +54,21 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
     if sample.name:
       title += f'\n{drawing.shortened(sample.name)}'
     drawing.show_image(axes[0], sample.image)
-    axes[0].set_title(title, fontsize=8, color=color)
-    for panel, name in zip(axes[1:], names, strict=True):
-      drawing.show_attention(panel, sample.image, sample.attention[name])
-  drawing.name_panels(grid[:, 1:], names)
-  drawing.save(page, path)
+    axes[0].set_title(drawing.wrapped(title, side), fontsize=drawing.TEXT, color=color)
+  for panels, name in zip(grid[:, 1:].T, names, strict=True):
+    maps = [sample.attention[name] for sample in samples]
+    between = drawing.limits(attention.weights for attention in maps)
+    for panel, sample, attention in zip(panels, samples, maps, strict=True):
+      shown = drawing.show_attention(panel, sample.image, attention, between)
+    for first in range(0, len(panels), _ACROSS):
+      if _is_graded(maps):
+        band = panels[first : first + _ACROSS]
+        drawing.add_bar(page, shown, band, aspect=12, extend='max')
+  drawing.name_panels(grid[:, 1:], names, _ACROSS)
+  caption = 'Above each image the class that the model names, and its probability'
+  if samples[0].true is not None:
+    caption += ': green where it is right, red where it is wrong'
+  drawing.save(page, path, f'{caption}. {drawing.looking(samples[0].attention.values())}')
 
 
 def classified_image(path: epath.Path, sample: Sample) -> None:
@@ -62,16 +78,20 @@ def classified_image(path: epath.Path, sample: Sample) -> None:
     path: of the PNG.
     sample: what is drawn.
   """
-  page, axes = drawing.panels(2 + len(sample.attention), (3, 3))
+  page, axes = drawing.panels(2 + len(sample.attention), 1.0, lines=2, bars=True)
+  width = drawing.WIDTH / axes[0].get_subplotspec().get_gridspec().ncols
   drawing.show_image(axes[0], sample.image)
-  for panel, (name, shown) in zip(axes[1:-1], sample.attention.items(), strict=True):
-    drawing.show_attention(panel, sample.image, shown)
-    panel.set_title(name, fontsize=8)
-  names, probabilities = zip(*sample.classes, strict=True)
-  bars = axes[-1].barh(range(len(names)), probabilities)
-  axes[-1].bar_label(bars, [f'{probability:.1%}' for probability in probabilities], padding=2)
-  axes[-1].set_yticks(range(len(names)), names)
-  axes[-1].invert_yaxis()
-  axes[-1].set_xlim(0, 1.15)
-  axes[-1].set_xlabel('probability')
-  drawing.save(page, path)
+  axes[0].set_title('image', fontsize=drawing.TEXT)
+  for panel, (name, attention) in zip(axes[1:-1], sample.attention.items(), strict=True):
+    shown = drawing.show_attention(panel, sample.image, attention)
+    if _is_graded([attention]):
+      drawing.add_bar(page, shown, [panel], shrink=0.8)
+    panel.set_title(drawing.wrapped(name, width - 0.5), fontsize=drawing.TEXT)
+  drawing.show_scores(axes[-1], sample.classes)
+  caption = 'The best classes, and how sure the model is of each.'
+  drawing.save(page, path, f'{caption} {drawing.looking(sample.attention.values())}')
+
+
+def _is_graded(maps: Sequence[attention_maps.Attention]) -> bool:
+  """Whether maps have more than two values, which are told apart without a colour bar."""
+  return any(len(np.unique(attention.weights)) > 2 for attention in maps)

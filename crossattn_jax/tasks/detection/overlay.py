@@ -31,7 +31,7 @@ def resized(image):
   return image.convert('RGB').resize(size, Image.Resampling.BICUBIC), factor
 
 
-def draw(image, boxes, names, palette, masks=None):
+def draw(image, boxes, names, palette, masks=None, text=None):
   """Draws objects over an image, the first ones on top.
 
   Args:
@@ -40,6 +40,7 @@ def draw(image, boxes, names, palette, masks=None):
     names: what is written at each box.
     palette: a colour of each, uint8 `[n, 3]`.
     masks: bool `[n, height, width]`, or None.
+    text: height of names in pixels; by default such that they can be read in the image alone.
 
   Returns:
     An image of the same size.
@@ -54,11 +55,12 @@ def draw(image, boxes, names, palette, masks=None):
   image = image.copy()
   short = min(image.size)
   painter = ImageDraw.Draw(image)
-  painter.font = ImageFont.load_default(max(13, short / 32))
+  text = text or max(13, short / 32)
+  painter.font = ImageFont.load_default(text)
   corners = np.clip(np.reshape(boxes, (-1, 4)), 0, np.tile(image.size, 2) - 1)
   for index in last_to_first:
     outline = tuple(palette[index].tolist())
-    painter.rectangle(corners[index].tolist(), outline=outline, width=max(2, short // 240))
+    painter.rectangle(corners[index].tolist(), outline=outline, width=round(max(2, text / 8)))
   taken = []
   for index, name in enumerate(names):
     _label(painter, corners[index], name, palette[index], taken)
@@ -84,17 +86,16 @@ def _label(painter, box, name, color, taken):
     for y in (y_min - height, y_min, y_max, y_max - height)
     if y >= 0 and y + height <= down
   ] or [(0, 0)]
-  free = [place for place in places if not any(_meet(place, width, height, x) for x in taken)]
-  x, y = (free or places)[0]
+  x, y = min(places, key=lambda place: sum(_hidden(place, width, height, x) for x in taken))
   taken.append((x, y, x + width, y + height))
   painter.rectangle((x, y, x + width - 1, y + height - 1), fill=tuple(color.tolist()))
   bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
   painter.text((x + 3, y + 2), name, fill='black' if bright else 'white')
 
 
-def _meet(place, width, height, other):
-  """Whether a rectangle at a place overlaps another one."""
+def _hidden(place, width, height, other):
+  """How much of another rectangle one at a place hides, in pixels."""
   x_min, y_min, x_max, y_max = other
-  return (
-    place[0] < x_max and x_min < place[0] + width and place[1] < y_max and y_min < place[1] + height
-  )
+  across = min(place[0] + width, x_max) - max(place[0], x_min)
+  down = min(place[1] + height, y_max) - max(place[1], y_min)
+  return max(across, 0) * max(down, 0)

@@ -11,6 +11,9 @@ from crossattn_jax.geometry import mask_pasting
 from crossattn_jax.tasks import drawing
 from crossattn_jax.tasks.detection import overlay
 
+ACROSS = 4  # Images beside each other on sheets.
+_TEXT = 0.0125  # Height of names, of the width of a page.
+
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
@@ -47,8 +50,20 @@ class Sample:
   name: str = ''
 
 
-def overlaid(image: np.ndarray, objects: Objects, class_names: Sequence[str]) -> Image.Image:
-  """The image, small ones enlarged, with boxes, classes, scores and masks of its objects."""
+def overlaid(
+  image: np.ndarray, objects: Objects, class_names: Sequence[str], across: int = 1
+) -> Image.Image:
+  """The image, small ones enlarged, with boxes, classes, scores and masks of its objects.
+
+  Args:
+    image: uint8 `[height, width, 3]`.
+    objects: in its pixels.
+    class_names: in the order of the labels.
+    across: how many are beside each other on a page: names are as large as can be read there.
+
+  Returns:
+    A picture.
+  """
   canvas, factor = overlay.resized(Image.fromarray(image))
   names = [class_names[label] for label in objects.labels]
   if objects.scores is not None:
@@ -59,14 +74,15 @@ def overlaid(image: np.ndarray, objects: Objects, class_names: Sequence[str]) ->
   elif masks is not None:
     masks = mask_pasting.paste_masks(masks, boxes, canvas.size[::-1])
   colors = overlay.colors(len(class_names))[objects.labels]
-  return overlay.draw(canvas, boxes, names, colors, masks)
+  text = None if across == 1 else _TEXT * across * canvas.width
+  return overlay.draw(canvas, boxes, names, colors, masks, text)
 
 
 def sheet(
   path: epath.Path,
   samples: Sequence[Sample],
   class_names: Sequence[str],
-  picture: Callable[[Sample, Objects, Sequence[str]], Image.Image] | None = None,
+  picture: Callable[..., Image.Image] | None = None,
 ) -> None:
   """Draws examples in columns: the image, its objects as found, the true ones if known.
 
@@ -74,15 +90,21 @@ def sheet(
     path: of the PNG.
     samples: at least one.
     class_names: in the order of the labels.
-    picture: of an example with objects; its image `overlaid` with them by default.
+    picture: of an example, objects, names and `across`; its image `overlaid` with them by default.
   """
   picture = picture or (lambda sample, *objects: overlaid(sample.image, *objects))
   titles = ['found'] if samples[0].true is None else ['found', 'true']
-  page, grid = drawing.columns(len(samples), len(titles), (3.2, 3.2), most=4)
+  page, grid = drawing.columns(len(samples), len(titles), ACROSS, lines=1 + bool(samples[0].name))
   for axes, sample in zip(grid, samples, strict=True):
-    drawing.show_image(axes[0], picture(sample, sample.found, class_names))
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+    drawing.show_image(axes[0], picture(sample, sample.found, class_names, ACROSS))
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
     if sample.true is not None:
-      drawing.show_image(axes[1], picture(sample, sample.true, class_names))
-  drawing.name_panels(grid, titles, most=4)
-  drawing.save(page, path)
+      drawing.show_image(axes[1], picture(sample, sample.true, class_names, ACROSS))
+  drawing.name_panels(grid, titles, ACROSS)
+  drawing.save(page, path, caption(samples[0].true is not None))
+
+
+def caption(true_is_known: bool) -> str:
+  """What a sheet shows."""
+  text = 'The objects that the model finds: box, class, and score from 0 to 1'
+  return f'{text}; below them those that are there.' if true_is_known else f'{text}.'

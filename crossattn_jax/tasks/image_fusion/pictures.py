@@ -35,17 +35,25 @@ def side_by_side(path: epath.Path, sample: Sample) -> None:
     path: of the PNG.
     sample: of the pair.
   """
-  panels = {'visible': sample.visible, 'infrared': sample.infrared, 'fused': sample.fused}
+  images = {'visible': sample.visible, 'infrared': sample.infrared, 'fused': sample.fused}
   tall = sample.fused.shape[0] / sample.fused.shape[1]
-  count = len(panels) + len(sample.attention)
-  page, axes = drawing.panels(count, (3.4, 3.4 * tall + 0.4))
-  for panel, (title, image) in zip(axes, panels.items(), strict=False):
+  page, axes = drawing.panels(
+    len(images) + len(sample.attention), tall, most=3, lines=2, bars=bool(sample.attention)
+  )
+  for panel, (title, image) in zip(axes, images.items(), strict=False):
     drawing.show_image(panel, image)
-    panel.set_title(title, fontsize=9)
-  for panel, (title, shown) in zip(axes[len(panels) :], sample.attention.items(), strict=True):
-    drawing.show_attention(panel, sample.fused, shown)
-    panel.set_title(title, fontsize=9)
-  drawing.save(page, path)
+    panel.set_title(title, fontsize=drawing.TEXT)
+  for panel, (title, attention) in zip(axes[len(images) :], sample.attention.items(), strict=True):
+    shown = drawing.show_attention(panel, sample.fused, attention)
+    drawing.add_bar(page, shown, [panel], shrink=0.9)
+    panel.set_title(drawing.wrapped(title, drawing.WIDTH / 3 - 1), fontsize=drawing.TEXT)
+  caption = 'Two images of the same scene, and the one that the model makes of both.'
+  if sample.attention:
+    caption += (
+      ' Below, in the order of the network, from where each step takes what it adds: bright places'
+      ' count most; 2 is twice as much as the average place.'
+    )
+  drawing.save(page, path, caption)
 
 
 def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
@@ -56,10 +64,11 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
     samples: at least one.
   """
   titles = ('visible', 'infrared', 'fused')
-  page, grid = drawing.columns(len(samples), len(titles), (1.9, 2.0))
+  page, grid = drawing.columns(len(samples), len(titles))
   for axes, sample in zip(grid, samples, strict=True):
     for panel, title in zip(axes, titles, strict=True):
       drawing.show_image(panel, getattr(sample, title))
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
   drawing.name_panels(grid, titles)
-  drawing.save(page, path)
+  caption = 'Each column is two images of the same scene, and what the model makes of both.'
+  drawing.save(page, path, caption)

@@ -10,10 +10,7 @@ from crossattn_jax.tasks import attention_maps, drawing
 from crossattn_jax.tasks.detection import pictures
 
 with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure, patches
-
-_WIDTH = 5.0  # Of an image, in inches.
-_BAR = 0.9  # Of a colour bar.
+  from matplotlib import patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,30 +56,30 @@ class Sample:
 def side_by_side(path: epath.Path, sample: Sample, class_names: Sequence[str]) -> None:
   """Draws both images with what was found, and below them a row for each that looks."""
   tall = sample.rgb.shape[0] / sample.rgb.shape[1]
-  rows = 1 + len(sample.looks)
-  width = _WIDTH + _BAR * bool(sample.looks)
-  page = figure.Figure(figsize=(2 * width, rows * (_WIDTH * tall + 0.3)), layout='constrained')
-  first, *others = page.subplots(rows, 2, squeeze=False)
-  for axes, title, image in zip(
-    first, ('RGB', 'thermal'), (sample.rgb, sample.thermal), strict=True
+  page, axes = drawing.panels(2 + 2 * len(sample.looks), tall, most=2, bars=bool(sample.looks))
+  for panel, title, image in zip(
+    axes[:2], ('RGB', 'thermal'), (sample.rgb, sample.thermal), strict=True
   ):
-    drawing.show_image(axes, pictures.overlaid(image, sample.found, class_names))
-    axes.set_title(title, fontsize=10)
-  for panels, look in zip(others, sample.looks, strict=True):
-    for axes, direction, image, weights in zip(
+    drawing.show_image(panel, pictures.overlaid(image, sample.found, class_names, across=2))
+    panel.set_title(title, fontsize=drawing.TEXT)
+  for panels, look in zip(axes[2:].reshape(-1, 2), sample.looks, strict=True):
+    for panel, title, image, weights in zip(
       panels,
-      ('thermal asks RGB', 'RGB asks thermal'),
+      ('where its place in thermal looks in RGB', 'where its place in RGB looks in thermal'),
       (sample.rgb, sample.thermal),
       (look.rgb, look.thermal),
       strict=True,
     ):
-      shown = drawing.show_attention(axes, image, attention_maps.Attention(weights, look.query))
-      shown.set_clim(0, max(1.0, float(weights.max())))
+      shown = drawing.show_attention(panel, image, attention_maps.Attention(weights, look.query))
       (x, y), (across, down) = look.box[:2] - 0.5, look.box[2:] - look.box[:2]
-      axes.add_patch(patches.Rectangle((x, y), across, down, fill=False, edgecolor='white'))
-      axes.set_title(f'{look.title}: {direction}', fontsize=10)
-      page.colorbar(shown, ax=axes, shrink=0.9, label='attention (1: all pixels alike)')
-  drawing.save(page, path)
+      panel.add_patch(patches.Rectangle((x, y), across, down, fill=False, edgecolor='white'))
+      panel.set_title(f'{look.title}: {title}', fontsize=drawing.TEXT)
+      drawing.add_bar(page, shown, [panel], shrink=0.9)
+  caption = pictures.caption(true_is_known=False)
+  if sample.looks:
+    caption += f' Below, for the best of them: {drawing.LOOKING[0].lower()}{drawing.LOOKING[1:]}'
+    caption += ' The white frame is the object, the cyan one the place that looks.'
+  drawing.save(page, path, caption)
 
 
 def sheet(path: epath.Path, samples: Sequence[Sample], class_names: Sequence[str]) -> None:
@@ -94,16 +91,19 @@ def sheet(path: epath.Path, samples: Sequence[Sample], class_names: Sequence[str
     class_names: in the order of the labels.
   """
   kinds = ['found'] if samples[0].true is None else ['found', 'true']
-  titles = [f'{kind}, {modality}' for kind in kinds for modality in ('RGB', 'thermal')]
-  page, grid = drawing.columns(len(samples), len(titles), (3.2, 2.7), most=4)
+  titles = [f'{kind}, in {modality}' for kind in kinds for modality in ('RGB', 'thermal')]
+  tall = samples[0].rgb.shape[0] / samples[0].rgb.shape[1]
+  page, grid = drawing.columns(
+    len(samples), len(titles), pictures.ACROSS, tall, lines=1 + bool(samples[0].name)
+  )
   for axes, sample in zip(grid, samples, strict=True):
     panels = [
-      pictures.overlaid(image, getattr(sample, kind), class_names)
+      pictures.overlaid(image, getattr(sample, kind), class_names, pictures.ACROSS)
       for kind in kinds
       for image in (sample.rgb, sample.thermal)
     ]
     for panel, picture in zip(axes, panels, strict=True):
       drawing.show_image(panel, picture)
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
-  drawing.name_panels(grid, titles, most=4)
-  drawing.save(page, path)
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
+  drawing.name_panels(grid, titles, pictures.ACROSS)
+  drawing.save(page, path, pictures.caption(samples[0].true is not None))

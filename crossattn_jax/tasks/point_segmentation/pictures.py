@@ -35,8 +35,8 @@ class Sample:
   def colorings(self, num_classes: int) -> dict[str, np.ndarray]:
     """What each picture of the cloud shows, and its colours."""
     palette = point_pictures.palette(num_classes)
-    of_classes = zip(('predicted', 'true'), self.classes, strict=False)
-    return {'colours': self.colors} | {name: palette[classes] for name, classes in of_classes}
+    of_classes = zip(('predicted classes', 'true classes'), self.classes, strict=False)
+    return {'the scan': self.colors} | {name: palette[classes] for name, classes in of_classes}
 
   @property
   def right(self) -> str:
@@ -61,12 +61,15 @@ def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> 
     names: of the classes.
   """
   titles = list(samples[0].colorings(len(names)))
-  page, grid = drawing.columns(len(samples), len(titles), (2.4, 1.9), below=0.6, most=4)
+  page, grid = drawing.columns(len(samples), len(titles), most=4, tall=0.7, lines=2)
   for axes, sample in zip(grid, samples, strict=True):
     for panel, colors in zip(axes, sample.colorings(len(names)).values(), strict=True):
       drawing.show_image(panel, point_pictures.render(sample.points, colors))
-    axes[0].set_title(drawing.shortened(sample.name, 14), fontsize=8, loc='right')
-    axes[1].set_title(sample.right, fontsize=8, loc='right')
+    axes[0].set_title(drawing.shortened(sample.name, 18), fontsize=drawing.SMALL)
+    axes[1].set_title(sample.right, fontsize=drawing.SMALL)
   drawing.name_panels(grid, titles, most=4)
   point_pictures.legend(page, [x for sample in samples for x in sample.classes], names)
-  drawing.save(page, path)
+  caption = 'Each column is a scan; walls and ceilings in front are left out.'
+  if samples[0].true is not None:
+    caption += ' Right: the share of the points whose predicted class is the true one.'
+  drawing.save(page, path, caption)

@@ -68,8 +68,17 @@ def _show(axes, item: Item, color: str | None = None) -> None:
   if item.picture is None:
     axes.set_xticks([])
     axes.set_yticks([])
-    lines = '\n'.join(textwrap.wrap(item.text, 24))
-    axes.text(0.5, 0.5, lines, ha='center', va='center', fontsize=7, transform=axes.transAxes)
+    lines = '\n'.join(textwrap.wrap(item.text, 19, max_lines=9, placeholder=' …'))
+    axes.set_box_aspect(1)
+    axes.annotate(
+      lines,
+      (0.5, 0.5),
+      xycoords='axes fraction',
+      ha='center',
+      va='center',
+      fontsize=drawing.SMALL,
+      in_layout=False,  # Else panels shrink to make room for it.
+    )
   else:
     drawing.show_image(axes, item.picture.image)
     # Ticks stay hidden, the frame is wanted.
@@ -89,18 +98,23 @@ def retrieval_sheet(path: epath.Path, results: Sequence[Result]) -> None:
     results: at least one, with equally many answers.
   """
   columns = 1 + max(len(result.answers) for result in results)
-  page = figure.Figure(figsize=(1.9 * columns, 1.9 * len(results)), layout='constrained')
+  side = drawing.WIDTH / columns
+  size = (drawing.WIDTH, (side + 0.25) * len(results))
+  page = figure.Figure(figsize=size, layout='constrained')
   grid = page.subplots(len(results), columns, squeeze=False)
   for row, result in zip(grid, results, strict=True):
     for axes in row[1 + len(result.answers) :]:
       axes.set_axis_off()
     _show(row[0], result.query)
-    row[0].set_title('query', fontsize=8, loc='left')
+    row[0].set_title('searched for', fontsize=drawing.SMALL, loc='left')
     for rank, (axes, answer) in enumerate(zip(row[1:], result.answers, strict=False), start=1):
       color = {True: 'tab:green', False: 'tab:red', None: None}[answer.right]
       _show(axes, answer.item, color)
-      axes.set_title(f'{rank}: {answer.score:.3f}', fontsize=8, loc='left')
-  drawing.save(page, path)
+      axes.set_title(f'{rank}. score {answer.score:.2f}', fontsize=drawing.SMALL, loc='left')
+  caption = 'Each row: what was searched for, and the best answers from left to right.'
+  if any(answer.right is not None for result in results for answer in result.answers):
+    caption += ' Green frames: what belongs to it; red ones: what belongs to something else.'
+  drawing.save(page, path, caption)
 
 
 def attention_picture(
@@ -120,38 +134,66 @@ def attention_picture(
   boxes = None if item.picture is None else item.picture.boxes
   columns = 8
   bands = 0 if boxes is None else -(-words // columns)
-  heights = [max(2.4, 0.17 * words), *[1.5] * bands]
-  page = figure.Figure(figsize=(13, sum(heights) + 0.3), layout='constrained')
-  grid = page.add_gridspec(1 + bands, columns, height_ratios=heights)
+  heights = [max(2.4, 0.17 * words), *[1.3] * bands]
+  size = (drawing.WIDTH, sum(heights) + 0.3)
+  page = figure.Figure(figsize=size, layout='constrained')
+  top, *below = page.subfigures(
+    1 + bool(bands),
+    1,
+    squeeze=False,
+    height_ratios=[heights[0], *([sum(heights[1:])] if bands else [])],
+  ).flat
+  panels = top.subplots(1, 3)
 
-  axes = page.add_subplot(grid[0, :2])
-  _show(axes, item)
-  for number, (top, left, bottom, right) in enumerate(boxes or ()):
-    axes.add_patch(
+  _show(panels[0], item)
+  panels[0].set_title('the image and its regions', fontsize=drawing.SMALL, loc='left')
+  for number, (up, left, down, right) in enumerate(boxes or ()):
+    panels[0].add_patch(
       patches.Rectangle(
-        (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor='cyan'
+        (left - 0.5, up - 0.5), right - left, down - up, fill=False, edgecolor='cyan'
       )
     )
-    axes.text(left, top, str(number), fontsize=7, color='black', backgroundcolor='cyan', va='top')
+    panels[0].annotate(
+      str(number),
+      (left - 0.5, up - 0.5),
+      xytext=(2, -2),
+      textcoords='offset points',
+      fontsize=drawing.SMALL,
+      va='top',
+      bbox={'facecolor': 'cyan', 'edgecolor': 'none', 'pad': 1},
+    )
 
-  for columns_of, values, title in (
-    (slice(2, 5), attention.words_from_regions, 'words take from regions'),
-    (slice(5, 8), attention.regions_from_words.T, 'regions take from words'),
+  for axes, values, title in (
+    (panels[1], attention.words_from_regions, 'words look at regions'),
+    (panels[2], attention.regions_from_words.T, 'regions look at words'),
   ):
-    axes = page.add_subplot(grid[0, columns_of])
-    axes.imshow(values, cmap='inferno', aspect='auto', vmin=0)
-    axes.set_title(f'{title} (at most {values.max():.2f})', fontsize=8, loc='left')
-    axes.set_xticks(range(regions), range(regions), fontsize=6)
-    axes.set_yticks(range(words), pieces, fontsize=6)
-    axes.set_xlabel('region', fontsize=7)
+    shown = axes.imshow(values, cmap='inferno', aspect='auto', vmin=0)
+    axes.set_title(title, fontsize=drawing.SMALL, loc='left')
+    every = -(-regions // 12)
+    axes.set_xticks(range(0, regions, every), range(0, regions, every), fontsize=drawing.SMALL - 1)
+    axes.set_yticks(range(words), pieces, fontsize=drawing.SMALL - 1)
+    axes.set_xlabel('region', fontsize=drawing.SMALL)
+    drawing.add_bar(top, shown, [axes], 'share of its attention', aspect=30)
 
-  for number in range(words if bands else 0):
-    axes = page.add_subplot(grid[1 + number // columns, number % columns])
+  if bands:
+    (page_of_words,) = below
+    grid = page_of_words.subplots(bands, columns, squeeze=False)
     image = np.asarray(item.picture.image)
-    weights = _over_image(attention.words_from_regions[number], boxes, image.shape[:2])
-    drawing.show_attention(axes, image, attention_maps.Attention(weights))
-    axes.set_title(pieces[number], fontsize=7, loc='left')
-  drawing.save(page, path)
+    maps = [_over_image(look, boxes, image.shape[:2]) for look in attention.words_from_regions]
+    between = drawing.limits(maps)
+    for axes in grid.flat[words:]:
+      axes.set_axis_off()
+    for axes, piece, weights in zip(grid.flat, pieces, maps, strict=False):
+      shown = drawing.show_attention(axes, image, attention_maps.Attention(weights), between)
+      axes.set_title(piece, fontsize=drawing.SMALL, loc='left')
+    drawing.add_bar(page_of_words, shown, grid.flat, 'share of its attention', aspect=30)
+  caption = (
+    'How the words of a sentence and the regions of an image look at each other: the brighter, the '
+    'larger the share of its attention that a row, or a column, gives.'
+  )
+  if bands:
+    caption += ' Below, for each word, where in the image it looks: the sum over the regions there.'
+  drawing.save(page, path, caption)
 
 
 def _over_image(

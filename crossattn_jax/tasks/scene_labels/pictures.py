@@ -13,7 +13,7 @@ with epy.lazy_imports():  # Slow to import, and few runs need it.
 
 # Photographs and classes of a picture, and scenes beside each other of a sheet.
 _MOST = 4
-_SIDE = 2.6  # Of a panel, in inches.
+_TALL = 0.75  # Height of a panel, of its width.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ def scene(path: epath.Path, sample: Sample, names: Sequence[str]) -> None:
     for where, side in point_pictures.SIDES.items()
   ]
   rows, scale = [first], None
+  caption = 'The scan of a room, what the model finds in it, and photographs of it.'
   shown = [int(k) for k in np.unique(np.linspace(0, len(sample.photographs) - 1, _MOST))]
   if len(sample.photographs):
     rows.append([(f'photograph {k + 1}', sample.photographs[k]) for k in shown])
@@ -65,39 +66,41 @@ def scene(path: epath.Path, sample: Sample, names: Sequence[str]) -> None:
     scale = colors.LogNorm(*_range([*looks, *of_classes.values()]))
     rows.append(
       [
-        (f'what photograph {k + 1} looks at', _heat(sample, look, scale))
+        (f'where photograph {k + 1} looks', _heat(sample, look, scale))
         for k, look in zip(shown, looks, strict=True)
       ]
     )
+    caption += f' Below: {drawing.LOOKING[0].lower()}{drawing.LOOKING[1:]}'
     if of_classes:
       rows.append(
         [
-          (f'what the token of {name!r} looks at', _heat(sample, look, scale))
+          (f'where the class {name!r} looks', _heat(sample, look, scale))
           for name, look in of_classes.items()
         ]
       )
-  page = figure.Figure(figsize=(_MOST * _SIDE, len(rows) * _SIDE + 0.8), layout='constrained')
+      caption += ' A class looks by its token of the photographs.'
+  # Photographs and scenes are wider than high.
+  size = (drawing.WIDTH, len(rows) * (_TALL * drawing.WIDTH / _MOST + 0.25))
+  page = figure.Figure(figsize=size, layout='constrained')
   grid = page.subplots(len(rows), _MOST, squeeze=False)
   for axes in grid.flat:
     axes.set_axis_off()
   for axes, row in zip(grid, rows, strict=True):
     for panel, (title, picture) in zip(axes, row, strict=False):
       drawing.show_image(panel, picture)
-      panel.set_title(title, fontsize=7)
+      panel.set_title(title, fontsize=drawing.SMALL)
   if scale is not None:
-    page.colorbar(
-      cm.ScalarMappable(scale, 'inferno'),
-      ax=grid[2:],
-      label='looks at it (1: at all alike)',
-    )
+    bar = page.colorbar(cm.ScalarMappable(scale, 'inferno'), ax=grid[2:], aspect=30, format='{x:g}')
+    bar.set_label(drawing.TIMES_AVERAGE, fontsize=drawing.SMALL)
+    bar.ax.tick_params(labelsize=drawing.SMALL)
   if sample.classes is not None:
     point_pictures.legend(page, [sample.classes], names)
-  drawing.save(page, path)
+  drawing.save(page, path, caption)
 
 
 def _colorings(sample: Sample, names: Sequence[str]) -> dict[str, np.ndarray]:
   """Colours of points by what they show."""
-  colorings = {'colours': sample.colors}
+  colorings = {'the scan': sample.colors}
   palette = point_pictures.palette(len(names))
   if sample.classes is not None:
     colorings['found'] = palette[sample.classes]
@@ -128,29 +131,29 @@ def sheet(path: epath.Path, samples: Sequence[Sample], names: Sequence[str]) -> 
   side = next(iter(point_pictures.SIDES.values()))
   titles = [
     *(['a photograph'] if len(first.photographs) else []),
-    'colours',
+    'the scan',
     *(['found'] if first.classes is not None else []),
     *(['true'] if any(sample.true is not None for sample in samples) else []),
   ]
-  page, grid = drawing.columns(len(samples), len(titles), (_SIDE, _SIDE), 0.6, _MOST)
+  page, grid = drawing.columns(len(samples), len(titles), _MOST, _TALL, lines=2)
   for axes, sample in zip(grid, samples, strict=True):
     panels = dict(zip(titles, axes, strict=True))
     if 'a photograph' in panels:
       drawing.show_image(panels['a photograph'], sample.photographs[len(sample.photographs) // 2])
-    colorings = {'colours': sample.colors}
+    colorings = {'the scan': sample.colors}
     if sample.classes is not None:
       colorings['found'] = palette[sample.classes]
     if sample.true is not None:
       colorings['true'] = palette[sample.true]
     for title, shown in colorings.items():
       drawing.show_image(panels[title], point_pictures.render(sample.points, shown, side))
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=7, loc='right')
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
     if sample.classes is not None and sample.true is not None:
       known = sample.true >= 0
       right = (sample.classes == sample.true)[known].mean() if known.any() else np.nan
-      panels['found'].set_title(f'{right:.1%} right', fontsize=7, loc='right')
+      panels['found'].set_title(f'{right:.1%} right', fontsize=drawing.SMALL)
   drawing.name_panels(grid, titles, _MOST)
   shown = [x for sample in samples for x in (sample.classes, sample.true) if x is not None]
   if shown:
     point_pictures.legend(page, shown, names)
-  drawing.save(page, path)
+  drawing.save(page, path, 'Each column is a room; walls and ceilings in front are left out.')

@@ -3,18 +3,14 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from etils import epath, epy
+from etils import epath
 import numpy as np
 from PIL import Image
 
 from crossattn_jax.tasks import attention_maps, drawing
 
-with epy.lazy_imports():  # Slow to import, and few runs need it.
-  from matplotlib import figure, patches
-
-# More classes than this do not fit below a picture; the most frequent ones are named.
-_LEGEND_ENTRIES = 16
-_OPACITY = 0.6
+_OPACITY = 0.7
+_NO_CLASS = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,29 +49,29 @@ def with_palette(classes: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def _laid_over(image: np.ndarray, classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """The image seen through the colours of its classes, which may have another size."""
+  """The image in grey, seen through the colours of its classes; it may have another size."""
   if image.shape[:2] != classes.shape:
     image = np.asarray(Image.fromarray(image).resize(classes.shape[::-1]))
-  colored = _colors(palette)[classes.astype(np.uint8)]
-  return np.rint((1 - _OPACITY) * image + _OPACITY * colored).astype(np.uint8)
+  grey = np.repeat(drawing.grey(image)[..., None], 3, axis=-1)
+  colored = _seen_through(grey, _colors(palette)[classes.astype(np.uint8)])
+  return np.where((classes == _NO_CLASS)[..., None], grey, np.rint(colored)).astype(np.uint8)
 
 
-def _legend(
-  page: 'figure.Figure', shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray
-) -> None:
-  """Names the most frequent of the classes that occur, with their colours."""
-  counts = sum(np.bincount(classes.ravel(), minlength=256) for classes in shown)[: len(names)]
-  frequent = np.argsort(-counts, kind='stable')[:_LEGEND_ENTRIES]
-  page.legend(
-    handles=[
-      patches.Patch(facecolor=palette[index] / 255, edgecolor='black', label=names[index])
-      for index in sorted(frequent)
-      if counts[index]
-    ],
-    loc='outside lower center',
-    ncols=8,
-    fontsize=8,
-  )
+def _seen_through(grey: np.ndarray | float, colors: np.ndarray) -> np.ndarray:
+  return (1 - _OPACITY) * grey + _OPACITY * colors
+
+
+def _legend(page, shown: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray) -> None:
+  """Names the classes that occur, and their colours as they are over a grey image."""
+  present = np.unique(np.concatenate([np.ravel(classes) for classes in shown])).astype(int)
+  colors = {
+    names[index]: _seen_through(128.0, palette[index]) / 255
+    for index in present
+    if index < len(names)
+  }
+  if _NO_CLASS in present:
+    colors['no class (grey image)'] = np.full(3, 0.9)
+  drawing.legend(page, colors)
 
 
 def overlay(path: epath.Path, sample: Sample, names: Sequence[str], palette: np.ndarray) -> None:
@@ -88,14 +84,18 @@ def overlay(path: epath.Path, sample: Sample, names: Sequence[str], palette: np.
     palette: of the classes, uint8 `[classes, 3]`.
   """
   tall = sample.image.shape[0] / sample.image.shape[1]
-  page, axes = drawing.panels(2 + len(sample.attention), (4.2, 4.2 * tall + 0.2), below=0.6)
+  page, axes = drawing.panels(2 + len(sample.attention), tall, most=2, bars=bool(sample.attention))
   drawing.show_image(axes[0], sample.image)
+  axes[0].set_title('image', fontsize=drawing.TEXT)
   drawing.show_image(axes[1], _laid_over(sample.image, sample.predicted, palette))
-  for panel, (name, shown) in zip(axes[2:], sample.attention.items(), strict=True):
-    drawing.show_attention(panel, sample.seen, shown)
-    panel.set_title(name, fontsize=8)
+  axes[1].set_title('the class of each pixel', fontsize=drawing.TEXT)
+  for panel, (name, attention) in zip(axes[2:], sample.attention.items(), strict=True):
+    shown = drawing.show_attention(panel, sample.seen, attention)
+    drawing.add_bar(page, shown, [panel], shrink=0.9)
+    panel.set_title(drawing.wrapped(name, drawing.WIDTH / 2), fontsize=drawing.TEXT)
   _legend(page, [sample.predicted], names, palette)
-  drawing.save(page, path)
+  caption = 'The classes are laid over the image in the colours below it.'
+  drawing.save(page, path, f'{caption} {drawing.looking(sample.attention.values())}')
 
 
 def sheet(
@@ -109,19 +109,23 @@ def sheet(
     names: of the classes.
     palette: of the classes, uint8 `[classes, 3]`.
   """
-  titles = ['image', 'predicted', 'true']
+  titles = ['images', 'predicted classes', 'true classes']
   if samples[0].true is None:
-    titles.remove('true')
-  page, grid = drawing.columns(len(samples), len(titles), (1.9, 1.9), below=0.6)
+    titles.pop()
+  page, grid = drawing.columns(len(samples), len(titles), lines=2)
   for axes, sample in zip(grid, samples, strict=True):
     drawing.show_image(axes[0], sample.image)
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=8, loc='right')
+    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
     drawing.show_image(axes[1], _laid_over(sample.image, sample.predicted, palette))
     if sample.true is not None:
-      counted = sample.true != 255
+      counted = sample.true != _NO_CLASS
       right = (sample.predicted == sample.true)[counted].mean() if counted.any() else np.nan
-      axes[1].set_title(f'{right:.1%} right', fontsize=8, loc='right')
+      axes[1].set_title(f'{right:.1%} right', fontsize=drawing.SMALL)
       drawing.show_image(axes[2], _laid_over(sample.image, sample.true, palette))
   drawing.name_panels(grid, titles)
-  _legend(page, [sample.predicted for sample in samples], names, palette)
-  drawing.save(page, path)
+  shown = [x for sample in samples for x in (sample.predicted, sample.true) if x is not None]
+  _legend(page, shown, names, palette)
+  caption = 'Each column is an image; the classes of its pixels are laid over it in colours.'
+  if samples[0].true is not None:
+    caption += ' Right: the share of the pixels whose predicted class is the true one.'
+  drawing.save(page, path, caption)

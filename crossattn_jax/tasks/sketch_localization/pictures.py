@@ -16,8 +16,6 @@ with epy.lazy_imports():  # Slow to import, and few runs need it.
 # Of a picture's shorter side: a sketch, of its width: all of them, at most.
 _SKETCH, _SKETCHES = 0.28, 0.6
 _MOST_SKETCHES = 10
-_WIDTH = 5.0  # Of the image, in inches.
-_BAR = 0.9  # Of the colour bar.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +32,14 @@ class Sample(pictures.Sample):
   looks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def overlaid(sample: Sample, objects: pictures.Objects, class_names: Sequence[str]) -> Image.Image:
-  """The image with objects, and the sketches in the corner where they hide least."""
-  picture = pictures.overlaid(sample.image, objects, class_names)
+def overlaid(
+  sample: Sample, objects: pictures.Objects, class_names: Sequence[str], across: int = 1
+) -> Image.Image:
+  """The image with objects, and the sketches in the corner where they hide least.
+
+  See `detection.pictures.overlaid`.
+  """
+  picture = pictures.overlaid(sample.image, objects, class_names, across)
   sketches = sample.sketches[:_MOST_SKETCHES]
   widest = _SKETCHES * picture.width / len(sketches)
   side = round(min(_SKETCH * min(picture.size), widest))
@@ -61,22 +64,31 @@ def _hidden(corner: tuple[int, int], size: tuple[int, int], boxes: np.ndarray) -
 def found_and_looks(path: epath.Path, sample: Sample, class_names: Sequence[str]) -> None:
   """Draws the image with what was found, and beside it where it looks at the sketches' lines."""
   tall = sample.image.shape[0] / sample.image.shape[1]
-  size = (2 * _WIDTH + _BAR, max(tall, 0.5) * _WIDTH + 0.4)
+  half = drawing.WIDTH / 2
+  size = (drawing.WIDTH, max(tall, 0.5) * half + 0.3)
   page = figure.Figure(figsize=size, layout='constrained')
-  left, right = page.subfigures(1, 2, width_ratios=(_WIDTH, _WIDTH + _BAR))
+  left, right = page.subfigures(1, 2)
   axes = left.subplots()
-  drawing.show_image(axes, overlaid(sample, sample.found, class_names))
-  axes.set_title(f'what the sketch shows: {len(sample.found.boxes)} found', fontsize=10)
+  drawing.show_image(axes, overlaid(sample, sample.found, class_names, across=2))
+  axes.set_title(f'what the sketch shows: {len(sample.found.boxes)} found', fontsize=drawing.TEXT)
   # Of the published four stages, two beside two.
   panels = right.subplots(-(-len(sample.looks) // 2), 2, squeeze=False)
   panels.flat[-1].set_axis_off()  # Empty where their number is odd.
-  values = np.concatenate([weights.ravel() for weights in sample.looks.values()])
-  for panel, (name, weights) in zip(panels.flat, sample.looks.items(), strict=False):
-    shown = drawing.show_attention(panel, sample.image, attention_maps.Attention(weights))
-    shown.set_clim(values.min(), values.max())
-    panel.set_title(f'before {name.replace("_", " ")}', fontsize=8)
-  right.colorbar(shown, ax=panels, label='looks at lines of the sketch (1: at all of it alike)')
-  drawing.save(page, path)
+  between = drawing.limits(sample.looks.values())
+  for stage, (panel, weights) in enumerate(
+    zip(panels.flat, sample.looks.values(), strict=False), start=1
+  ):
+    attention = attention_maps.Attention(weights)
+    shown = drawing.show_attention(panel, sample.image, attention, between)
+    panel.set_title(f'before stage {stage}', fontsize=drawing.TEXT)
+  drawing.add_bar(right, shown, panels.flat, aspect=30, extend='max')
+  drawing.save(
+    page,
+    path,
+    'Left, the photo with its objects that the sketch in the corner shows, each with a score from '
+    '0 to 1. Right, how much each place of the photo looks at the lines of the sketch before a '
+    'stage of the network: 1 where it looks at all of the sketch alike.',
+  )
 
 
 def sheet(path: epath.Path, samples: Sequence[Sample], class_names: Sequence[str]) -> None:

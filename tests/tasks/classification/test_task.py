@@ -74,6 +74,7 @@ def test_attention_maps_are_on_the_patch_grids(task, variables):
   outputs = jax.eval_shape(
     task.Predictor(task, variables).predict, variables, {'image': jnp.zeros((3, 8, 8, 1))}
   )
-  assert outputs['attention_maps/branch 0 to 1'].shape == (3, 2, 2)
-  assert outputs['attention_maps/branch 1 to 0'].shape == (3, 4, 4)
+  looks = "attention_maps/where the {} branch's summary looks in the {} one"
+  assert outputs[looks.format('fine', 'coarse')].shape == (3, 2, 2)
+  assert outputs[looks.format('coarse', 'fine')].shape == (3, 4, 4)
   assert outputs['probabilities'].shape == (3, 10)
