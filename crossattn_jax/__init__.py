@@ -24,6 +24,12 @@ def list_models(pattern: str = '*', *, weights: bool = False) -> list[str]:
   Args:
     pattern: such as 'crossvit_*'; with a '+', as in 'biformer_small+*', of backbones with heads.
     weights: only those whose weights `load_pretrained` downloads, from one source or another.
+
+  Examples:
+    >>> list_models('swiftformer_*')
+    ['swiftformer_l1', 'swiftformer_l3', 'swiftformer_s', 'swiftformer_xs']
+    >>> list_models('biformer_small+mask*')
+    ['biformer_small+mask_rcnn']
   """
   names = models.list_models(pattern)
   if weights:

@@ -58,6 +58,10 @@ def partition(x: jax.Array, grid: Grid) -> jax.Array:
 
   Returns:
     `[batch, regions, tokens, ...]`, regions and the tokens of a region row by row.
+
+  Examples:
+    >>> jax.eval_shape(lambda x: partition(x, (7, 7)), jnp.ones((1, 28, 28, 64))).shape
+    (1, 49, 16, 64)
   """
   return rearrange(x, 'b (r h) (s w) ... -> b (r s) (h w) ...', r=grid[0], s=grid[1])
 
@@ -382,6 +386,12 @@ class BiLevelRoutingAttention(module.Module):
     kernel_init: of the projections.
     bias_init: of the projections.
     dtype: of the computation; routing is computed in at least float32.
+
+  Examples:
+    >>> attention = BiLevelRoutingAttention(num_heads=2, top_k=4)
+    >>> x = jnp.ones((1, 28, 28, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0][0].shape
+    (1, 28, 28, 64)
   """
 
   num_heads: int

@@ -47,6 +47,11 @@ class BlockGridAttention(module.Module):
     window: tokens on a side of a group.
     kernel_init: of the projections.
     bias_init: of the projections.
+
+  Examples:
+    >>> attention, x = BlockGridAttention(num_heads=2, kind='grid'), jnp.ones((1, 14, 14, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 14, 14, 64)
   """
 
   num_heads: int

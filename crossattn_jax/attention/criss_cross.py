@@ -23,6 +23,12 @@ class CrissCrossAttention(module.Module):
     implementation: see `kernels.criss_cross_attention`.
     kernel_init: of the projections.
     bias_init: of the projections.
+
+  Examples:
+    >>> attention, x = CrissCrossAttention(recurrence=2), jnp.ones((2, 8, 9, 64))
+    >>> y, variables = jax.eval_shape(attention.init_with_output, jax.random.key(0), x)
+    >>> y.shape
+    (2, 8, 9, 64)
   """
 
   recurrence: int = 2

@@ -46,6 +46,12 @@ def class_token_attention(
   Returns:
     The result `[batch, heads, head_dim]` in `value`'s dtype, and the attention weights before
     dropout `[batch, heads, tokens]` in at least float32.
+
+  Examples:
+    >>> query, tokens = jnp.ones((2, 3, 8)), jnp.ones((2, 10, 3, 8))
+    >>> result, weights = jax.eval_shape(class_token_attention, query, tokens, tokens)
+    >>> result.shape, weights.shape
+    ((2, 3, 8), (2, 3, 10))
   """
   weights = class_token_weights(query, key)
   used = (weights if dropout is None else dropout(weights)).astype(value.dtype)
@@ -145,6 +151,12 @@ class ClassTokenAttention(module.Module):
     form: 'projected' computes keys and values, 'folded' never does, 'auto' takes the one that
       multiplies less (`folding_pays`). The parameters are the same and so, exactly, is the result.
     kernel_init: of the four projections.
+
+  Examples:
+    >>> attention, x = ClassTokenAttention(num_heads=4), jnp.ones((2, 97, 64))
+    >>> (token, weights), _ = jax.eval_shape(attention.init_with_output, jax.random.key(0), x)
+    >>> token.shape, weights.shape
+    ((2, 1, 64), (2, 4, 97))
   """
 
   num_heads: int

@@ -110,6 +110,13 @@ class DualCrossAttention(module.Module):
     attention_drop_rate: dropout of the attention weights.
     drop_rate: dropout of the results.
     kernel_init: of all projections. With the authors' all weights start equal and the results at 0.
+
+  Examples:
+    >>> attention, rgb = DualCrossAttention(num_heads=4), jnp.ones((2, 9, 64))
+    >>> thermal = jnp.ones((2, 9, 64))
+    >>> news, _ = jax.eval_shape(attention.init_with_output, jax.random.key(0), rgb, thermal)
+    >>> [x.shape for x in news]
+    [(2, 9, 64), (2, 9, 64)]
   """
 
   num_heads: int = 8

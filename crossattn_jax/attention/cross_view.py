@@ -24,6 +24,14 @@ class CrossViewAttention(module.Module):
     strides: of the pooling of keys and values, per view; None leaves them as they are.
     kernel_init: of the fused projection.
     out_init: of the projection out of the heads.
+
+  Examples:
+    >>> attention = CrossViewAttention(num_heads=2, strides=(2, 1))
+    >>> x, grids = jnp.ones((1, 1 + 64 + 16, 32)), ((8, 8), (4, 4))
+    >>> init = lambda key: attention.init_with_output(key, x, grids)
+    >>> (y, weights), _ = jax.eval_shape(init, jax.random.key(0))
+    >>> y.shape, weights.shape
+    ((1, 81, 32), (1, 2, 33))
   """
 
   num_heads: int

@@ -79,6 +79,14 @@ class DeformableAttention(module.Module):
   Attributes:
     num_heads: must divide the width of the queries.
     num_points: at which a head looks on every map.
+
+  Examples:
+    >>> attention, sizes = DeformableAttention(num_heads=4), ((8, 8), (4, 4))
+    >>> query, memory = jnp.ones((1, 5, 64)), jnp.ones((1, 80, 64))
+    >>> reference = jnp.full((1, 5, 2, 2), 0.5)
+    >>> init = lambda key: attention.init_with_output(key, query, reference, memory, sizes)
+    >>> jax.eval_shape(init, jax.random.key(0))[0].shape
+    (1, 5, 64)
   """
 
   num_heads: int = 8

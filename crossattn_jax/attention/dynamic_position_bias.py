@@ -22,6 +22,10 @@ def relative_offsets(group: Pair) -> np.ndarray:
 
   Returns:
     float32 `[2 * group[0] - 1, 2 * group[1] - 1, 2]`, from `1 - group` to `group - 1`.
+
+  Examples:
+    >>> relative_offsets((7, 7)).shape
+    (13, 13, 2)
   """
   axes = [np.arange(1 - length, length, dtype=np.float32) for length in group]
   return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)

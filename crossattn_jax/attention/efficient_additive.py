@@ -53,6 +53,11 @@ def efficient_additive_attention(
 
   Returns:
     Context, normalised query, weights. Norms, scores and sums over tokens are in at least float32.
+
+  Examples:
+    >>> tokens, weights = jnp.ones((2, 49, 16)), jnp.ones(16)
+    >>> jax.eval_shape(efficient_additive_attention, tokens, tokens, weights).context.shape
+    (2, 49, 16)
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   query, key = similarity.l2_normalize(query), similarity.l2_normalize(key)
@@ -84,6 +89,11 @@ class EfficientAdditiveAttention(module.Module):
     head_dim: channels of the result; those of the input by default.
     normalization: see `efficient_additive_attention`.
     dtype: of the linear maps and of the result.
+
+  Examples:
+    >>> attention, x = EfficientAdditiveAttention(head_dim=32), jnp.ones((2, 7, 7, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 7, 7, 32)
   """
 
   num_heads: int = 1

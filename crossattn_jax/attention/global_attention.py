@@ -25,6 +25,11 @@ class GlobalAttention(module.Module):
     lepe_side: of its kernel.
     kernel_init: of the projections.
     bias_init: of the projections.
+
+  Examples:
+    >>> attention, x = GlobalAttention(num_heads=2), jnp.ones((2, 7, 7, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 7, 7, 64)
   """
 
   num_heads: int = 8

@@ -182,6 +182,12 @@ class InformationInjection(module.Module):
     mlp_ratio: hidden width of the MLP per channel.
     injection: see `inject`.
     attention: see `inject`.
+
+  Examples:
+    >>> injection, visible = InformationInjection(), jnp.ones((1, 8, 8, 64))
+    >>> maps = visible, jnp.ones((1, 8, 8, 64)), jnp.ones((1, 8, 8, 64))  # Query, key, value.
+    >>> jax.eval_shape(injection.init_with_output, jax.random.key(0), *maps)[0][0].shape
+    (1, 8, 8, 64)
   """
 
   num_heads: int = 4

@@ -60,6 +60,13 @@ class ClassSkippingAttention(module.Module):
     num_heads: must divide the width of the tokens.
     num_classes: class tokens, which come first.
     width: channels of the result; None for those of the queries.
+
+  Examples:
+    >>> attention = ClassSkippingAttention(num_heads=2, num_classes=20)
+    >>> x, others = jnp.ones((1, 36, 64)), jnp.ones((1, 120, 64))
+    >>> (y, logits), _ = jax.eval_shape(attention.init_with_output, jax.random.key(0), x, others)
+    >>> y.shape, logits.shape
+    ((1, 36, 64), (1, 2, 36, 120))
   """
 
   num_heads: int

@@ -47,6 +47,14 @@ def joint_attention(
   Returns:
     `[..., queries, heads, head_dim]` in `query`'s dtype, and the attention weights before dropout
     `[..., heads, queries, tokens of all sets]` in at least float32.
+
+  Examples:
+    >>> images, words = jnp.ones((2, 36, 4, 16)), jnp.ones((2, 12, 4, 16))
+    >>> mask = jnp.ones((2, 12), bool)
+    >>> sets = (images, words)
+    >>> y, weights = jax.eval_shape(joint_attention, images, sets, sets, (None, mask))
+    >>> y.shape, weights.shape
+    ((2, 36, 4, 16), (2, 4, 36, 48))
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   scores = []

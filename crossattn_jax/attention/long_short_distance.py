@@ -104,6 +104,12 @@ class LongShortDistanceAttention(module.Module):
     mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
       is the bias.
     position_bias: whether scores have a dynamic position bias.
+
+  Examples:
+    >>> attention = LongShortDistanceAttention(num_heads=2, kind='long', group_size=7, interval=4)
+    >>> x = jnp.ones((1, 56, 56, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 56, 56, 64)
   """
 
   num_heads: int

@@ -67,7 +67,12 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 
 def list_attentions() -> list[str]:
-  """Returns the registered names, sorted."""
+  """Returns the registered names, sorted.
+
+  Examples:
+    >>> 'criss_cross' in list_attentions(), 'pooled' in list_attentions()
+    (True, True)
+  """
   return sorted(_builders)
 
 
@@ -79,6 +84,12 @@ class MapAttention(module.Module):
     stage: see `Place`.
     block: see there.
     num_heads: see there.
+
+  Examples:
+    >>> attention = MapAttention('pooled', stage=0, block=0, num_heads=2)
+    >>> x = jnp.ones((1, 16, 16, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 16, 16, 64)
   """
 
   kind: str

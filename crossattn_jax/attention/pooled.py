@@ -102,6 +102,11 @@ class PooledAttention(module.Module):
     query_stride: of the pooling of queries, which shrinks the map; None leaves them alone.
     channels: of the result; those of the input by default.
     kernel_init: of both projections.
+
+  Examples:
+    >>> attention, x = PooledAttention(num_heads=2, stride=4), jnp.ones((1, 16, 16, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 16, 16, 64)
   """
 
   num_heads: int

@@ -34,6 +34,14 @@ class PositionedAttention(module.Module):
     num_heads: must divide the channels.
     drop_rate: of the attention weights.
     out_init: of the kernel of the last linear map.
+
+  Examples:
+    >>> attention, x, others = PositionedAttention(), jnp.ones((1, 5, 64)), jnp.ones((1, 49, 64))
+    >>> (y, weights), _ = jax.eval_shape(
+    ...   attention.init_with_output, jax.random.key(0), x, others, x, others
+    ... )
+    >>> y.shape, weights.shape
+    ((1, 5, 64), (1, 5, 49))
   """
 
   num_heads: int = 8

@@ -43,6 +43,11 @@ def random_feature_attention(
 
   Returns:
     `[batch, queries, value_channels]` in `value`'s dtype; computed in at least float32.
+
+  Examples:
+    >>> x, directions = jnp.ones((2, 49, 16)), jnp.ones((32, 16))
+    >>> jax.eval_shape(random_feature_attention, x, x, x, directions).shape
+    (2, 49, 16)
   """
   dtype = jnp.promote_types(value.dtype, jnp.float32)
   directions = directions.astype(dtype)

@@ -36,6 +36,13 @@ class ReconfiguredAttention(module.Module):
     window: tokens on a side of a window.
     shift: of the windows, in tokens.
     qkv_bias: whether the projections to query, key and value have biases.
+
+  Examples:
+    >>> attention = ReconfiguredAttention(num_heads=2)
+    >>> patches, det = jnp.ones((1, 14, 14, 64)), jnp.ones((1, 10, 64))
+    >>> result, _ = jax.eval_shape(attention.init_with_output, jax.random.key(0), patches, det)
+    >>> [x.shape for x in result]
+    [(1, 14, 14, 64), (1, 10, 64)]
   """
 
   num_heads: int

@@ -20,6 +20,11 @@ class SelfAttention(module.Module):
     drop_rate: dropout of the result.
     kernel_init: of both projections.
     bias_init: likewise.
+
+  Examples:
+    >>> attention, x = SelfAttention(num_heads=4), jnp.ones((2, 49, 64))
+    >>> jax.eval_shape(attention.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 49, 64)
   """
 
   num_heads: int

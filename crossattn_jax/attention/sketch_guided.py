@@ -29,6 +29,15 @@ class GuidedFusion(module.Module):
     num_heads: must divide the channels.
     hidden: width within the network.
     drop_rate: of the attention weights, and of both dropouts of the network.
+
+  Examples:
+    >>> fusion, photo = GuidedFusion(hidden=64), jnp.ones((1, 49, 64))
+    >>> sketch = jnp.ones((1, 16, 64))
+    >>> (y, seen), _ = jax.eval_shape(
+    ...   fusion.init_with_output, jax.random.key(0), photo, sketch, photo, sketch
+    ... )
+    >>> y.shape, seen['weights'].shape
+    ((1, 49, 64), (1, 49, 16))
   """
 
   num_heads: int = 8

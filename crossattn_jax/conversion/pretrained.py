@@ -41,6 +41,11 @@ def load_pretrained(
     DownloadError: the file cannot be had; says which file to put where.
     mapping.MappingError: the weights are not those of the model.
     reading.CheckpointError: the file is damaged, or no checkpoint.
+
+  Examples:
+    >>> model, variables = load_pretrained('swiftformer_xs', 'model.safetensors')
+    >>> model.num_classes, variables['params']['head']['kernel'].shape
+    (1000, (220, 1000))
   """
   free = {f: x for f, x in overrides.items() if f not in fitting.CHANGED_BY_FITTING}
   opened = opening.open_weights(source, name, free, which=which, cache_dir=cache_dir)

@@ -60,6 +60,11 @@ def grid_anchors(cell: np.ndarray | jax.Array, map_size: tuple[int, int], stride
     `[height * width * count, 4]` corners in pixels and in the dtype of `cell`: rows slowest, then
     columns, then the anchors of a cell. So a head's map `[height, width, count * channels]` is
     reshaped to `[-1, channels]`.
+
+  Examples:
+    >>> cell = cell_anchors(size=16, scales=(2,), ratios=(1,))
+    >>> grid_anchors(cell, map_size=(1, 2), stride=16).tolist()
+    [[-16.0, -16.0, 16.0, 16.0], [0.0, -16.0, 32.0, 16.0]]
   """
   cell = jnp.asarray(cell)
   height, width = (jnp.arange(count, dtype=cell.dtype) * stride for count in map_size)

@@ -143,6 +143,11 @@ def hungarian_matching(cost: jax.Array, is_truth: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: there are more rows for objects than queries.
+
+  Examples:
+    >>> cost, is_truth = jnp.array([[3.0, 1.0], [1.0, 2.0], [5.0, 5.0]]), jnp.array([True, True])
+    >>> jax.jit(hungarian_matching)(cost, is_truth).tolist()
+    [1, 0]
   """
   queries, truths = cost.shape
   if truths > queries:

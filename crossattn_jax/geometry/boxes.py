@@ -13,7 +13,12 @@ import jax.numpy as jnp
 
 
 def to_center_size(boxes: jax.Array) -> jax.Array:
-  """Corners `[..., 4]` as x_center, y_center, width, height."""
+  """Corners `[..., 4]` as x_center, y_center, width, height.
+
+  Examples:
+    >>> to_center_size(jnp.array([10.0, 20.0, 30.0, 60.0])).tolist()
+    [20.0, 40.0, 20.0, 40.0]
+  """
   low, high = jnp.split(boxes, 2, axis=-1)
   return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
@@ -31,7 +36,12 @@ def _extent(image_size: jax.Array | tuple[float, float], dtype: jnp.dtype) -> ja
 
 
 def normalize(boxes: jax.Array, image_size: jax.Array | tuple[float, float]) -> jax.Array:
-  """Boxes in pixels as fractions of their image, `image_size` as in `clip`."""
+  """Boxes in pixels as fractions of their image, `image_size` as in `clip`.
+
+  Examples:
+    >>> normalize(jnp.array([10.0, 20.0, 30.0, 60.0]), (100, 200)).tolist()
+    [0.05..., 0.2..., 0.15..., 0.6...]
+  """
   return boxes / _extent(image_size, boxes.dtype)
 
 
@@ -50,6 +60,10 @@ def clip(boxes: jax.Array, image_size: jax.Array | tuple[float, float]) -> jax.A
 
   Returns:
     The same shape.
+
+  Examples:
+    >>> clip(jnp.array([-5.0, 20.0, 250.0, 60.0]), (100, 200)).tolist()
+    [0.0, 20.0, 200.0, 60.0]
   """
   return jnp.clip(boxes, 0, _extent(image_size, boxes.dtype))
 
@@ -89,6 +103,11 @@ def iou(boxes: jax.Array, others: jax.Array, *, eps: float = 1e-6) -> jax.Array:
 
   Returns:
     `[...]` from 0 to 1.
+
+  Examples:
+    >>> boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]])
+    >>> iou(boxes[:, None], boxes).round(3).tolist()
+    [[1.0, 0.333...], [0.333..., 1.0]]
   """
   shared = _intersection(boxes, others)
   return shared / jnp.maximum(area(boxes) + area(others) - shared, eps)

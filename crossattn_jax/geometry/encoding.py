@@ -74,6 +74,11 @@ def decode(
 
   Returns:
     `[..., 4]`, corners in pixels.
+
+  Examples:
+    >>> anchors = jnp.array([[0.0, 0.0, 16.0, 16.0]])
+    >>> decode(anchors, encode(anchors, jnp.array([[4.0, 4.0, 20.0, 20.0]]))).round(2).tolist()
+    [[4.0, 4.0, 20.0, 20.0]]
   """
   deltas = deltas * jnp.asarray(stds, deltas.dtype) + jnp.asarray(means, deltas.dtype)
   shift, log_ratio = jnp.split(deltas, 2, axis=-1)

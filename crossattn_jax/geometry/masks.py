@@ -26,6 +26,12 @@ def mask_targets(masks: jax.Array, boxes: jax.Array, index: jax.Array, side: int
 
   Returns:
     bool `[count, side, side]`, False where there is no object.
+
+  Examples:
+    >>> masks = jnp.zeros((1, 8, 8), bool).at[0, :, :4].set(True)
+    >>> boxes, index = jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.array([0])
+    >>> jax.eval_shape(lambda *x: mask_targets(*x, side=28), masks, boxes, index).shape
+    (1, 28, 28)
   """
   masks, boxes = jnp.asarray(masks), lax.stop_gradient(jnp.asarray(boxes))
   packed = masks.dtype == jnp.uint8

@@ -121,6 +121,12 @@ def voxelize(points: np.ndarray, transform: np.ndarray, *, hashed: bool = False)
 
   Raises:
     ValueError: points that are not `[points, 3]` finite numbers, or none.
+
+  Examples:
+    >>> points = np.array([[0.1, 0.1, 0.1], [0.2, 0.3, 0.1], [1.5, 0.0, 0.0]])
+    >>> voxels = voxelize(points, np.eye(3))
+    >>> voxels.cells.tolist(), voxels.inverse.tolist()
+    ([[0, 0, 0], [1, 0, 0]], [0, 0, 1])
   """
   if points.ndim != 2 or points.shape[1] != 3 or not len(points):
     raise ValueError(f'points must be [points, 3], at least one, got {points.shape}')
@@ -167,6 +173,11 @@ def neighbours(cells: np.ndarray, size: int = 3, stride: int = 1) -> np.ndarray:
 
   Raises:
     ValueError: a size that is even, cells that are not on the level or there twice.
+
+  Examples:
+    >>> table = neighbours(np.array([[0, 0, 0], [1, 0, 0]]))
+    >>> table.shape, table[14].tolist()  # Row 14: the next cell in x.
+    ((27, 2), [1, -1])
   """
   if size % 2 == 0:
     raise ValueError(f'size must be odd, got {size}')

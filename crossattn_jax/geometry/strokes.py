@@ -42,6 +42,11 @@ def from_stroke3(rows: np.ndarray) -> list[np.ndarray]:
 
   Raises:
     ValueError: it is none.
+
+  Examples:
+    >>> strokes = from_stroke3(np.array([[5, 0, 0], [0, 5, 1], [3, 3, 1]]))
+    >>> [stroke.tolist() for stroke in strokes]
+    [[[5, 0], [5, 5]], [[8, 8]]]
   """
   if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
     raise ValueError(f'the shape {list(rows.shape)}; expected [steps, 3] of dx, dy, pen lifted')

@@ -61,6 +61,12 @@ def non_maximum_suppression(
 
   Returns:
     Indices of the survivors, `[max_boxes]` int32, best first; -1 where there are fewer.
+
+  Examples:
+    >>> boxes = jnp.array([[0.0, 0.0, 9.0, 9.0], [1.0, 0.0, 9.0, 9.0], [20.0, 0.0, 30.0, 9.0]])
+    >>> scores = jnp.array([0.8, 0.9, 0.7])
+    >>> non_maximum_suppression(boxes, scores, iou_threshold=0.5, max_boxes=3).tolist()
+    [1, 2, -1]
   """
   boxes, scores = lax.stop_gradient((boxes, scores))
   boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))

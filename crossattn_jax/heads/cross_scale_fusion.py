@@ -57,6 +57,12 @@ class CrossScaleFusion(module.Module):
   Attributes:
     channels: of the results, a multiple of 32.
     norm: see `ResidualUnit`.
+
+  Examples:
+    >>> maps = [jnp.ones((1, side, side, 64)) for side in (32, 16, 8)]
+    >>> levels, _ = jax.eval_shape(CrossScaleFusion(64).init_with_output, jax.random.key(0), maps)
+    >>> [level.shape[1:] for level in levels]
+    [(32, 32, 64), (16, 16, 64), (8, 8, 64)]
   """
 
   channels: int

@@ -26,6 +26,12 @@ class FeaturePyramid(module.Module):
       convolution ('lateral') or of the last level ('output').
     extra_relu: whether the convolutions beyond the first extra level see only what is positive.
     norm: whether a batch norm, and no bias, follows every convolution.
+
+  Examples:
+    >>> maps = [jnp.ones((1, side, side, 64)) for side in (32, 16, 8)]
+    >>> levels, _ = jax.eval_shape(FeaturePyramid(256).init_with_output, jax.random.key(0), maps)
+    >>> [level.shape[1:] for level in levels]
+    [(32, 32, 256), (16, 16, 256), (8, 8, 256)]
   """
 
   channels: int

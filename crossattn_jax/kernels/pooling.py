@@ -25,6 +25,10 @@ def max_pool(
     side: height and width of the window, a number where they are equal.
     stride: of the rows and the columns, likewise.
     margins: before and after the rows and the columns, never the maximum.
+
+  Examples:
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), side=2, stride=2)[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
   """
   side, stride = ((n, n) if isinstance(n, int) else tuple(n) for n in (side, stride))
   margins = tuple(map(tuple, margins))

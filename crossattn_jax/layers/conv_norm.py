@@ -26,6 +26,11 @@ class ConvNorm(module.Module):
     momentum: see there.
     epsilon: see there.
     kernel_init: of the convolution; torch's default where None.
+
+  Examples:
+    >>> layer, x = ConvNorm(32), jnp.ones((1, 8, 8, 3))
+    >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 8, 8, 32)
   """
 
   channels: int

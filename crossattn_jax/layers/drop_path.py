@@ -9,7 +9,12 @@ import numpy as np
 
 
 def growing_rates(rate: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-  """Returns the rates of the blocks of each stage, which grow linearly from 0 to `rate`."""
+  """Returns the rates of the blocks of each stage, which grow linearly from 0 to `rate`.
+
+  Examples:
+    >>> [rate.round(2).tolist() for rate in map(np.asarray, growing_rates(0.3, (2, 2)))]
+    [[0.0, 0.1], [0.2, 0.3]]
+  """
   rates = iter(np.linspace(0, rate, sum(depths)).tolist())
   return tuple(tuple(itertools.islice(rates, depth)) for depth in depths)
 

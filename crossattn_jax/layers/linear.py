@@ -19,6 +19,11 @@ class Dense(module.Module):
     use_bias: whether to add one.
     kernel_init: of the kernel as a matrix.
     bias_init: of the bias as a vector.
+
+  Examples:
+    >>> layer, x = Dense((4, 16)), jnp.ones((2, 49, 64))  # Into four heads.
+    >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 49, 4, 16)
   """
 
   features: int | Sequence[int]

@@ -15,6 +15,11 @@ class Mlp(module.Module):
     hidden: width between the two linear maps.
     drop_rate: of both dropouts.
     out_init: of the second linear map's kernel.
+
+  Examples:
+    >>> layer, x = Mlp(hidden=128), jnp.ones((2, 49, 64))
+    >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 49, 64)
   """
 
   hidden: int

@@ -23,6 +23,10 @@ def adaptive_average_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
   Returns:
     `[..., *size, channels]` in `x`'s dtype, averaged in at least float32.
+
+  Examples:
+    >>> adaptive_average_pool(jnp.arange(16.0).reshape(4, 4, 1), (2, 2))[..., 0].tolist()
+    [[2.5, 4.5], [10.5, 12.5]]
   """
   spans = [
     [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]

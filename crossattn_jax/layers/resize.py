@@ -76,6 +76,10 @@ def resize(
 
   Returns:
     `[..., *size, channels]` in `image`'s dtype, computed in at least float32.
+
+  Examples:
+    >>> resize(jnp.arange(4.0).reshape(2, 2, 1), (2, 4), method='bilinear')[0, :, 0].tolist()
+    [0.0, 0.25, 0.75, 1.0]
   """
   dtype = jnp.promote_types(image.dtype, jnp.float32)
   result = image.astype(dtype)
@@ -146,6 +150,11 @@ def resize_position_embedding(
 
   Raises:
     ValueError: if `embedding` does not have one vector per token of `grid`.
+
+  Examples:
+    >>> embedding = jnp.ones((1, 1 + 14 * 14, 64))
+    >>> jax.eval_shape(lambda x: resize_position_embedding(x, (14, 14), (24, 24)), embedding).shape
+    (1, 577, 64)
   """
   tokens = embedding.shape[-2]
   extra = tokens - math.prod(grid)

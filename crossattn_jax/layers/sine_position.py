@@ -19,6 +19,10 @@ def sine_position(height: int, width: int, channels: int) -> jax.Array:
 
   Returns:
     `[height, width, channels]` float32; programs hold those of one row and of one column.
+
+  Examples:
+    >>> sine_position(4, 6, 64).shape
+    (4, 6, 64)
   """
   half = channels // 2
 

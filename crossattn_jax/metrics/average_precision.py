@@ -39,6 +39,11 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
   Raises:
     ValueError: no class has one, or a score is not finite.
+
+  Examples:
+    >>> scores, labels = np.array([[0.9], [0.8], [0.1]]), np.array([[1], [0], [1]])
+    >>> round(float(mean_average_precision(scores, labels)), 3)
+    0.833
   """
   values = average_precision(scores, labels)
   if np.isnan(values).all():

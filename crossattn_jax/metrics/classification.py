@@ -17,6 +17,11 @@ def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
   Returns:
     Booleans `[batch]`.
+
+  Examples:
+    >>> logits, labels = jnp.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]]), jnp.array([2, 2])
+    >>> in_top_k(logits, labels, 2).tolist()
+    [True, False]
   """
   true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   before = jnp.arange(logits.shape[-1]) < labels[:, None]

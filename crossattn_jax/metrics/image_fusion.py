@@ -115,7 +115,12 @@ def mean_squared_error(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def peak_signal_to_noise(error: float, peak: float = 255.0) -> float:
-  """PSNR of a mean squared error, in dB; infinite without any, minus infinite of a black image."""
+  """PSNR of a mean squared error, in dB; infinite without any, minus infinite of a black image.
+
+  Examples:
+    >>> round(peak_signal_to_noise(100.0), 2)
+    28.13
+  """
   if error == 0:
     return float('inf')
   return float(10 * np.log10(peak**2 / error)) if peak > 0 else float('-inf')

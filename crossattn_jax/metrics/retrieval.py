@@ -27,6 +27,11 @@ def image_to_text_ranks(scores: np.ndarray, captions_per_image: int = 5) -> np.n
 
   Raises:
     ValueError: there are not that many captions, or scores are not finite.
+
+  Examples:
+    >>> scores = np.array([[0.9, 0.1], [0.3, 0.2]])
+    >>> image_to_text_ranks(scores, captions_per_image=1).tolist()
+    [0, 1]
   """
   scores = _checked(scores, captions_per_image)
   own = np.arange(scores.shape[1]).reshape(-1, captions_per_image)

@@ -63,6 +63,12 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
 
   Args:
     confusion: `[true class, predicted class]`.
+
+  Examples:
+    >>> labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    >>> confusion = host_confusion_matrix(labels, predictions, num_classes=2)
+    >>> intersection_over_union(confusion).round(3).tolist()
+    [0.5, 0.667]
   """
   confusion = np.asarray(confusion, np.float64)
   both = np.diag(confusion)

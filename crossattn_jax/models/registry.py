@@ -119,6 +119,12 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
 
   Raises:
     ValueError: if the name or a field is unknown, or if the module refuses the combination.
+
+  Examples:
+    >>> create_model('crossvit_tiny_240', num_classes=5).num_classes
+    5
+    >>> type(create_model('biformer_small+upernet')).__name__
+    'UPerNet'
   """
   entry = _find(name)
   chosen = {field: _plain(field, value) for field, value in overrides.items() if value is not None}
@@ -135,6 +141,11 @@ def model_config(name: str, **overrides: Any) -> config_dict.ConfigDict:
 
   Raises:
     ValueError: if the name or a field is unknown.
+
+  Examples:
+    >>> config = model_config('swiftformer_xs', num_classes=5)
+    >>> config.name, config.num_classes, config.drop_path_rate
+    ('swiftformer_xs', 5, None)
   """
   types = _find(name).types
   _check_fields(name, types, overrides)

@@ -57,6 +57,12 @@ def save_variables(
 
   Raises:
     ValueError: an override is not a JSON value.
+
+  Examples:
+    >>> variables = {'params': {'head': {'kernel': np.zeros((64, 10), np.float32)}}}
+    >>> save_variables('head.safetensors', variables, 'swiftformer_xs', {'num_classes': 10})
+    >>> load_variables('head.safetensors').overrides
+    {'num_classes': 10}
   """
   path = pathlib.Path(path)
   try:

@@ -38,6 +38,10 @@ def create_mesh(
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
+
+  Examples:
+    >>> dict(create_mesh(data=2, fsdp=2, devices=jax.devices()[:4]).shape)
+    {'data': 2, 'fsdp': 2, 'tensor': 1, 'sequence': 1}
   """
   devices = jax.devices() if devices is None else devices
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor, 'sequence': sequence}

@@ -31,7 +31,12 @@ __all__ = [
 
 
 def list_tasks() -> list[str]:
-  """Returns the names of all tasks, sorted."""
+  """Returns the names of all tasks, sorted.
+
+  Examples:
+    >>> list_tasks()[:3]
+    ['audio_classification', 'classification', 'detection']
+  """
   return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
 
 

@@ -42,6 +42,11 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
 
   Returns:
     A locked config: assigning to an unknown key raises `AttributeError`.
+
+  Examples:
+    >>> config = default_config('segmentation')
+    >>> config.batch_size, config.task.loss
+    (128, 'cross_entropy')
   """
   config = ml_collections.ConfigDict()
   # Of everything that is drawn: initial parameters, order of the examples, augmentation, dropout.

@@ -123,6 +123,13 @@ def create_schedule(
 
   Raises:
     ValueError: for an unknown name or a contradictory or impossible value, naming it.
+
+  Examples:
+    >>> config = default_config()
+    >>> config.warmup_epochs = 1.0
+    >>> rate = create_schedule(config, base_lr=0.1, total_steps=100, steps_per_epoch=10)
+    >>> [round(float(rate(step)), 4) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.05, 0.1, 0.05, 0.0]
   """
   check_choice('schedule', config.name, SCHEDULES)
   check_choice('warm-up', config.warmup, WARMUPS)

@@ -25,6 +25,14 @@ def find_objects(
 
   Returns:
     Detections, best first, in pixels of an image of that size.
+
+  Examples:
+    >>> logits = jnp.array([[[2.0, -3.0], [0.0, 1.0]]])
+    >>> boxes = jnp.array([[[0.5, 0.5, 0.2, 0.2], [0.25, 0.5, 0.5, 1.0]]])
+    >>> size = jnp.array([[100, 200]])
+    >>> found = jax.jit(lambda *x: find_objects(*x, max_boxes=2))(logits, boxes, size)
+    >>> found.labels.tolist(), found.boxes[0, 1].tolist()
+    ([[0, 1]], [0.0, 0.0, 100.0, 100.0])
   """
   classes = logits.shape[-1]
 

@@ -50,6 +50,12 @@ class RetinaNetHead(module.Module):
     channels: of the towers.
     num_convs: of each tower.
     prior: the probability of every class that an untrained head gives.
+
+  Examples:
+    >>> head, maps = RetinaNetHead(num_classes=80, anchors_per_cell=9), [jnp.ones((1, 8, 8, 256))]
+    >>> outputs, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), maps)
+    >>> outputs['logits'].shape, outputs['deltas'].shape
+    ((1, 576, 80), (1, 576, 4))
   """
 
   num_classes: int

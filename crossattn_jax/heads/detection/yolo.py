@@ -38,6 +38,13 @@ class YoloHead(module.Module):
     anchors_per_cell: of every level.
     prior_strides: pixels per cell of every level. With them an untrained head expects 8 objects in
       an image of 640 x 640, of any class alike, as YOLOv5's; without, half of all anchors.
+
+  Examples:
+    >>> maps = [jnp.ones((1, side, side, 64)) for side in (8, 4, 2)]
+    >>> head = YoloHead(num_classes=3)
+    >>> outputs, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), maps)
+    >>> outputs['logits'].shape
+    (1, 252, 3)
   """
 
   num_classes: int

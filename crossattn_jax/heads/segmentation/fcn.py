@@ -17,6 +17,11 @@ class FCNHead(nn.Module):
     style: see there.
     channels: between the two.
     use_bias: of the convolution.
+
+  Examples:
+    >>> head, x = FCNHead(num_classes=19, style=style_lib.Style()), jnp.ones((1, 8, 8, 64))
+    >>> jax.eval_shape(head.init_with_output, jax.random.key(0), x)[0].shape
+    (1, 8, 8, 19)
   """
 
   num_classes: int

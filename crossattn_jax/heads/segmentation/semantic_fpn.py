@@ -49,6 +49,12 @@ class SemanticFPN(nn.Module):
     style: see there.
     pyramid_channels: of the feature pyramid.
     channels: of the head.
+
+  Examples:
+    >>> maps = [jnp.ones((1, side, side, 64)) for side in (32, 16, 8, 4)]
+    >>> head = SemanticFPN(num_classes=150, style=style_lib.Style())
+    >>> jax.eval_shape(head.init_with_output, jax.random.key(0), maps)[0].shape
+    (1, 32, 32, 150)
   """
 
   num_classes: int

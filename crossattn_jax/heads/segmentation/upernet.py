@@ -22,6 +22,12 @@ class UPerHead(nn.Module):
     style: see there.
     channels: of every level and of the fused map.
     scales: of the pyramid pooling.
+
+  Examples:
+    >>> maps = [jnp.ones((1, side, side, 64)) for side in (32, 16, 8, 4)]
+    >>> head = UPerHead(num_classes=150, style=style_lib.Style())
+    >>> jax.eval_shape(head.init_with_output, jax.random.key(0), maps)[0].shape
+    (1, 32, 32, 150)
   """
 
   num_classes: int

@@ -52,6 +52,11 @@ def biased_attention(
 
   Raises:
     ValueError: shapes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> x, bias = jnp.ones((2, 49, 64)), jnp.zeros((4, 49, 49))
+    >>> jax.eval_shape(lambda x: biased_attention(x, x, x, bias, num_heads=4), x).shape
+    (2, 49, 64)
   """
   _check(query, key, value, bias, key_mask, num_heads, implementation)
   scale = (query.shape[-1] // num_heads) ** -0.5 if scale is None else scale

@@ -35,6 +35,11 @@ def criss_cross_attention(
 
   Raises:
     ValueError: shapes, dtypes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> query, value = jnp.ones((1, 5, 7, 8)), jnp.ones((1, 5, 7, 64))
+    >>> jax.eval_shape(criss_cross_attention, query, query, value).shape
+    (1, 5, 7, 64)
   """
   dispatch.check_implementation('criss_cross_attention', implementation)
   _check(query, key, value)

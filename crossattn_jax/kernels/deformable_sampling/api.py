@@ -40,6 +40,12 @@ def deformable_sampling(
 
   Raises:
     ValueError: shapes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> value, sizes = jnp.ones((1, 20, 2, 8)), ((4, 4), (2, 2))
+    >>> locations, weights = jnp.full((1, 3, 2, 2, 4, 2), 0.5), jnp.ones((1, 3, 2, 2, 4)) / 8
+    >>> jax.eval_shape(lambda *x: deformable_sampling(*x, sizes), value, locations, weights).shape
+    (1, 3, 2, 8)
   """
   sizes = tuple((int(height), int(width)) for height, width in sizes)
   _check(value, locations, weights, sizes, implementation)

@@ -23,6 +23,11 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, stride: int = 1) -> j
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), channels]` in `x`'s dtype.
+
+  Examples:
+    >>> x, kernel = jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
+    >>> jax.eval_shape(lambda x: depthwise_convolution(x, kernel, stride=2), x).shape
+    (1, 4, 4, 16)
   """
   return dispatch.by_platform(x, kernel, cpu=cpu.forward, xla=reference.forward, stride=stride)
 

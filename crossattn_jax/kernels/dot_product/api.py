@@ -41,6 +41,11 @@ def dot_product_attention(
   Returns:
     `[batch, queries, heads, head_dim]` in `value`'s dtype; the softmax is computed in at least
     float32.
+
+  Examples:
+    >>> query, key = jnp.ones((2, 5, 4, 16)), jnp.ones((2, 49, 4, 16))
+    >>> jax.eval_shape(dot_product_attention, query, key, key).shape
+    (2, 5, 4, 16)
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if mask is not None or dropout is not None or query.dtype == jnp.float64:

@@ -35,6 +35,11 @@ def grouped_attention(
 
   Returns:
     The same shape in `value`'s dtype; the softmax is computed in at least float32.
+
+  Examples:
+    >>> x, windows = jnp.ones((1, 14, 14, 64)), Grouping(size=(14, 14), group=(7, 7))
+    >>> jax.eval_shape(lambda x: grouped_attention(x, x, x, windows, num_heads=2), x).shape
+    (1, 14, 14, 64)
   """
   pays = bias is not None and kernel_pays(query, grouping, num_heads)
   out = dispatch.by_platform(

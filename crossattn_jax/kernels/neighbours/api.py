@@ -40,6 +40,12 @@ def sparse_convolution(
 
   Raises:
     ValueError: shapes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> x, kernel = jnp.ones((1, 100, 3)), jnp.ones((27, 3, 16))
+    >>> table = jnp.full((1, 27, 100), -1)  # No cell has neighbours.
+    >>> jax.eval_shape(sparse_convolution, x, kernel, table).shape
+    (1, 100, 16)
   """
   op = 'sparse_convolution'
   dispatch.require(op, kernel.shape[0] % 2 == 1, f'a window is odd, got kernel {kernel.shape}')

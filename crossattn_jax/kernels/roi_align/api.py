@@ -48,6 +48,11 @@ def roi_align(
 
   Raises:
     ValueError: shapes, dtypes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> maps, boxes = jnp.ones((1, 16, 16, 8)), jnp.array([[[0.0, 0.0, 32.0, 32.0]]])
+    >>> jax.eval_shape(lambda x: roi_align(x, boxes, size=7, stride=4), maps).shape
+    (1, 1, 7, 7, 8)
   """
   return roi_align_pyramid(
     [maps],

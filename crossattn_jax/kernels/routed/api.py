@@ -52,6 +52,12 @@ def routed_attention(
 
   Raises:
     ValueError: shapes, dtypes or the implementation that do not go together, by name.
+
+  Examples:
+    >>> x = jnp.ones((1, 49, 16, 64))
+    >>> routing = jnp.zeros((1, 49, 4), jnp.int32)  # Four regions for each.
+    >>> jax.eval_shape(lambda x: routed_attention(x, x, x, routing, num_heads=2), x).shape
+    (1, 49, 16, 64)
   """
   dispatch.check_implementation('routed_attention', implementation)
   _check(query, key, value, routing, key_mask, num_heads)
