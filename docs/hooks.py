@@ -1,8 +1,10 @@
 """Builds the pages of the site that are no files in docs/: overview, notebooks, API reference."""
 
+import ast
 import base64
 import json
 import pathlib
+import posixpath
 import re
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,8 +22,48 @@ _COLORS = re.compile(r'\x1b\[[\d;]*m')
 # What cells show, and how its files end.
 _PICTURES = {'image/png': '.png', 'image/jpeg': '.jpg'}
 
+# How a block of commands begins.
+_COMMAND = re.compile(
+  r'( *#.*\n)*( *\w+=\S+)* *(python3?|pip|crossattn|tfds|git|gcloud|\S*/bin/\S+) '
+)
+
 # Its picture would come from elsewhere when a page is read.
 _BADGE = re.compile(r'\[!\[Open in Colab\].*\n\n')
+
+
+# The index of the API begins with what is called first, by what it is for, ...
+_FIRST = {
+  'Models and weights': (
+    'models.registry.create_model',
+    'list_models',
+    'conversion.pretrained.load_pretrained',
+    'models.registry.model_config',
+    'models.registry.register',
+    'models.registry.register_head',
+    'models.variables_io.save_variables',
+    'models.variables_io.load_variables',
+  ),
+  'Runs': (
+    'training.config.default_config',
+    'training.loop.train',
+    'training.loop.evaluate',
+    'training.loop.predict',
+    'training.export.export_model',
+    'training.compile.aot.compile_report',
+    'training.demo.serve',
+  ),
+  'Beside PyTorch': (
+    'parity.record.record',
+    'parity.replay.replay',
+    'parity.compare.compare',
+    'conversion.reading.read_checkpoint',
+    'conversion.convert.to_flax',
+    'conversion.convert.to_torch',
+  ),
+}
+# ... then come packages, most used first, the first of them with all that their modules hold.
+_IN_FULL = ('attention', 'kernels', 'layers', 'heads', 'geometry', 'metrics')
+_PACKAGES = (*_IN_FULL, 'models', 'data', 'tasks', 'training', 'parallel', 'conversion', 'parity')
 
 
 def public_modules() -> list[str]:
@@ -39,7 +81,81 @@ def public_modules() -> list[str]:
 
 def page_of(module: str) -> str:
   """Returns the page of a module, relative to the site."""
-  return 'api/' + module.removeprefix('crossattn_jax').strip('.').replace('.', '/') + '.md'
+  page = 'api/' + module.removeprefix('crossattn_jax.').replace('.', '/')
+  return page + ('/index.md' if '.' in module and _file(module).stem == '__init__' else '.md')
+
+
+def _file(module: str) -> pathlib.Path:
+  path = ROOT / module.replace('.', '/')
+  return path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+
+
+def contents(module: str) -> dict[str, str]:
+  """Returns the first sentence on a module, as '', and on its public classes and functions."""
+  tree = ast.parse(_file(module).read_text())
+  nodes = {'': tree} | {node.name: node for node in tree.body if hasattr(node, 'decorator_list')}
+  docstrings = {name: ast.get_docstring(node) or '' for name, node in nodes.items()}
+  return {
+    name: re.split(r'(?<!\bal\.)(?<=[.?!])\s|\n\n', text, maxsplit=1)[0].replace('\n', ' ')
+    for name, text in docstrings.items()
+    if text and not name.startswith('_')
+  }
+
+
+def exports(package: str) -> list[str]:
+  """Returns the lines of what a package takes from its modules by `import NAME as NAME`."""
+  tree = ast.parse(_file(package).read_text())
+  imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+  return [
+    line_of(node.module, alias.name)
+    for node in imports
+    for alias in node.names
+    if alias.asname == alias.name
+  ]
+
+
+def line_of(module: str, name: str) -> str:
+  """Returns a line of the index: a linked name and what it is."""
+  return f'- [`{name}`][{module}.{name}]: {contents(module)[name]}'
+
+
+def list_of(package: str, page: str, in_full: bool = False) -> list[str]:
+  """Returns the lines of a package's modules for a page, in full with those of what they hold."""
+  lines = []
+  for module in public_modules():
+    if not module.startswith(f'{package}.') or _file(module).stem == '__init__':
+      continue
+    texts = contents(module)
+    link = posixpath.relpath(page_of(module), posixpath.dirname(page))
+    lines.append(f'- [`{module.removeprefix(package)[1:]}`]({link}): {texts.pop("")}')
+    if in_full:
+      lines += [f'    {line_of(module, name)}' for name in texts]
+  return lines
+
+
+def api_index() -> str:
+  """Returns the index of the API."""
+  parts = [
+    '# API',
+    'What the library has, most used first. Its pages show arguments, shapes and errors.',
+  ]
+  for title, names in _FIRST.items():
+    lines = [line_of(*f'crossattn_jax.{name}'.rsplit('.', 1)) for name in names]
+    parts += [f'## {title}', '\n'.join(lines)]
+  for package in (f'crossattn_jax.{name}' for name in _PACKAGES):
+    name = package.removeprefix('crossattn_jax.')
+    lines = exports(package) or list_of(package, 'api/index.md', name in _IN_FULL)
+    lines = [line for line in lines if not line.startswith('- [`systems.')]
+    parts += [f'## [{name}]({name}/index.md)', contents(package)[''], '\n'.join(lines)]
+  return '\n\n'.join(parts)
+
+
+def api_page(module: str) -> str:
+  """Returns the page of a module or package."""
+  parts = [f'# `{module}`', f'::: {module}']
+  if _file(module).stem == '__init__':
+    parts += ['\n'.join(exports(module)), '\n'.join(list_of(module, page_of(module)))]
+  return '\n\n'.join(parts)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -50,11 +166,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
   if documents:
     config.nav.append({'More': documents})
   modules = public_modules()
+  packages = [f'crossattn_jax.{name}' for name in _PACKAGES]
   sections = []
-  for package in [name for name in modules if name.count('.') == 1]:
+  for package in packages:
     inner = [name for name in modules if name.startswith(f'{package}.')]
     pages = [{name.removeprefix(f'{package}.'): page_of(name)} for name in inner]
     sections.append({package.split('.')[-1]: [page_of(package), *pages]})
+  rest = [name for name in modules if not name.startswith(tuple(packages))]
+  sections.append({'more': [{name: page_of(name)} for name in rest]})
   config.nav.append({'API': ['api/index.md', *sections]})
   return config
 
@@ -67,10 +186,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, f'colabs/{path.stem}.md', content=text))
     for name, image in images.items():
       files.append(File.generated(config, f'colabs/{name}', content=image))
+  files.append(File.generated(config, 'api/index.md', content=api_index()))
   for module in public_modules():
-    page = 'api/index.md' if module == 'crossattn_jax' else page_of(module)
-    files.append(File.generated(config, page, content=f'# `{module}`\n\n::: {module}\n'))
+    files.append(File.generated(config, page_of(module), content=api_page(module)))
   return files
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+  """Names documents by their titles, and marks commands, which may be wrapped, as such."""
+
+  def title(match: re.Match) -> str:
+    path = ROOT / 'docs' / f'{match[1]}.md'
+    return f'[{path.read_text().splitlines()[0].lstrip("# ")}](' if path.exists() else match[0]
+
+  def block(match: re.Match) -> str:
+    return f'{match[1]}```sh\n{match[2]}' if _COMMAND.match(match[2]) else match[0]
+
+  markdown = re.sub(r'\[(?:docs/)?([\w/]+)\.md\]\(', title, markdown)
+  return re.sub(r'^( *)```\n(.*?\n *```)$', block, markdown, flags=re.MULTILINE | re.DOTALL)
 
 
 def overview() -> str:

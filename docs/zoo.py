@@ -280,7 +280,7 @@ def section(system: System) -> str:
         f'`{name}`',
         f'{parameters:,}' if parameters else '',
         f'{multiply_adds:g}' if multiply_adds else '',
-        size,
+        size.replace(' x ', '×'),
         system.results.get(name, ''),
         ', '.join(sources),
       ]

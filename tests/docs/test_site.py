@@ -51,11 +51,26 @@ def test_every_public_module_has_a_page_of_its_docstrings(site):
 
 
 def test_every_document_is_in_the_navigation(site):
-  page = (site / 'index.html').read_text()
-  for path in (ROOT / 'docs').rglob('*.md'):
-    assert f'href="{path.relative_to(ROOT / "docs").with_suffix(".html")}"' in page, path
-  for path in (ROOT / 'colabs').glob('*.ipynb'):
-    assert f'href="colabs/{path.stem}.html"' in page, path
+  documents = [path.relative_to(ROOT / 'docs') for path in (ROOT / 'docs').rglob('*.md')]
+  notebooks = [path.relative_to(ROOT) for path in (ROOT / 'colabs').glob('*.ipynb')]
+  for path in (*documents, *notebooks):
+    # Pages show the part of the navigation that they are in.
+    assert 'md-nav__item--active' in (site / path.with_suffix('.html')).read_text(), path
+
+
+def test_the_index_of_the_api_begins_with_what_is_called_first(site):
+  page = (site / 'api' / 'index.html').read_text()
+  names = ['registry.create_model', 'list_models', 'load_pretrained', 'loop.train']
+  names += ['cross_attention.ClassTokenAttention', 'criss_cross.api.criss_cross_attention']
+  places = [page.index(f'.{name}') for name in names]
+  assert places == sorted(places)
+
+
+def test_pages_of_modules_begin_with_their_contents_and_show_examples(site):
+  page = (site / 'api' / 'geometry' / 'boxes.html').read_text()
+  assert page.index('Intersection over union.') < page.index('Boxes in pixels as fractions')
+  assert page.count('<code>[..., 4]</code>') > 5
+  assert '&gt;&gt;&gt; ' in page
 
 
 def test_pages_load_nothing_from_elsewhere(site):
