@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'docs' / 'guides'
 PAGES = sorted(path for path in FOLDER.glob('*.md') if path.stem != 'index')
 # A language, none for a shell; the file to save it as, if any; and what is in the block.
-BLOCK = re.compile(r'^```(\w*)(?: title="(.+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r'!\[[^]]*\]\(([^)]+)\)')
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
