@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax import cli, parallel
-from tests.docs.shrunk import TRAINED, flag, in_a_clone, mode_of, small
+from tests.docs.shrunk import SMALL, TRAINED, in_a_clone, mode_of, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'docs' / 'guides'
@@ -29,6 +29,7 @@ NOT_RUN = {
   r'pip install|git clone': '.ci/run installs',
   r'gs://|--multihost|docs/launching': 'needs a cluster',
   r'weights=(?:timm|official)|tfds build': 'needs the network',
+  r'crossattn compile .*imagenet': 'takes minutes; tests/training/test_compile.py does it',
   r'crossattn demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
 }
 # What only the full form runs, with all of its block.
@@ -36,6 +37,8 @@ LONG = {
   r'crossattn compare': 'README has one, which test_commands.py runs',
   r'--num_processes': 'tests/parallel/test_multihost.py starts such processes',
 }
+# What the short form replaces in Python.
+SHORTER = {r'^(\w*(?:steps|epochs)) = \d+$': r'\1 = 2', r'(list_attentions\(\))': r'\1[:2]'}
 NEEDS_TORCH = re.compile(r'crossattn compare|^import torch', re.MULTILINE)
 OURS = re.compile(r'python (?:-m crossattn_jax\.parity|main\.py)|crossattn')
 # Figures may differ by a tenth, or by 0.1 if that is more: other machines round differently, and
@@ -108,7 +111,7 @@ class Place:
       'HOME': str(folder),
       'MPLBACKEND': 'Agg',
     }
-    self.scope = {'__name__': '__main__'}
+    self.scope, self.files = {'__name__': '__main__'}, {}
 
   def here(self, text):
     """A text of a page, with the folder for /tmp."""
@@ -119,6 +122,7 @@ class Place:
     return text.replace(f'{self.folder}/', '/tmp/')
 
   def save(self, file, text):
+    self.files[file] = text
     pathlib.Path(self.here(file)).write_text(self.here(text))
 
   def shell(self, command):
@@ -153,7 +157,8 @@ class Place:
   def run_short(self, language, text):
     """Runs a block that trains and compiles little; in this process where that does the same."""
     if language:
-      text = re.sub(r'^(\w*(?:steps|epochs)) = \d+$', r'\1 = 2', text, flags=re.MULTILINE)
+      for pattern, short in SHORTER.items():
+        text = re.sub(pattern, short, text, flags=re.MULTILINE)
       exec(compile(self.here(text), 'guide', 'exec'), self.scope)
       return
     if reason_not_to_run(text, LONG):
@@ -162,8 +167,13 @@ class Place:
       if reason_not_to_run(command):
         continue
       words, rest = simple(command)
-      own_file = '/tmp/' in (flag(words, 'config') or '')
-      words = [*words, *TRAINED] if own_file else small(in_a_clone(words))
+      own_file = re.search(r'--config=(/tmp/\S+)', command)
+      words = in_a_clone(words)
+      if own_file:
+        names = re.findall(r'from configs import (\w+)', self.files[own_file[1]])
+        words += [*TRAINED, *(x for name in names for x in SMALL.get(name.partition('_')[0], []))]
+      else:
+        words = small(words)
       start = OURS.match(' '.join(words))
       if not start:
         self.shell(command)
@@ -239,15 +249,14 @@ def test_a_guide_is_short_and_shows_first_what_a_reader_will_have(page):
   assert list(steps(page))
 
 
-@pytest.mark.parametrize(
-  'page',
-  [
-    pytest.param(
-      page, id=page.stem, marks=pytest.mark.torch if needs_torch(page) else pytest.mark.extended
-    )
-    for page in PAGES
-  ],
-)
+def marked(page):
+  """A page, with the tier of its short form and with what it needs."""
+  marks = [pytest.mark.torch if needs_torch(page) else pytest.mark.extended]
+  marks += [pytest.mark.tpu_aot] if 'crossattn compile' in page.read_text() else []
+  return pytest.param(page, id=page.stem, marks=marks)
+
+
+@pytest.mark.parametrize('page', [marked(page) for page in PAGES])
 def test_a_guide_runs(page, tmp_path, main_environment, monkeypatch):
   mesh = parallel.create_mesh(devices=jax.devices()[:1])
   monkeypatch.setattr(parallel, 'create_mesh', lambda **_: mesh)
