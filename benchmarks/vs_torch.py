@@ -2,6 +2,8 @@ r"""The library under jit, PyTorch eager and torch.compile side by side on this 
 
   python -m benchmarks.vs_torch crossvit_tiny_240 crossvit_small_240 --json=vs_torch.json
   python -m benchmarks.vs_torch crossvit_small_240 --device=cuda --dtype=bfloat16 --batch=128
+  python -m benchmarks.vs_torch ALL --device=cuda --dtype=bfloat16 --minutes=8 \
+    --report=docs/measurements/gpu.md
 
 For each model the forward pass and a whole training step (forward, loss, backward, AdamW) in
 float32, or in bfloat16 with float32 parameters (`torch.autocast` there). The loss is the cross-
@@ -15,19 +17,30 @@ one sample each, and the one that waits sleeps. Prints the medians and the ratio
 library of each round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`),
 and plain modules for those that no package has: MMViT, CrossFormer, MMCA, ATFuse, RetinaNet,
 ICAFusion, the sketch localizer and MinkUNet (`benchmarks/torch_*.py`). On a GPU both multiply
-float32 in TF32. On a machine that others use, `--clock=processor` times what the cores spend on
+float32 in TF32, and PyTorch has what its users would give it there: maps with their channels last,
+a fused optimizer, convolutions chosen by trying; its attention is the fused one wherever the module
+says so. On a machine that others use, `--clock=processor` times what the cores spend on
 each side.
+
+`ALL` is a model of every system that has a PyTorch side, with batches for one GPU. `--minutes`
+bounds the whole: models share it in groups that are compiled together (`--together`) and then
+measured one after the other. A side that is not ready in two thirds of its group's time is left
+out, and says so. `--report` writes a page with the date and the versions.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import datetime
 import functools
+from importlib import metadata
 import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -37,6 +50,21 @@ KINDS = ('forward', 'train')
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}
 DETECTOR_SIDE = 320
 PHOTO_SIZE, SKETCHED_OBJECTS = (480, 640), 5
+# A model of each system, and its batch on one GPU.
+SYSTEMS = {
+  'crossvit_small_240': 128,
+  'swiftformer_l1': 128,
+  'crossformer_small': 64,
+  'mmvit_small': 64,
+  'atfuse': 64,
+  'mmca': 128,
+  'resnet50_deep_stem+retinanet': 64,
+  'icafusion_s': 16,
+  'sketch_localizer_tiny': 8,
+  'minkunet18a': 4,
+}
+# Of the time of a group, for compiling.
+WARM_UP = 2 / 3
 
 
 def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., Any]]:
@@ -217,6 +245,11 @@ def torch_function(
     inputs = (torch.randn(batch, *model.default_cfg['input_size'], device=device),)
     labels = torch.randint(0, model.num_classes, (batch,), device=device)
     objective = functools.partial(torch.nn.functional.cross_entropy, target=labels)
+  if device == 'cuda':
+    torch.backends.cudnn.benchmark = True
+    last = {'memory_format': torch.channels_last}
+    model = model.to(**last)
+    inputs = [x.to(**last) if torch.is_tensor(x) and x.ndim == 4 else x for x in inputs]
   autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
 
   def finish():
@@ -235,7 +268,7 @@ def torch_function(
     return run
   model.train()
   forward = torch.compile(model) if compiled else model
-  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
+  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05, fused=device == 'cuda')
 
   def run():
     optimizer.zero_grad()
@@ -248,37 +281,70 @@ def torch_function(
   return run
 
 
-def work(
-  side: str, model_name: str, kind: str, batch: int, dtype: str, device: str, clock_name: str
-) -> None:
-  """Answers each line of standard input with the seconds of one sample, after a warm-up."""
+def peak_memory(side: str, device: str) -> int | None:
+  """Bytes of the GPU that the process had at most so far; None on a CPU."""
+  if device == 'cpu':
+    return None
   if side == 'jax':
-    function = jax_function(model_name, kind, batch, dtype)
-  else:
-    function = torch_function(model_name, kind, batch, dtype, device, side == 'compiled')
-  for _ in range(3):
-    function()
+    import jax
+
+    return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  import torch
+
+  return torch.cuda.max_memory_allocated()
+
+
+def work(side: str, model_name: str, setting: argparse.Namespace) -> None:
+  """Warms up, and then answers each line of standard input, a kind, with the seconds of a sample.
+
+  Of each kind of work it first prints a line of JSON: the memory, or why it cannot be done.
+  """
+  functions = {}
+  options = {'batch': setting.batch, 'dtype': setting.dtype}
+  if side != 'jax':
+    options |= {'device': setting.device, 'compiled': side == 'compiled'}
+  build = jax_function if side == 'jax' else torch_function
+  for kind in setting.kinds:
+    try:
+      function = build(model_name, kind, **options)
+      for _ in range(3):
+        function()
+    except Exception as error:
+      reason = (str(error).strip().splitlines() or [''])[0]
+      print(json.dumps({'kind': kind, 'error': f'{type(error).__name__}: {reason}'}), flush=True)
+      continue
+    functions[kind] = function
+    found = {'kind': kind, 'memory': peak_memory(side, setting.device)}
+    print(json.dumps(found), flush=True)
   print('ready', flush=True)
-  clock = CLOCKS[clock_name]
-  for _ in sys.stdin:
+  clock = CLOCKS[setting.clock]
+  for line in sys.stdin:
+    function = functions[line.strip()]
     start = clock()
     function()
     print(clock() - start, flush=True)
 
 
 class Worker:
-  """One side as a process that sleeps until it is asked for a sample."""
+  """One side as a process that sleeps until it is asked for a sample.
 
-  def __init__(self, side: str, model_name: str, kind: str, setting: argparse.Namespace):
-    command = [sys.executable, '-m', 'benchmarks.vs_torch', '--worker', side, kind, model_name]
-    command += [
-      f'--{name}={getattr(setting, name)}' for name in ('batch', 'dtype', 'device', 'clock')
-    ]
+  Attributes:
+    memory: peak bytes of each kind of work that it can do, None where that is not known.
+    errors: why it cannot do others.
+  """
+
+  def __init__(self, side: str, model_name: str, batch: int, setting: argparse.Namespace):
+    command = [sys.executable, '-m', 'benchmarks.vs_torch', model_name, f'--worker={side}']
+    command += [f'--{name}={getattr(setting, name)}' for name in ('dtype', 'device', 'clock')]
+    command += [f'--batch={batch}', '--kinds', *setting.kinds]
+    self.memory, self.errors, self._kinds = {}, {}, setting.kinds
+    # A pipe that nobody reads would fill up.
+    self._messages = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by `close`)
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stderr=self._messages,
       text=True,
       # A waiting thread that spins would take the other side's cores, memory held ahead its memory.
       env=os.environ
@@ -289,16 +355,32 @@ class Worker:
       },
     )
 
-  def ready(self) -> str | None:
-    """Waits for the warm-up; returns the last line of the error if it failed."""
+  def wait(self) -> None:
+    """Waits for the warm-up, or for the end of the process."""
     for line in self._process.stdout:
       if line == 'ready\n':
-        return None
-    return self._process.stderr.read().strip().splitlines()[-1]
+        return
+      if line.startswith('{"kind": '):
+        found = json.loads(line)
+        if 'error' in found:
+          self.errors[found['kind']] = found['error']
+        else:
+          self.memory[found['kind']] = found['memory']
+    self._messages.seek(0)
+    last = (self._messages.read().strip().splitlines() or ['ended'])[-1]
+    self.memory = {}
+    self.errors = dict.fromkeys(self._kinds, last) | self.errors
 
-  def sample(self) -> float:
+  def give_up(self, seconds: float) -> None:
+    """Ends a process that is not ready after so long."""
+    self._process.kill()
+    self.memory = {}
+    late = f'not ready after {seconds:.0f} s'
+    self.errors = dict.fromkeys(self._kinds, late) | self.errors
+
+  def sample(self, kind: str) -> float:
     """Seconds of one sample."""
-    self._process.stdin.write('\n')
+    self._process.stdin.write(f'{kind}\n')
     self._process.stdin.flush()
     return float(self._process.stdout.readline())
 
@@ -306,35 +388,80 @@ class Worker:
     """Ends the process."""
     self._process.kill()
     self._process.communicate()
+    self._messages.close()
 
 
-def measure(model_name: str, kind: str, setting: argparse.Namespace) -> dict:
-  """Returns medians in milliseconds and ratios; a side that does not work says why."""
-  record = {'model': model_name, 'kind': kind, 'errors': {}}
-  record |= {name: getattr(setting, name) for name in ('batch', 'dtype', 'device', 'clock')}
-  workers, samples = {}, {}
+def measure(
+  batches: dict[str, int], setting: argparse.Namespace, seconds: float | None = None
+) -> list[dict]:
+  """Measures models that are warmed up together.
+
+  Args:
+    batches: of the models, by name.
+    setting: of the command line.
+    seconds: that it may take; None for as long as it takes.
+
+  Returns:
+    For each model and kind of work medians in milliseconds, ratios and peak bytes; a side that does
+    not work says why.
+  """
+  start = time.monotonic()
+  workers = {}
   try:
-    for side in setting.sides:
-      worker = Worker(side, model_name, kind, setting)
-      workers[side] = worker
-      if error := worker.ready():
-        record['errors'][side] = error
-      else:
-        samples[side] = []
-    for _ in range(setting.rounds):
-      for side in samples:
-        samples[side].append(workers[side].sample())
+    for name, batch in batches.items():
+      for side in setting.sides:
+        workers[name, side] = Worker(side, name, batch, setting)
+    with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+      waiting = {pool.submit(worker.wait): worker for worker in workers.values()}
+      limit = None if seconds is None else WARM_UP * seconds
+      _, late = concurrent.futures.wait(waiting, limit)
+      stopped = [waiting[future] for future in late]
+      for worker in stopped:
+        worker.give_up(limit)
+    for worker in stopped:
+      worker.give_up(limit)  # What `wait` said of its end in between is not the reason.
+    todo = [(name, kind) for name in batches for kind in setting.kinds]
+    records = []
+    for i, (name, kind) in enumerate(todo):
+      sides = {side: workers[name, side] for side in setting.sides}
+      end = None
+      if seconds is not None:
+        now = time.monotonic()
+        end = now + max(0.0, start + seconds - now) / (len(todo) - i)
+      samples = _samples({s: w for s, w in sides.items() if kind in w.memory}, kind, setting, end)
+      record = {name_: getattr(setting, name_) for name_ in ('dtype', 'device', 'clock')}
+      record |= {'model': name, 'kind': kind, 'batch': batches[name]}
+      record['errors'] = {s: w.errors[kind] for s, w in sides.items() if kind in w.errors}
+      record['memory'] = {s: w.memory[kind] for s, w in sides.items() if kind in w.memory}
+      records.append(record | _summary(samples))
+    return records
   finally:
     for worker in workers.values():
       worker.close()
-  record['milliseconds'] = {side: 1e3 * statistics.median(each) for side, each in samples.items()}
-  if 'jax' in samples:
-    record['ratios'] = {
-      side: [theirs / ours for theirs, ours in zip(samples[side], samples['jax'], strict=True)]
-      for side in samples
-      if side != 'jax'
-    }
-  return record
+
+
+def _samples(
+  workers: dict[str, Worker], kind: str, setting: argparse.Namespace, end: float | None
+) -> dict[str, list[float]]:
+  """Seconds of each side, in turns; at least two rounds, and no more after `end`."""
+  samples = {side: [] for side in workers}
+  for i in range(setting.rounds):
+    if end is not None and i > 1 and time.monotonic() > end:
+      break
+    for side, worker in workers.items():
+      samples[side].append(worker.sample(kind))
+  return samples
+
+
+def _summary(samples: dict[str, list[float]]) -> dict:
+  medians = {side: 1e3 * statistics.median(each) for side, each in samples.items()}
+  ours = samples.get('jax', [])
+  ratios = {
+    side: [theirs / mine for theirs, mine in zip(each, ours, strict=True)]
+    for side, each in samples.items()
+    if side != 'jax' and ours
+  }
+  return {'milliseconds': medians, 'ratios': ratios}
 
 
 def row(record: dict) -> str:
@@ -350,42 +477,100 @@ def row(record: dict) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f'{middle:.2f} ({low:.2f} to {high:.2f})'
 
-  cells = [record['model'], record['kind'], *map(time_of, SIDES), *map(ratio, SIDES[1:])]
+  def memory_of(side):
+    peak = record['memory'].get(side)
+    return '-' if peak is None else f'{peak / 2**30:.1f}'
+
+  cells = [record['model'], str(record['batch']), record['kind'], *map(time_of, SIDES)]
+  cells += [*map(ratio, SIDES[1:]), ', '.join(map(memory_of, SIDES))]
   return '| ' + ' | '.join(cells) + ' |'
+
+
+HEADER = (
+  '| model | batch | work | jit, ms | eager, ms | compiled, ms | vs eager | vs compiled | GiB |\n'
+  '|' + '---|' * 9
+)
+
+
+def where(device: str) -> str:
+  """What measures: the GPU and its driver, or the number of cores."""
+  if device == 'cpu':
+    return f'{len(os.sched_getaffinity(0))} cores'
+  command = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
+  return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def page(records: Sequence[dict], setting: argparse.Namespace) -> str:
+  """The records as a page of docs/measurements."""
+  versions = ', '.join(
+    f'{package} {metadata.version(package)}' for package in ('jax', 'jaxlib', 'torch', 'timm')
+  )
+  lines = [
+    f'# Whole models beside PyTorch: {where(setting.device)}',
+    '',
+    f'{datetime.date.today():%d %B %Y}; {versions}; {setting.dtype}. Medians of up to',
+    f'{setting.rounds} interleaved rounds; ratios are PyTorch over this library (above 1 this',
+    'library is faster), quartiles in brackets; memory is the peak of this library, eager and',
+    'compiled, of the process so far.',
+    '',
+    '```',
+    f'python -m benchmarks.vs_torch {" ".join(sys.argv[1:])}',
+    '```',
+    '',
+    HEADER,
+    *map(row, records),
+    '',
+  ]
+  for record in records:
+    for side, error in record['errors'].items():
+      lines.append(f'- {record["model"]}, {record["kind"]}, {side}: {error[:90]}')
+  return '\n'.join(lines).rstrip() + '\n'
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('models', nargs='+', metavar='MODEL')
-  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('models', nargs='+', metavar='MODEL', help='or ALL')
+  parser.add_argument('--batch', type=int, help='8 by default; of ALL, what suits a GPU')
   parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--clock', choices=CLOCKS, default='wall')
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
   parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES)
+  parser.add_argument('--minutes', type=float, help='for everything')
+  parser.add_argument('--together', type=int, help='models to compile at once; with --minutes 4')
   parser.add_argument('--json', type=pathlib.Path, help='where the records are written')
-  parser.add_argument('--worker', nargs=2, metavar=('SIDE', 'KIND'), help=argparse.SUPPRESS)
+  parser.add_argument('--report', type=pathlib.Path, help='where they are written as a page')
+  parser.add_argument('--worker', choices=SIDES, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
-    side, kind = args.worker
-    work(side, args.models[0], kind, args.batch, args.dtype, args.device, args.clock)
+    work(args.worker, args.models[0], args)
     return
-  where = f'{len(os.sched_getaffinity(0))} cores' if args.device == 'cpu' else args.device
-  print(f'{where}, {args.dtype}, batch {args.batch}, {args.clock} time, medians of {args.rounds}')
-  print('| model | work | jit, ms | eager, ms | torch.compile, ms | vs eager | vs torch.compile |')
-  print('|' + '---|' * 7, flush=True)
-  records = []
-  for name in args.models:
-    for kind in args.kinds:
-      records.append(measure(name, kind, args))
-      print(row(records[-1]), flush=True)
-      for side, error in records[-1]['errors'].items():
-        print(f'{name} {kind} {side} does not work: {error}', file=sys.stderr)
-      if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + '\n')
+  batches = dict(SYSTEMS) if args.models == ['ALL'] else dict.fromkeys(args.models, 8)
+  if args.batch:
+    batches = dict.fromkeys(batches, args.batch)
+  together = args.together or (4 if args.minutes else 1)
+  names = list(batches)
+  groups = [names[i : i + together] for i in range(0, len(names), together)]
+  print(f'{where(args.device)}, {args.dtype}, {args.clock} time, medians of {args.rounds}')
+  print(HEADER, flush=True)
+  start, records = time.monotonic(), []
+  for i, group in enumerate(groups):
+    seconds = None
+    if args.minutes:
+      seconds = (60 * args.minutes - (time.monotonic() - start)) / (len(groups) - i)
+    found = measure({name: batches[name] for name in group}, args, seconds)
+    records += found
+    for record in found:
+      print(row(record), flush=True)
+      for side, error in record['errors'].items():
+        print(f'{record["model"]} {record["kind"]} {side}: {error}', file=sys.stderr)
+    if args.json:
+      args.json.write_text(json.dumps(records, indent=1) + '\n')
+    if args.report:
+      args.report.write_text(page(records, args))
 
 
 if __name__ == '__main__':

@@ -20,7 +20,8 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
   --mode=demo     shows a page in the browser: drop an image, and see what predict says of it.
       python main.py --mode=demo --workdir=/tmp/digits
 
-  --mode=export   writes a model as a folder that jax alone loads and runs (docs/export.md).
+  --mode=export   writes a model as a folder that jax alone loads and runs, or with --format=onnx
+                  onnxruntime alone (docs/export.md).
       python main.py --mode=export --workdir=/tmp/digits --output=/tmp/exported
 
   --mode=compile  compiles the training step for a TPU slice that is not here (docs/scaling.md).
@@ -112,6 +113,11 @@ _PLATFORMS = flags.DEFINE_list('platforms', list(export.PLATFORMS), 'export: for
 _FIXED_BATCH_SIZE = flags.DEFINE_integer(
   'fixed_batch_size', None, 'export: examples per call. Any number of them by default.'
 )
+_FORMAT = flags.DEFINE_list(
+  'format',
+  list(export.FORMATS[:1]),
+  'export: of the programs, some of stablehlo (for jax) and onnx (for onnxruntime and others).',
+)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'compile: kind of chip and shape of the slice, such as v5e:16x16.'
 )
@@ -122,6 +128,9 @@ _COMPILE_EFFORT = flags.DEFINE_float(
   'nearly that of a run, the estimated step takes longer.',
   lower_bound=-1.0,
   upper_bound=1.0,
+)
+_TOP = flags.DEFINE_integer(
+  'top', 0, 'compile: how many of the costliest operations of the step to list.', lower_bound=0
 )
 _MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one process of several.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
@@ -155,8 +164,10 @@ _MODES_OF = {
   'stopped_status': ('train',),
   'platforms': ('export',),
   'fixed_batch_size': ('export',),
+  'format': ('export',),
   'topology': ('compile',),
   'compile_effort': ('compile',),
+  'top': ('compile',),
 }
 
 
@@ -364,12 +375,16 @@ def _run(config: ml_collections.ConfigDict) -> None:
       output,
       platforms=_PLATFORMS.value,
       batch_size=_FIXED_BATCH_SIZE.value,
+      formats=_FORMAT.value,
     )
     for file in files:
       print(file)
   elif _MODE.value == 'compile':
-    report = aot.compile_report(config, _required(_TOPOLOGY), _COMPILE_EFFORT.value)
+    topology = _required(_TOPOLOGY)
+    report = aot.compile_report(config, topology, _COMPILE_EFFORT.value, _TOP.value)
     rich.print(report.table())
+    if report.costliest:
+      rich.print(report.costliest_table())
     print(json.dumps(report.to_dict()))
   else:
     _predict(config, workdir)

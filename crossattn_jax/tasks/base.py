@@ -68,10 +68,12 @@ class Serving(abc.ABC):
     batches: what the examples of an input are called, by its name, where inputs have batches of
       different sizes, such as 'images'; 'batch' by default.
     modules: that the script imports, which need nothing of this library; put beside it.
+    onnx: whether the program can be one of ONNX, and the script runs that.
   """
 
   batches: Mapping[str, str] = {}
   modules: Sequence[types.ModuleType] = ()
+  onnx: bool = False
 
   def __init__(self, task: 'Task'):
     self.task = task

@@ -80,6 +80,8 @@ class Predictor(predictor.FilePredictor):
 class Serving(base.Serving):
   """Normalised images in, logits out."""
 
+  onnx = True
+
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
     """An image."""

@@ -160,6 +160,20 @@ def test_a_kernel_counts_as_it_declares_as_often_as_its_loop_runs():
   assert hlo.program_costs(COUNTED).kernels == {hlo.Kernel(flops=100, bytes=40): 5}
 
 
+def test_the_costliest_operations_are_listed_with_their_place_in_the_model():
+  source = 'jit(train_step)/transpose(jvp(CrossViT))/block_1/fc1/cond/branch_0_fun/dot_general'
+  metadata = f'), metadata={{op_name="{source}"}}, '
+  text = COUNTED.replace('copy(%x), ', 'copy(%x' + metadata)
+  costs = hlo.program_costs(text)
+  chip = aot.CHIPS['v5e']
+  first, second = aot.costliest(costs, chip, step_seconds=100 / chip.clock, count=9)
+  assert (first.name, first.cycles, first.share) == ('y', 5 * 7, 0.35)
+  assert first.source == 'backward: CrossViT/block_1/fc1/dot_general'
+  assert (second.name, second.source) == ('k', '')
+  assert second.cycles == round(5 * 40 / chip.hbm_bandwidth * chip.clock)
+  assert len(aot.costliest(costs, chip, 1.0, count=1)) == 1
+
+
 def test_a_counter_that_does_not_start_at_a_constant_leaves_the_length_unknown():
   costs = hlo.program_costs(COUNTED.replace('copy(%zero)', 'convert(%x)'))
   assert costs.cycles == 7

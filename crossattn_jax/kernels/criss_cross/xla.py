@@ -19,7 +19,7 @@ def attend(query, key, value, previous=None, *, axis, itself):
   out, lse = _over_lines(
     lambda *lines: _attend_lines(*lines, itself=itself), axis, (query, key, value)
   )
-  lse = lse[..., 0]
+  lse = lse.squeeze(-1)
   return (out, lse) if previous is None else merge(previous, (out, lse))
 
 

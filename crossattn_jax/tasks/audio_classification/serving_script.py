@@ -1,6 +1,7 @@
 """Classifies .wav files with the exported model in this folder: python load_and_run.py FILE...
 
-Needs nothing but `pip install jax flatbuffers safetensors scipy`.
+Needs nothing but `pip install jax flatbuffers safetensors scipy`,
+or `onnxruntime scipy` for an ONNX program.
 """
 
 import json
@@ -8,10 +9,7 @@ import math
 import pathlib
 import sys
 
-import jax
-from jax import export
 import numpy as np
-from safetensors.numpy import load_file
 from scipy import signal
 from scipy.io import wavfile
 
@@ -19,6 +17,14 @@ from scipy.io import wavfile
 def load(folder):
   """Returns the description of the model, and it: {'image': [b, mel, t, 1]} -> {'logits': ...}."""
   spec = json.loads((folder / 'preprocessing.json').read_text())
+  if list(spec['programs']) == ['onnx']:
+    import onnx_loading
+
+    return spec, onnx_loading.load(folder / spec['programs']['onnx'])
+  import jax
+  from jax import export
+  from safetensors.numpy import load_file
+
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
   weights = jax.device_put(load_file(folder / spec['weights']))
@@ -65,7 +71,8 @@ def main(paths):
   """Prints the five best classes of each clip."""
   spec, model = load(pathlib.Path(__file__).parent)
   images = np.stack([preprocess(path, spec['preprocessing']) for path in paths])
-  for path, row in zip(paths, jax.nn.sigmoid(model({'image': images})['logits']), strict=True):
+  scores = np.exp(-np.logaddexp(0, -np.asarray(model({'image': images})['logits'])))
+  for path, row in zip(paths, scores, strict=True):
     best = np.argsort(-row)[:5]
     print(path, *(f'{spec["classes"][index]} {row[index]:.1%}' for index in best), sep='  ')
 

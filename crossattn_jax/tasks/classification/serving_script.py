@@ -1,6 +1,7 @@
 """Classifies images with the exported model in this folder: python load_and_run.py IMAGE...
 
-Needs nothing but `pip install jax flatbuffers safetensors pillow`.
+Needs nothing but `pip install jax flatbuffers safetensors pillow`,
+or `onnxruntime pillow` for an ONNX program.
 """
 
 import json
@@ -8,16 +9,21 @@ import pathlib
 import sys
 
 from decoding import read_or_exit
-import jax
-from jax import export
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file
 
 
 def load(folder):
   """Returns the description of the model, and it: {'image': [b, h, w, c]} -> {'logits': ...}."""
   spec = json.loads((folder / 'preprocessing.json').read_text())
+  if list(spec['programs']) == ['onnx']:
+    import onnx_loading
+
+    return spec, onnx_loading.load(folder / spec['programs']['onnx'])
+  import jax
+  from jax import export
+  from safetensors.numpy import load_file
+
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
   weights = jax.device_put(load_file(folder / spec['weights']))
@@ -45,8 +51,11 @@ def main(paths):
   """Prints the five best classes of each image."""
   spec, model = load(pathlib.Path(__file__).parent)
   images = np.stack([preprocess(path, spec['preprocessing']) for path in paths])
-  scores = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[spec['scores']]
-  for path, row in zip(paths, scores(model({'image': images})['logits']), strict=True):
+  logits = np.asarray(model({'image': images})['logits'])
+  scores = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+  if spec['scores'] == 'sigmoid':
+    scores = np.exp(-np.logaddexp(0, -logits))
+  for path, row in zip(paths, scores, strict=True):
     best = np.argsort(-row)[:5]
     print(path, *(f'{spec["classes"][index]} {row[index]:.1%}' for index in best), sep='  ')
 

@@ -15,6 +15,7 @@ class Serving(base.Serving):
   """Normalised images of the training crops' size in, logits of every pixel out."""
 
   modules = (decoding,)
+  onnx = True
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -3,7 +3,8 @@
   python load_and_run.py IMAGE...
 
 Writes IMAGE_labels.png (labels as the data set has them) and IMAGE_colors.png beside each. Needs
-nothing but `pip install jax flatbuffers safetensors pillow`.
+nothing but `pip install jax flatbuffers safetensors pillow`,
+or `onnxruntime pillow` for an ONNX program.
 """
 
 import json
@@ -11,16 +12,21 @@ import pathlib
 import sys
 
 from decoding import read_or_exit
-import jax
-from jax import export
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file
 
 
 def load(folder):
   """Returns the description of the model, and it: {'image': [b, h, w, c]} -> {'logits': ...}."""
   spec = json.loads((folder / 'preprocessing.json').read_text())
+  if list(spec['programs']) == ['onnx']:
+    import onnx_loading
+
+    return spec, onnx_loading.load(folder / spec['programs']['onnx'])
+  import jax
+  from jax import export
+  from safetensors.numpy import load_file
+
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
   weights = jax.device_put(load_file(folder / spec['weights']))

@@ -3,6 +3,7 @@
 The compiler is the real one, out of libtpu; nothing runs. So all figures are static estimates.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import math
@@ -67,6 +68,23 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Costly:
+  """One of the operations that take longest; see `hlo.Operation`.
+
+  Attributes:
+    name: in the program.
+    source: where in the model it is from.
+    cycles: per step and device; of a Pallas kernel at least, see `CompileReport.kernel_seconds`.
+    share: of the step.
+  """
+
+  name: str
+  source: str
+  cycles: int
+  share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class CompileReport:
   """What the compiler says about one training step. "Per device" means per chip.
 
@@ -95,6 +113,7 @@ class CompileReport:
     unbounded_loops: loops of unknown length, counted as one iteration.
     compile_seconds: from the traced step to the program.
     effort: of the compiler, as given.
+    costliest: operations, as many as were asked for.
   """
 
   model: str
@@ -117,6 +136,7 @@ class CompileReport:
   unbounded_loops: int
   compile_seconds: float
   effort: float = 0.0
+  costliest: Sequence[Costly] = ()
 
   @property
   def fits(self) -> bool:
@@ -207,9 +227,22 @@ class CompileReport:
     table.add_row('compiled in', f'{self.compile_seconds:.0f} s', quick)
     return table
 
+  def costliest_table(self) -> rich.table.Table:
+    """Returns the costliest operations as a table for a terminal."""
+    table = rich.table.Table(title=f'the {len(self.costliest)} costliest operations of the step')
+    for column in ('share', 'cycles', 'ms'):
+      table.add_column(column, justify='right', no_wrap=True)
+    for column in ('operation', 'in the model'):
+      table.add_column(column, overflow='fold')
+    for each in self.costliest:
+      milliseconds = f'{1e3 * each.cycles / self.chip.clock:.3g}'
+      source = each.source or "the compiler's own"
+      table.add_row(f'{each.share:.1%}', f'{each.cycles:,}', milliseconds, each.name, source)
+    return table
+
 
 def compile_report(
-  config: ml_collections.ConfigDict, topology: str, effort: float = 0.0
+  config: ml_collections.ConfigDict, topology: str, effort: float = 0.0, top: int = 0
 ) -> CompileReport:
   """Compiles the training step of an experiment for a TPU slice; no TPU and no data set needed.
 
@@ -219,6 +252,7 @@ def compile_report(
     effort: of the compiler for a fast program, from -1 to 1; 0 is what a run has. -1 halves the
       time of compiling. What is computed and communicated stays, memory nearly so; cycles are up to
       2.5 times as many.
+    top: how many of the costliest operations to list.
 
   Returns:
     The report.
@@ -251,7 +285,7 @@ def compile_report(
   seconds = time.monotonic() - start
   analysis = compiled.cost_analysis()
   costs = hlo.program_costs(compiled.as_text())
-  return CompileReport(
+  report = CompileReport(
     model=config.model.name,
     topology=topology,
     chip=chip,
@@ -268,14 +302,29 @@ def compile_report(
     estimated_cycles=costs.cycles,
     kernels=costs.kernels.total(),
     kernel_seconds=sum(
-      times * max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
-      for kernel, times in costs.kernels.items()
+      times * _least_seconds(kernel, chip) for kernel, times in costs.kernels.items()
     ),
     unestimated=costs.unestimated,
     unbounded_loops=costs.unbounded_loops,
     compile_seconds=seconds,
     effort=effort,
   )
+  return dataclasses.replace(report, costliest=costliest(costs, chip, report.step_seconds, top))
+
+
+def costliest(costs: hlo.Costs, chip: Chip, step_seconds: float, count: int) -> list[Costly]:
+  """The operations of a program that take longest, the first one most."""
+  found = []
+  for operation, value in costs.operations.items():
+    if operation.kernel:
+      value = round(value * _least_seconds(operation.kernel, chip) * chip.clock)
+    share = value / (step_seconds * chip.clock)
+    found.append(Costly(operation.name, operation.source, value, share))
+  return sorted(found, key=lambda each: -each.cycles)[:count]
+
+
+def _least_seconds(kernel: hlo.Kernel, chip: Chip) -> float:
+  return max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:

@@ -30,6 +30,10 @@ _CALLED = re.compile(
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _DECLARED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+# What jax adds to the path of an operation: transformations, and functions that it compiles.
+_WRAPPED = re.compile(r'^\w+\((.*)\)$')
+_CONTROL = re.compile(r'cond|branch_\d+_fun|while|body|closed_call')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # The compiler's estimate of an operation that it cannot estimate.
 _UNKNOWN_CYCLES = 2**62
@@ -66,6 +70,22 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Operation:
+  """An operation of the program that takes time.
+
+  Attributes:
+    name: in the program.
+    source: path of the module and of the operation of jax that it comes from, with 'backward' in
+      front in the gradient; of a fusion those of its result. Empty where the compiler made it.
+    kernel: that it runs.
+  """
+
+  name: str
+  source: str = ''
+  kernel: Kernel | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Costs:
   """What one execution of a computation costs on one device.
 
@@ -76,6 +96,7 @@ class Costs:
     unestimated: other operations that it has none for.
     unbounded_loops: loops whose number of iterations is not known, counted as one.
     kernels: how often each Pallas kernel runs.
+    operations: cycles of each with an estimate, how often it runs of each kernel.
   """
 
   collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
@@ -83,6 +104,9 @@ class Costs:
   unestimated: int = 0
   unbounded_loops: int = 0
   kernels: collections.Counter[Kernel] = dataclasses.field(default_factory=collections.Counter)
+  operations: collections.Counter[Operation] = dataclasses.field(
+    default_factory=collections.Counter
+  )
 
   def __add__(self, other: 'Costs') -> 'Costs':
     kinds = self.collectives | other.collectives
@@ -95,6 +119,8 @@ class Costs:
       self.unestimated + other.unestimated,
       self.unbounded_loops + other.unbounded_loops,
       self.kernels + other.kernels,
+      # There are many: most sums are with nothing.
+      self.operations + other.operations if other.operations else self.operations,
     )
 
   def repeated(self, times: int) -> 'Costs':
@@ -107,7 +133,10 @@ class Costs:
       self.cycles * times,
       self.unestimated * times,
       self.unbounded_loops,
-      collections.Counter({kernel: count * times for kernel, count in self.kernels.items()}),
+      *(
+        collections.Counter({key: count * times for key, count in counter.items()})
+        for counter in (self.kernels, self.operations)
+      ),
     )
 
 
@@ -131,6 +160,12 @@ class _Instruction:
       return None
     declared = {name: int(value) for name, value in _DECLARED.findall(self.rest)}
     return Kernel(declared.get('flops', 0), declared.get('bytes_accessed', 0))
+
+  @property
+  def operation(self) -> Operation:
+    """What it is called, and where in the model it is from."""
+    found = _SOURCE.search(self.rest)
+    return Operation(self.name, _place(found.group(1)) if found else '', self.kernel)
 
   def called(self, *attributes: str) -> list[str]:
     """Names of the computations in some attributes."""
@@ -164,13 +199,14 @@ def program_costs(text: str) -> Costs:
 
   @functools.cache
   def costs(name: str) -> Costs:
-    total, carried = Costs(), set()
+    total, carried, operations = Costs(), set(), collections.Counter()
     types = {instruction.name: instruction.type for instruction in computations[name]}
     for instruction in computations[name]:
       if estimate := _CYCLES.search(instruction.rest):
         cycles = int(estimate.group(1))
         known = cycles < _UNKNOWN_CYCLES
         total += Costs(cycles=cycles) if known else Costs(unestimated=1)
+        operations[instruction.operation] += cycles if known else 0
       if instruction.kind:
         moved = Collective(1, _moved_bytes(instruction, types))
         total += Costs({instruction.kind: moved})
@@ -186,6 +222,7 @@ def program_costs(text: str) -> Costs:
         total += max(map(costs, branches), key=lambda branch: branch.cycles)
       elif instruction.opcode == 'custom-call' and (kernel := instruction.kernel):
         total += Costs(kernels=collections.Counter([kernel]))
+        operations[instruction.operation] += 1
       elif instruction.opcode in ('call', 'async-start'):
         total += sum(map(costs, instruction.called('calls', 'to_apply')), Costs())
       elif instruction.opcode == 'fusion':
@@ -193,7 +230,7 @@ def program_costs(text: str) -> Costs:
           if channel is None or (kind, channel) not in carried:
             total += Costs({kind: moved})
           carried.add((kind, channel))
-    return total
+    return total + Costs(operations=operations)
 
   def fused(name: str) -> Iterator[tuple[str, Collective, str | None]]:
     """Yields the collectives inside a fusion: kind, size, and the channel if it is only a part."""
@@ -210,6 +247,19 @@ def program_costs(text: str) -> Costs:
         yield from fused(instruction.called('calls')[0])
 
   return costs(entry)
+
+
+def _place(op_name: str) -> str:
+  """The path of `op_name` without transformations, compiled functions, loops and choices."""
+  parts = []
+  for part in op_name.split('/'):
+    named = part
+    while match := _WRAPPED.match(named):
+      named = match.group(1)
+    # A transformed module keeps its name; `jit(step)` and `transpose(jvp())` have none of one.
+    if named and not part.startswith('jit(') and not _CONTROL.fullmatch(named):
+      parts.append(named)
+  return ('backward: ' if 'transpose(' in op_name else '') + '/'.join(parts)
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
