@@ -12,15 +12,14 @@ ATFuse, which fuses pairs of images, its loss of gradients and intensities; of R
 of 320 x 320 pixels, and ICAFusion, on pairs of 640 x 640, their losses of 12 objects each, anchors
 assigned; of the sketch localizer, on photos of 480 x 640 and a sketch of each, its losses of 5
 objects, which queries of seven levels are matched with; of MinkUNet, on rooms of 15,000 cells, the
-cross-entropy of all cells. Each side is a process of its own with the same cores; they take turns,
-one sample each, and the one that waits sleeps. Prints the medians and the ratio PyTorch / this
-library of each round: above 1 this library is faster. PyTorch's models are timm's (extra `torch`),
-and plain modules for those that no package has: MMViT, CrossFormer, MMCA, ATFuse, RetinaNet,
-ICAFusion, the sketch localizer and MinkUNet (`benchmarks/torch_*.py`). On a GPU both multiply
-float32 in TF32, and PyTorch has what its users would give it there: maps with their channels last,
-a fused optimizer, convolutions chosen by trying; its attention is the fused one wherever the module
-says so. On a machine that others use, `--clock=processor` times what the cores spend on
-each side.
+cross-entropy of all cells, as it is of CCNet, on crops of 769 x 769. Each side is a process of its
+own with the same cores; they take turns, one sample each, and the one that waits sleeps. Prints the
+medians and the ratio PyTorch / this library of each round: above 1 this library is faster.
+PyTorch's models are timm's (extra `torch`), and plain modules for those that no package has
+(`benchmarks/torch_*.py`). On a GPU both multiply float32 in TF32, and PyTorch has what its users
+would give it there: maps with their channels last, a fused optimizer, convolutions chosen by
+trying; its attention is the fused one wherever the module says so. On a machine that others use,
+`--clock=processor` times what the cores spend on each side.
 
 `ALL` is a model of every system that has a PyTorch side, with batches for one GPU. `--minutes`
 bounds the whole: models share it in groups that are compiled together (`--together`) and then
@@ -55,7 +54,9 @@ SYSTEMS = {
   'crossvit_small_240': 128,
   'swiftformer_l1': 128,
   'crossformer_small': 64,
+  'biformer_tiny': 64,
   'mmvit_small': 64,
+  'ccnet_resnet50': 8,
   'atfuse': 64,
   'mmca': 128,
   'resnet50_deep_stem+retinanet': 64,
@@ -73,7 +74,7 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
   import jax.numpy as jnp
   import optax
 
-  from crossattn_jax.models import atfuse, detector, icafusion, minkunet, mmca
+  from crossattn_jax.models import atfuse, ccnet, detector, icafusion, minkunet, mmca
   from crossattn_jax.models.sketch_localizer import model as sketch_localizer
   from crossattn_jax.tasks.detection import losses as detection_losses
   from crossattn_jax.tasks.detection import yolo_losses
@@ -129,7 +130,8 @@ def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., 
     labels = jax.random.randint(keys[1], windows.shape[:2], 0, model.num_classes)
     return (windows, levels), lambda logits, *_: cross_entropy(logits, labels).mean()
   image = jax.random.normal(keys[0], (batch, *model.image_size, 3))
-  labels = jax.random.randint(keys[1], (batch,), 0, model.num_classes)
+  cells = [(side - 1) // 8 + 1 for side in model.image_size if isinstance(model, ccnet.CCNet)]
+  labels = jax.random.randint(keys[1], (batch, *cells), 0, model.num_classes)
   return (image,), lambda logits, _: cross_entropy(logits, labels).mean()
 
 
@@ -222,6 +224,8 @@ def torch_function(
 
   from benchmarks import (
     torch_atfuse,
+    torch_biformer,
+    torch_ccnet,
     torch_crossformer,
     torch_icafusion,
     torch_minkunet,
@@ -234,9 +238,9 @@ def torch_function(
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('high')  # TF32 on GPUs, nothing on CPUs
-  own = torch_atfuse, torch_icafusion, torch_minkunet, torch_mmca, torch_retinanet
-  own += (torch_sketch_localizer,)
-  modules = torch_crossformer, torch_mmvit, *own
+  own = torch_atfuse, torch_ccnet, torch_icafusion, torch_minkunet, torch_mmca
+  own += torch_retinanet, torch_sketch_localizer
+  modules = torch_biformer, torch_crossformer, torch_mmvit, *own
   build = next((module for module in modules if model_name in module.VARIANTS), timm)
   model = build.create_model(model_name).to(device)
   if build in own:

@@ -160,7 +160,7 @@ def test_classifiers_become_programs_for_any_batch_size(name):
   ('name', 'fields'),
   [
     ('ccnet_resnet50', RESNET | {'image_size': (33, 41)}),
-    ('swiftformer_xs+fpn', {'image_size': (64, 64), 'depths': (1, 1, 1, 1)}),
+    ('swiftformer_xs+semantic_fpn', {'image_size': (64, 64), 'depths': (1, 1, 1, 1)}),
     ('swiftformer_xs+upernet', {'image_size': (64, 64), 'depths': (1, 1, 1, 1)}),
   ],
   ids=lambda x: x if isinstance(x, str) else '',
