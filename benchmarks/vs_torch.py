@@ -36,6 +36,7 @@ from importlib import metadata
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -341,7 +342,8 @@ class Worker:
     command = [sys.executable, '-m', 'benchmarks.vs_torch', model_name, f'--worker={side}']
     command += [f'--{name}={getattr(setting, name)}' for name in ('dtype', 'device', 'clock')]
     command += [f'--batch={batch}', '--kinds', *setting.kinds]
-    self.memory, self.errors, self._kinds = {}, {}, setting.kinds
+    self.memory, self.errors = {}, {}
+    self._kinds, self._late = setting.kinds, False
     # A pipe that nobody reads would fill up.
     self._messages = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by `close`)
     self._process = subprocess.Popen(
@@ -350,6 +352,7 @@ class Worker:
       stdout=subprocess.PIPE,
       stderr=self._messages,
       text=True,
+      start_new_session=True,  # With the compilers that it starts.
       # A waiting thread that spins would take the other side's cores, memory held ahead its memory.
       env=os.environ
       | {
@@ -370,6 +373,8 @@ class Worker:
           self.errors[found['kind']] = found['error']
         else:
           self.memory[found['kind']] = found['memory']
+    if self._late:
+      return
     self._messages.seek(0)
     last = (self._messages.read().strip().splitlines() or ['ended'])[-1]
     self.memory = {}
@@ -377,10 +382,11 @@ class Worker:
 
   def give_up(self, seconds: float) -> None:
     """Ends a process that is not ready after so long."""
-    self._process.kill()
+    self._late = True
     self.memory = {}
-    late = f'not ready after {seconds:.0f} s'
-    self.errors = dict.fromkeys(self._kinds, late) | self.errors
+    self.errors = dict.fromkeys(self._kinds, f'not ready after {seconds:.0f} s') | self.errors
+    if self._process.poll() is None:
+      os.killpg(self._process.pid, signal.SIGKILL)
 
   def sample(self, kind: str) -> float:
     """Seconds of one sample."""
@@ -390,7 +396,8 @@ class Worker:
 
   def close(self) -> None:
     """Ends the process."""
-    self._process.kill()
+    if self._process.poll() is None:
+      os.killpg(self._process.pid, signal.SIGKILL)
     self._process.communicate()
     self._messages.close()
 
@@ -419,11 +426,8 @@ def measure(
       waiting = {pool.submit(worker.wait): worker for worker in workers.values()}
       limit = None if seconds is None else WARM_UP * seconds
       _, late = concurrent.futures.wait(waiting, limit)
-      stopped = [waiting[future] for future in late]
-      for worker in stopped:
-        worker.give_up(limit)
-    for worker in stopped:
-      worker.give_up(limit)  # What `wait` said of its end in between is not the reason.
+      for future in late:
+        waiting[future].give_up(limit)
     todo = [(name, kind) for name in batches for kind in setting.kinds]
     records = []
     for i, (name, kind) in enumerate(todo):
