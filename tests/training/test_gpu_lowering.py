@@ -31,9 +31,12 @@ RUNS = {
 
 
 @pytest.mark.parametrize(
-  'name', [pytest.param(x, marks=pytest.mark.slow) if x != 'biformer_digits' else x for x in RUNS]
+  'name',
+  [
+    pytest.param(name, marks=getattr(pytest.mark, 'extended' if kernels else 'slow'))
+    for name, kernels in RUNS.items()
+  ],
 )
-@pytest.mark.extended
 def test_a_training_step_lowers_for_gpus(name):
   file, colon, argument = name.partition(':')
   config = command_line.read_file(str(CONFIGS / f'{file}.py{colon}{argument}'))
