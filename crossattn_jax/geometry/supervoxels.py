@@ -27,6 +27,7 @@ def grow(
   scale: float = 0.04,
   color_weight: float = 2.0,
   least: int = 8,
+  longest: float = 1.0,
 ) -> np.ndarray:
   """Groups the points of a scan.
 
@@ -38,6 +39,8 @@ def grow(
       of cells of a patch: the larger, the larger are patches.
     color_weight: cost of an edge between black and white; a right angle costs 1.
     least: cells of a patch; smaller ones join the most similar one beside them.
+    longest: side in metres of a patch along an axis; longer ones, such as floors and walls, are cut
+      into equal parts. `np.inf` cuts none.
 
   Returns:
     int32 `[points]`, ids from 0, each of which exists; 0 is the largest patch.
@@ -53,7 +56,7 @@ def grow(
   normal, color = _smoothed(_normals(place[near]), color, near)
   edges = _edges(near[:, 1 : _EDGES + 1], distance[:, 1 : _EDGES + 1] <= 3 * cell)
   costs = _costs(place, normal, color, edges)
-  region = _merged(edges, costs, count, scale)
+  region = _cut(_merged(edges, costs, count, scale), place, longest)
   region = _without_small(region, edges, costs, least)
   largest_first = np.argsort(-np.bincount(region[voxels.inverse]), kind='stable')
   rank = np.empty(len(largest_first), np.int32)
@@ -131,6 +134,17 @@ def _joined(region, size, inside, ends, costs):
   np.maximum.at(dearest, label, inside)
   np.maximum.at(dearest, label[ends[:, 0]], costs)
   return label[region], np.bincount(label, size, number), dearest
+
+
+def _cut(region: np.ndarray, place: np.ndarray, longest: float) -> np.ndarray:
+  """Cuts regions of cells at `place` along each axis, into equal parts of at most `longest`."""
+  low, high = (np.full((region.max() + 1, 3), far) for far in (np.inf, -np.inf))
+  np.minimum.at(low, region, place)
+  np.maximum.at(high, region, place)
+  parts = np.maximum(np.ceil((high - low) / longest), 1)
+  share = (place - low[region]) / np.maximum(high - low, 1e-12)[region]
+  part = np.minimum(share * parts[region], parts[region] - 1).astype(int)
+  return np.unique(np.column_stack([region, part]), axis=0, return_inverse=True)[1].ravel()
 
 
 def _without_small(region, edges, costs, least: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def _purity(ids, labels):
 
 def test_supervoxels_rarely_cross_objects():
   points, colors, labels = _room()
-  ids = supervoxels.grow(points, colors)
+  ids = supervoxels.grow(points, colors, longest=np.inf)
   assert ids.dtype == np.int32
   sizes = np.bincount(ids)
   assert sizes.min() > 0
@@ -56,9 +56,22 @@ def test_larger_scales_have_fewer_and_colours_can_be_left_out():
   counts = [supervoxels.grow(points, colors, scale=scale).max() + 1 for scale in (0.002, 0.1, 1.0)]
   assert counts[0] > counts[1] > counts[2]
   mixed = np.random.default_rng(0).permuted(colors, axis=0)
-  ids = supervoxels.grow(points, mixed, color_weight=0.0)
+  ids = supervoxels.grow(points, mixed, color_weight=0.0, longest=np.inf)
   assert _purity(ids, labels) >= 0.9
   assert ids.max() < 40
+
+
+def test_walls_and_floors_are_cut_into_parts_of_a_metre():
+  points, colors, labels = _room(400)
+  whole, ids = (supervoxels.grow(points, colors, longest=side) for side in (np.inf, 1.0))
+  assert whole.max() < ids.max()
+  assert _purity(ids, labels) >= 0.95
+  sides = [np.ptp(points[ids == number], axis=0).max() for number in range(ids.max() + 1)]
+  # Points are up to a cell away from the middle of theirs, and slivers join what is beside them.
+  assert np.percentile(sides, 90) <= 1.15
+  assert max(sides) <= 1.5
+  # Of the floor of 3 x 3 metres.
+  assert len(np.unique(ids[labels == 0])) >= 9
 
 
 def test_few_points_are_one():

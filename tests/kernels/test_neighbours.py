@@ -4,6 +4,7 @@ import functools
 
 import jax
 from jax import export
+from jax.experimental import checkify
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from crossattn_jax import kernels, parallel
 from crossattn_jax.geometry import points
-from crossattn_jax.kernels.neighbours import reference, tpu
+from crossattn_jax.kernels.neighbours import api, reference, tpu, tpu_gathers
 
 SIDE, CHANNELS, FEATURES = 6, 3, 4
 IMPLEMENTATIONS = ('reference', 'xla')
@@ -146,6 +147,14 @@ def test_blocks_of_rows_make_no_difference(monkeypatch):
     )
 
 
+@pytest.mark.parametrize('name', CASES)
+def test_gathers_of_tpus_are_the_definition_and_its_gradients(name, monkeypatch):
+  monkeypatch.setattr(api, '_GATHERS', (tpu_gathers, tpu_gathers))
+  monkeypatch.setattr(tpu_gathers, 'BLOCK', 32)
+  test_equals_a_dense_convolution(name, 'xla')
+  test_gradients_are_those_of_the_definition_without_scatter_or_padding(name)
+
+
 def test_bfloat16_sums_in_float32():
   cells, tables = scenes()
   x, kernel = operands('sparse_convolution', cells)
@@ -261,6 +270,20 @@ def test_cells_that_are_not_sorted_are_left_to_gathers_where_it_can_be_told():
     assert ('tpu_custom_call' in program) == (order == 'sorted')
   with pytest.raises(ValueError, match="'tpu' wants sorted cells; sort them, or take 'xla'"):
     jax.eval_shape(functools.partial(call, implementation='tpu'), x, kernel)
+
+
+def test_checkify_says_that_cells_are_not_sorted():
+  call = jax.jit(checkify.checkify(kernels.sparse_convolution))
+  x, kernel = jnp.ones((1, 64, 2)), jnp.ones((27, 2, 2))
+  errors = {
+    order: call(x, kernel, jnp.asarray(table))[0].get()
+    for order, table in (
+      ('sorted', sorted_table(0, 61, 64)[None]),
+      ('not', np.asarray(scenes((80, 40))[1]['table'])[:1, :, :64]),
+    )
+  }
+  assert errors['sorted'] is None
+  assert "implementation 'tpu' wants sorted cells" in errors['not']
 
 
 def test_scenes_that_do_not_fit_in_the_memory_of_a_tpu_are_left_to_gathers():

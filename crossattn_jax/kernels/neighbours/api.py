@@ -3,15 +3,17 @@
 import functools
 
 import jax
+from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.kernels import dispatch
-from crossattn_jax.kernels.neighbours import reference, tpu, xla
+from crossattn_jax.kernels.neighbours import reference, tpu, tpu_gathers, xla
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
 _KERNEL_DTYPES = (jnp.float32, jnp.bfloat16)
+_GATHERS = xla, tpu_gathers
 
 
 def sparse_convolution(
@@ -28,11 +30,12 @@ def sparse_convolution(
     table: `[batch, window, n]` integers, as `geometry.points.neighbours` makes them, -1 for no
       cell: the rows of cells around each one, in an order in which opposite places are at opposite
       ends. Columns of rows that are padding hold -1 only.
-    implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, 'tpu' is the
-      Pallas kernel for windows of 3 x 3 x 3 and scenes that fit in VMEM, in float32 and bfloat16.
-      It wants cells that are sorted by x, y and z, as `geometry.points` sorts them; others become
-      NaN. 'auto' takes it on TPUs where it can, and else 'xla'; also for cells that are not sorted,
-      if `table` is a NumPy array, which tells.
+    implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, on TPUs in a
+      form of its own, 'tpu' is the Pallas kernel for windows of 3 x 3 x 3 and scenes that fit in
+      VMEM, in float32 and bfloat16. It wants cells that are sorted by x, y and z, as
+      `geometry.points` sorts them; others become NaN, and `jax.experimental.checkify` says so.
+      'auto' takes it on TPUs where it can, and else 'xla'; also for cells that are not sorted, if
+      `table` is a NumPy array, which tells.
 
   Returns:
     `[batch, n, features]` in `x`'s dtype, 0 in padding. What is in padded rows of `x` does not
@@ -57,13 +60,13 @@ def sparse_convolution(
     f"kernel {kernel.shape}; take 'xla'",
   )
   dispatch.check_kernel_dtype(op, implementation, x.dtype)
-  if isinstance(table, np.ndarray) and not tpu.is_sorted(table):
-    dispatch.require(
-      op,
-      implementation != 'tpu',
-      "implementation 'tpu' wants sorted cells; sort them, or take 'xla'",
-    )
-    implementation = 'xla' if implementation == 'auto' else implementation
+  if implementation in ('auto', 'tpu') and tpu.fits(x.shape[1], kernel.shape):
+    message = "implementation 'tpu' wants sorted cells; sort them, or take 'xla'"
+    if not isinstance(table, np.ndarray):
+      checkify.debug_check(tpu.is_sorted(table), f'{op}: {message}')
+    elif not tpu.is_sorted(table):
+      dispatch.require(op, implementation != 'tpu', message)
+      implementation = 'xla'
   form = functools.partial(_convolution, implementation)
   form = reference.convolution if implementation == 'reference' else form
   return _checked(op, form, x, kernel, tables, implementation, (*IMPLEMENTATIONS, 'tpu'))
@@ -169,7 +172,8 @@ def _valid(x, is_row):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(implementation, x, kernel, table):
-  return _by_platform(implementation, xla.convolution, tpu.convolution, x, kernel, table)
+  forms = *(module.convolution for module in _GATHERS), tpu.convolution
+  return _by_platform(implementation, *forms, x, kernel, table)
 
 
 def _convolution_forward(implementation, x, kernel, table):
@@ -178,30 +182,36 @@ def _convolution_forward(implementation, x, kernel, table):
 
 def _convolution_backward(implementation, residuals, cotangent):
   x, kernel, table = residuals
-  arrays = x, kernel, table, cotangent
-  of_x, of_kernel = _by_platform(implementation, _gradients, tpu.gradients, *arrays)
+  forms = *(functools.partial(_gradients, module) for module in _GATHERS), tpu.gradients
+  of_x, of_kernel = _by_platform(implementation, *forms, x, kernel, table, cotangent)
   return of_x, of_kernel.astype(kernel.dtype), None
 
 
-def _gradients(x, kernel, table, cotangent):
+def _gradients(module, x, kernel, table, cotangent):
   x = _valid(x, table[:, table.shape[1] // 2] >= 0)
   # A cell gives to its neighbour what that one sees on the other side of its window.
-  of_x, of_kernel = xla.gradients(x, kernel[::-1], table, cotangent)
+  of_x, of_kernel = module.gradients(x, kernel[::-1], table, cotangent)
   return of_x, of_kernel[::-1]
 
 
-def _by_platform(implementation, jnp_form, kernel_form, x, kernel, *arrays):
+def _by_platform(implementation, jnp_form, tpu_form, kernel_form, x, kernel, *arrays):
+  if implementation == 'tpu':
+    return kernel_form(x, kernel, *arrays)
   fits = x.dtype in _KERNEL_DTYPES and tpu.fits(x.shape[1], kernel.shape)
-  forms = {'xla': kernel_form if implementation == 'tpu' else jnp_form}
-  if implementation == 'auto' and fits:
-    forms['tpu'] = kernel_form
-  return dispatch.by_platform(x, kernel, *arrays, **forms)
+  tpu_form = kernel_form if implementation == 'auto' and fits else tpu_form
+  return dispatch.by_platform(x, kernel, *arrays, xla=jnp_form, tpu=tpu_form)
+
+
+def _gathered(name, *arrays):
+  """What a function of `xla` does, in the form of the platform."""
+  jnp_form, tpu_form = (getattr(module, name) for module in _GATHERS)
+  return dispatch.by_platform(*arrays, xla=jnp_form, tpu=tpu_form)
 
 
 @jax.custom_vjp
 def _downsampling(x, kernel, children, place):
   del place
-  return xla.convolution(x, kernel, children)
+  return _gathered('convolution', x, kernel, children)
 
 
 def _downsampling_forward(x, kernel, children, place):
@@ -211,15 +221,15 @@ def _downsampling_forward(x, kernel, children, place):
 def _downsampling_backward(residuals, cotangent):
   x, kernel, children, place = residuals
   cotangent = _valid(cotangent, (children >= 0).any(axis=1))
-  of_x = xla.transposed_convolution(cotangent, kernel.swapaxes(1, 2), place)
-  of_kernel = xla.kernel_gradient(x, children, cotangent)
+  of_x = _gathered('transposed_convolution', cotangent, kernel.swapaxes(1, 2), place)
+  of_kernel = _gathered('kernel_gradient', x, children, cotangent)
   return of_x, of_kernel.astype(kernel.dtype), None, None
 
 
 @jax.custom_vjp
 def _upsampling(x, kernel, children, place):
   del children
-  return xla.transposed_convolution(x, kernel, place)
+  return _gathered('transposed_convolution', x, kernel, place)
 
 
 def _upsampling_forward(x, kernel, children, place):
@@ -229,7 +239,7 @@ def _upsampling_forward(x, kernel, children, place):
 def _upsampling_backward(residuals, cotangent):
   x, kernel, children = residuals
   x = _valid(x, (children >= 0).any(axis=1))
-  of_x, of_kernel = xla.gradients(x, kernel, children, cotangent)
+  of_x, of_kernel = _gathered('gradients', x, kernel, children, cotangent)
   return of_x, of_kernel.astype(kernel.dtype), None, None
 
 

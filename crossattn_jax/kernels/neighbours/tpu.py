@@ -50,9 +50,9 @@ def fits(cells: int, kernel_shape: Sequence[int]) -> bool:
   return window == _WINDOW and needed <= available - _WORK_BYTES
 
 
-def is_sorted(table: np.ndarray) -> bool:
-  """Whether cells are in an order in which the kernels find them; True for other windows."""
-  return table.ndim != 3 or table.shape[1] != _WINDOW or not (_columns(table)[1] >> _PLACES).any()
+def is_sorted(table: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+  """Whether cells are in an order in which the kernels find them, of `[batch, 27, cells]`."""
+  return (_columns(table)[1] >> _PLACES == 0).all()
 
 
 def convolution(
