@@ -221,6 +221,10 @@ def _place(
   if type(source) is not type(module) and all(isinstance(x, nn.Module) for x in backbones):
     # Other heads.
     return {path: path for path in given if _top(path) == 'backbone'}, ('backbone',)
+  contexts = [getattr(network, 'context', None) for network in (source, module)]
+  if type(source) is type(module) and contexts[0] != contexts[1]:
+    # Another head; what else stands on the backbone is the same.
+    return {path: path for path in given if _top(path) != 'head'}, ('backbone', 'auxiliary_head')
   theirs, ours = (
     [top for top in dict.fromkeys(map(_top, paths)) if top.startswith(_STREAM)]
     for paths in (given, wanted)

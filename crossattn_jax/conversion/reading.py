@@ -126,6 +126,7 @@ def _read(path: pathlib.Path) -> Any:
     if start[:2] == b'PK' or (start[:1] == b'\x80' and not is_safetensors):
       return torch_files.load(path)
     if is_safetensors:
+      _refuse_narrow(path)
       return safetensors.numpy.load_file(path)
   except safetensors.SafetensorError as error:
     raise CheckpointError(
@@ -140,6 +141,17 @@ def _read(path: pathlib.Path) -> Any:
     if problem
     else f'{path}: is no file of PyTorch or safetensors, or is damaged; it begins {start[:16]}'
   )
+
+
+def _refuse_narrow(path: pathlib.Path) -> None:
+  """Refuses numbers of 4 to 8 bits, which mean nothing without scales that are kept elsewhere."""
+  with safetensors.safe_open(path, 'numpy') as file:
+    for key in file.keys():  # noqa: SIM118  (it is no mapping)
+      dtype = file.get_slice(key).get_dtype()
+      if dtype.startswith('F') and dtype not in ('F16', 'F32', 'F64'):
+        raise CheckpointError(
+          f'{path}: {key!r} is {dtype}; take a file of float32, float16 or bfloat16'
+        )
 
 
 def _state_dicts(content: Any, path: _Path = ()) -> Iterator[tuple[_Path, dict[str, Any]]]:

@@ -288,6 +288,21 @@ def test_a_network_takes_the_classifier_that_its_backbone_was():
       np.testing.assert_array_equal(flat(other.variables)[f'{collection}/backbone/{rest}'], array)
 
 
+def test_another_head_takes_the_backbone_and_the_auxiliary_head():
+  tiny = {'depths': (1, 1, 1, 1), 'widths': (8, 8, 8, 8), 'stem_widths': (8, 8, 8)}
+  tiny |= {'head_channels': 8, 'num_classes': 3}
+  weights, name = saved('ccnet_resnet50', tiny), 'pspnet_resnet50'
+  module = registry.create_model(name, **tiny)
+  fitted = fitting.fit(weights, name, module, fitting.template(name, module))
+  there = flat(weights.variables)
+  kept = {path for path in there if path.split('/')[1] in ('backbone', 'auxiliary_head')}
+  assert fitted.arrays.keys() == kept
+  for path in kept:
+    np.testing.assert_array_equal(fitted.arrays[path], there[path])
+  assert fitted.fresh
+  assert all(path.split('/')[1] == 'head' for path in fitted.fresh)
+
+
 def test_what_is_asked_for_starts_fresh(crossvit):
   module = registry.create_model(crossvit.name, **crossvit.overrides)
   fitted = fitting.fit(

@@ -251,6 +251,14 @@ def test_half_precision_is_widened(tmp_path):
   np.testing.assert_array_equal(state['w'], half.astype(np.float32))
 
 
+def test_numbers_of_eight_bits_are_refused_by_name(tmp_path):
+  header = json.dumps({'w': {'dtype': 'F8_E4M3', 'shape': [4], 'data_offsets': [0, 4]}}).encode()
+  path = tmp_path / 'narrow.safetensors'
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+  with pytest.raises(reading.CheckpointError, match="'w' is F8_E4M3; take a file of"):
+    reading.read_checkpoint(path)
+
+
 def test_several_files_with_an_index_are_one(tmp_path):
   safetensors.numpy.save_file({'a.w': X}, tmp_path / 'model-1.safetensors')
   safetensors.numpy.save_file({'b.w': Y}, tmp_path / 'model-2.safetensors')

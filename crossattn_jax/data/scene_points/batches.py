@@ -311,7 +311,10 @@ class Examples(pipeline.Examples):
 
   @functools.cached_property
   def _eval_buckets(self) -> list[tuple[int, ...]]:
-    """Of each scene; those that are larger than all buckets share another one."""
+    """Of each scene; those that are larger than all buckets share another one.
+
+    With `MOST_BUCKETS` already, those of the largest share it too.
+    """
     known = [tuple(bucket) for bucket in self.config.buckets]
 
     def measure(index: int) -> tuple[int, ...]:
@@ -319,8 +322,22 @@ class Examples(pipeline.Examples):
       return known[0] if scene is None else self.eval_bucket(scene, index)
 
     found = list(in_threads(measure, range(len(self.source))))
-    larger = [bucket for bucket in found if bucket not in known]
-    shared = tuple(map(max, zip(*larger, strict=True)))
+    larger = [index for index, bucket in enumerate(found) if bucket not in known]
+    if not larger:
+      return found
+    *smaller, largest = known
+    known = smaller if len(known) == MOST_BUCKETS else known
+    shared = tuple(map(max, zip(largest, *(found[index] for index in larger), strict=True)))
+    logging.warning(
+      '%d of %d scenes of %s, such as %s, have more voxels than the largest of dataset.buckets, '
+      '%s; they are evaluated in one of %s',
+      len(larger),
+      len(found),
+      self._described(),
+      self.describe(larger[0]),
+      largest,
+      shared,
+    )
     return [bucket if bucket in known else shared for bucket in found]
 
   def eval_bucket(self, scene: sources.Scene, index: int) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """What the tasks have besides voxels: supervoxels, photographs, labels that another run made."""
 
 from collections.abc import Iterable, Sequence
+import concurrent.futures
 import json
 import os
-import pathlib
 
+from etils import epath
 import ml_collections
 import numpy as np
 from PIL import Image
@@ -76,24 +77,26 @@ class PseudoLabels:
     Raises:
       ValueError: files are missing, which are named, or are of other classes.
     """
-    self._folder = pathlib.Path(folder)
+    self._folder = epath.Path(folder)
     where = f'dataset.labels_dir={str(folder)!r}'
     description = self._folder / DESCRIPTION
-    if not description.is_file():
+    if not description.exists():
       raise ValueError(
         f'{where} has no {DESCRIPTION}; --mode=label --workdir=RUN --output=FOLDER writes labels'
       )
     names = json.loads(description.read_text())['class_names']
     if changes := sources.class_changes(names, class_names):
       raise ValueError(f'{where} has labels of other classes than the data set: {changes}')
-    missing = [key for key in keys if not self._path(key).is_file()]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # A bucket takes its time.
+      there = pool.map(lambda key: self._path(key).exists(), keys)
+      missing = [key for key, is_there in zip(keys, there, strict=True) if not is_there]
     if missing:
       raise ValueError(
         f'{where} has no labels of {len(missing)} of the {len(keys)} scenes, such as '
         f'{str(self._path(missing[0]))!r}; label them, or name a split without them'
       )
 
-  def _path(self, key: str) -> pathlib.Path:
+  def _path(self, key: str) -> epath.Path:
     return self._folder / f'{key}.npz'
 
   def __call__(self, key: str, count: int) -> np.ndarray:
@@ -102,8 +105,8 @@ class PseudoLabels:
     Raises:
       ValueError: they are of another number of points.
     """
-    with np.load(self._path(key)) as file:
-      labels = file['labels'].astype(np.int32)
+    with self._path(key).open('rb') as file, np.load(file) as arrays:
+      labels = arrays['labels'].astype(np.int32)
     if labels.shape != (count,):
       raise ValueError(
         f'{str(self._path(key))!r} has labels of shape {labels.shape} for a scene of {count} '

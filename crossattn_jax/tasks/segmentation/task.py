@@ -93,8 +93,10 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def upgrade_config(config: dict[str, Any]) -> None:
-  """Moves the head that earlier configs had in `task` into the model's name and fields."""
+  """Moves what earlier configs had in `task`: the head, into the model's name and fields."""
   task, model = config['task'], config['model']
+  if 'absent_classes' in task:
+    task.setdefault('evaluation', {})['absent_classes'] = task.pop('absent_classes')
   head = task.pop('head', 'none')
   names = ('head_channels', 'pyramid_channels', 'auxiliary_channels', 'dropout_rate')
   fields = {name: task.pop(name, None) for name in names}

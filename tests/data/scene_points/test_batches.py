@@ -1,6 +1,7 @@
 """Batches of scenes: of one size each, and every array what it says."""
 
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_looks_at_a_scene_share_a_bucket_and_none_is_too_large(config, source, m
     row = examples.eval_example(source.scene(index), 3 * index + 2, bucket)
     assert (row['index'], row['vote']) == (index, 2)
     assert row['windows'].shape == (bucket[0], 375)
+
+
+def test_scenes_are_evaluated_in_four_sizes_at_most(config, source, monkeypatch, caplog):
+  config.buckets = *((rows,) * 5 for rows in (8, 9, 10)), (640, 256, 96, 48, 32)
+  found = _examples(batches.SEGMENTATION, config, source, monkeypatch, 'val').buckets()
+  assert len(set(found)) == 1
+  assert all(map(operator.ge, found[0], config.buckets[-1]))
+  assert found[0] != config.buckets[-1]
+  message = "such as scene 'scene_0006', have more voxels than the largest of dataset.buckets"
+  assert message in caplog.text
 
 
 def test_the_voxels_of_evaluation_are_those_of_its_batches(config, source, monkeypatch):

@@ -298,3 +298,9 @@ def test_the_exported_model_labels_images_without_this_library(config, tmp_path,
   assert (labels[::2] == expected).mean() > 0.99
   colors = np.asarray(Image.open(tmp_path / 'a_colors.png'))
   np.testing.assert_array_equal(colors, shapes.PALETTE[labels])
+
+
+def test_an_earlier_config_had_absent_classes_beside_the_evaluation():
+  saved = {'task': {'name': 'segmentation', 'absent_classes': 'zero'}, 'model': {}}
+  tasks.upgrade_config('segmentation', saved)
+  assert saved['task'] == {'name': 'segmentation', 'evaluation': {'absent_classes': 'zero'}}
