@@ -107,7 +107,8 @@ def test_detection(main_environment, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_pairs(main_environment, datasets_dir, tmp_path, monkeypatch):
   environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
-  notebook = execute('pairs.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = 0.06')
+  parameters = 'EPOCHS = 0.06\nconfig.schedule.warmup_steps = 0'
+  notebook = execute('pairs.ipynb', tmp_path, environment, monkeypatch, parameters)
   text = printed(notebook)
   assert pictures(notebook) == 2
   assert 'mAP50' in text
@@ -117,7 +118,8 @@ def test_pairs(main_environment, datasets_dir, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_sketch(main_environment, datasets_dir, tmp_path, monkeypatch):
   environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
-  notebook = execute('sketch.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = 0.01')
+  parameters = 'EPOCHS = 0.01\nconfig.schedule.warmup_steps = 0'
+  notebook = execute('sketch.ipynb', tmp_path, environment, monkeypatch, parameters)
   text = printed(notebook)
   assert pictures(notebook) == 5
   assert 'unseen_box_ap50' in text
@@ -127,9 +129,12 @@ def test_sketch(main_environment, datasets_dir, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_points(main_environment, datasets_dir, tmp_path, monkeypatch):
   environment = main_environment | {'TFDS_DATA_DIR': datasets_dir}
-  notebook = execute('points.ipynb', tmp_path, environment, monkeypatch, 'EPOCHS = (0.05, 0.05)')
+  parameters = (
+    'EPOCHS = (0.05, 0.05)\ntags.schedule.warmup_steps = points.schedule.warmup_steps = 0'
+  )
+  notebook = execute('points.ipynb', tmp_path, environment, monkeypatch, parameters)
   text = printed(notebook)
-  assert pictures(notebook) == 4
+  assert pictures(notebook) == 5
   assert 'of the points have a label' in text
   assert 'mean_iou' in text
 
