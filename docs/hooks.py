@@ -67,14 +67,15 @@ _PACKAGES = (*_IN_FULL, 'models', 'data', 'tasks', 'training', 'parallel', 'conv
 
 
 def public_modules() -> list[str]:
-  """Returns the dotted names of all modules and packages whose names do not start with '_'."""
+  """Returns the dotted names of public modules, and of packages that say something themselves."""
   names = []
   for path in sorted(PACKAGE.rglob('*.py')):
     parts = path.relative_to(ROOT).with_suffix('').parts
     if parts[-1] == '__init__':
       parts = parts[:-1]
     name = '.'.join(parts)
-    if not any(part.startswith('_') or part == _HIDDEN for part in parts):
+    is_bare = path.stem == '__init__' and len(parts) > 2 and len(path.read_text().splitlines()) < 2
+    if not is_bare and not any(part.startswith('_') or part == _HIDDEN for part in parts):
       names.append(name)
   return sorted(names)
 

@@ -197,13 +197,13 @@ def soft_routed_attention(
   """Routed attention to keys and values that are multiplied by their region's weight.
 
   Args:
-    query: see `routed_attention_weights`, as the others.
-    key: see there.
+    query: `[batch, regions, tokens, heads, head_dim]`.
+    key: `[batch, key_regions, key_tokens, heads, head_dim]`.
     value: `[batch, key_regions, key_tokens, heads, width]`.
-    routing: see there.
-    weights: see there.
-    scale: see there.
-    key_mask: see there.
+    routing: int `[batch, regions, top_k]`, or `[batch, heads, regions, top_k]`.
+    weights: `[batch, regions, top_k]`, of the chosen regions.
+    scale: of the scores.
+    key_mask: bool `[key_regions, key_tokens]`, True where a key is visible.
 
   Returns:
     `[batch, regions, tokens, heads, width]` in `value`'s dtype.

@@ -94,13 +94,14 @@ class LongShortDistanceAttention(module.Module):
 
   Attributes:
     num_heads: must divide the channels.
-    kind: see `find_grouping`, as the following.
-    group_size: see there.
-    interval: see there.
-    lda: see there.
-    small_map: see there.
-    adaptive_interval: see there.
-    center_padding: see there.
+    kind: 'short' or 'long', of distance; `find_grouping` says more on all of these.
+    group_size: tokens on a side of a group.
+    interval: of long distance attention.
+    lda: how far it goes, 'region' or 'global'.
+    small_map: what becomes of a map not larger than a group: 'shrink' shrinks the group, 'pad' pads
+      the map.
+    adaptive_interval: whether the interval is the one at which a region covers the map.
+    center_padding: whether padding goes to all sides rather than to the bottom and the right.
     mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
       is the bias.
     position_bias: whether scores have a dynamic position bias.

@@ -81,9 +81,9 @@ class MapAttention(module.Module):
 
   Attributes:
     kind: its name; see `list_attentions`.
-    stage: see `Place`.
-    block: see there.
-    num_heads: see there.
+    stage: of the pyramid it stands in, from 0, at strides 4, 8, 16, 32.
+    block: of the stage, from 0.
+    num_heads: that the width of the map is cut into.
 
   Examples:
     >>> attention = MapAttention('pooled', stage=0, block=0, num_heads=2)
@@ -126,9 +126,9 @@ class CrissCrossChange(module.Module):
   """What recurrent criss-cross attention adds to its input.
 
   Attributes:
-    recurrence: see `CrissCrossAttention`.
-    reduction: see there.
-    implementation: see there.
+    recurrence: how often the same parameters are applied.
+    reduction: channels of the value per channel of query and key.
+    implementation: see `kernels.criss_cross_attention`.
   """
 
   recurrence: int = 2

@@ -85,9 +85,9 @@ class SketchCrossAttention(module.Module):
   Attributes:
     sketch_fusion: of several sketches: 'mean' attends to the mean of their projected maps,
       'trainable' to each, and averages what they give.
-    num_heads: see `GuidedFusion`.
-    hidden: see there.
-    drop_rate: see there.
+    num_heads: must divide the channels.
+    hidden: width within the network.
+    drop_rate: of the attention weights, and of both dropouts of the network.
   """
 
   sketch_fusion: Fusion = 'mean'
@@ -136,9 +136,9 @@ class SketchFusion(module.Module):
   """One sketch of several: their mean looks at how each differs from it (arXiv 2303.08784).
 
   Attributes:
-    num_heads: see `GuidedFusion`.
-    hidden: see there.
-    drop_rate: see there.
+    num_heads: must divide the channels.
+    hidden: width within the network.
+    drop_rate: of the attention weights, and of both dropouts of the network.
   """
 
   num_heads: int = 8

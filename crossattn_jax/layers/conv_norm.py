@@ -23,8 +23,8 @@ class ConvNorm(module.Module):
     use_bias: of the convolution.
     activation: after the norm; None for none.
     absolute_scale: of the norm; see `BatchNorm`.
-    momentum: see there.
-    epsilon: see there.
+    momentum: share of the norm's old running statistics that stays, 1 minus PyTorch's.
+    epsilon: added to the norm's variance.
     kernel_init: of the convolution; torch's default where None.
 
   Examples:

@@ -159,10 +159,10 @@ class DeformableDecoder(module.Module):
 
   Attributes:
     num_layers: of the decoder.
-    num_heads: see `DecoderLayer`.
-    num_points: see there.
-    hidden: see there.
-    drop_rate: see there.
+    num_heads: of both attentions of a layer.
+    num_points: at which a head looks on every map.
+    hidden: width of a layer's network.
+    drop_rate: of all dropouts.
     remat: whether the backward pass recomputes each layer.
   """
 

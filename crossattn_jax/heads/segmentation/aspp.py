@@ -17,7 +17,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
   Attributes:
     channels: of each branch.
     fused: channels of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     dilations: of the 3 x 3 convolutions.
   """
 
@@ -46,7 +46,7 @@ class ASPPHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: of each branch.
     fused: of the fused map.
   """

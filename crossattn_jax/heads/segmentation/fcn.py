@@ -14,7 +14,7 @@ class FCNHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: between the two.
     use_bias: of the convolution.
 

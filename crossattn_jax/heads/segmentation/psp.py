@@ -15,7 +15,7 @@ class PSPHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: of each pooled map.
     fused: of the fused map.
   """

@@ -20,7 +20,7 @@ class PyramidPooling(nn.Module):
     channels: of each pooled map.
     fused: channels of the result.
     pooled_first: whether the pooled maps come before the input in the concatenation.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     scales: bins per side.
   """
 

@@ -19,7 +19,7 @@ class RCCAHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: inside; a quarter of the input's by default.
     fused: of the fused map.
     recurrence: R, how often the attention is applied; 0 leaves it out.

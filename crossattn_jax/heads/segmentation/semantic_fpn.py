@@ -19,7 +19,7 @@ class SemanticFPNHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: of the convolutions.
   """
 
@@ -46,7 +46,7 @@ class SemanticFPN(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     pyramid_channels: of the feature pyramid.
     channels: of the head.
 

@@ -19,7 +19,7 @@ class UPerHead(nn.Module):
 
   Attributes:
     num_classes: of the result.
-    style: see there.
+    style: norms, activations and initialisation; see `style.Style`.
     channels: of every level and of the fused map.
     scales: of the pyramid pooling.
 
