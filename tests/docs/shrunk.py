@@ -14,6 +14,7 @@ TRAINED = [
   '--config.logging.every_steps=1',
 ]
 COMPILED = ['--compile_effort=-1']
+EXPORTED = ['--platforms=cpu']
 # What makes a model small, by what its name starts with.
 SMALL = {
   'crossvit': ['--config.model.depths=((1,1,0),)'],
@@ -104,6 +105,8 @@ def small(words):
       words.append(f'--config.dataset.name={family}/tiny')
   elif mode == 'compile':
     words = [*words, *COMPILED]
+  elif mode == 'export':
+    words = [*words, *EXPORTED]
   if mode in ('train', 'compile'):
     model = experiment(config).model.name
     words = [*words, *(x for name in SMALL if model.startswith(name) for x in SMALL[name])]

@@ -32,10 +32,11 @@ NOT_RUN = {
   r'crossattn compile .*imagenet': 'takes minutes; tests/training/test_compile.py does it',
   r'crossattn demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
 }
-# What only the full form runs, with all of its block.
+# Blocks that only the full form runs, and why.
 LONG = {
   r'crossattn compare': 'README has one, which test_commands.py runs',
-  r'--num_processes': 'tests/parallel/test_multihost.py starts such processes',
+  r'--config=pyramid_digits': 'test_commands.py runs this config',
+  r'--num_processes|/tmp/pod\b': 'tests/parallel/test_multihost.py starts such processes',
 }
 # What the short form replaces in Python.
 SHORTER = {r'^(\w*(?:steps|epochs)) = \d+$': r'\1 = 2', r'(list_attentions\(\))': r'\1[:2]'}
@@ -111,7 +112,7 @@ class Place:
       'HOME': str(folder),
       'MPLBACKEND': 'Agg',
     }
-    self.scope, self.files = {'__name__': '__main__'}, {}
+    self.scope, self.files, self.configs = {'__name__': '__main__'}, {}, set()
 
   def here(self, text):
     """A text of a page, with the folder for /tmp."""
@@ -156,16 +157,19 @@ class Place:
 
   def run_short(self, language, text):
     """Runs a block that trains and compiles little; in this process where that does the same."""
+    if reason_not_to_run(text, LONG):
+      return
     if language:
       for pattern, short in SHORTER.items():
         text = re.sub(pattern, short, text, flags=re.MULTILINE)
       exec(compile(self.here(text), 'guide', 'exec'), self.scope)
       return
-    if reason_not_to_run(text, LONG):
-      return
     for command in commands(text):
-      if reason_not_to_run(command):
+      # Runs of one config differ in what the full form compares.
+      config = re.search(r'crossattn train --config=(\w+)', command)
+      if reason_not_to_run(command) or (config and config[1] in self.configs):
         continue
+      self.configs |= {config[1]} if config else set()
       words, rest = simple(command)
       own_file = re.search(r'--config=(/tmp/\S+)', command)
       words = in_a_clone(words)
