@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossattn_jax.data import decoding, sources
-from crossattn_jax.data.sketch_localization import svg, thinning
+from crossattn_jax.data.sketch_localization import thinning
 from crossattn_jax.geometry import strokes as strokes_lib
 
 EXTENSIONS = (*sources.IMAGE_EXTENSIONS, '.svg', '.json', '.ndjson', '.npy')
@@ -83,6 +83,8 @@ def read(path: str | pathlib.Path) -> Drawing:
 def _read(file: pathlib.Path, number: int) -> Drawing:
   kind = file.suffix.lower()
   if kind == '.svg':
+    from crossattn_jax.data.sketch_localization import svg  # Few runs need it.
+
     return from_strokes(svg.read(file.read_bytes()), ('lines of an SVG',))
   if kind == '.npy':
     rows = np.load(file, allow_pickle=False)

@@ -4,13 +4,10 @@ from collections.abc import Iterator
 import re
 from xml.etree import ElementTree
 
-from etils import epy
+from fontTools.misc import transform as transform_lib
+from fontTools.pens import recordingPen, transformPen
+from fontTools.svgLib.path import parser, shapes
 import numpy as np
-
-with epy.lazy_imports():  # Few runs need them.
-  from fontTools.misc import transform as transform_lib
-  from fontTools.pens import recordingPen, transformPen
-  from fontTools.svgLib.path import parser, shapes
 
 _SHAPES = ('path', 'line', 'polyline', 'polygon', 'rect', 'circle', 'ellipse')
 _GROUPS = ('svg', 'g', 'a', 'switch')
@@ -67,8 +64,8 @@ def _style(element: ElementTree.Element, name: str) -> str | None:
 
 
 def _shown(
-  element: ElementTree.Element, transform: 'transform_lib.Transform'
-) -> Iterator[tuple[ElementTree.Element, 'transform_lib.Transform']]:
+  element: ElementTree.Element, transform: transform_lib.Transform
+) -> Iterator[tuple[ElementTree.Element, transform_lib.Transform]]:
   """The shapes in and below an element, each with its whole transform."""
   tag = _tag(element)
   if tag in _UNSUPPORTED:
@@ -88,7 +85,7 @@ def _is_page(element: ElementTree.Element) -> bool:
   return _tag(element) == 'rect' and _style(element, 'stroke') in (None, 'none')
 
 
-def _transform(text: str) -> 'transform_lib.Transform':
+def _transform(text: str) -> transform_lib.Transform:
   """The product of a list such as `translate(3) rotate(90, 1, 2)`."""
   result = transform_lib.Identity
   steps = re.findall(r'(\w+)\s*\(([^)]*)\)', text)
@@ -117,7 +114,7 @@ def _transform(text: str) -> 'transform_lib.Transform':
 
 
 def _lines(
-  element: ElementTree.Element, transform: 'transform_lib.Transform'
+  element: ElementTree.Element, transform: transform_lib.Transform
 ) -> Iterator[np.ndarray]:
   """The lines of one shape."""
   plain = {name: value for name, value in element.attrib.items() if name != 'transform'}

@@ -6,7 +6,7 @@ import jax
 
 from crossattn_jax.data import decoding, resizing
 from crossattn_jax.data.sketch_localization import batches as data
-from crossattn_jax.data.sketch_localization import thinning
+from crossattn_jax.data.sketch_localization import svg, thinning
 from crossattn_jax.geometry import strokes
 from crossattn_jax.tasks import base
 from crossattn_jax.tasks.detection import overlay
@@ -15,7 +15,7 @@ from crossattn_jax.tasks.detection import overlay
 class Serving(base.Serving):
   """Normalised images in a canvas of fixed size and sketches in, the objects these show out."""
 
-  modules = (decoding, overlay, resizing, strokes, thinning)
+  modules = (decoding, overlay, resizing, strokes, svg, thinning)
 
   @property
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,9 +2,10 @@
 
   python load_and_run.py IMAGE SKETCH...
 
-A sketch is a picture, or strokes of QuickDraw: simplified ones as .json, or stroke-3 as .npy. All
-sketches are of one object. Writes IMAGE_objects.png and IMAGE_objects.json (a result file of COCO)
-beside the image. Needs nothing but `pip install jax flatbuffers safetensors pillow`.
+A sketch is a picture, an SVG, or strokes of QuickDraw: simplified ones as .json, or stroke-3 as
+.npy. All sketches are of one object. Writes IMAGE_objects.png and IMAGE_objects.json (a result file
+of COCO) beside the image. Needs nothing but `pip install jax flatbuffers safetensors pillow`, and
+for SVG `fonttools`.
 """
 
 import json
@@ -64,10 +65,16 @@ def read_sketch(path):
       drawing = json.loads(path.read_text())
       drawing = drawing['drawing'] if isinstance(drawing, dict) else drawing
       drawing = strokes.from_simplified([stroke[:2] for stroke in drawing])
+    elif path.suffix.lower() == '.svg':
+      from svg import read as lines_of
+
+      drawing = lines_of(path.read_bytes())
     else:
       drawing, _, doubt = strokes_of(np.asarray(read_or_exit(path, 'RGBA', upright=True)))
       if doubt:
         print(f'warning: {path}: {doubt}', file=sys.stderr)
+  except ModuleNotFoundError as error:
+    sys.exit(f'error: {path} needs {error.name}: pip install fonttools')
   except (ValueError, KeyError, TypeError, OSError) as error:
     sys.exit(f'error: cannot read the drawing {path}: {error}')
   return strokes.fit(strokes.with_dots(drawing), EXTENT)

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 import pytest
 
-from crossattn_jax import tasks
+from crossattn_jax import samples, tasks
 from crossattn_jax.data.detection import batches as photos
 from crossattn_jax.data.sketch_localization import rasters, reading
 from crossattn_jax.models import variables_io
 from crossattn_jax.training import export
+
+FISH = samples.FOLDER / 'sketches' / 'fish.svg'
 
 
 def random_variables(task):
@@ -70,6 +72,10 @@ def test_the_script_finds_what_the_model_finds(small_config, tmp_path, monkeypat
   assert written[0]['image_id'] == 7
   assert Image.open(tmp_path / '7_objects.png').size == (480, 864)
   assert '7.png' in capsys.readouterr().out
+
+  lines = run['read_sketch'](FISH)
+  for line, read in zip(lines, reading.read(FISH).strokes, strict=True):
+    np.testing.assert_allclose(line, read)
 
   (tmp_path / 'empty.png').write_bytes(b'')
   for given, message in (
