@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 import pytest
 
-from crossattn_jax import samples, tasks
+from crossattn_jax import tasks
+from crossattn_jax.data import samples
 from crossattn_jax.data.detection import batches as photos
 from crossattn_jax.data.sketch_localization import rasters, reading
 from crossattn_jax.models import variables_io
