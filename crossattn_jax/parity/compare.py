@@ -15,6 +15,7 @@ import pathlib
 import runpy
 from typing import Any
 
+from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -25,10 +26,12 @@ from crossattn_jax.conversion import correspondence, optional, reading
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.models import registry
 from crossattn_jax.parity import adapters, bounds, cases, hooks, record
+from crossattn_jax.tasks import drawing
 
 torch = optional.require('torch')
 
 PRECISIONS = ('default', 'highest', 'bfloat16')
+_NAMED_LAYERS = 32  # Of a plot.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,31 +337,31 @@ def _first_array(result: Any) -> jax.Array:
 
 def plot(comparison: Comparison, path: str | pathlib.Path) -> None:
   """Draws the errors in execution order as a PNG."""
-  import matplotlib.figure
-
   layers = comparison.layers
-  figure = matplotlib.figure.Figure(
-    figsize=(min(16, max(8, 0.11 * len(layers))), 5), layout='constrained'
-  )
-  axes = figure.add_subplot()
-  x = np.arange(len(layers))
-  floor = 1e-17
-  axes.semilogy(x, [max(layer.bound, floor) for layer in layers], color='0.6', label='bound')
-  axes.semilogy(
-    x, [max(layer.torch_error, floor) for layer in layers], '.', color='C1', label="PyTorch's own"
-  )
-  axes.semilogy(
-    x, [max(layer.error, floor) for layer in layers], '.', color='C0', label='this library'
-  )
+  page, (axes,) = drawing.panels(1, 0.5)
+  x, floor = np.arange(len(layers)), 1e-17
+  for values, style, color, label in (
+    ([layer.bound for layer in layers], '-', '0.6', 'bound'),
+    ([layer.torch_error for layer in layers], '.', 'C1', "PyTorch's own error"),
+    ([layer.error for layer in layers], '.', 'C0', 'error of this library'),
+  ):
+    axes.semilogy(x, np.maximum(values, floor), style, color=color, label=label)
   first = comparison.first_outside
   if first is not None:
     axes.axvline(
       layers.index(first), color='C3', linestyle='--', label=f'first outside: {first.name}'
     )
-  step = max(1, len(layers) // 40)
-  axes.set_xticks(x[::step], [layer.name for layer in layers][::step], rotation=90, fontsize=6)
-  axes.set_ylabel('relative error against PyTorch in float64')
-  axes.set_title(f'{comparison.name} against {comparison.against}, {comparison.precision}')
+  step = -(-len(layers) // _NAMED_LAYERS)
+  names = [layer.name for layer in layers][::step]
+  axes.set_xticks(x[::step], names, rotation=90, fontsize=drawing.SMALL)
+  axes.tick_params(axis='y', labelsize=drawing.SMALL)
+  axes.set_ylabel('relative error', fontsize=drawing.TEXT)
+  axes.set_title(f'{comparison.name} beside {comparison.against}', fontsize=drawing.TEXT)
   axes.grid(axis='y', alpha=0.3)
-  axes.legend()
-  figure.savefig(path, dpi=120, format='png')
+  axes.legend(fontsize=drawing.SMALL)
+  caption = (
+    'A dot is the result of a layer, from the input on the left to the output on the right; some '
+    'are named. Errors are against PyTorch in float64; what lies below the bound is explained by '
+    f'rounding. Precision: {comparison.precision}.'
+  )
+  drawing.save(page, epath.Path(path), caption)

@@ -35,8 +35,8 @@ def site(tmp_path_factory):
 def test_builds_without_warnings_and_shows_the_readme_first(site):
   page = (site / 'index.html').read_text()
   assert 'Published cross-attention vision systems' in page
-  assert 'src="images/digits.png"' in page
-  assert (site / 'images' / 'digits.png').exists()
+  assert 'src="images/digits.jpg"' in page
+  assert (site / 'images' / 'digits.jpg').exists()
 
 
 def test_every_public_module_has_a_page_of_its_docstrings(site):

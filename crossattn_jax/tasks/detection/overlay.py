@@ -61,9 +61,11 @@ def draw(image, boxes, names, palette, masks=None, text=None):
   for index in last_to_first:
     outline = tuple(palette[index].tolist())
     painter.rectangle(corners[index].tolist(), outline=outline, width=round(max(2, text / 8)))
-  taken = []
-  for index, name in enumerate(names):
-    _label(painter, corners[index], name, palette[index], taken)
+  labels = []
+  for corner, name in zip(corners, names, strict=True):
+    labels.append(_place(painter, corner, name, labels))
+  for index in last_to_first:
+    _write(painter, labels[index], names[index], palette[index])
   return image
 
 
@@ -74,8 +76,8 @@ def _edge(mask):
   return mask & ~inside
 
 
-def _label(painter, box, name, color, taken):
-  """Writes a name at a box, if possible where none is; `taken` has the places of those before."""
+def _place(painter, box, name, taken):
+  """Where the name of a box hides least of those that have a place, a rectangle like a box."""
   across, down = painter.im.size
   _, _, right, bottom = painter.textbbox((0, 0), name)
   width, height = right + 6, bottom + 4
@@ -86,16 +88,20 @@ def _label(painter, box, name, color, taken):
     for y in (y_min - height, y_min, y_max, y_max - height)
     if y >= 0 and y + height <= down
   ] or [(0, 0)]
-  x, y = min(places, key=lambda place: sum(_hidden(place, width, height, x) for x in taken))
-  taken.append((x, y, x + width, y + height))
-  painter.rectangle((x, y, x + width - 1, y + height - 1), fill=tuple(color.tolist()))
+  rectangles = [(x, y, x + width, y + height) for x, y in places]
+  return min(rectangles, key=lambda place: sum(_shared(place, other) for other in taken))
+
+
+def _write(painter, place, name, color):
+  """Writes a name on a ground of a colour."""
+  x, y, x_max, y_max = place
+  painter.rectangle((x, y, x_max - 1, y_max - 1), fill=tuple(color.tolist()))
   bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
   painter.text((x + 3, y + 2), name, fill='black' if bright else 'white')
 
 
-def _hidden(place, width, height, other):
-  """How much of another rectangle one at a place hides, in pixels."""
-  x_min, y_min, x_max, y_max = other
-  across = min(place[0] + width, x_max) - max(place[0], x_min)
-  down = min(place[1] + height, y_max) - max(place[1], y_min)
+def _shared(one, other):
+  """The area that two rectangles share, in pixels."""
+  across = min(one[2], other[2]) - max(one[0], other[0])
+  down = min(one[3], other[3]) - max(one[1], other[1])
   return max(across, 0) * max(down, 0)

@@ -11,8 +11,8 @@ from crossattn_jax.geometry import mask_pasting
 from crossattn_jax.tasks import drawing
 from crossattn_jax.tasks.detection import overlay
 
-ACROSS = 4  # Images beside each other on sheets.
-_TEXT = 0.0125  # Height of names, of the width of a page.
+ACROSS = 3  # Images beside each other on sheets.
+_TEXT = 0.012  # Height of names, of the width of a page.
 
 
 @dataclasses.dataclass(frozen=True)

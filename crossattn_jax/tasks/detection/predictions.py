@@ -32,7 +32,7 @@ class Predictor(predictor.FilePredictor):
   all that was found, in the form that COCO's tools and its test server take.
   """
 
-  num_samples = 4
+  num_samples = 6
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """An image as evaluation has it, and as the file has it."""

@@ -32,6 +32,8 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
   found in the form of KAIST's tools, if `config.task.kaist_file`.
   """
 
+  num_samples = 3
+
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """A pair in arrays of `image_size`, and as its files have it."""
     batch, pair = data.read_pair(*source.paths, self.task.config.dataset)
