@@ -10,6 +10,7 @@ from PIL import Image
 from crossattn_jax.tasks import attention_maps, drawing
 
 _ACROSS = 8  # Images beside each other on sheets.
+_PANELS = 4  # Beside each other, of a single image.
 _FEW_MAPS = 2  # With more, sheets have one row of images.
 
 
@@ -78,15 +79,18 @@ def classified_image(path: epath.Path, sample: Sample) -> None:
     path: of the PNG.
     sample: what is drawn.
   """
-  page, axes = drawing.panels(2 + len(sample.attention), 1.0, lines=2, bars=True)
-  width = drawing.WIDTH / axes[0].get_subplotspec().get_gridspec().ncols
+  count = 2 + len(sample.attention)
+  width = drawing.WIDTH / min(count, _PANELS) - 0.5
+  titles = [drawing.wrapped(name, width) for name in sample.attention]
+  lines = 1 + max((title.count('\n') for title in titles), default=0)
+  page, axes = drawing.panels(count, 1.0, _PANELS, lines, bars=bool(titles))
   drawing.show_image(axes[0], sample.image)
   axes[0].set_title('image', fontsize=drawing.TEXT)
-  for panel, (name, attention) in zip(axes[1:-1], sample.attention.items(), strict=True):
+  for panel, title, attention in zip(axes[1:-1], titles, sample.attention.values(), strict=True):
     shown = drawing.show_attention(panel, sample.image, attention)
     if _is_graded([attention]):
       drawing.add_bar(page, shown, [panel], shrink=0.8)
-    panel.set_title(drawing.wrapped(name, width - 0.5), fontsize=drawing.TEXT)
+    panel.set_title(title, fontsize=drawing.TEXT)
   drawing.show_scores(axes[-1], sample.classes)
   caption = 'The best classes, and how sure the model is of each.'
   drawing.save(page, path, f'{caption} {drawing.looking(sample.attention.values())}')

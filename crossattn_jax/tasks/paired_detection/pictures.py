@@ -60,7 +60,7 @@ def side_by_side(path: epath.Path, sample: Sample, class_names: Sequence[str]) -
   for panel, title, image in zip(
     axes[:2], ('RGB', 'thermal'), (sample.rgb, sample.thermal), strict=True
   ):
-    drawing.show_image(panel, pictures.overlaid(image, sample.found, class_names, across=2))
+    drawing.show_image(panel, pictures.overlaid(image, sample.found, class_names))
     panel.set_title(title, fontsize=drawing.TEXT)
   for panels, look in zip(axes[2:].reshape(-1, 2), sample.looks, strict=True):
     for panel, title, image, weights in zip(

@@ -69,7 +69,7 @@ def found_and_looks(path: epath.Path, sample: Sample, class_names: Sequence[str]
   page = figure.Figure(figsize=size, layout='constrained')
   left, right = page.subfigures(1, 2)
   axes = left.subplots()
-  drawing.show_image(axes, overlaid(sample, sample.found, class_names, across=2))
+  drawing.show_image(axes, overlaid(sample, sample.found, class_names))
   axes.set_title(f'what the sketch shows: {len(sample.found.boxes)} found', fontsize=drawing.TEXT)
   # Of the published four stages, two beside two.
   panels = right.subplots(-(-len(sample.looks) // 2), 2, squeeze=False)
