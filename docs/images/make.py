@@ -262,7 +262,7 @@ def write(picture: Image.Image, path: pathlib.Path) -> None:
     ValueError: the file is too large.
   """
   picture = picture.convert('RGB')
-  picture.thumbnail((WIDTH, 2 * WIDTH))
+  picture.thumbnail((WIDTH, 1.2 * WIDTH))
   for quality in (88, 80, 70):
     picture.save(path, optimize=True, quality=quality, subsampling=0)
     if path.stat().st_size <= MOST_BYTES:
