@@ -14,7 +14,9 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-from crossattn_jax import cli
+from crossattn_jax import cli, tasks
+from crossattn_jax.data import examples
+from crossattn_jax.training import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -529,3 +531,21 @@ def test_examples_say_what_they_are_and_what_trains_on_them(tmp_path, monkeypatc
   with pytest.raises(SystemExit, match='1'):
     cli.main(['crossattn', 'examples', 'imges', str(folder)])
   assert "did you mean 'images'?" in capsys.readouterr().err
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('kind', list(examples.KINDS))
+def test_what_trains_on_examples_takes_them_as_they_are(kind, tmp_path):
+  folder = examples.write(kind, tmp_path / kind, 60 if kind == 'images' else 10)
+  first, *overrides = (flag.format(folder=folder) for flag in examples.KINDS[kind].training)
+  config = command_line.read_file(first.removeprefix('--config='))
+  command_line.override(config, overrides)
+  tasks.complete_config(config)
+  task = tasks.create_task(config)
+  task.check_data()
+  batch = next(iter(task.train_data(2, 0, 1)))
+  for name, spec in task.batch_spec(2).items():
+    assert len(batch[name]) == 2
+    # Rooms of one batch have one of several sizes.
+    assert batch[name].ndim == spec.ndim if kind == 'points' else batch[name].shape == spec.shape
+  next(iter(task.eval_data(2, 0, 1)))

@@ -106,7 +106,7 @@ _LEAST = 10
 
 
 def _divided(size: int, splits: tuple[str, str] = ('train', 'val')) -> Iterator[tuple[str, range]]:
-  """Splits, and the numbers of what is in them."""
+  """Splits, and the numbers of what is in them; files count from 0 in each."""
   train = round(size * _TRAIN_SHARE)
   yield from zip(splits, (range(train), range(train, size)), strict=True)
 
@@ -128,7 +128,8 @@ def _write_images(folder: pathlib.Path, size: int, seed: int) -> None:
 
 def _write_boxes(folder: pathlib.Path, size: int, seed: int) -> None:
   """Photos of objects, and COCO's file of each split."""
-  _write_coco(folder, size, seed, {'size': 160, 'drawn': (2, 6), 'radii': (0.08, 0.2), 'turn': 0.5})
+  options = {'size': 160, 'drawn': (2, 5), 'radii': (0.09, 0.2), 'turn': 0.5}
+  _write_coco(folder, size, seed, options | {'textures': ('plain', 'striped')})
 
 
 def _write_coco(
@@ -151,15 +152,15 @@ def _write_coco(
   for split, numbers in _divided(size):
     (folder / split).mkdir()
     images, annotations = [], []
-    for number in numbers:
+    for place, number in enumerate(numbers):
       scene = shapes.render_scene(seed, number, shown=names, least_seen=2, **scenes)
-      path = _save(scene.image, folder / split / f'{number:04d}.jpg')
+      path = _save(scene.image, folder / split / f'{place:04d}.jpg')
       height, width = scene.semantic.shape
       image = {'id': 1 + number, 'file_name': path.name, 'height': height, 'width': width}
       images.append(image)
-      for place, item in enumerate(scene.objects):
+      for instance, item in enumerate(scene.objects, start=1):
         top, left, bottom, right = item.box
-        visible = scene.instances == place + 1
+        visible = scene.instances == instance
         mask = coco_mask.encode(np.asfortranarray(visible, np.uint8))
         annotation = {
           'id': 1 + len(annotations),
@@ -188,14 +189,14 @@ def _write_masks(folder: pathlib.Path, size: int, seed: int) -> None:
   (folder / 'classes.csv').write_text('\n'.join(['value,name,color', *rows, '']))
   for split, numbers in _divided(size):
     images, masks = (folder / kind / split for kind in ('images', 'masks'))
-    for place in (images, masks):
-      place.mkdir(parents=True)
-    for number in numbers:
+    for kind in (images, masks):
+      kind.mkdir(parents=True)
+    for place, number in enumerate(numbers):
       scene = shapes.render_scene(seed, number, 64, shown=_OBJECTS, turn=0.5)
-      _save(scene.image, images / f'{number:04d}.jpg')
+      _save(scene.image, images / f'{place:04d}.jpg')
       mask = Image.fromarray(values[scene.semantic])
       mask.putpalette(shapes.PALETTE.ravel().tolist())
-      mask.save(masks / f'{number:04d}.png')
+      mask.save(masks / f'{place:04d}.png')
 
 
 def _write_pairs(folder: pathlib.Path, size: int, seed: int) -> None:
@@ -210,18 +211,18 @@ def _write_pairs(folder: pathlib.Path, size: int, seed: int) -> None:
     visible, infrared, labels = (
       folder / kind / split for kind in ('visible', 'infrared', 'labels')
     )
-    for place in (visible, infrared, labels):
-      place.mkdir(parents=True)
-    for number in numbers:
+    for kind in (visible, infrared, labels):
+      kind.mkdir(parents=True)
+    for place, number in enumerate(numbers):
       scene = shapes.render_scene(seed, number, 96, shown=_OBJECTS, least_seen=3, **options)
-      _save(scene.image, visible / f'{number:04d}.jpg')
-      _save(scene.thermal, infrared / f'{number:04d}.jpg')
+      _save(scene.image, visible / f'{place:04d}.jpg')
+      _save(scene.thermal, infrared / f'{place:04d}.jpg')
       lines = []
       for item in scene.objects:
         top, left, bottom, right = np.array(item.box) / len(scene.image)
         shares = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         lines.append(' '.join([str(_OBJECTS.index(_name(item))), *(f'{x:.6f}' for x in shares)]))
-      (labels / f'{number:04d}.txt').write_text('\n'.join([*lines, '']))
+      (labels / f'{place:04d}.txt').write_text('\n'.join([*lines, '']))
 
 
 def _write_captions(folder: pathlib.Path, size: int, seed: int) -> None:
@@ -248,8 +249,8 @@ def _write_points(folder: pathlib.Path, size: int, seed: int) -> None:
   tags = []
   for split, numbers in _divided(size):
     (folder / split).mkdir()
-    for number in numbers:
-      room, name = rooms.make_room(seed, number), f'room_{number:03d}'
+    for place, number in enumerate(numbers):
+      room, name = rooms.make_room(seed, number), f'{split}_{place:02d}'
       scan = rooms.scan(room, seed, number, 200.0)
       scene = point_files.Scene(np.round(scan.points, 3), scan.colors, scan.labels)
       point_files.write_ply(folder / split / f'{name}.ply', scene)
@@ -304,7 +305,12 @@ KINDS = {
     _write_boxes,
     400,
     'photos',
-    ('--config=retinanet_shapes', '--config.dataset.name=detection_folder', _DATA_DIR),
+    (
+      '--config=retinanet_shapes',
+      '--config.dataset.name=detection_folder',
+      _DATA_DIR,
+      '--config.num_epochs=24',
+    ),
   ),
   'masks': Kind(
     'photos, and masks that say what each pixel shows',

@@ -13,6 +13,8 @@ TRAINED = [
   '--config.schedule.warmup_steps=0',
   '--config.logging.every_steps=1',
 ]
+# Of what `crossattn examples` writes.
+EXAMPLES = 20
 COMPILED = ['--compile_effort=-1']
 EXPORTED = ['--platforms=cpu']
 # What makes a model small, by what its name starts with.
@@ -97,10 +99,13 @@ def experiment(file):
 
 def small(words):
   """The words of a command of main.py, with those that let it train and compile little."""
+  if words[:2] == ['crossattn', 'examples']:
+    return [*words, f'--size={EXAMPLES}']
   mode, config = mode_of(words), flag(words, 'config')
   if mode == 'train':
     words = [*words, *TRAINED]
-    family = experiment(config).dataset.name.partition('/')[0]
+    own = flag(words, 'config.dataset.name')
+    family = own or experiment(config).dataset.name.partition('/')[0]
     if family in ('shape_scenes', 'room_scenes'):
       words.append(f'--config.dataset.name={family}/tiny')
   elif mode == 'compile':
