@@ -1,7 +1,6 @@
-"""Weights of other models for MMViT to start from: MViT's checkpoints, and an image model's."""
+"""Weights of MViT for MMViT to start from."""
 
 from collections.abc import Mapping
-import math
 from typing import Any
 
 from flax import traverse_util
@@ -14,7 +13,6 @@ from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.conversion.systems import mmvit as rules_lib
-from crossattn_jax.layers import resize
 from crossattn_jax.models import mmvit, registry
 
 
@@ -109,68 +107,3 @@ def _initial(module: mmvit.MMViT, seed: int) -> dict[str, np.ndarray]:
   image = jnp.zeros((1, *module.image_size, module.num_channels))
   variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))
   return traverse_util.flatten_dict(variables['params'], sep='/')
-
-
-def audio_start(
-  name: str, image_model: mmvit.MMViT, variables: Mapping[str, Any], seed: int = 0, **overrides: Any
-) -> convert.Conversion:
-  """Starts an audio model from an image model of the same width and depth.
-
-  Patch filters are summed over the colours. Positions are resized to the spectrogram's grid; where
-  they become separable, a row's vector is the mean of its places, and a column's is that less the
-  mean of all. A classifier with another number of classes is initialised.
-
-  Args:
-    name: of a registered model.
-    image_model: with joint positions.
-    variables: of it.
-    seed: of the initialisation.
-    **overrides: of `create_model`.
-
-  Returns:
-    A conversion; its `save` writes a file for `config.weights`.
-
-  Raises:
-    MappingError: the models differ in more than input, positions and classes, by path.
-  """
-  module = registry.create_model(name, **overrides)
-  source = traverse_util.flatten_dict(dict(jax.device_get(variables['params'])), sep='/')
-  for v in range(len(image_model.patch_sizes)):
-    kernel = source[f'patches_{v}/kernel']
-    if module.num_channels == 1:
-      source[f'patches_{v}/kernel'] = kernel.sum(axis=2, keepdims=True)
-    path = f'embedding_{v}'
-    grids = image_model.grids()[v], module.grids()[v]
-    table = np.asarray(resize.resize_position_embedding(source.pop(f'{path}/positions'), *grids))
-    if module.positions == 'joint':
-      source[f'{path}/positions'] = table
-      continue
-    extra = len(table) - math.prod(grids[1])
-    places = table[extra:].reshape(*grids[1], -1)
-    source[f'{path}/rows'] = places.mean(axis=1)
-    source[f'{path}/columns'] = places.mean(axis=0) - places.mean(axis=(0, 1))
-    if extra:
-      source[f'{path}/class_position'] = table[:1]
-  lines, problems, adapted, fresh = [], [], {}, []
-  for path, leaf in _shapes(module).items():
-    given = source.pop(path, None)
-    if path.startswith('head/') and (given is None or given.shape != leaf.shape):
-      fresh.append(path)
-      lines.append(convert.Line('', (), path, leaf.shape, 'new: freshly initialised'))
-      continue
-    if given is None or given.shape != leaf.shape:
-      had = 'nothing' if given is None else given.shape
-      problems.append(f'{path}: {leaf.shape} is wanted, the image model has {had}')
-      continue
-    adapted[path] = np.asarray(given, leaf.dtype)
-    lines.append(convert.Line('', (), path, leaf.shape, 'from the image model'))
-  problems += [f'{path}: the audio model has none' for path in source]
-  if problems:
-    raise mapping_lib.MappingError(
-      f'the image model does not fit {name}:\n  ' + '\n  '.join(problems)
-    )
-  if fresh:
-    initial = _initial(module, seed)
-    adapted |= {path: initial[path] for path in fresh}
-  params = traverse_util.unflatten_dict(adapted, sep='/')
-  return convert.Conversion(name, overrides, {'params': params}, tuple(lines))

@@ -177,14 +177,15 @@ def test_what_is_no_mvit_of_that_size_is_refused_by_key(change, message):
 
 def test_an_audio_model_starts_from_an_image_model():
   fields = {'embed_dim': 8, 'depths': (1,), 'cross_stages': (0,)}
-  image_model = models.create_model('mmvit_tiny', image_size=(16, 16), num_classes=4, **fields)
+  saved = {'image_size': (16, 16), 'num_classes': 4, **fields}
+  image_model = models.create_model('mmvit_tiny', **saved)
   rng = np.random.RandomState(0)
   variables = jax.tree.map(
     lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), _template(image_model)
   )
-  started = start.audio_start(
-    'mmvit_base_audio', image_model, variables, image_size=(16, 32), num_classes=3, **fields
-  )
+  weights = opening.OpenedWeights('mmvit_tiny', saved, variables)
+  name, wanted = 'mmvit_base_audio', {'image_size': (16, 32), 'num_classes': 3}
+  started = fitting.refit(weights, name, wanted)
   params, source = started.variables['params'], variables['params']
   np.testing.assert_allclose(
     params['patches_1']['kernel'][:, :, 0], source['patches_1']['kernel'].sum(2), rtol=1e-5
@@ -198,9 +199,7 @@ def test_an_audio_model_starts_from_an_image_model():
   np.testing.assert_array_equal(params[cross]['norm1']['scale'], source[cross]['norm1']['scale'])
   assert params['head']['kernel'].shape == (8, 3)
   with pytest.raises(mapping.MappingError, match='cross_0/norm1/scale'):
-    start.audio_start(
-      'mmvit_base_audio', image_model, variables, image_size=(16, 32), **fields | {'embed_dim': 16}
-    )
+    fitting.refit(weights, name, {**wanted, 'embed_dim': 16})
 
 
 def test_a_block_has_the_grid_of_its_case_or_is_refused(vary, compute):
