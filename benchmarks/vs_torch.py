@@ -23,7 +23,7 @@ trying; its attention is the fused one wherever the module says so. On a machine
 
 `ALL` is a model of every system that has a PyTorch side, with batches for one GPU. `--minutes`
 bounds the whole: models share it in groups that are compiled together (`--together`) and then
-measured one after the other. A side that is not ready in two thirds of its group's time is left
+measured one after the other. A side that is not ready in 85 % of its group's time is left
 out, and says so. `--report` writes a page with the date and the versions.
 """
 
@@ -66,7 +66,7 @@ SYSTEMS = {
   'minkunet18a': 4,
 }
 # Of the time of a group, for compiling.
-WARM_UP = 2 / 3
+WARM_UP = 0.85
 
 
 def jax_problem(model: Any, batch: int) -> tuple[tuple[Any, ...], Callable[..., Any]]:

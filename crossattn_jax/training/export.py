@@ -191,6 +191,8 @@ def _to_onnx(
   """The forward pass as an ONNX program that computes in float32."""
   config = config.copy_and_resolve_references()
   config.model.dtype = 'float32'
+  if 'implementation' in config.model:  # Of a kernel: its definition has no loops.
+    config.model.implementation = 'reference'
   task = tasks.create_task(config)
   run = functools.partial(task.Serving(task).run, variables)
   try:
