@@ -135,25 +135,29 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     return variable.val if isinstance(variable, core.Literal) else values[variable]
 
   for equation in jaxpr.eqns:
-    results = _apply(equation.primitive, equation.params, [*map(value, equation.invars)])
+    results = _apply(equation, [*map(value, equation.invars)])
     values |= zip(equation.outvars, results, strict=True)
   return [*map(value, jaxpr.outvars)]
 
 
-def _apply(primitive: core.Primitive, params: dict[str, Any], arguments: list[Any]) -> list[Any]:
+def _closed(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.ClosedJaxpr:
+  return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
+
+
+def _apply(equation: core.JaxprEqn, arguments: list[Any]) -> list[Any]:
+  primitive, params = equation.primitive, equation.params
   name = primitive.name
   if name == 'platform_index':
     return [params['platforms'].index(None)]  # The form for all platforms without one of their own.
   if name == 'cond' and isinstance(arguments[0], int):
-    return _evaluate(params['branches'][arguments[0]], arguments[1:])
+    return _evaluate(_closed(params['branches'][arguments[0]]), arguments[1:])
   if name in _CALLS:
     called = next(x for x in params.values() if isinstance(x, core.ClosedJaxpr | core.Jaxpr))
-    is_closed = isinstance(called, core.ClosedJaxpr)
-    return _evaluate(called if is_closed else core.ClosedJaxpr(called, ()), arguments)
+    return _evaluate(_closed(called), arguments)
   if name in _NOTHING:
     return arguments
   if name == 'scan':
-    return _write_out(params, arguments)
+    return _write_out(equation, arguments)
   if name == 'pad' and not any(interior for _, _, interior in params['padding_config']):
     return [_pad(*arguments, [(low, high) for low, high, _ in params['padding_config']])]
   if name == 'reduce_window_max' and {*params['base_dilation'], *params['window_dilation']} == {1}:
@@ -163,14 +167,20 @@ def _apply(primitive: core.Primitive, params: dict[str, Any], arguments: list[An
   return results if primitive.multiple_results else [results]
 
 
-def _write_out(params: dict[str, Any], arguments: list[Any]) -> list[Any]:
+def _write_out(equation: core.JaxprEqn, arguments: list[Any]) -> list[Any]:
   """A loop, step after step; one whose steps need nothing of each other as one step of all."""
-  constants = arguments[: params['num_consts']]
-  end = params['num_consts'] + params['num_carry']
-  carry, rows = arguments[len(constants) : end], arguments[end:]
+  params, body = equation.params, _closed(equation.params['jaxpr'])
+
+  def split(inner, outer):  # Where a step has an axis less, it has a row of the whole.
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(inner, outer, strict=True))
+
+  end = split(body.jaxpr.invars, equation.invars)
+  num_constants = end - split(body.jaxpr.outvars, equation.outvars)
+  constants, carry = arguments[:num_constants], arguments[num_constants:end]
+  rows = arguments[end:]
 
   def step(*arrays):
-    return _evaluate(params['jaxpr'], arrays)
+    return _evaluate(body, arrays)
 
   if not carry:
     axes = [None] * len(constants) + [0] * len(rows)
