@@ -134,10 +134,10 @@ def test_supervoxels_positions_and_tags(config, source, monkeypatch):
 
 def test_supervoxels_are_grown_and_counted(config, source, monkeypatch):
   bare = sources.MemorySource([source.scene(1)._replace(supervoxels=None)], config.class_names)
-  config.num_views = 0
+  config.num_views, config.max_supervoxels = 0, 16
   examples = _examples(batches.SCENE_LABELS, config, bare, monkeypatch)
   row = examples.train_example(0, np.random.default_rng(0))
-  assert 1 < row['num_tokens'] <= 8
+  assert 1 < row['num_tokens'] <= 16
   assert 'images' not in row
   odd = source.scene(1)._replace(supervoxels=np.full(len(source.scene(1).points), -1))
   examples.source = sources.MemorySource([odd], config.class_names)
