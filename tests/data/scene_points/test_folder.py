@@ -100,7 +100,7 @@ def test_damaged_files_are_unreadable(tmp_path):
 
 def test_an_unlabelled_scene_is_predicted_for(root, config):
   source = folder.open_file(root / 'val/c.npz', NAMES)
-  config.num_views = 0
+  config.num_views, config.max_supervoxels = 0, 16
   examples = batches.SceneLabelExamples(config, 'input', source)
   row = examples.eval_example(examples.scene(0), 0, examples.buckets()[0])
   assert row['num_tokens'] > 1
