@@ -358,7 +358,8 @@ def plot(comparison: Comparison, path: str | pathlib.Path) -> None:
   axes.set_ylabel('relative error', fontsize=drawing.TEXT)
   axes.set_title(f'{comparison.name} beside {comparison.against}', fontsize=drawing.TEXT)
   axes.grid(axis='y', alpha=0.3)
-  axes.legend(fontsize=drawing.SMALL)
+  axes.set_ylim(top=8 * max(layer.bound for layer in layers))
+  axes.legend(fontsize=drawing.SMALL, loc='upper right', ncols=4)
   caption = (
     'A dot is the result of a layer, from the input on the left to the output on the right; some '
     'are named. Errors are against PyTorch in float64; what lies below the bound is explained by '

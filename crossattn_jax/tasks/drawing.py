@@ -126,7 +126,8 @@ def name_panels(axes: np.ndarray, names: Sequence[str], most: int = 8) -> None:
     for panel, name in zip(column, names, strict=True):
       title = panel.get_title()
       lines = title.count('\n') + 1 if title else 0
-      panel.set_title(f' \n{title}' if title else ' ', fontsize=TEXT)
+      size = panel.title.get_fontsize() if title else TEXT
+      panel.set_title(f' \n{title}' if title else ' ', fontsize=size)
       # Wider than the panel: a title of that width would push the others aside.
       panel.annotate(
         name,

@@ -263,7 +263,7 @@ def write(picture: Image.Image, path: pathlib.Path) -> None:
   """
   picture = picture.convert('RGB')
   picture.thumbnail((WIDTH, 1.2 * WIDTH))
-  for quality in (88, 80, 70):
+  for quality in (88, 80, 70, 60):
     picture.save(path, optimize=True, quality=quality, subsampling=0)
     if path.stat().st_size <= MOST_BYTES:
       return
