@@ -201,10 +201,11 @@ def on_page_markdown(markdown: str, **_) -> str:
     return f'[{path.read_text().splitlines()[0].lstrip("# ")}](' if path.exists() else match[0]
 
   def block(match: re.Match) -> str:
-    return f'{match[1]}```sh\n{match[2]}' if _COMMAND.match(match[2]) else match[0]
+    is_command = not match[2] and _COMMAND.match(match[3])
+    return f'{match[1]}```sh\n{match[3]}' if is_command else match[0]
 
   markdown = re.sub(r'\[(?:docs/)?([\w/]+)\.md\]\(', title, markdown)
-  return re.sub(r'^( *)```\n(.*?\n *```)$', block, markdown, flags=re.MULTILINE | re.DOTALL)
+  return re.sub(r'^( *)```([^\n]*)\n(.*?\n *```)$', block, markdown, flags=re.MULTILINE | re.DOTALL)
 
 
 def overview() -> str:
