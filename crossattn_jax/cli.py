@@ -4,7 +4,8 @@ r"""Trains, evaluates and uses the models of crossattn_jax.
       python main.py --config=configs/crossvit_digits.py --workdir=/tmp/digits
     Any key of the config can be set: --config.batch_size=256 --config.schedule.learning_rate=2e-3.
 
-  --mode=eval     prints the metrics of a run, or of converted weights, as a table and as JSON.
+  --mode=eval     prints the metrics of a run, or of converted weights, as a table and as JSON, and
+                  draws what is taken for what and the worst errors into WORKDIR/evaluation.
       python main.py --mode=eval --workdir=/tmp/digits --use=best
       python main.py --mode=eval --config=configs/crossvit_imagenet.py:crossvit_small_240 \
         --config.weights=crossvit_small_240.safetensors
@@ -92,6 +93,7 @@ _INPUT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
+  'eval: folder for pictures, WORKDIR/evaluation by default. '
   'predict: folder for results and pictures, WORKDIR/predictions by default, or ./predictions. '
   'label: WORKDIR/labels by default, or ./labels. '
   'demo: WORKDIR/demo by default, or ./demo. export: WORKDIR/export by default.',
@@ -156,7 +158,7 @@ _STOPPED = 128 + signal.SIGINT
 # The modes of the flags that are not for all.
 _MODES_OF = {
   'input': ('predict', 'demo'),
-  'output': ('predict', 'label', 'demo', 'export'),
+  'output': ('eval', 'predict', 'label', 'demo', 'export'),
   'pictures': ('predict',),
   'host': ('demo',),
   'port': ('demo',),
@@ -350,9 +352,15 @@ def _run(config: ml_collections.ConfigDict) -> None:
   if _MODE.value == 'train':
     loop.train(config, _path(_required(_WORKDIR)))
   elif _MODE.value == 'eval':
-    metrics = loop.evaluate(config, workdir)
+    output = None
+    if config.logging.pictures and (workdir or _OUTPUT.value):
+      output = _results('evaluation', workdir)
+    metrics = loop.evaluate(config, workdir, output)
+    if output is not None:
+      messages.say(f'pictures in {output}')
     if jax.process_index() == 0:
-      rich.print(metric_writers.summary_table(metrics))
+      explain = tasks.create_task(config).explain
+      rich.print(metric_writers.summary_table(metrics, explain))
       print(f'split {config.dataset.eval_split!r} of {config.dataset.name!r}')
       print(json.dumps(metrics))
   elif _MODE.value == 'label':

@@ -271,7 +271,8 @@ class Examples(abc.ABC):
 
     Returns:
       Batches as those of `train_batches`, and `mask`: bool `[b]`, False for padding and for
-      unreadable examples, of which `skipped` is 1.
+      unreadable examples, of which `skipped` is 1; and `index` int32 `[b]`, which example a row is,
+      unless the task says that itself.
     """
     slots = bucket_slots(self.buckets(), batch_size, indices)
     rows = grain.MapDataset.range(len(slots)).map(functools.partial(self._slot, slots))
@@ -285,14 +286,25 @@ class Examples(abc.ABC):
     buckets = self.buckets()
     members = [index for index, bucket in enumerate(buckets) if bucket == buckets[0]]
     places = np.unique(np.linspace(0, len(members) - 1, count).astype(int))
-    chosen = [members[place] for place in places] + [-1] * (count - len(places))
-    rows = [self._slot([(buckets[0], index)], 0) for index in chosen]
+    return self.batch_of([members[place] for place in places], count)
+
+  def batch_of(self, indices: Sequence[int], size: int) -> dict[str, np.ndarray]:
+    """A batch with the rows that `eval_batches` has of some examples of one bucket.
+
+    Args:
+      indices: at least one.
+      size: of the batch, which is filled up to it.
+    """
+    bucket = self.buckets()[indices[0]]
+    chosen = [*indices, *[-1] * (size - len(indices))]
+    rows = [self._slot([(bucket, index)], 0) for index in chosen]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
   def _slot(self, slots: Sequence[tuple[Any, int]], slot: int) -> dict[str, np.ndarray]:
     bucket, index = slots[slot]
     decoded = self.read(self.example_of(index)) if index >= 0 else None
     return {
+      'index': np.int32(index),
       **self.eval_example(decoded, index, bucket),
       'mask': np.bool_(decoded is not None),
       'skipped': np.int32(decoded is None and index >= 0),

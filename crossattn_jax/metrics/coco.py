@@ -31,6 +31,24 @@ _ROWS = {
   'ar_large': ('recall', '0.50:0.95', 'large', 100),
 }
 NAMES = tuple(_ROWS)
+_OF_OBJECTS = {
+  'small': 'objects of less than 32 x 32 pixels',
+  'medium': 'objects between 32 x 32 and 96 x 96 pixels',
+  'large': 'objects of more than 96 x 96 pixels',
+}
+# Each in plain words; `*` is the name of a class.
+WORDS = {
+  'ap': 'average precision (found and right, over all scores), mean over overlaps 0.5 to 0.95 and '
+  'classes',
+  'ap50': 'average precision where an overlap (IoU) of 0.5 is right',
+  'ap75': 'average precision where an overlap (IoU) of 0.75 is right',
+  **{f'ap_{area}': f'average precision of {objects}' for area, objects in _OF_OBJECTS.items()},
+  'ar1': 'share of objects found by one guess for each class of an image',
+  'ar10': 'share of objects found by ten guesses for each class of an image',
+  'ar100': 'share of objects found by a hundred guesses for each class of an image',
+  **{f'ar_{area}': f'share found of {objects}' for area, objects in _OF_OBJECTS.items()},
+  'ap/*': 'average precision of {} alone',
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,30 @@ DIRECTIONS: Mapping[str, str] = {
   'VIF': 'up',
   'Qabf': 'up',
 }
+# Each in plain words; a is the visible image, b the infrared one.
+WORDS: Mapping[str, str] = {
+  'EN': 'entropy of the fused image, in bits: how much its levels tell',
+  'SD': 'standard deviation of its levels: contrast',
+  'SF': 'spatial frequency: how much neighbouring pixels differ',
+  'AG': 'average gradient: sharpness',
+  'MI_bits': 'mutual information with both images, in bits: how much of them it tells',
+  'MI_nats': 'mutual information with both images, in nats',
+  'CC': 'correlation with the images, mean over both',
+  'SCD': 'correlation of what was added to one image with the other, sum over both',
+  'MSE': 'squared difference from the images, in levels of 0 to 255, mean over both',
+  'RMSE': 'root of the squared difference from the images, in levels, mean over both',
+  'PSNR_255': 'peak signal-to-noise ratio, in dB, peak 255',
+  'PSNR_maxF': 'peak signal-to-noise ratio, in dB, peak the brightest fused pixel',
+  'SSIM_a': 'structural similarity with the visible image; 1 is equal',
+  'SSIM_b': 'structural similarity with the infrared image; 1 is equal',
+  'SSIM_mean': 'structural similarity, mean over both images',
+  'SSIM_sum': 'structural similarity, sum over both images',
+  'MS_SSIM': 'structural similarity at five scales, mean over both images',
+  'VIF_a': 'visual information fidelity for the visible image; 1 keeps all',
+  'VIF_b': 'visual information fidelity for the infrared image; 1 keeps all',
+  'VIF': 'visual information fidelity, sum over both images',
+  'Qabf': 'how well strength and direction of edges are kept; 1 keeps all',
+}
 # One of each kind: what papers print.
 HEADLINE = ('EN', 'SD', 'SF', 'AG', 'MI_bits', 'CC', 'SCD', 'PSNR_255', 'SSIM_sum', 'VIF', 'Qabf')
 

@@ -7,6 +7,19 @@ on the host; of equal scores, the larger index comes first.
 import numpy as np
 
 RECALLS = (1, 5, 10)
+# Of each metric of `retrieval_metrics`, what it is in plain words.
+WORDS = {'rsum': 'sum of the six recalls, at most 600'} | {
+  f'{direction}_{name}': words
+  for direction, found in (
+    ('i2t', 'images find a caption of theirs'),
+    ('t2i', 'captions find their image'),
+  )
+  for name, words in [
+    *((f'r{k}', f'% of times that {found} among the first {k}') for k in RECALLS),
+    ('medr', f'median place at which {found}; 1 is first'),
+    ('meanr', f'mean place at which {found}; 1 is first'),
+  ]
+}
 # Of each metric of `retrieval_metrics`, whether 'max' or 'min' is best.
 MODES = {'rsum': 'max'} | {
   f'{direction}_{name}': mode

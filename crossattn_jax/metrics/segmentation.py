@@ -6,6 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# What is measured of classes of pixels or points, in plain words; `*` is the name of a class.
+WORDS = {
+  'mean_iou': 'what is in both, truth and prediction, over what is in either; mean over classes',
+  'mean_accuracy': 'share of what is of a class that is found, mean over classes',
+  'iou/*': 'IoU of {} alone',
+}
+
 
 def confusion_matrix(
   labels: jax.Array,

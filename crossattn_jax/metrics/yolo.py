@@ -18,6 +18,15 @@ _RECALLS = np.linspace(0, 1, 101)
 _TINY = 1e-16
 # Of all classes, and with '/CLASS' of each.
 NAMES = ('map50', 'map75', 'map', 'precision', 'recall')
+# Each in plain words; `*` is the name of a class.
+WORDS = {
+  'map50': 'average precision where an overlap (IoU) of 0.5 is right, mean over classes',
+  'map75': 'average precision where an overlap (IoU) of 0.75 is right, mean over classes',
+  'map': 'average precision, mean over overlaps 0.5 to 0.95 and classes',
+  'precision': 'share of boxes that are right, at the score where F1 is best',
+  'recall': 'share of objects that are found, at the score where F1 is best',
+}
+WORDS |= {f'{name}/*': f'{name} of {{}} alone' for name in NAMES}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import ml_collections
 from crossattn_jax import config_errors
 from crossattn_jax.tasks.base import Batch, Evaluation, Labels, Serving, Task, Variables
 from crossattn_jax.tasks.predictor import PICTURES, Field, Predictor, evenly_spread
+from crossattn_jax.tasks.review import Review
 
 __all__ = [
   'PICTURES',
@@ -18,6 +19,7 @@ __all__ = [
   'Field',
   'Labels',
   'Predictor',
+  'Review',
   'Serving',
   'Task',
   'Variables',

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import inspect
 import pathlib
+import re
 import types
 from typing import Any, ClassVar
 
@@ -17,7 +18,10 @@ import ml_collections
 
 from crossattn_jax import models
 from crossattn_jax.data import pipeline
-from crossattn_jax.tasks import predictor
+from crossattn_jax.tasks import predictor, review
+
+# In a picture, where a task does not choose.
+_MAIN_METRICS = 6
 
 Batch = predictor.Batch
 Variables = predictor.Variables
@@ -294,6 +298,28 @@ class Task(abc.ABC):
     Known before anything is evaluated; without 'examples', the number of them.
     """
 
+  @property
+  def main_metrics(self) -> Sequence[str]:
+    """Those of `metric_modes` that a run's curves show; by default the first few of all classes."""
+    return [name for name in self.metric_modes if '/' not in name][:_MAIN_METRICS]
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """What metrics are, in a line of plain words each, by their names.
+
+    In a name `*` is any text, which `{}` of the words repeats: {'iou/*': 'IoU of {} alone'}.
+    """
+    return {}
+
+  def explain(self, metric: str) -> str:
+    """What a metric is, in plain words; '' where nobody says."""
+    for name, words in (
+      {'examples': f'{self.Examples.kind}s looked at'} | self.metric_words
+    ).items():
+      if found := re.fullmatch(re.escape(name).replace(r'\*', '(.+)'), metric):
+        return words.format(*found.groups())
+    return ''
+
   @abc.abstractmethod
   def metrics(self, evaluation: Evaluation) -> dict[str, float]:
     """Final metrics from the total contribution of all batches."""
@@ -316,6 +342,16 @@ class Task(abc.ABC):
       batches.
     """
     return examples
+
+  def review(self, evaluation: Evaluation, examples: Any) -> review.Review:
+    """What an evaluation shows beyond `metrics`; nothing by default. On the host.
+
+    Args:
+      evaluation: as `metrics` gets it.
+      examples: as `evaluate_examples` gets them.
+    """
+    del evaluation, examples
+    return review.Review()
 
   def evaluate_examples(self, variables: Variables, examples: Any) -> Any:
     """What all examples give together, such as scores of all pairs of them; themselves by default.

@@ -92,7 +92,7 @@ class Serving(base.Serving):
     """How to make an image, the names of the classes, and what turns logits into scores."""
     return {
       'preprocessing': self.task.describe_preprocessing(),
-      'classes': [self.task.class_name(index) for index in range(self.task.model.num_classes)],
+      'classes': self.task.all_class_names,
       'scores': 'sigmoid' if self.task.multi_label else 'softmax',
     }
 
@@ -136,6 +136,11 @@ class Classifier(base.Task):
     """The name of a class, in words where that is a WordNet id; its number where it has none."""
     name = self.class_names[index] if index < len(self.class_names) else str(index)
     return imagenet.names().get(name, name)
+
+  @property
+  def all_class_names(self) -> list[str]:
+    """The name of each class of the model."""
+    return [self.class_name(index) for index in range(self.model.num_classes)]
 
   def check_data(self) -> None:
     """Refuses another number of classes than the data set has."""

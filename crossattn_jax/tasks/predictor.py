@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from crossattn_jax.data import sources
+from crossattn_jax.tasks import review
 
 Batch = Mapping[str, jax.Array]
 Variables = Mapping[str, Any]
@@ -31,6 +32,8 @@ _PLACES = 8
 # Up to so many inputs have a picture each by default, and so many a sheet shows.
 MOST_PICTURES = 32
 SHEET = 'predictions.png'
+# Of the examples in one picture.
+_MOST_SHAPES = 2
 # Files that cannot be read, in messages.
 _MOST_NAMED = 20
 
@@ -136,6 +139,20 @@ class Predictor(abc.ABC):
   @abc.abstractmethod
   def write_samples(self, path: epath.Path) -> None:
     """Writes a picture with predictions for some evaluation examples."""
+
+  @abc.abstractmethod
+  def write_worst(self, path: epath.Path, mistakes: Sequence[review.Mistake]) -> None:
+    """Writes a picture of the first of some evaluation examples, true against predicted.
+
+    Args:
+      path: of the PNG.
+      mistakes: at least one, the worst first.
+    """
+
+  def mistake_name(self, mistake: review.Mistake) -> str:
+    """How tables name the example of a mistake."""
+    examples = self.task.examples(self.task.config.dataset.eval_split)
+    return examples.describe(examples.example_of(mistake.index))
 
   def summarize(self, records: Sequence[Record], output: epath.Path) -> None:  # noqa: B027  (a hook)
     """Writes what all records together say into the output folder; nothing by default."""
@@ -388,14 +405,37 @@ class FilePredictor(Predictor):
     """Writes a picture with predictions for some evaluation examples."""
     examples = self.task.examples(self.task.config.dataset.eval_split)
     batch = examples.sample_batch(self.num_samples)
+    self.draw_sheet(path, self._samples(batch))
+
+  def write_worst(self, path: epath.Path, mistakes: Sequence[review.Mistake]) -> None:
+    """See `Predictor.write_worst`. Examples of further shapes, each a program, are left out."""
+    examples = self.task.examples(self.task.config.dataset.eval_split)
+    buckets, alike = examples.buckets(), collections.defaultdict(list)
+    shown = []
+    for mistake in mistakes:
+      bucket = buckets[mistake.index]
+      if len(shown) < self.num_samples and (bucket in alike or len(alike) < _MOST_SHAPES):
+        alike[bucket].append(mistake.index)
+        shown.append(mistake)
+    samples = {}
+    for indices in alike.values():
+      batch = examples.batch_of(indices, self.num_samples)
+      samples |= zip(indices, self._samples(batch), strict=True)
+    self.draw_sheet(path, [self.mistake_sample(samples[x.index], x) for x in shown])
+
+  def mistake_sample(self, sample: Any, mistake: review.Mistake) -> Any:
+    """What a picture shows of a mistake: a sample with what is wrong in the place of its name."""
+    return dataclasses.replace(sample, name=mistake.text)
+
+  def _samples(self, batch: dict[str, np.ndarray]) -> list[Any]:
+    """What pictures need of the examples of a batch that can be read."""
     mask = batch.pop('mask')
     batch.pop('skipped', None)
     outputs = self.outputs(batch)
-    samples = [
+    return [
       self.evaluation_sample(row_of(batch, row), row_of(outputs, row))
       for row in np.flatnonzero(mask)
     ]
-    self.draw_sheet(path, samples)
 
 
 def row_of(batch: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:

@@ -125,8 +125,18 @@ def default_config(task: str = 'classification') -> ml_collections.ConfigDict:
       'use': 'latest',
     }
   )
-  # Steps from one line of training metrics to the next.
-  config.logging = ml_collections.ConfigDict({'every_steps': 10})
+  config.logging = ml_collections.ConfigDict(
+    {
+      # Steps from one line of training metrics to the next.
+      'every_steps': 10,
+      # Whether the end of a run and `eval` leave pictures of predictions, of what is taken for
+      # what, of the worst errors, and of the metrics over steps.
+      'pictures': True,
+      # Project of Weights & Biases that gets metrics and pictures too: 'PROJECT' or
+      # 'ENTITY/PROJECT'; None: none does.
+      'wandb': config_dict.placeholder(str),
+    }
+  )
   # Consecutive steps with a non-finite loss or gradient after which the run stops. Such steps
   # never change the parameters.
   config.max_bad_steps = 10

@@ -12,7 +12,6 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
@@ -26,9 +25,11 @@ from crossattn_jax.training import (
   inputs,
   messages,
   metric_writers,
+  pictures,
   preflight,
   stopping,
   weights,
+  weights_and_biases,
 )
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
@@ -45,7 +46,7 @@ def train(
   """Trains until the end, from the last checkpoint in the workdir if there is one.
 
   Writes into the workdir: `config.json`, `metrics.jsonl`, TensorBoard event files, `checkpoints/`,
-  `predictions.png`.
+  and what `pictures` draws.
 
   Args:
     config: of the experiment; see `config.default_config`. What only the data can say is filled in.
@@ -80,12 +81,16 @@ def train(
         state = _restore_or_init(experiment, checkpointer)
       if jax.process_index() == 0:
         config_lib.save(config, workdir / 'config.json')
-      with contextlib.closing(metric_writers.MetricWriter(workdir)) as writer:
-        writer.truncate(int(state.step))
-        run = _Run(experiment, workdir, checkpointer, writer, stop)
-        state, metrics = run.train(state)
-    # Outside the mesh: with several processes only one of them draws.
-    _write_samples(experiment, state.eval_variables, workdir)
+      writer = stack.enter_context(contextlib.closing(_metric_writer(experiment, workdir)))
+      writer.truncate(int(state.step))
+      run = _Run(experiment, workdir, checkpointer, writer, stop)
+      state, metrics = run.train(state)
+    if config.logging.pictures:
+      # Outside the mesh: with several processes only one of them draws.
+      drawn = pictures.write(experiment.task, state.eval_variables, run.review, workdir)
+      for path in drawn if run.review else ():
+        writer.write_picture(int(state.step), path)
+      pictures.write_curves(experiment.task, experiment.steps_per_epoch, workdir)
     _show_uses(experiment, checkpointer, workdir)
   shown = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
   messages.say(
@@ -93,6 +98,15 @@ def train(
     f'see {workdir}'
   )
   return metrics
+
+
+def _metric_writer(
+  experiment: experiment_lib.Experiment, workdir: epath.Path
+) -> metric_writers.MetricWriter:
+  config, tracker = experiment.config, None
+  if config.logging.wandb:
+    tracker = functools.partial(weights_and_biases.Tracker, config.logging.wandb, workdir, config)
+  return metric_writers.MetricWriter(workdir, experiment.task.explain, tracker)
 
 
 def _show_uses(
@@ -114,12 +128,17 @@ def _show_uses(
     messages.say('  ' + messages.command_for(mode, workdir, *use, *flags))
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> dict[str, float]:
+def evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path | None,
+  output: epath.Path | None = None,
+) -> dict[str, float]:
   """Evaluates `config.weights`, or else the checkpoint that `config.checkpoint.use` names.
 
   Args:
     config: of the experiment.
     workdir: of the run; None where `config.weights` says what to evaluate.
+    output: folder of what `pictures` draws, made if it does not exist; None: nothing does.
 
   Returns:
     The task's metrics.
@@ -136,8 +155,17 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.Path | None) -> d
   with jax.set_mesh(experiment.mesh):
     with long_work.said('reading the weights'):
       variables = load_variables(experiment, workdir)
+    reviews = []
     with long_work.said(f'evaluating on split {config.dataset.eval_split!r}'):
-      return run_evaluation(experiment, variables)
+      metrics = run_evaluation(
+        experiment,
+        variables,
+        lambda *result: reviews.append(pictures.review(experiment.task, *result)),
+      )
+  if output is not None:
+    # Outside the mesh: with several processes only one of them draws.
+    pictures.write(experiment.task, variables, reviews[0], output)
+  return metrics
 
 
 def predict(
@@ -202,7 +230,11 @@ def _mesh_here(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     return parallel.create_mesh(devices=jax.devices()[:1])
 
 
-def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dict[str, float]:
+def run_evaluation(
+  experiment: experiment_lib.Experiment,
+  variables: Any,
+  on_result: Callable[[tasks.Evaluation, Any], None] = lambda evaluation, examples: None,
+) -> dict[str, float]:
   """One pass over the evaluation split, under the ambient mesh.
 
   Every example counts exactly once at any number of devices; sums are added in double precision.
@@ -210,6 +242,7 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
   Args:
     experiment: which task, which data.
     variables: of the model.
+    on_result: is called with what `Task.review` takes.
 
   Returns:
     The task's metrics.
@@ -238,9 +271,10 @@ def run_evaluation(experiment: experiment_lib.Experiment, variables: Any) -> dic
       f'{dataset.eval_split!r}, can be read'
     )
   joined = jax.tree.map(lambda *rows: np.concatenate(rows), *examples) if examples else None
-  joined = experiment.task.evaluate_examples(variables, joined)
-  metrics = experiment.task.metrics(tasks.Evaluation(total, joined))
+  evaluation = tasks.Evaluation(total, experiment.task.evaluate_examples(variables, joined))
+  metrics = experiment.task.metrics(evaluation)
   messages.say(*experiment.task.summary(metrics))
+  on_result(evaluation, joined)
   return metrics
 
 
@@ -319,15 +353,25 @@ def _fingerprints(frozen: dict[str, Any]) -> dict[str, jax.Array]:
   return {name: fingerprints.of_tree(variables) for name, variables in frozen.items()}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Run:
-  """A training under way."""
+  """A training under way.
+
+  Attributes:
+    experiment: what is trained.
+    workdir: of the run.
+    checkpointer: of its states.
+    writer: of its metrics.
+    stop: whether it is to end.
+    review: of the last evaluation, where it may be the final one.
+  """
 
   experiment: experiment_lib.Experiment
   workdir: epath.Path
   checkpointer: checkpoints.Checkpointer
   writer: metric_writers.MetricWriter
   stop: stopping.StopSignal
+  review: tasks.Review | None = None
 
   def train(self, state: state_lib.TrainState) -> tuple[state_lib.TrainState, dict[str, float]]:
     """Takes the steps that are left; returns the last state and its metrics."""
@@ -387,7 +431,9 @@ class _Run:
   def _evaluate(self, step: int, state: state_lib.TrainState) -> dict[str, float]:
     """Evaluates a state that is saved: whatever happens here, no training is lost."""
     try:
-      metrics = run_evaluation(self.experiment, state.eval_variables)
+      metrics = run_evaluation(
+        self.experiment, state.eval_variables, functools.partial(self._review, step)
+      )
       self.writer.write(step, {f'eval/{name}': value for name, value in metrics.items()})
       self.checkpointer.add_metrics(step, metrics)
       self.stop.unsaved = False
@@ -400,6 +446,12 @@ class _Run:
       )
       raise
     return metrics
+
+  def _review(self, step: int, evaluation: tasks.Evaluation, examples: Any) -> None:
+    config = self.experiment.config
+    may_end = step >= self.experiment.total_steps or config.checkpoint.patience is not None
+    if config.logging.pictures and may_end:
+      self.review = pictures.review(self.experiment.task, evaluation, examples)
 
   def _stop(self, step: int) -> None:
     messages.say(f'saving step {step}')
@@ -520,17 +572,3 @@ class _Profiler:
       jax.profiler.stop_trace()
       self._tracing = False
       logging.info('profile of steps %d to %d in %s', self._first, self._last, self._folder)
-
-
-def _write_samples(
-  experiment: experiment_lib.Experiment, variables: Any, workdir: epath.Path
-) -> None:
-  """Draws predictions on process 0, which for this needs all parameters."""
-  if jax.process_count() > 1:
-    variables = multihost_utils.process_allgather(variables, tiled=True)
-  if jax.process_index() == 0:
-    task = experiment.task
-    try:
-      task.Predictor(task, variables).write_samples(workdir / 'predictions.png')
-    except Exception as error:  # The run itself is finished and saved.
-      logging.warning('no predictions.png: %s', error, exc_info=logging.vlog_is_on(1))

@@ -6,22 +6,24 @@ lines mean bit-identical metrics. JSON has no non-finite numbers: they are writt
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 import math
 import os
 import time
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from etils import epath
 import jax
 import numpy as np
+from PIL import Image
 import rich.console
+import rich.markup
 import rich.progress
 import rich.table
 from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from crossattn_jax.training import files
 
@@ -32,16 +34,59 @@ _NOTICEABLE = 0.1
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
+# What the metrics of training steps are; parts of the loss are called '..._loss'.
+_TRAINING_WORDS = {
+  'loss': 'what training lowers, of each batch',
+  'learning_rate': 'of the step, before multipliers of parameters',
+  'gradient_norm': 'length of the gradient of all parameters, before it is clipped',
+  'accuracy': 'share of the batch that is right',
+  'skipped_examples': 'examples that could not be read, since the start',
+  'padding': 'share of the batch that is padding',
+}
+
+
+def explain_training(metric: str) -> str:
+  """What a metric of training steps is, in plain words; '' where nobody says."""
+  words = 'a part of the loss, of each batch' if metric.endswith('_loss') else ''
+  return _TRAINING_WORDS.get(metric, words)
+
+
+class Tracker(Protocol):
+  """A service that shows metrics and pictures of runs; see `weights_and_biases`."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Sends metrics of a step."""
+
+  def write_picture(self, step: int, name: str, picture: Image.Image) -> None:
+    """Sends a picture."""
+
+  def close(self) -> None:
+    """Ends the run once all is sent."""
+
+
 class MetricWriter:
   """Writes the metrics of a run into its workdir; only process 0 does, the others do nothing.
 
   A JSON line has left the process when `write` returns: a killed run loses none.
   """
 
-  def __init__(self, workdir: epath.PathLike):
-    """Creates `workdir` if need be; lines that are there already are kept."""
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    explain: Callable[[str], str] = lambda name: '',
+    create_tracker: Callable[[], Tracker] | None = None,
+  ):
+    """Creates `workdir` if need be; lines that are there already are kept.
+
+    Args:
+      workdir: of the run.
+      explain: name of an evaluation metric -> what that is in plain words.
+      create_tracker: starts a service that gets the same.
+    """
     self._path = epath.Path(workdir) / METRICS_FILE
     self._active = jax.process_index() == 0
+    self._explain, self._explained = explain, set()
+    self._tracker = create_tracker() if self._active and create_tracker else None
     if self._active:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       # Not `SummaryWriter`, whose thread ends where the disk is full; the run would wait for it.
@@ -68,12 +113,35 @@ class MetricWriter:
     with self._path.open('a') as file:
       file.write(text + '\n')
     for name, value in scalars.items():
-      self._events.write_event(
-        event_pb2.Event(wall_time=line['time'], step=int(step), summary=summary.scalar(name, value))
-      )
+      words = {'summary_description': self._words(name)}
+      self._write_event(int(step), summary.scalar(name, value, **words), line['time'])
+    if self._tracker:
+      self._tracker.write(int(step), scalars)
     if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
       self._events.flush()
       self._last_flush = time.monotonic()
+
+  def write_picture(self, step: int, path: epath.Path) -> None:
+    """Shows a picture of the workdir in TensorBoard, under the name of its file."""
+    if not self._active:
+      return
+    with path.open('rb') as file, Image.open(file) as opened:
+      picture = opened.convert('RGB')
+    image = summary.image(f'pictures/{path.stem}', np.asarray(picture), dataformats='HWC')
+    self._write_event(int(step), image, time.time())
+    if self._tracker:
+      self._tracker.write_picture(int(step), path.stem, picture)
+
+  def _write_event(self, step: int, content: summary_pb2.Summary, now: float) -> None:
+    self._events.write_event(event_pb2.Event(wall_time=now, step=step, summary=content))
+
+  def _words(self, name: str) -> str:
+    """What TensorBoard says of a metric, with its first value."""
+    if name in self._explained:
+      return ''
+    self._explained.add(name)
+    part, _, metric = name.partition('/')
+    return {'train': explain_training, 'eval': self._explain}.get(part, lambda _: '')(metric)
 
   def truncate(self, step: int) -> None:
     """Drops the JSON lines of steps after `step`, which a resumed run writes again.
@@ -90,9 +158,11 @@ class MetricWriter:
     files.replace_text(self._path, ''.join(kept))
 
   def close(self) -> None:
-    """Flushes and closes the TensorBoard events."""
+    """Flushes and closes the TensorBoard events and the tracker."""
     if self._active:
       self._events.close()
+    if self._tracker:
+      self._tracker.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -228,12 +298,23 @@ class _NotebookLine:
     self._write = self._handle.update
 
 
-def summary_table(metrics: Mapping[str, Any], title: str | None = None) -> rich.table.Table:
-  """Returns a table of metrics by name, for `rich.print`."""
-  table = rich.table.Table('metric', rich.table.Column('value', justify='right'), title=title)
-  for name, value in metrics.items():
+def summary_table(
+  metrics: Mapping[str, Any], explain: Callable[[str], str] = lambda name: ''
+) -> rich.table.Table:
+  """Returns a table of metrics by name, for `rich.print`.
+
+  Args:
+    metrics: by name.
+    explain: name -> what that is in plain words.
+  """
+  words = [explain(name) for name in metrics]
+  table = rich.table.Table('metric', rich.table.Column('value', justify='right'))
+  if any(words):
+    table.add_column('which is')
+  for (name, value), meaning in zip(metrics.items(), words, strict=True):
     number = np.asarray(value).item()
-    table.add_row(name, f'{number:.6g}' if isinstance(number, float) else str(number))
+    row = (name, f'{number:.6g}' if isinstance(number, float) else str(number), meaning)
+    table.add_row(*map(rich.markup.escape, row[: len(table.columns)]))
   return table
 
 

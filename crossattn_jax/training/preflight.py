@@ -15,7 +15,7 @@ import ml_collections
 from crossattn_jax import config_errors, long_work, parallel, tasks
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
-from crossattn_jax.training import messages, schedules, weights
+from crossattn_jax.training import messages, schedules, weights, weights_and_biases
 
 _T = TypeVar('_T')
 
@@ -71,6 +71,7 @@ def setup(
   notes = config_lib.complete_start(checks.config)
   if not _has_length(checks.config):
     checks.config.num_steps = 10**6  # For the checks that follow.
+  checks.run(lambda config: weights_and_biases.check(config.logging.wandb))
   if mesh is None:
     mesh = checks.run(lambda config: parallel.create_mesh(**config.mesh))
   if mesh is not None:

@@ -78,6 +78,18 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Left:
+  """A picture that a run leaves."""
+
+  config: str
+  name: str
+
+  def __call__(self, runs: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Trains, if need be."""
+    return trained(runs, self.config) / self.name
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
   """A picture that `--mode=predict` writes for a file that ships with the library."""
 
@@ -225,6 +237,8 @@ CUP = (
 
 PICTURES: dict[str, Callable[[pathlib.Path, pathlib.Path], pathlib.Path]] = {
   'digits.jpg': Samples('crossvit_digits'),
+  'curves_digits.png': Left('crossvit_digits', 'curves.png'),
+  'confusion_digits.png': Left('crossvit_digits', 'confusion.png'),
   'swiftformer_digits.jpg': Samples('swiftformer_digits'),
   'crossformer_digits.jpg': Samples('crossformer_digits'),
   'biformer_digits.jpg': Samples('biformer_digits'),

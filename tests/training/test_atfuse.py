@@ -52,4 +52,6 @@ def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
   metrics = loop.train(config, epath.Path(tmp_path))
   assert metrics['examples'] == 10
   assert np.isfinite(metrics['loss'])
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }

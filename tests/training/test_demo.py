@@ -196,7 +196,7 @@ class Drawn(tasks.Predictor):
     tasks.Field('photo', 'image', 'Photo'),
     tasks.Field('sketch', 'drawing', 'Sketch of what to find'),
   )
-  predict = predictions = write_samples = None
+  predict = predictions = write_samples = write_worst = None
 
   def input_of(self, files):
     return files['sketch']

@@ -31,7 +31,7 @@ def workdir(tmp_path):
   return epath.Path(tmp_path / 'run')
 
 
-def test_a_run_leaves_metrics_events_config_checkpoints_and_a_picture(tiny_config, workdir):
+def test_a_run_leaves_metrics_events_config_checkpoints_and_pictures(tiny_config, workdir):
   tiny_config.evaluation.every_steps = 6
   metrics = loop.train(tiny_config, workdir)
   history = _history(workdir)
@@ -42,8 +42,12 @@ def test_a_run_leaves_metrics_events_config_checkpoints_and_a_picture(tiny_confi
   assert list(workdir.glob('events.out.tfevents.*'))
   assert config_lib.load(workdir / 'config.json').to_dict() == tiny_config.to_dict()
   assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'6', '12'}
-  with Image.open(workdir / 'predictions.png') as picture:
-    assert np.asarray(picture).std() > 10
+  for name in ('predictions', 'confusion', 'worst', 'curves'):
+    with Image.open(workdir / f'{name}.png') as picture:
+      assert np.asarray(picture).std() > 10
+  rows = [line.split(',')[1:] for line in (workdir / 'confusion.csv').read_text().splitlines()]
+  counts = np.array(rows[1:], int)
+  assert (counts.sum(), np.trace(counts) / 355) == (355, metrics['accuracy'])
 
 
 @pytest.mark.extended

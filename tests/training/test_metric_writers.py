@@ -142,7 +142,7 @@ def test_progress_in_a_notebook_is_one_line_that_changes(monkeypatch):
   clock, shown = FakeClock(monkeypatch), []
   monkeypatch.setattr(rich.console, '_is_jupyter', lambda: True)
   monkeypatch.setattr(display_functions, 'display', lambda *args, **kw: shown.append((args, kw)))
-  with metric_writers.ProgressLine(60, batch_size=1) as progress:
+  with metric_writers.ProgressLine(60, batch_size=1, unit='images') as progress:
     for step in range(1, 61):
       clock.now += 0.5
       progress.update(step, {'loss': 1.5})
@@ -154,7 +154,9 @@ def test_progress_in_a_notebook_is_one_line_that_changes(monkeypatch):
 
 def test_the_summary_shows_every_metric():
   stream = io.StringIO()
-  table = metric_writers.summary_table({'accuracy': np.float32(0.97), 'count': 10_000}, 'test')
+  words = {'accuracy': 'share that is right', 'iou/[wall]': 'of walls'}
+  metrics = {'accuracy': np.float32(0.97), 'iou/[wall]': 1, 'count': 10_000}
+  table = metric_writers.summary_table(metrics, lambda name: words.get(name, ''))
   rich.console.Console(file=stream, width=60).print(table)
-  for text in ('test', 'accuracy', '0.97', 'count', '10000'):
+  for text in ('accuracy', '0.97', 'share that is right', 'iou/[wall]', 'count', '10000'):
     assert text in stream.getvalue()

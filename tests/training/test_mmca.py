@@ -80,5 +80,7 @@ def test_a_run_on_eight_devices_ends_with_recalls_and_a_sheet(config, datasets_d
   )
   *_, last = metric_writers.read_metrics(tmp_path)
   assert last['eval/rsum'] == metrics['rsum']
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
   assert loop.evaluate(config, epath.Path(tmp_path)) == metrics

@@ -149,7 +149,9 @@ def test_the_loop_trains_continues_evaluates_draws_and_labels(
   for line in steps:
     parts = [value for name, value in line.items() if name.endswith('_loss')]
     assert line['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
 
   results = labels.write_labels(config, epath.Path(tmp_path), epath.Path(tmp_path / 'labels'))
   assert results['pseudo_miou'] == pytest.approx(metrics['pseudo_miou'])

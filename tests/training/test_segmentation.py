@@ -117,7 +117,9 @@ def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
   metrics = loop.train(config, epath.Path(tmp_path))
   assert metrics['examples'] == 10
   assert 0 <= metrics['mean_iou'] <= 1
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
 
 
 BACKBONES = {

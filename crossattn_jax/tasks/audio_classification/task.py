@@ -1,13 +1,15 @@
 """Audio classification with several labels: binary cross entropy, mean average precision."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from crossattn_jax.data.audio import batches as data
-from crossattn_jax.tasks import base, classifier, losses, multi_label
+from crossattn_jax.tasks import base, classifier, losses, multi_label, review
 from crossattn_jax.tasks.audio_classification import predictions
 
 
@@ -65,10 +67,21 @@ class AudioClassification(classifier.Classifier):
     logits, _ = self.model.apply(variables, batch['image'])
     return multi_label.evaluate(logits, batch)
 
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """See `multi_label.review_of`."""
+    return multi_label.review_of(examples, self.all_class_names)
+
   @property
   def metric_modes(self) -> dict[str, str]:
     """Precision is to be high, the loss low."""
     return multi_label.METRIC_MODES
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """See `multi_label`."""
+    return multi_label.METRIC_WORDS
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean average precision over the classes that occur, mean loss, the number of clips."""

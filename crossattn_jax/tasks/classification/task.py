@@ -3,6 +3,7 @@
 Where images have any number of classes (`dataset.multi_label`), see `multi_label`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -10,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
+import numpy as np
 
 from crossattn_jax import config_errors, models
 from crossattn_jax.data.classification import batches as data
 from crossattn_jax.data.classification import mixing, sources
 from crossattn_jax.metrics import classification as metrics
-from crossattn_jax.tasks import base, classifier, losses, multi_label
+from crossattn_jax.metrics import segmentation
+from crossattn_jax.tasks import base, classifier, losses, multi_label, review
 from crossattn_jax.tasks.classification import predictions, serving
 
 DISTILLATIONS = ('none', 'hard', 'soft')
@@ -271,7 +274,28 @@ class Classification(classifier.Classifier):
         'top_1': jnp.sum(metrics.in_top_k(logits, labels, 1) & mask, dtype=jnp.int32),
         'top_5': jnp.sum(metrics.in_top_k(logits, labels, 5) & mask, dtype=jnp.int32),
         'loss': jnp.sum(jnp.where(mask, loss, 0.0)),
-      }
+      },
+      examples={
+        'index': batch['index'],
+        'label': labels,
+        'predicted': jnp.argmax(logits, axis=-1),
+        'loss': loss,
+      },
+    )
+
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """Which classes are taken for which, and the images with the largest loss."""
+    if self.multi_label:
+      return multi_label.review_of(examples, self.all_class_names)
+    names, loss = self.all_class_names, examples['loss']
+    counts = segmentation.host_confusion_matrix(
+      examples['label'], examples['predicted'], len(names)
+    )
+    return review.Review(
+      review.Confusion(counts, names, 'images'),
+      review.worst(examples['index'], loss, lambda row: f'loss {loss[row]:.3g}'),
     )
 
   @property
@@ -280,6 +304,17 @@ class Classification(classifier.Classifier):
     if self.multi_label:
       return multi_label.METRIC_MODES
     return {'accuracy': 'max', 'accuracy_top_5': 'max', 'loss': 'min'}
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Shares of images, and the loss."""
+    if self.multi_label:
+      return multi_label.METRIC_WORDS
+    return {
+      'accuracy': 'share of images whose best class is the true one',
+      'accuracy_top_5': 'share of images whose true class is among the best five',
+      'loss': 'cross entropy of the true class, mean over images',
+    }
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Accuracy (top-1), top-5 accuracy, mean loss and the number of examples."""

@@ -13,6 +13,7 @@ from crossattn_jax.tasks.detection import overlay
 
 ACROSS = 3  # Images beside each other on sheets.
 _TEXT = 0.012  # Height of names, of the width of a page.
+_WRONG_AND_RIGHT = (225, 30, 40), (50, 190, 90)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Objects:
     scores: `[n]`; None where they are true.
     masks: probabilities of the cells of each box `[n, side, side]`, or pixels of the image, bool
       `[n, height, width]`; None where there are none.
+    wrong: whether it is missed, or found falsely, bool `[n]`; None where nobody asks.
   """
 
   boxes: np.ndarray
   labels: np.ndarray
   scores: np.ndarray | None = None
   masks: np.ndarray | None = None
+  wrong: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,12 @@ def overlaid(
   elif masks is not None:
     masks = mask_pasting.paste_masks(masks, boxes, canvas.size[::-1])
   colors = overlay.colors(len(class_names))[objects.labels]
+  if objects.wrong is not None:
+    colors = np.where(objects.wrong[:, None], *np.array(_WRONG_AND_RIGHT, np.uint8))
+    what = 'missed' if objects.scores is None else 'false'
+    names = [
+      f'{what}: {name}' if wrong else name for name, wrong in zip(names, objects.wrong, strict=True)
+    ]
   text = None if across == 1 else _TEXT * across * canvas.width
   return overlay.draw(canvas, boxes, names, colors, masks, text)
 
@@ -97,14 +106,16 @@ def sheet(
   page, grid = drawing.columns(len(samples), len(titles), ACROSS, lines=1 + bool(samples[0].name))
   for axes, sample in zip(grid, samples, strict=True):
     drawing.show_image(axes[0], picture(sample, sample.found, class_names, ACROSS))
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
+    axes[0].set_title(drawing.shortened(sample.name, 28), fontsize=drawing.SMALL)
     if sample.true is not None:
       drawing.show_image(axes[1], picture(sample, sample.true, class_names, ACROSS))
   drawing.name_panels(grid, titles, ACROSS)
-  drawing.save(page, path, caption(samples[0].true is not None))
+  marked = samples[0].found.wrong is not None
+  drawing.save(page, path, caption(samples[0].true is not None, marked))
 
 
-def caption(true_is_known: bool) -> str:
-  """What a sheet shows."""
+def caption(true_is_known: bool, marked: bool = False) -> str:
+  """What a sheet shows, and the colours of objects that are right or wrong, if they have them."""
   text = 'The objects that the model finds: box, class, and score from 0 to 1'
-  return f'{text}; below them those that are there.' if true_is_known else f'{text}.'
+  text += '; below them those that are there.' if true_is_known else '.'
+  return f'{text} Red: false or missed; green: right.' if marked else text

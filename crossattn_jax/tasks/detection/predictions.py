@@ -11,8 +11,8 @@ import numpy as np
 
 from crossattn_jax.data import levels
 from crossattn_jax.data.detection import batches as data
-from crossattn_jax.tasks import base, drawing, predictor
-from crossattn_jax.tasks.detection import instances, pictures
+from crossattn_jax.tasks import base, drawing, predictor, review
+from crossattn_jax.tasks.detection import instances, mistakes, pictures
 
 _RESULTS = 'detections.json'
 
@@ -111,6 +111,18 @@ class Predictor(predictor.FilePredictor):
       pictures.Objects(
         true.boxes * factors, true.labels, masks=true.masks() if self.task.masks else None
       ),
+    )
+
+  def mistake_sample(self, sample: pictures.Sample, mistake: review.Mistake) -> pictures.Sample:
+    """The same with what is missed and what is false."""
+    source = self.task.examples(self.task.config.dataset.eval_split).source
+    found, true = sample.found, sample.true
+    crowd = source.annotations(mistake.index).crowd
+    matches = mistakes.match(found.boxes, found.labels, true.boxes, true.labels, crowd)
+    return dataclasses.replace(
+      super().mistake_sample(sample, mistake),
+      found=dataclasses.replace(found, wrong=matches.false),
+      true=dataclasses.replace(true, wrong=matches.missed),
     )
 
   def draw(self, path: epath.Path, sample: pictures.Sample) -> None:

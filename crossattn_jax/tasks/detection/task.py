@@ -16,8 +16,15 @@ from crossattn_jax.data.detection import batches as data
 from crossattn_jax.heads.detection import anchors, types
 from crossattn_jax.metrics import coco
 from crossattn_jax.models import detector
-from crossattn_jax.tasks import base
-from crossattn_jax.tasks.detection import instances, losses, predictions, region_losses, serving
+from crossattn_jax.tasks import base, review
+from crossattn_jax.tasks.detection import (
+  instances,
+  losses,
+  mistakes,
+  predictions,
+  region_losses,
+  serving,
+)
 
 
 def _retinanet_losses(
@@ -31,6 +38,7 @@ def _retinanet_losses(
   return losses.retinanet_losses(outputs, truths, image_size, grid)
 
 
+_PLURALS = {'box': 'boxes', 'mask': 'masks'}
 _LOSSES = {
   detector.RetinaNet: _retinanet_losses,
   detector.MaskRCNN: region_losses.mask_rcnn_losses,
@@ -175,6 +183,21 @@ class Detection(base.Task):
     source = self.examples(self.config.dataset.eval_split).source
     return instances.evaluate(examples, source, self.class_names, masks=self.masks)
 
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """Which classes are taken for which, and the images with the most missed and false boxes.
+
+    Boxes are those that pictures show.
+    """
+    source = self.examples(self.config.dataset.eval_split).source
+    shown = examples['score'] >= self.config.task.shown_score
+    examples = examples | {
+      name: examples[name][shown] for name in ('image', 'box', 'score', 'label')
+    }
+    truths, found, _ = instances.compared(examples, source, masks=False)
+    return mistakes.review_of(truths, found, np.unique(examples['seen']), self.class_names)
+
   @property
   def _kinds(self) -> tuple[str, ...]:
     return ('box', 'mask') if self.masks else ('box',)
@@ -184,6 +207,20 @@ class Detection(base.Task):
     """All are to be high."""
     names = [*coco.NAMES, *(f'ap/{name}' for name in self.class_names)]
     return {f'{kind}_{name}': 'max' for kind in self._kinds for name in names}
+
+  @property
+  def main_metrics(self) -> list[str]:
+    """What papers print first."""
+    return [f'{kind}_{name}' for kind in self._kinds for name in ('ap', 'ap50', 'ap75')]
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """COCO's, of boxes and of masks."""
+    return {
+      f'{kind}_{name}': f'{_PLURALS[kind]}: {words}'
+      for kind in self._kinds
+      for name, words in coco.WORDS.items()
+    }
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """COCO's metrics of boxes and masks, the AP of each class, and the number of images.
@@ -211,7 +248,7 @@ class Detection(base.Task):
     lines = []
     for kind in self._kinds:
       of_kind = {name: metrics.get(f'{kind}_{name}', -1) for name in coco.NAMES}
-      lines += [{'box': 'boxes:', 'mask': 'masks:'}[kind], coco.table(of_kind)]
+      lines += [f'{_PLURALS[kind]}:', coco.table(of_kind)]
     return lines
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from crossattn_jax.data.image_fusion import batches as data
 from crossattn_jax.metrics import image_fusion as metrics
-from crossattn_jax.tasks import base
+from crossattn_jax.tasks import base, review
 from crossattn_jax.tasks.image_fusion import losses, predictions, serving, tables
 
 ROUNDINGS = ('truncate', 'round')
@@ -102,7 +102,8 @@ class ImageFusion(base.Task):
         'not_finite': jnp.sum(~jnp.isfinite(loss.total) & mask, dtype=jnp.int32),
       },
       examples={name: self.to_bytes(image[..., 0]) for name, image in images.items()}
-      | {'size': batch['size']},
+      | {name: batch[name] for name in ('size', 'index')}
+      | {'loss': loss.total},
     )
 
   def to_bytes(self, levels: jax.Array) -> jax.Array:
@@ -112,7 +113,10 @@ class ImageFusion(base.Task):
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)
 
   def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The metrics of each pair `[rows, metrics]`, in float64; NaN where images are too small."""
+    """The metrics of each pair `[rows, metrics]`, in float64; NaN where images are too small.
+
+    Its index and its loss stay beside them.
+    """
     found: dict[str, list[list[float]]] = {'fused': []}
     if self.config.task.compare_with_average:
       found[tables.AVERAGE] = []
@@ -124,7 +128,17 @@ class ImageFusion(base.Task):
       for kind, rows in found.items():
         rows.append(tables.row(metrics.fusion_metrics(images[kind], *pair)))
     shape = (-1, len(metrics.DIRECTIONS))
-    return {kind: np.array(rows, np.float64).reshape(shape) for kind, rows in found.items()}
+    rows = {kind: np.array(rows, np.float64).reshape(shape) for kind, rows in found.items()}
+    return rows | {name: examples[name] for name in ('index', 'loss')}
+
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """The pairs with the largest loss."""
+    loss = examples['loss']
+    return review.Review(
+      mistakes=review.worst(examples['index'], loss, lambda row: f'loss {loss[row]:.4g}')
+    )
 
   @property
   def metric_modes(self) -> dict[str, str]:
@@ -135,6 +149,24 @@ class ImageFusion(base.Task):
       for name, direction in metrics.DIRECTIONS.items()
     }
     return modes | ({'better_than_average': 'max'} if self.config.task.compare_with_average else {})
+
+  @property
+  def main_metrics(self) -> list[str]:
+    """The loss, and what papers print."""
+    return ['loss', *metrics.HEADLINE]
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Losses and the suite, also of the mean of both images."""
+    words = dict(metrics.WORDS)
+    words |= {f'{tables.AVERAGE}/{name}': f'{x}: of the mean of both' for name, x in words.items()}
+    return words | {
+      'loss': 'the weighted sum of both losses, mean over pairs',
+      'gradient_loss': 'how far edges are from the strongest of both images',
+      'intensity_loss': 'how far levels are from those of the images',
+      'better_than_average': f'of {len(metrics.HEADLINE)} metrics, those better than of the mean '
+      'of both images',
+    }
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Means of the losses and of the suite of `metrics.image_fusion`, and the number of pairs.
@@ -155,7 +187,11 @@ class ImageFusion(base.Task):
     results = {
       name: float(sums[name]) / count for name in ('loss', 'gradient_loss', 'intensity_loss')
     }
-    means = {kind: tables.means(rows) for kind, rows in evaluation.examples.items()}
+    means = {
+      kind: tables.means(evaluation.examples[kind])
+      for kind in ('fused', tables.AVERAGE)
+      if kind in evaluation.examples
+    }
     results |= means['fused']
     if tables.AVERAGE in means:
       average = means[tables.AVERAGE]

@@ -104,6 +104,7 @@ def sheet(path: epath.Path, samples: Sequence[Sample], class_names: Sequence[str
     ]
     for panel, picture in zip(axes, panels, strict=True):
       drawing.show_image(panel, picture)
-    axes[0].set_title(drawing.shortened(sample.name), fontsize=drawing.SMALL)
+    axes[0].set_title(drawing.shortened(sample.name, 28), fontsize=drawing.SMALL)
   drawing.name_panels(grid, titles, pictures.ACROSS)
-  drawing.save(page, path, pictures.caption(samples[0].true is not None))
+  marked = samples[0].found.wrong is not None
+  drawing.save(page, path, pictures.caption(samples[0].true is not None, marked))

@@ -20,7 +20,7 @@ from crossattn_jax.data.scene_points import sources
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.metrics import segmentation as metrics
 from crossattn_jax.models import minkunet
-from crossattn_jax.tasks import base, scene_inputs
+from crossattn_jax.tasks import base, review, scene_inputs
 from crossattn_jax.tasks.point_segmentation import predictions, serving, voting
 from crossattn_jax.tasks.segmentation import losses
 
@@ -139,14 +139,14 @@ class PointSegmentation(base.Task):
       examples={'index': batch['index'], 'vote': batch['vote'], 'logits': logits},
     )
 
-  def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> np.ndarray:
+  def reduce_examples(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Points by true and predicted class `[scenes, classes, classes]`, of scenes that are complete.
 
     The points are those of the files, which are read once more: so nothing but this matrix is kept
     of a scene that all votes are there of.
     """
     source, num_classes = self.examples(self.config.dataset.eval_split), len(self.class_names)
-    found = [np.zeros((0, num_classes, num_classes), np.int64)]
+    found, complete = [np.zeros((0, num_classes, num_classes), np.int64)], []
     rows = zip(
       examples['index'].tolist(), examples['vote'].tolist(), examples['logits'], strict=True
     )
@@ -157,17 +157,35 @@ class PointSegmentation(base.Task):
       if scores is not None:
         matrix = metrics.host_confusion_matrix(scene.labels, scores.argmax(axis=-1), num_classes)
         found.append(matrix[None])
-    return np.concatenate(found)
+        complete.append(index)
+    return {'confusion': np.concatenate(found), 'scene': np.array(complete, np.int64)}
 
-  def evaluate_examples(self, variables: base.Variables, examples: np.ndarray) -> dict[str, Any]:
+  def evaluate_examples(
+    self, variables: base.Variables, examples: Mapping[str, np.ndarray]
+  ) -> dict[str, Any]:
     """The matrix of all points, and the number of scenes."""
-    return {'confusion': examples.sum(axis=0), 'count': len(examples)}
+    return {'confusion': examples['confusion'].sum(axis=0), 'count': len(examples['scene'])}
+
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """Which classes are taken for which, and the scenes with the most wrong points."""
+    first_look = examples['scene'] * self.config.dataset.evaluation.votes
+    return review.Review(
+      review.Confusion(evaluation.examples['confusion'], self.class_names, 'points'),
+      review.worst_matrices(first_look, examples['confusion']),
+    )
 
   @property
   def metric_modes(self) -> dict[str, str]:
     """All are to be high."""
     names = ['mean_iou', 'mean_accuracy', 'overall_accuracy']
     return dict.fromkeys([*names, *(f'iou/{name}' for name in self.class_names)], 'max')
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Shares of points."""
+    return metrics.WORDS | {'overall_accuracy': 'share of points with the right class'}
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean IoU, mean and overall accuracy, the number of scenes, and the IoU of each class.

@@ -44,10 +44,11 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A query and its answers, best first."""
+  """A query and its answers, best first, and what is to be said of them."""
 
   query: Item
   answers: Sequence[Answer]
+  text: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def retrieval_sheet(path: epath.Path, results: Sequence[Result]) -> None:
     for axes in row[1 + len(result.answers) :]:
       axes.set_axis_off()
     _show(row[0], result.query)
-    row[0].set_title('searched for', fontsize=drawing.SMALL, loc='left')
+    row[0].set_title(result.text or 'searched for', fontsize=drawing.SMALL, loc='left')
     for rank, (axes, answer) in enumerate(zip(row[1:], result.answers, strict=False), start=1):
       color = {True: 'tab:green', False: 'tab:red', None: None}[answer.right]
       _show(axes, answer.item, color)

@@ -8,7 +8,9 @@ from etils import epath
 import jax
 import numpy as np
 
+from crossattn_jax.data.retrieval import sources
 from crossattn_jax.tasks import base, predictor
+from crossattn_jax.tasks.retrieval import mistakes as mistakes_lib
 from crossattn_jax.tasks.retrieval import pictures, scoring, search
 
 # Answers that pictures and records have.
@@ -104,18 +106,32 @@ class Predictor(predictor.Predictor):
 
   def gallery(self, limit: int | None = None) -> search.Gallery:
     """Encodes the evaluation split, or the first batches of it that have `limit` images."""
-    evaluate, numbers, encoded = jax.jit(self.task.evaluate), [], []
+    evaluate, encoded, count = jax.jit(self.task.evaluate), [], 0
     for batch in self.task.eval_data(self.task.scorer.rows, 0, 1):
       kept = batch['mask']
       examples = jax.device_get(evaluate(self.variables, batch)).examples
       encoded.append(jax.tree.map(lambda x, kept=kept: x[kept], examples))
-      numbers.append(batch['image'][kept])
-      if limit is not None and sum(map(len, numbers)) >= limit:
+      count += np.count_nonzero(kept)
+      if limit is not None and count >= limit:
         break
     examples = jax.tree.map(lambda *parts: np.concatenate(parts), *encoded)
+    return search.Gallery(self._source, examples.pop('index'), **examples)
+
+  @property
+  def _source(self) -> sources.Source:
     config = self.task.config.dataset
-    source = self.task.Examples.open_source(config, config.eval_split)
-    return search.Gallery(source, np.concatenate(numbers), **examples)
+    return self.task.Examples.open_source(config, config.eval_split)
+
+  def write_worst(self, path: epath.Path, mistakes: Sequence[mistakes_lib.Mistake]) -> None:
+    """Draws images and captions that find their own last, with what they find."""
+    by_image = [mistake for mistake in mistakes if mistake.caption is None][:_SAMPLES]
+    by_caption = [mistake for mistake in mistakes if mistake.caption is not None][:_SAMPLES]
+    shown = [mistake.shown(self._source) for mistake in (*by_caption, *by_image)]
+    pictures.retrieval_sheet(path, shown)
+
+  def mistake_name(self, mistake: mistakes_lib.Mistake) -> str:
+    """The caption, or the id of the image."""
+    return mistake.name(self._source)
 
   @functools.cached_property
   def _gallery(self) -> search.Gallery:

@@ -13,8 +13,8 @@ import numpy as np
 from crossattn_jax.data.retrieval import batches as data
 from crossattn_jax.data.retrieval import word_pieces
 from crossattn_jax.metrics import retrieval as metrics
-from crossattn_jax.tasks import base
-from crossattn_jax.tasks.retrieval import losses, predictions, scoring, serving
+from crossattn_jax.tasks import base, review
+from crossattn_jax.tasks.retrieval import losses, mistakes, predictions, scoring, serving
 
 # Modules whose kernels SAEM keeps short, and by how much.
 _IMAGE_BRANCH = ('region_projection', 'image_')
@@ -192,7 +192,7 @@ class Retrieval(base.Task):
     texts = jax.tree.map(lambda x: x.reshape(rows, captions, *x.shape[1:]), texts)
     return base.Evaluation(
       sums={'count': jnp.sum(batch['mask'], dtype=jnp.int32)},
-      examples={'images': images, 'texts': texts},
+      examples={'images': images, 'texts': texts, 'index': batch['image']},
     )
 
   def evaluate_examples(
@@ -243,6 +243,12 @@ class Retrieval(base.Task):
         f'{self.config.dataset.eval_split!r}; set it to None, or dataset.eval_images'
       )
 
+  def review(self, evaluation: base.Evaluation, examples: Any) -> review.Review:
+    """The images and captions that find their own last, and what they find instead."""
+    parts = next(iter(evaluation.examples.values()))
+    numbers = np.split(examples['index'], len(parts))
+    return review.Review(mistakes=mistakes.worst_queries(parts, numbers))
+
   @property
   def metric_modes(self) -> dict[str, str]:
     """Of each part of `evaluate_examples`, all that papers print."""
@@ -253,6 +259,23 @@ class Retrieval(base.Task):
       for part in parts
       for name, mode in metrics.MODES.items()
     }
+
+  @property
+  def main_metrics(self) -> list[str]:
+    """The sum of all recalls, and some of them, of the first part."""
+    names = list(self.metric_modes)[: len(metrics.MODES)]
+    return [name for name in names if name.endswith(('rsum', '_r1', '_r5'))]
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Of the whole split, and of its folds."""
+    top_k = self.config.task.evaluation.rerank_topk
+    best = '' if top_k is None else f', {top_k} of which are scored together'
+    words = {}
+    for name, meaning in metrics.WORDS.items():
+      words[f'{self._beginning}{name}'] = meaning + best
+      words[f'{self._beginning}folds/{name}'] = f'{meaning}{best}, mean over folds'
+    return words
 
   @property
   def _beginning(self) -> str:

@@ -13,7 +13,7 @@ from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import sources
 from crossattn_jax.metrics import average_precision
 from crossattn_jax.models import mit
-from crossattn_jax.tasks import base, predictor, scene_inputs
+from crossattn_jax.tasks import base, multi_label, predictor, review, scene_inputs
 from crossattn_jax.tasks.scene_labels import losses, predictions, pseudo_labels, serving
 
 # What a scene is said to hold by, in this order: of whichever outputs a model has.
@@ -172,7 +172,7 @@ class SceneLabels(base.Task):
 
     The last class of these is none: points without a pseudo label are wrong.
     """
-    kept = {name: examples[name] for name in ('probabilities', 'tags')}
+    kept = {name: examples[name] for name in ('index', 'probabilities', 'tags')}
     if not self.sees_points:
       return kept
     source = self.examples(self.config.dataset.eval_split)
@@ -185,6 +185,24 @@ class SceneLabels(base.Task):
         confusion[row] = pseudo_labels.compare(scene.labels, labels, len(self.class_names))
     return kept | {'confusion': confusion}
 
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """Of points which classes are taken for which, else of tags; the worst scenes by the same."""
+    index, confusion = examples['index'], examples.get('confusion', np.zeros((1, 1, 1))).sum(0)
+    if confusion.any():
+      columns = (*self.class_names, 'no label')
+      return review.Review(
+        review.Confusion(confusion[:-1], self.class_names, 'points', columns),
+        review.worst_matrices(index, examples['confusion']),
+      )
+    found, true = examples['probabilities'] >= 0.5, examples['tags'] > 0
+    wrong = (found != true).sum(axis=1)
+    return review.Review(
+      multi_label.confusion(found, true, self.class_names),
+      review.worst(index, wrong, lambda row: f'{wrong[row]} tags wrong'),
+    )
+
   @property
   def metric_modes(self) -> dict[str, str]:
     """Of models that see points, the mean IoU of pseudo labels is the usual one."""
@@ -193,6 +211,21 @@ class SceneLabels(base.Task):
       names = ['pseudo_miou', 'pseudo_accuracy', 'labelled', *names]
       names += [f'iou/{name}' for name in self.class_names]
     return dict.fromkeys(names, 'max') | {'loss': 'min'}
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Shares of points and of tags, and the loss."""
+    return {
+      'pseudo_miou': 'points in both, truth and pseudo label, over points in either; mean over '
+      'classes',
+      'pseudo_accuracy': 'share of points whose pseudo label is the true class',
+      'labelled': 'share of points that have a pseudo label',
+      'mean_average_precision': 'how well scores sort scenes that hold a class before others, mean '
+      'over classes; 1 is perfect',
+      'tag_accuracy': 'share of answers, does a scene hold a class, that are right',
+      'iou/*': 'IoU of {} alone',
+      'loss': 'the weighted sum of all losses, mean over scenes',
+    }
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """How good pseudo labels and tags are, and the mean loss.

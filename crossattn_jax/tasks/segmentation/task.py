@@ -1,6 +1,6 @@
 """Semantic segmentation: a class for every pixel; mean intersection over union."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -16,7 +16,7 @@ from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import sources, taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
 from crossattn_jax.metrics import segmentation as metrics
-from crossattn_jax.tasks import base
+from crossattn_jax.tasks import base, review
 from crossattn_jax.tasks.segmentation import inference, losses, predictions, serving
 
 LOSSES = ('cross_entropy', 'ohem', 'lovasz')
@@ -207,19 +207,35 @@ class Segmentation(base.Task):
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """Pixels by true and predicted class, and the number of images."""
     scores = self._scores(variables, batch['image'], batch['image_size'])
-    classes, mask = self._best(scores, batch), batch['mask']
+    classes, labels, mask = self._best(scores, batch), batch['label'], batch['mask']
     finite = jnp.isfinite(scores).all(axis=(1, 2, 3))
     return base.Evaluation(
       sums={
         'count': jnp.sum(mask, dtype=jnp.int32),
         'not_finite': jnp.sum(~finite & mask, dtype=jnp.int32),
         'confusion': metrics.confusion_matrix(
-          batch['label'],
+          labels,
           classes,
           self.model.num_classes,
           mask=jnp.broadcast_to(mask[:, None, None], classes.shape),
         ),
-      }
+      },
+      examples={
+        'index': batch['index'],
+        'right': jnp.sum(classes == labels, axis=(1, 2), dtype=jnp.int32),
+        'pixels': jnp.sum(labels != data.IGNORE_LABEL, axis=(1, 2), dtype=jnp.int32),
+      },
+    )
+
+  def review(
+    self, evaluation: base.Evaluation, examples: Mapping[str, np.ndarray]
+  ) -> review.Review:
+    """Which classes are taken for which, and the images with the most wrong pixels."""
+    wrong = 1 - examples['right'] / np.maximum(examples['pixels'], 1)
+    wrong[examples['pixels'] == 0] = 0
+    return review.Review(
+      review.Confusion(evaluation.sums['confusion'], self.class_names, 'pixels'),
+      review.worst(examples['index'], wrong, lambda row: f'{wrong[row]:.1%} wrong'),
     )
 
   @property
@@ -228,6 +244,11 @@ class Segmentation(base.Task):
     names = ['mean_iou', 'pixel_accuracy', 'mean_accuracy']
     names += [f'iou/{name}' for name in self.taxonomy.class_names]
     return dict.fromkeys(names, 'max')
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """Shares of pixels."""
+    return metrics.WORDS | {'pixel_accuracy': 'share of pixels with the right class'}
 
   def metrics(self, evaluation: base.Evaluation) -> dict[str, float]:
     """Mean IoU, pixel accuracy, mean accuracy, the number of images, and the IoU of each class.

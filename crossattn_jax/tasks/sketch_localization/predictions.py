@@ -13,7 +13,7 @@ from crossattn_jax.data import levels
 from crossattn_jax.data.detection import batches as photos
 from crossattn_jax.data.sketch_localization import rasters, reading
 from crossattn_jax.models.sketch_localizer import attention_maps
-from crossattn_jax.tasks import base, predictor
+from crossattn_jax.tasks import base, predictor, review
 from crossattn_jax.tasks.detection import predictions as detection
 from crossattn_jax.tasks.sketch_localization import pictures
 
@@ -106,6 +106,11 @@ class Predictor(detection.Predictor):
     sample = self._sample(plain.image, example, result)
     name = self.task.categories[example['category']]
     return dataclasses.replace(sample, found=plain.found, true=plain.true, name=name)
+
+  def mistake_sample(self, sample: pictures.Sample, mistake: review.Mistake) -> pictures.Sample:
+    """The same with what is missed and what is false, and what was searched for."""
+    marked = super().mistake_sample(sample, mistake)
+    return dataclasses.replace(marked, name=f'{sample.name}: {mistake.text}')
 
   def _sample(
     self, image: np.ndarray, example: predictor.Row, result: predictor.Row

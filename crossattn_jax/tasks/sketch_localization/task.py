@@ -251,6 +251,19 @@ class SketchLocalization(detection.Detection):
     """All are to be high."""
     return dict.fromkeys(average_precision.names(self.categories), 'max')
 
+  @property
+  def main_metrics(self) -> list[str]:
+    """Those of all, of learnt and of new categories."""
+    return ['box_ap50', 'seen_box_ap50', 'unseen_box_ap50', 'box_ap']
+
+  @property
+  def metric_words(self) -> dict[str, str]:
+    """COCO's, of all categories, and of those that were and were not learnt."""
+    words = super().metric_words
+    seen = {f'seen_{name}': f'categories that were learnt; {x}' for name, x in words.items()}
+    unseen = {f'unseen_{name}': f'categories never seen; {x}' for name, x in words.items()}
+    return words | seen | unseen
+
   def summary(self, metrics: Mapping[str, Any]) -> list[str]:
     """A table of average precisions of all, seen and unseen categories."""
     return [average_precision.table(metrics)]

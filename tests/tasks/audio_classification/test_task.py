@@ -38,6 +38,7 @@ def test_clips_that_do_not_count_change_neither_loss_nor_precision(config):
   labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], np.float32)
   task.model = type('', (), {'apply': lambda self, variables, image: (image, {})})()
   batch = {'image': logits, 'label': labels, 'mask': np.array([True, True, True, False])}
+  batch['index'] = np.arange(4)
   contribution = task.evaluate({}, batch)
   assert contribution.sums['count'] == 3
   expected = np.sum(losses.multi_label_cross_entropy(jnp.asarray(logits[:3]), labels[:3]))
@@ -48,6 +49,7 @@ def test_clips_that_do_not_count_change_neither_loss_nor_precision(config):
   assert metrics['mean_average_precision'] == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
   assert metrics['examples'] == 3
   assert {*metrics} == {*task.metric_modes, 'examples'}
+  assert all(map(task.explain, metrics))
 
 
 def test_another_number_of_classes_than_the_data_set_s_is_refused(config):

@@ -39,6 +39,7 @@ def test_every_example_counts_once_whatever_the_batch_size(task, variables, batc
   results = task.metrics(tasks.Evaluation(total))
   assert results['accuracy'] == total['top_1'] / 355
   assert {*results} == {*task.metric_modes, 'examples'}
+  assert all(map(task.explain, results))
 
 
 def test_training_mixes_and_evaluation_does_not(tiny_config, variables):

@@ -46,6 +46,7 @@ def test_who_finds_everything_has_a_precision_of_one_in_any_batches(knowing_task
   assert metrics['mask_ap50'] == 1
   assert metrics['mask_ap'] > 0.9
   assert {*metrics} - {'examples'} <= {*task.metric_modes}
+  assert all(map(task.explain, metrics))
   assert next(iter(task.metric_modes)) == 'box_ap'
   printed = capsys.readouterr().err
   assert re.findall(r'boxes:|masks:', printed)[:2] == ['boxes:', 'masks:']
@@ -131,4 +132,6 @@ def test_the_loop_trains_evaluates_and_draws(head, small_config, tmp_path, capsy
   assert len(parts) == {'retinanet': 2, 'mask_rcnn': 5}[head]
   assert losses[0] == pytest.approx(sum(parts), rel=1e-5)
   assert 'area=   all | maxDets=100' in capsys.readouterr().err
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }

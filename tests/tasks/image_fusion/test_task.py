@@ -65,6 +65,7 @@ def test_every_pair_counts_once_whatever_the_batch_size_and_the_padding(datasets
   averages = {name for name in alone if name.startswith('average/')}
   # Of images this small, one is not defined.
   assert {*task.metric_modes} - {'MS_SSIM'} == {*alone} - averages - {'examples'}
+  assert all(map(task.explain, alone))
   for name, value in alone.items():
     assert padded[name] == pytest.approx(value, rel=2e-3), name
   assert alone['loss'] == pytest.approx(

@@ -48,6 +48,7 @@ def test_who_finds_everything_has_a_precision_of_one_in_any_batches(knowing_task
   for name in ('map50', 'map75', 'map', 'recall', 'map/disc', 'box_ap'):
     assert metrics[name] == pytest.approx(1, abs=1e-6)
   assert {*metrics} - {'examples'} <= {*task.metric_modes}
+  assert all(map(task.explain, metrics))
   assert next(iter(task.metric_modes)) == 'map50'
   printed = capsys.readouterr().err
   assert re.search(r'^ all +1.000 +1.000 +1.000 +1.000 +1.000$', printed, re.MULTILINE)
@@ -171,7 +172,9 @@ def test_the_loop_trains_evaluates_and_draws(small_config, tmp_path, capsys):
   assert len(parts) == 3
   assert steps[0]['train/loss'] == pytest.approx(4 * sum(parts), rel=1e-5)
   assert 'mAP50' in capsys.readouterr().err
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
 
 
 def test_anchors_are_the_models_own_where_they_learn_the_objects_and_of_their_sizes_otherwise(

@@ -40,4 +40,5 @@ def test_the_loop_trains_continues_evaluates_and_draws(small_config, tmp_path, m
   said = capsys.readouterr().err
   assert 'continuing after step 2' in said
   assert 'mean IoU' in said
-  assert (tmp_path / 'run' / 'predictions.png').exists()
+  drawn = {path.name for path in (tmp_path / 'run').iterdir()}
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= drawn

@@ -85,6 +85,7 @@ def test_all_points_count_once_whatever_the_batches(make_task, small_config, roo
   assert metrics['examples'] == 3
   assert metrics['mean_accuracy'] > metrics['mean_iou']
   assert {*metrics} - {'examples'} == {*task.metric_modes}
+  assert all(map(task.explain, metrics))
   assert next(iter(task.metric_modes)) == 'mean_iou'
   assert re.search(r'^lamp +0\.000\n', capsys.readouterr().err, re.MULTILINE)
 
@@ -96,7 +97,7 @@ def test_an_evaluation_that_was_broken_off_leaves_nothing(make_task, small_confi
   expected = evaluate(task, {}, 2)
   batch = next(iter(task.eval_data(1, 0, 1)))
   rows = jax.device_get(jax.jit(task.evaluate)({}, batch).examples)
-  assert task.reduce_examples(rows).shape == (0, 4, 4)
+  assert task.reduce_examples(rows)['confusion'].shape == (0, 4, 4)
   assert evaluate(task, {}, 2) == expected
 
 

@@ -134,6 +134,7 @@ def test_folds_are_searched_separately(trained, datasets_dir, all_pairs):
   halves = metrics.retrieval_metrics(expected, folds=2)
   assert {name: results[f'folds/{name}'] for name in halves} == pytest.approx(halves)
   assert {*results} == {*task.metric_modes, 'examples'}
+  assert all(map(task.explain, results))
   assert ('rsum' in results) == all_pairs
   config.task.evaluation.folds = 3
   with pytest.raises(ValueError, match='folds=3 do not divide the 10 images of split'):
@@ -184,6 +185,7 @@ def test_the_best_pairs_of_folds_are_split_over_the_devices(trained, datasets_di
   halves = metrics.retrieval_metrics(expected, folds=2)
   assert {name: results[f'rerank_top25/folds/{name}'] for name in halves} == pytest.approx(halves)
   assert {*results} == {*task.metric_modes, 'examples'}
+  assert all(map(task.explain, results))
 
 
 def batch_of(task, size=4):

@@ -78,6 +78,7 @@ def test_who_knows_all_is_right_everywhere_on_any_number_of_devices(task):
   assert metrics['mean_average_precision'] == metrics['tag_accuracy'] == 1
   assert metrics['loss'] == pytest.approx(np.log1p(np.exp(-5)))
   assert {*metrics} - {'examples'} == {*task.metric_modes}
+  assert all(map(task.explain, metrics))
   assert next(iter(task.metric_modes)) == 'pseudo_miou'
 
 

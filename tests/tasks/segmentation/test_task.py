@@ -98,6 +98,7 @@ def test_metrics_are_those_of_the_counts(config, whole_split):
   assert results['pixel_accuracy'] == pytest.approx(np.trace(confusion) / confusion.sum())
   assert results['iou/star'] == pytest.approx(iou[4])
   assert {*results} == {*task.metric_modes, 'examples'}
+  assert all(map(task.explain, results))
   assert results['examples'] == 10
 
 

@@ -49,6 +49,7 @@ def test_who_finds_what_was_learnt_only_has_a_precision_of_one_there(knowing_tas
   assert metrics['unseen_box_ap'] == metrics['box_ap/star'] < 0.1
   assert metrics['unseen_box_ap'] < metrics['box_ap50'] < 1
   assert {*metrics} - {'examples'} <= {*task.metric_modes}
+  assert all(map(task.explain, metrics))
   assert next(iter(task.metric_modes)) == 'box_ap50'
   assert re.search(r'^seen +1\.000 +1\.000 +1\.000', capsys.readouterr().err, re.MULTILINE)
   with pytest.raises(ValueError, match=f'not finite for 2 of {len(queries)} photos'):
@@ -156,4 +157,6 @@ def test_the_loop_trains_continues_evaluates_and_draws(small_config, tmp_path, m
     parts = [value for name, value in line.items() if name.endswith('_loss')]
     assert line['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
   assert 'continuing after step 2' in capsys.readouterr().err
-  assert (tmp_path / 'predictions.png').exists()
+  assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
+    path.name for path in tmp_path.iterdir()
+  }
