@@ -21,6 +21,7 @@ import time
 
 from etils import epath
 import jax
+import numpy as np
 from PIL import Image
 
 from crossattn_jax.training import config as config_lib
@@ -186,8 +187,10 @@ def demo(runs: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
   with (
     subprocess.Popen([*serve, f'--output={folder}/demo'], cwd=ROOT, env=environment) as server,
-    browser_page(1060, 900) as page,
+    contextlib.ExitStack() as stack,
   ):
+    stack.callback(server.terminate)
+    page = stack.enter_context(browser_page(1060, 900))
     for _ in range(300):
       with contextlib.suppress(Exception):
         page.goto(f'http://127.0.0.1:{PORT}/')
@@ -196,7 +199,7 @@ def demo(runs: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     page.wait_for_selector('.gallery button, .gallery-item', timeout=60_000)
     page.locator('.gallery .gallery-item, .gallery button').first.click()
     page.wait_for_timeout(2000)
-    box = page.locator('canvas').last.bounding_box()
+    box = page.locator('.canvas svg').bounding_box()
     for stroke in CUP:
       for number, (x, y) in enumerate(stroke):
         page.mouse.move(box['x'] + x * box['width'], box['y'] + y * box['height'], steps=5)
@@ -207,32 +210,14 @@ def demo(runs: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     page.wait_for_selector('.result table', timeout=120_000)
     page.wait_for_timeout(2000)
     page.screenshot(path=path, full_page=True)
-    server.terminate()
   return path
 
 
-# Strokes with the mouse, in shares of the canvas.
+# Strokes with the mouse, in shares of the square to draw in.
 CUP = (
-  [
-    (0.16, 0.2),
-    (0.4, 0.2),
-    (0.64, 0.19),
-    (0.63, 0.5),
-    (0.64, 0.81),
-    (0.4, 0.8),
-    (0.17, 0.82),
-    (0.16, 0.2),
-  ],
-  [
-    (0.64, 0.25),
-    (0.75, 0.25),
-    (0.84, 0.33),
-    (0.88, 0.45),
-    (0.84, 0.57),
-    (0.75, 0.64),
-    (0.63, 0.65),
-  ],
-  [(0.64, 0.35), (0.72, 0.36), (0.77, 0.45), (0.73, 0.53), (0.64, 0.54)],
+  np.array([[16, 20], [64, 19], [63, 50], [64, 81], [17, 82], [16, 20]]) / 100,
+  np.array([[64, 25], [75, 25], [84, 33], [88, 45], [84, 57], [75, 64], [63, 65]]) / 100,
+  np.array([[64, 35], [72, 36], [77, 45], [73, 53], [64, 54]]) / 100,
 )
 
 PICTURES: dict[str, Callable[[pathlib.Path, pathlib.Path], pathlib.Path]] = {
