@@ -208,6 +208,15 @@ def on_page_markdown(markdown: str, **_) -> str:
   return re.sub(r'^( *)```([^\n]*)\n(.*?\n *```)$', block, markdown, flags=re.MULTILINE | re.DOTALL)
 
 
+def on_page_content(html: str, **_) -> str:
+  """Keeps flags whole: browsers would begin a line between '--' and a name."""
+
+  def whole(match: re.Match) -> str:
+    return match[0] if match[0].startswith('<') else f'<span class="flag">{match[0]}</span>'
+
+  return re.sub(r'<[^>]*>|(?<![^\s>])--\w+', whole, html)
+
+
 def overview() -> str:
   """Returns the README with links as the site has them."""
   text = (ROOT / 'README.md').read_text()
