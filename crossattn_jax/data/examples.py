@@ -324,7 +324,12 @@ KINDS = {
     _write_pairs,
     600,
     'pairs',
-    ('--config=icafusion_shapes', '--config.dataset.name=pair_folder', _DATA_DIR),
+    (
+      '--config=icafusion_shapes',
+      '--config.dataset.name=pair_folder',
+      _DATA_DIR,
+      '--config.num_epochs=16',
+    ),
   ),
   'captions': Kind(
     'photos, and sentences that describe them',
@@ -344,7 +349,12 @@ KINDS = {
     _write_points,
     100,
     'rooms',
-    ('--config=minkunet_rooms:supervised', '--config.dataset.name=point_folder', _DATA_DIR),
+    (
+      '--config=minkunet_rooms:supervised',
+      '--config.dataset.name=point_folder',
+      _DATA_DIR,
+      '--config.num_epochs=25',
+    ),
   ),
   'sketches': Kind(
     "photos of objects with boxes in COCO's files, and drawings of such objects",
