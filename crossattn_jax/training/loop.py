@@ -71,7 +71,7 @@ def train(
     agreement.check(config)
     experiment = preflight.setup(config, mesh, workdir)
     stack.enter_context(workdir_lib.storage_errors(workdir))
-    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'checkpoints').mkdir(parents=True, exist_ok=True)
     stack.enter_context(workdir_lib.lock(workdir))
     advice = functools.partial(device_memory.training_advice, experiment)
     stack.enter_context(device_memory.explained(advice))
@@ -425,6 +425,7 @@ class _Run:
     return state, metrics
 
   def _save(self, step: int, state: state_lib.TrainState) -> None:
+    workdir_lib.check(self.workdir)
     state = state.replace(frozen=_fingerprints(state.frozen))
     self.checkpointer.save(step, state, self.experiment.config)
 

@@ -96,6 +96,22 @@ def _acquire(file: IO[str]) -> str | None:
   return None
 
 
+def check(workdir: epath.Path) -> None:
+  """Checks that the folder of a run under way is still what it was.
+
+  Raises:
+    StorageError: it is not there any more. Orbax would make another one, with a part of the run.
+  """
+  # A bucket has no empty folders.
+  folders = () if '://' in os.fspath(workdir) else ('checkpoints',)
+  for name in ('config.json', *folders):
+    if not (workdir / name).exists():
+      raise StorageError(
+        f'{workdir / name} is gone: the folder of this run was removed, or its disk is not there. '
+        'Once it is back, the same command continues after the last checkpoint; else it begins anew'
+      )
+
+
 @contextlib.contextmanager
 def storage_errors(workdir: epath.Path) -> Iterator[None]:
   """Says in one line what storage refuses: a full disk, a folder that cannot be written.
