@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.tasks import predictor
@@ -18,6 +19,11 @@ def levels(batch: predictor.Batch) -> tuple[sparse.Level, ...]:
     sparse.Level(*(batch.get(f'{table}_{level}') for table in sparse.Level._fields))
     for level in range(count)
   )
+
+
+def class_names(dataset: ml_collections.ConfigDict, num_classes: int) -> tuple[str, ...]:
+  """The names of `config.dataset`; numbers without data, as where a step is only compiled."""
+  return tuple(dataset.class_names) or tuple(map(str, range(num_classes)))
 
 
 def padding(batch: predictor.Batch) -> jax.Array:

@@ -84,8 +84,8 @@ class PointSegmentation(base.Task):
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    self.class_names = tuple(config.dataset.class_names)
     _check(config, self.model)
+    self.class_names = scene_inputs.class_names(config.dataset, self.model.num_classes)
     self._votes = voting.Votes(config.dataset.evaluation.votes)
 
   def check_data(self) -> None:
@@ -238,12 +238,12 @@ def _require_labels(scene: sources.Scene, examples: data.SegmentationExamples, i
 def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   """Refuses what does not belong together or cannot be, naming the key."""
   task, absent = config.task, config.task.evaluation.absent_classes
-  names = config.dataset.class_names
   if not isinstance(model, minkunet.MinkUNet):
     raise ValueError(
       f'config.model.name={config.model.name!r} does not label points; '
       "list_models('minkunet*') shows what does"
     )
+  names = scene_inputs.class_names(config.dataset, model.num_classes)
   if model.num_classes != len(names):
     raise config_errors.ConfigError(
       f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '

@@ -100,8 +100,8 @@ class SceneLabels(base.Task):
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    self.class_names = tuple(config.dataset.class_names)
     _check(config, self.model)
+    self.class_names = scene_inputs.class_names(config.dataset, self.model.num_classes)
     if not self.sees_points:
       self.Labels = None
 
@@ -112,7 +112,9 @@ class SceneLabels(base.Task):
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Voxels, their neighbours and supervoxels, photographs and tags."""
-    return data.batch_spec(self.config.dataset, batch_size, data.SCENE_LABELS)
+    spec = data.batch_spec(self.config.dataset, batch_size, data.SCENE_LABELS)
+    tags = jax.ShapeDtypeStruct((batch_size, len(self.class_names)), spec['tags'].dtype)
+    return spec | {'tags': tags}
 
   def model_inputs(self, batch: base.Batch) -> tuple[Any, ...]:
     """Points, which supervoxels they are in and where these are, and photographs; what there is."""
@@ -265,8 +267,9 @@ def _check(config: ml_collections.ConfigDict, model: Any) -> None:
       "list_models('mit*') shows what does"
     )
   dataset, options = config.dataset, config.task.pseudo_labels
+  num_classes = len(scene_inputs.class_names(dataset, model.num_classes))
   for field, count, what in (
-    ('num_classes', len(dataset.class_names), f'{len(dataset.class_names)} classes'),
+    ('num_classes', num_classes, f'{num_classes} classes'),
     ('num_views', dataset.num_views, f'dataset.num_views={dataset.num_views} photographs'),
   ):
     own = getattr(model, field, count)

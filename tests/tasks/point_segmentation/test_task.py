@@ -179,3 +179,9 @@ def test_what_does_not_belong_together_is_refused(small_config, key, value, mess
       small_config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=re.escape(message)):
     tasks.create_task(small_config)
+
+
+def test_without_data_classes_are_counted_by_the_model(small_config):
+  small_config.dataset.class_names = ()
+  small_config.task.class_weights = (1.0,) * 4
+  assert tasks.create_task(small_config).class_names == ('0', '1', '2', '3')

@@ -212,3 +212,9 @@ def test_models_that_see_no_points_are_measured_by_tags_and_write_no_labels(
   task = make_task(small_config('mit_images'))
   assert next(iter(task.metric_modes)) == 'mean_average_precision'
   assert task.Labels is None
+
+
+def test_without_data_tags_are_those_of_the_model(small_config):
+  config = small_config('mit_points')
+  config.dataset.class_names, config.dataset.num_views = (), 0
+  assert tasks.create_task(config).batch_spec(5)['tags'].shape == (5, 3)
