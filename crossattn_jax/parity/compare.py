@@ -110,10 +110,12 @@ def build_torch_module(against: str, weights: str | pathlib.Path | None = None) 
     module = optional.require('timm').create_model(name, pretrained=False)
     if weights is None:
       fill_generated(module)
-  elif kind.endswith('.py'):
-    module = runpy.run_path(kind)[name]()
   else:
-    module = getattr(importlib.import_module(kind), name)()
+    is_file = kind.endswith('.py')
+    owner = runpy.run_path(kind) if is_file else vars(importlib.import_module(kind))
+    if name not in owner:
+      raise ValueError(f'--against is {against!r}, but {kind} has no {name!r}')
+    module = owner[name]()
   if not isinstance(module, torch.nn.Module):
     raise ValueError(f'{against} gives a {type(module).__name__}, not a torch.nn.Module')
   return module

@@ -128,6 +128,8 @@ def test_the_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys
   [
     ('crossvit_tiny_240', 'expected timm:NAME, MODULE:FACTORY or FILE.py:FACTORY'),
     ('collections:OrderedDict', 'gives a OrderedDict, not a torch.nn.Module'),
+    ('collections:resnet', "but collections has no 'resnet'"),
+    (f'{functools.__file__}:resnet', "functools.py has no 'resnet'"),
   ],
 )
 def test_what_is_no_module_is_refused(against, message, capsys):
