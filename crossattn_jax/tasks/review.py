@@ -9,6 +9,8 @@ import numpy as np
 
 # Mistakes that are kept: more than a picture shows.
 MOST_MISTAKES = 100
+# Of a matrix: with ten thousand its table has a hundred million numbers.
+MOST_CLASSES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Review:
   """What an evaluation shows.
 
   Attributes:
-    confusion: of classes; None where there are none.
+    confusion: of classes; None where there are none, or more than `MOST_CLASSES`.
     mistakes: the worst first.
   """
 
@@ -86,7 +88,8 @@ def worst(index: np.ndarray, error: np.ndarray, describe: Callable[[int], str]) 
   Returns:
     At most `MOST_MISTAKES`, the worst first; of equal ones the first.
   """
-  error = np.nan_to_num(np.asarray(error, np.float64), nan=np.inf)
+  error = np.asarray(error, np.float64)
+  error = np.where(np.isnan(error), np.inf, error)
   rows = np.argsort(-error, kind='stable')[:MOST_MISTAKES]
   return [
     Mistake(int(index[row]), float(error[row]), describe(row)) for row in rows if error[row] > 0

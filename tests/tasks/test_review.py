@@ -58,6 +58,14 @@ def test_the_loss_of_several_labels_is_the_binary_cross_entropy():
   assert [x.error for x in shown.mistakes] == pytest.approx(expected)
 
 
+def test_of_very_many_classes_there_is_no_matrix(monkeypatch):
+  monkeypatch.setattr(review, 'MOST_CLASSES', 1)
+  examples = {'index': np.array([3]), 'logits': np.zeros((1, 2)), 'label': np.eye(2)[:1]}
+  shown = multi_label.review_of(examples, ['a', 'b'])
+  assert shown.confusion is None
+  assert len(shown.mistakes) == 1
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize('count', [2, 20, 1000])
 def test_pictures_stay_small_whatever_the_number_of_classes(count, tmp_path):

@@ -289,12 +289,14 @@ class Classification(classifier.Classifier):
     """Which classes are taken for which, and the images with the largest loss."""
     if self.multi_label:
       return multi_label.review_of(examples, self.all_class_names)
-    names, loss = self.all_class_names, examples['loss']
-    counts = segmentation.host_confusion_matrix(
-      examples['label'], examples['predicted'], len(names)
-    )
+    names, loss, confusion = self.all_class_names, examples['loss'], None
+    if len(names) <= review.MOST_CLASSES:
+      counts = segmentation.host_confusion_matrix(
+        examples['label'], examples['predicted'], len(names)
+      )
+      confusion = review.Confusion(counts, names, 'images')
     return review.Review(
-      review.Confusion(counts, names, 'images'),
+      confusion,
       review.worst(examples['index'], loss, lambda row: f'loss {loss[row]:.3g}'),
     )
 
