@@ -356,8 +356,6 @@ def _run(config: ml_collections.ConfigDict) -> None:
     if config.logging.pictures and (workdir or _OUTPUT.value):
       output = _results('evaluation', workdir)
     metrics = loop.evaluate(config, workdir, output)
-    if output is not None:
-      messages.say(f'pictures in {output}')
     if jax.process_index() == 0:
       explain = tasks.create_task(config).explain
       rich.print(metric_writers.summary_table(metrics, explain))

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import socket
 
+import jax
 import ml_collections
 
 from crossattn_jax import config_errors, parallel
@@ -25,6 +26,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ConfigError: in every process, where one differs from process 0. It names the processes and
       what differs.
   """
+  if jax.process_count() == 1:
+    return
   own = _facts(config) | {'host': socket.gethostname()}
   first, *others = [json.loads(text) for text in parallel.gather_texts(json.dumps(own))]
   found = []

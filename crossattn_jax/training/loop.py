@@ -83,20 +83,22 @@ def train(
         config_lib.save(config, workdir / 'config.json')
       writer = stack.enter_context(contextlib.closing(_metric_writer(experiment, workdir)))
       writer.truncate(int(state.step))
-      run = _Run(experiment, workdir, checkpointer, writer, stop)
+      run, begun = _Run(experiment, workdir, checkpointer, writer, stop), int(state.step)
       state, metrics = run.train(state)
+    done = int(state.step)
     if config.logging.pictures:
       # Outside the mesh: with several processes only one of them draws.
       drawn = pictures.write(experiment.task, state.eval_variables, run.review, workdir)
       for path in drawn if run.review else ():
-        writer.write_picture(int(state.step), path)
+        writer.write_picture(done, path)
       pictures.write_curves(experiment.task, experiment.steps_per_epoch, workdir)
     _show_uses(experiment, checkpointer, workdir)
   shown = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
-  messages.say(
-    f'finished {int(state.step)} steps in {time.monotonic() - started:.0f} s: {shown}; '
-    f'see {workdir}'
-  )
+  what = f'nothing left to train after step {done}'
+  if done > begun:
+    last = f', the last {done - begun}' if begun else ''
+    what = f'finished {done} steps{last} in {time.monotonic() - started:.0f} s'
+  messages.say(f'{what}: {shown}; see {workdir}')
   return metrics
 
 
@@ -156,15 +158,16 @@ def evaluate(
     with long_work.said('reading the weights'):
       variables = load_variables(experiment, workdir)
     reviews = []
+
+    def review(evaluation: tasks.Evaluation, examples: Any) -> None:
+      if output is not None:
+        reviews.append(pictures.review(experiment.task, evaluation, examples))
+
     with long_work.said(f'evaluating on split {config.dataset.eval_split!r}'):
-      metrics = run_evaluation(
-        experiment,
-        variables,
-        lambda *result: reviews.append(pictures.review(experiment.task, *result)),
-      )
-  if output is not None:
-    # Outside the mesh: with several processes only one of them draws.
-    pictures.write(experiment.task, variables, reviews[0], output)
+      metrics = run_evaluation(experiment, variables, review)
+  # Outside the mesh: with several processes only one of them draws.
+  if reviews and pictures.write(experiment.task, variables, reviews[0], output):
+    messages.say(f'pictures in {output}')
   return metrics
 
 

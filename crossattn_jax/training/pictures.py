@@ -60,15 +60,22 @@ def write(
   predictor = task.Predictor(task, variables)
   drawings = {folder / PREDICTIONS: lambda: predictor.write_samples(folder / PREDICTIONS)}
   if review is not None:
-    # What an earlier evaluation found is not what this one did.
-    for name in (CONFUSION, WORST):
-      for path in (folder / name, (folder / name).with_suffix('.csv')):
-        path.unlink(missing_ok=True)
+    _remove(folder)
     if review.confusion is not None:
       drawings[folder / CONFUSION] = lambda: _write_confusion(review.confusion, folder / CONFUSION)
     if review.mistakes:
       drawings[folder / WORST] = lambda: _write_worst(predictor, review.mistakes, folder / WORST)
   return _drawn(drawings)
+
+
+def _remove(folder: epath.Path) -> None:
+  """Removes what an earlier evaluation found, which is not what this one did."""
+  for name in (CONFUSION, WORST):
+    for path in (folder / name, (folder / name).with_suffix('.csv')):
+      try:
+        path.unlink(missing_ok=True)
+      except OSError as error:  # A folder that can only be read.
+        logging.warning('%s is of an earlier evaluation: %s', path, error)
 
 
 def _write_confusion(confusion: review_lib.Confusion, path: epath.Path) -> None:

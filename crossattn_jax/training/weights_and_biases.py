@@ -53,7 +53,7 @@ class Tracker:
 
     self._image = wandb.Image
     entity, _, name = project.rpartition('/')
-    local = not str(workdir).startswith('gs://')
+    local = '://' not in os.fspath(workdir)
     try:
       self._run = wandb.init(
         project=name,

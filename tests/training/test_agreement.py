@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import ml_collections
 import pytest
 
@@ -19,6 +20,7 @@ def others(monkeypatch, *changes):
     return [text, *(json.dumps(own | change) for change in changes)]
 
   monkeypatch.setattr(parallel, 'gather_texts', gather)
+  monkeypatch.setattr(jax, 'process_count', lambda: 1 + len(changes))
 
 
 def test_processes_that_are_the_same_go_on(monkeypatch):

@@ -164,9 +164,12 @@ def test_patience_ends_a_run_that_no_longer_improves_also_after_a_restart(
     return [line['step'] for line in _history(workdir) if 'eval/accuracy' in line]
 
   assert evaluated() == [2, 4, 6]
-  assert 'ending early: accuracy has not improved for 2 evaluations' in capsys.readouterr().err
+  output = capsys.readouterr().err
+  assert 'ending early: accuracy has not improved for 2 evaluations' in output
   assert (workdir / 'predictions.png').exists()
+  assert 'finished 6 steps, the last 2 in ' in output
   assert loop.train(tiny_config, workdir) == metrics
+  assert 'nothing left to train after step 6: accuracy' in capsys.readouterr().err
   assert evaluated() == [2, 4, 6]
 
 
