@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import csv
+import io
 import os
 import pathlib
 
@@ -98,19 +99,19 @@ def read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str
   """Reads the rows of a .csv file.
 
   Raises:
-    ValueError: it is not there, has no rows, lacks a column, or a row has more or fewer entries.
+    ValueError: it is not there, is not UTF-8, has no rows, lacks a column, or a row has more or
+      fewer entries.
   """
   if not path.is_file():
     tables = ', '.join(f'{name}.csv' for name in find_tables(path.parent))
     raise ValueError(f'no table {str(path)!r}; there are {tables or "none"}')
-  with path.open(newline='', encoding='utf-8-sig') as file:
-    reader = csv.DictReader(file)
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-      raise ValueError(
-        f'{str(path)!r} has no column {missing[0]!r}; expected a first line {",".join(columns)!r}'
-      )
-    rows = list(reader)
+  reader = csv.DictReader(io.StringIO(sources.read_text(path)))
+  missing = [name for name in columns if name not in (reader.fieldnames or ())]
+  if missing:
+    raise ValueError(
+      f'{str(path)!r} has no column {missing[0]!r}; expected a first line {",".join(columns)!r}'
+    )
+  rows = list(reader)
   if not rows:
     raise ValueError(f'{str(path)!r} has no rows')
   for number, row in enumerate(rows, 2):

@@ -8,6 +8,7 @@ import collections
 from collections.abc import Iterable, Sequence
 import functools
 import os
+import pathlib
 import re
 from typing import Any, TypeVar
 
@@ -106,6 +107,19 @@ def counted(left_out: collections.Counter[str]) -> str:
   return ', '.join(
     f'{count} {extension or "without extension"}' for extension, count in left_out.most_common()
   )
+
+
+def read_text(path: pathlib.Path) -> str:
+  """Reads a file that a person wrote, with a byte order mark or without.
+
+  Raises:
+    ValueError: it is not UTF-8.
+  """
+  try:
+    return path.read_text(encoding='utf-8-sig')
+  except UnicodeDecodeError as error:
+    line = 1 + error.object.count(b'\n', 0, error.start)
+    raise ValueError(f'{str(path)!r}, line {line}: not UTF-8; save the file as UTF-8') from error
 
 
 @functools.lru_cache

@@ -14,18 +14,17 @@ colours and edges (`scenes.regions`). A detector's features say more: `sources.R
 """
 
 from collections.abc import Sequence
-import csv
-import io
 import itertools
 import os
 import pathlib
+import sys
 
 from absl import app
 import numpy as np
 from PIL import Image
 
 from crossattn_jax import config_errors
-from crossattn_jax.data import image_ops, pipeline
+from crossattn_jax.data import image_ops, label_tables, pipeline
 from crossattn_jax.data import sources as common
 from crossattn_jax.data.retrieval import examples, word_pieces
 from crossattn_jax.data.scenes import regions
@@ -128,27 +127,23 @@ def write_vocabulary(argv: Sequence[str]) -> None:
   if len(argv) != 2:
     raise app.UsageError('expected a folder with train.csv')
   root = pathlib.Path(argv[1])
-  words = word_pieces.words_of(itertools.chain(*_read(root / 'train.csv').values()))
+  try:
+    sentences = _read(root / 'train.csv').values()
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  words = word_pieces.words_of(itertools.chain(*sentences))
   (root / VOCABULARY).write_text('\n'.join([*words, '']))
   print(f'{len(words)} words in {root / VOCABULARY}')
 
 
 def _read(path: pathlib.Path) -> dict[str, Sequence[str]]:
   """The sentences of each file, in the order of the table."""
-  rows = csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))
-  if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-    raise ValueError(
-      f'{str(path)!r}: expected a first line with {",".join(_COLUMNS)}, got '
-      f'{",".join(rows.fieldnames or ()) or "none"}'
-    )
   found: dict[str, list[str]] = {}
-  for row in rows:
-    file, caption = ((row[name] or '').strip() for name in _COLUMNS)
+  for number, row in enumerate(label_tables.read_table(path, _COLUMNS), 2):
+    file, caption = (row[name].strip() for name in _COLUMNS)
     if not file or not caption:
-      raise ValueError(f'{str(path)!r}, line {rows.line_num}: expected a file and a caption')
+      raise ValueError(f'line {number} of {str(path)!r}: expected a file and a caption')
     found.setdefault(file, []).append(caption)
-  if not found:
-    raise ValueError(f'{str(path)!r} has no lines but the first')
   return found
 
 

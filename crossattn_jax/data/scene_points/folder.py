@@ -205,7 +205,7 @@ def _read_tags(root: pathlib.Path, names: Sequence[str]) -> dict[str, tuple[str,
   path = next((path for path in (root / name for name in TAGS) if path.is_file()), None)
   if path is None:
     return {}
-  text = path.read_text(encoding='utf-8-sig')
+  text = common.read_text(path)
   if path.suffix == '.json':
     rows = list(json.loads(text).items())
   else:

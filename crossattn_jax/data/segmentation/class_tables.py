@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
-from crossattn_jax.data import pipeline
+from crossattn_jax.data import pipeline, sources
 from crossattn_jax.data.segmentation import label_maps, taxonomies
 
 FILES = ('classes.csv', 'classes.json')
@@ -107,7 +107,7 @@ def read_table(path: pathlib.Path) -> taxonomies.Taxonomy:
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Rows by their column, each with what it is called in messages."""
-  text = path.read_text(encoding='utf-8-sig')
+  text = sources.read_text(path)
   if path.suffix == '.json':
     try:
       rows = json.loads(text)

@@ -52,9 +52,10 @@ def test_images_with_different_numbers_of_sentences_need_a_word(root):
 @pytest.mark.parametrize(
   ('table', 'message'),
   [
-    ('image;caption\n', 'expected a first line with file,caption, got image;caption'),
-    ('file,caption\n', 'has no lines but the first'),
-    ('file,caption\na.png,\n', 'line 2: expected a file and a caption'),
+    ('image;caption\n', "no column 'file'; expected a first line 'file,caption'"),
+    ('file,caption\n', 'has no rows'),
+    ('file,caption\na.png,\n', "line 2 of .*val.csv': expected a file and a caption"),
+    ('file,caption\na.png,red, and blue\n', 'line 2 of .* more entries'),
     (
       'file,caption\nc.png,x\na.png,y\n',
       "1 of 2 images that are not there, such as '.*c.png'",
@@ -64,6 +65,12 @@ def test_images_with_different_numbers_of_sentences_need_a_word(root):
 def test_refuses_tables_that_are_wrong(root, table, message):
   (root / 'val.csv').write_text(table)
   with pytest.raises(ValueError, match=message):
+    folder.CaptionFolder(root, 'val', 16)
+
+
+def test_a_table_in_another_encoding_is_named(root):
+  (root / 'val.csv').write_bytes('file,caption\na.png,une forêt\n'.encode('latin-1'))
+  with pytest.raises(ValueError, match=r"val.csv', line 2: not UTF-8; save the file as UTF-8"):
     folder.CaptionFolder(root, 'val', 16)
 
 
@@ -83,6 +90,8 @@ def test_the_vocabulary_has_the_words_of_the_sentences(root, capsys):
   config.update(name='caption_folder', data_dir=str(root), max_words=8)
   with pytest.raises(ValueError, match=r'python -m crossattn_jax.data.retrieval.folder'):
     batches.tokenizer(config)
+  with pytest.raises(SystemExit, match=r"no table '.*nowhere/train.csv'"):
+    folder.write_vocabulary(['folder', str(root / 'nowhere')])
   folder.write_vocabulary(['folder', str(root)])
   assert '11 words' in capsys.readouterr().out
   words = batches.tokenizer(config)
