@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from crossattn_jax import parallel
 from crossattn_jax.training import checkpoints, messages
 
 _LOCK = 'run.lock'
@@ -57,6 +58,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
   Raises:
     WorkdirInUse: another run holds it; the message names its process, its host and since when.
+    StorageError: it is not one folder for all processes.
   """
   file = holder = None
   if jax.process_index() == 0 and '://' not in os.fspath(workdir):
@@ -72,9 +74,22 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         f'{workdir} is in use by {holder or "another run"}: stop that run, or give another '
         '--workdir. (--mode=eval and --mode=predict may use it meanwhile)'
       )
+    if '://' not in os.fspath(workdir):
+      _check_shared(workdir)
     yield
     if file:
       file.truncate(0)
+
+
+def _check_shared(workdir: epath.Path) -> None:
+  """Refuses a folder that is another one on another host: a run has one; collective."""
+  is_there = jax.process_count() == 1 or (workdir / _LOCK).exists()
+  apart = sorted({*parallel.gather_texts('' if is_there else socket.gethostname())} - {''})
+  if apart:
+    raise StorageError(
+      f'{workdir} of process 0 cannot be seen on {", ".join(apart)}: give a --workdir on a disk '
+      'that all hosts share, or in a bucket'
+    )
 
 
 def _acquire(file: IO[str]) -> str | None:

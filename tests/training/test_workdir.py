@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 from etils import epath
+import jax
+from jax.experimental import multihost_utils
 import pytest
 
+from crossattn_jax import parallel
 from crossattn_jax.training import workdir as workdir_lib
 
 # Holds the lock of a folder until it is killed.
@@ -48,6 +51,21 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path, main_environment):
   os.kill(process.pid, signal.SIGKILL)
   process.communicate()
   with workdir_lib.lock(epath.Path(tmp_path)):
+    pass
+
+
+def test_a_folder_that_another_host_does_not_see_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda x: x)
+  monkeypatch.setattr(socket, 'gethostname', lambda: 'host-b')
+  monkeypatch.setattr(parallel, 'gather_texts', lambda text: ['', text])
+  workdir = epath.Path(tmp_path)
+  refused = pytest.raises(workdir_lib.StorageError, match='cannot be seen on host-b: give a')
+  with refused, workdir_lib.lock(workdir):
+    pass
+  (workdir / 'run.lock').touch()  # As process 0 leaves it on a shared disk.
+  with workdir_lib.lock(workdir):
     pass
 
 
