@@ -52,7 +52,9 @@ LONG = {
   'mask_rcnn_shapes',
   'minkunet_rooms_true',
   'mit_rooms',
+  'mit_scannet',
   'mmvit_tones',
+  'sketch_localizer_quickdraw',
   'swiftformer_taught',
   'v5e:16x16',
 }
@@ -149,7 +151,9 @@ def stories():
     if words[1] == '-m' or reason_not_to_run(words):
       continue
     run, start = run_of(words)
-    name = (run or flag(words, 'topology') or '/tmp/digits').removeprefix('/tmp/')
+    config = pathlib.Path((flag(words, 'config') or '').partition(':')[0]).stem
+    long = config if flag(words, 'topology') and config in LONG else None
+    name = (run or long or flag(words, 'topology') or '/tmp/digits').removeprefix('/tmp/')
     found.setdefault(name, []).append(words)
     if start:
       starts[name] = start.removeprefix('/tmp/').partition('/')[0]
