@@ -71,7 +71,7 @@ def train(
     agreement.check(config)
     experiment = preflight.setup(config, mesh, workdir)
     stack.enter_context(workdir_lib.storage_errors(workdir))
-    (workdir / 'checkpoints').mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(workdir_lib.lock(workdir))
     advice = functools.partial(device_memory.training_advice, experiment)
     stack.enter_context(device_memory.explained(advice))
@@ -391,6 +391,7 @@ class _Run:
 
     with long_work.said('compiling the training step'):
       device_memory.check_step(self.experiment)
+    (self.workdir / 'checkpoints').mkdir(exist_ok=True)
     block, num_blocks = parallel.process_block(self.experiment.mesh)
     data = self.experiment.task.train_data(config.batch_size, block, num_blocks, start)
     profiler = _Profiler(config.profile.steps, self.workdir)
