@@ -30,6 +30,7 @@ out, and says so. `--report` writes a page with the date and the versions.
 import argparse
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import contextlib
 import datetime
 import functools
 from importlib import metadata
@@ -388,11 +389,15 @@ class Worker:
     if self._process.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL)
 
-  def sample(self, kind: str) -> float:
-    """Seconds of one sample."""
-    self._process.stdin.write(f'{kind}\n')
-    self._process.stdin.flush()
-    return float(self._process.stdout.readline())
+  def sample(self, kind: str) -> float | None:
+    """Seconds of one sample; None where the process has ended, as when its memory is full."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(f'{kind}\n')
+      self._process.stdin.flush()
+    line = self._process.stdout.readline()
+    if not line:
+      self.errors[kind] = 'ended while it was measured'
+    return float(line) if line else None
 
   def close(self) -> None:
     """Ends the process."""
@@ -456,8 +461,12 @@ def _samples(
   for i in range(setting.rounds):
     if end is not None and i > 1 and time.monotonic() > end:
       break
-    for side, worker in workers.items():
-      samples[side].append(worker.sample(kind))
+    for side in list(samples):
+      seconds = workers[side].sample(kind)
+      if seconds is None:
+        del samples[side]
+      else:
+        samples[side].append(seconds)
   return samples
 
 
