@@ -19,8 +19,8 @@ _STRIDE = 4
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: MSRS as ATFuse is trained on it."""
   config = ml_collections.ConfigDict()
-  # 'msrs', 'llvip', 'roadscene', 'tno' or 'm3fd': a folder in the layout of it; or 'shape_scenes',
-  # which is made.
+  # 'pair_folder', a folder of one's own; 'msrs', 'llvip', 'roadscene', 'tno' or 'm3fd', as they are
+  # released; or 'shape_scenes', which is made.
   config.name = 'msrs'
   # Folder of the data set, or of TFDS datasets (TFDS's own default if None).
   config.data_dir = ml_collections.config_dict.placeholder(str)

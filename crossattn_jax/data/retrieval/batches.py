@@ -14,11 +14,13 @@ from crossattn_jax.data.retrieval import folder, sources, word_features, word_pi
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.dataset`: precomputed region features in the layout of SCAN's files."""
   config = ml_collections.ConfigDict()
-  # 'region_files', features of regions as SCAN distributes them; or 'shape_scenes', which is made.
+  # 'caption_folder', images and sentences of one's own; 'region_files', features of regions as SCAN
+  # distributes them; or 'shape_scenes', which is made.
   config.name = sources.REGION_FILES
   # Folder of the files, or of TFDS datasets (TFDS's own default if None).
   config.data_dir = ml_collections.config_dict.placeholder(str)
-  # Images that are trained on: how the names of the files begin, or a split of TFDS.
+  # Images that are trained on: the name of the table, how the names of the files begin, or a split
+  # of TFDS.
   config.train_split = 'train'
   # Images that are evaluated, likewise.
   config.eval_split = 'dev'
