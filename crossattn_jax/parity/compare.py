@@ -360,7 +360,7 @@ def plot(comparison: Comparison, path: str | pathlib.Path) -> None:
   axes.set_ylabel('relative error', fontsize=drawing.TEXT)
   axes.set_title(f'{comparison.name} beside {comparison.against}', fontsize=drawing.TEXT)
   axes.grid(axis='y', alpha=0.3)
-  axes.set_ylim(top=8 * max(layer.bound for layer in layers))
+  axes.set_ylim(top=8 * axes.get_ylim()[1])  # Room for the legend above the largest error.
   axes.legend(fontsize=drawing.SMALL, loc='upper right', ncols=4)
   caption = (
     'A dot is the result of a layer, from the input on the left to the output on the right; some '
