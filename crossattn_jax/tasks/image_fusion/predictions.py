@@ -100,7 +100,7 @@ def _fused(pair: data.Pair, result: predictor.Row) -> np.ndarray:
 
 
 def _attention(result: predictor.Row) -> dict[str, attention_maps.Attention]:
-  """The maps of a pair, without what is beyond it."""
+  """The maps of a pair, without what is beyond it; 1 is the mean of what is left."""
   shown = {}
   for name, attention in attention_maps.of_example(result).items():
     rows, columns = (
@@ -109,5 +109,6 @@ def _attention(result: predictor.Row) -> dict[str, attention_maps.Attention]:
         result['size'], attention.weights.shape, result['fused'].shape, strict=True
       )
     )
-    shown[name] = attention_maps.Attention(attention.weights[:rows, :columns])
+    inside = attention.weights[:rows, :columns]
+    shown[name] = attention_maps.Attention(inside / max(inside.mean(), 1e-12))
   return shown

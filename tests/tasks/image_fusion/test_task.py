@@ -13,6 +13,7 @@ from crossattn_jax import models, tasks
 from crossattn_jax.data.image_fusion import batches as data
 from crossattn_jax.data.image_fusion import colors
 from crossattn_jax.metrics import image_fusion as metrics
+from crossattn_jax.tasks.image_fusion import predictions
 from crossattn_jax.training import config as config_lib
 
 
@@ -136,6 +137,14 @@ def test_two_folders_become_fused_images_sheets_and_tables(pair_folders, tmp_pat
   shifts = [x[inside].astype(int) - colors.luma(x)[inside][:, None] for x in (image, fused)]
   assert inside.any()
   assert np.abs(shifts[0] - shifts[1]).max() <= 4
+
+
+def test_attention_is_a_multiple_of_the_mean_over_the_image_not_over_its_padding():
+  weights = np.zeros((4, 4))
+  weights[:3, :3] = [[1, 1, 1], [1, 1, 1], [1, 1, 10]]
+  result = {'attention_maps/a': weights, 'fused': np.zeros((8, 8), np.uint8), 'size': (6, 6)}
+  shown = predictions._attention(result)['a'].weights
+  np.testing.assert_allclose(shown, weights[:3, :3] / 2)
 
 
 def test_inputs_that_are_no_pairs_are_refused_with_names(pair_folders):
