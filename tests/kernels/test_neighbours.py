@@ -4,7 +4,6 @@ import functools
 
 import jax
 from jax import export
-from jax.experimental import checkify
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -270,20 +269,6 @@ def test_cells_that_are_not_sorted_are_left_to_gathers_where_it_can_be_told():
     assert ('tpu_custom_call' in program) == (order == 'sorted')
   with pytest.raises(ValueError, match="'tpu' wants sorted cells; sort them, or take 'xla'"):
     jax.eval_shape(functools.partial(call, implementation='tpu'), x, kernel)
-
-
-def test_checkify_says_that_cells_are_not_sorted():
-  call = jax.jit(checkify.checkify(kernels.sparse_convolution))
-  x, kernel = jnp.ones((1, 64, 2)), jnp.ones((27, 2, 2))
-  errors = {
-    order: call(x, kernel, jnp.asarray(table))[0].get()
-    for order, table in (
-      ('sorted', sorted_table(0, 61, 64)[None]),
-      ('not', np.asarray(scenes((80, 40))[1]['table'])[:1, :, :64]),
-    )
-  }
-  assert errors['sorted'] is None
-  assert "implementation 'tpu' wants sorted cells" in errors['not']
 
 
 def test_scenes_that_do_not_fit_in_the_memory_of_a_tpu_are_left_to_gathers():

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,7 +32,7 @@ def sparse_convolution(
     implementation: 'reference' is the definition, 'xla' gathers in blocks of rows, on TPUs in a
       form of its own, 'tpu' is the Pallas kernel for windows of 3 x 3 x 3 and scenes that fit in
       VMEM, in float32 and bfloat16. It wants cells that are sorted by x, y and z, as
-      `geometry.points` sorts them; others become NaN, and `jax.experimental.checkify` says so.
+      `geometry.points` sorts them; others become NaN.
       'auto' takes it on TPUs where it can, and else 'xla'; also for cells that are not sorted, if
       `table` is a NumPy array, which tells.
 
@@ -60,13 +59,12 @@ def sparse_convolution(
     f"kernel {kernel.shape}; take 'xla'",
   )
   dispatch.check_kernel_dtype(op, implementation, x.dtype)
-  if implementation in ('auto', 'tpu') and tpu.fits(x.shape[1], kernel.shape):
+  takes_kernel = implementation in ('auto', 'tpu') and tpu.fits(x.shape[1], kernel.shape)
+  # Of a traced table nobody can tell, and a check inside would keep programs from being exported.
+  if takes_kernel and isinstance(table, np.ndarray) and not tpu.is_sorted(table):
     message = "implementation 'tpu' wants sorted cells; sort them, or take 'xla'"
-    if not isinstance(table, np.ndarray):
-      checkify.debug_check(tpu.is_sorted(table), f'{op}: {message}')
-    elif not tpu.is_sorted(table):
-      dispatch.require(op, implementation != 'tpu', message)
-      implementation = 'xla'
+    dispatch.require(op, implementation != 'tpu', message)
+    implementation = 'xla'
   form = functools.partial(_convolution, implementation)
   form = reference.convolution if implementation == 'reference' else form
   return _checked(op, form, x, kernel, tables, implementation, (*IMPLEMENTATIONS, 'tpu'))
