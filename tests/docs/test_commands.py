@@ -48,7 +48,9 @@ NOT_RUN = {
 }
 # Runs that compile for minutes, and a slice for which tests/training/test_compile.py compiles too.
 LONG = {
+  'icafusion_flir',
   'icafusion_shapes',
+  'mask_rcnn_coco',
   'mask_rcnn_shapes',
   'minkunet_rooms_true',
   'mit_rooms',
