@@ -40,7 +40,7 @@ NOT_RUN = {
   r'scene_points\.buckets': 'needs a dataset',
   r'gs://|--multihost|--num_processes': 'needs a cluster',
   r'parity convert|parity compare .*--weights|retrieval\.words': "needs somebody's checkpoint",
-  r'\.\.\.|<\w+>|\b[A-Z]{3,}\b|(?:main\.py|--mode=\w+)$': 'is a form to be filled in',
+  r'\.\.\.|<\w+>|\b[A-Z][A-Z_]{2,}\b|(?:main\.py|--mode=\w+)$': 'is a form to be filled in',
   r'format=onnx': 'needs extra onnx; tests/training/test_onnx_program.py writes such programs',
   r'mode=demo': 'serves until it is stopped; tests/training/test_demo.py opens such pages',
   r'mode=compile': 'is compiled by the commands that name a topology',
