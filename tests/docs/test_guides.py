@@ -27,7 +27,7 @@ PICTURE = re.compile(r'!\[[^]]*\]\(([^)]+)\)')
 # What no tier runs, and why: the first that is found in the command.
 NOT_RUN = {
   r'pip install|git clone': '.ci/run installs',
-  r'\b[A-Z]{3,}\b': 'is a form to be filled in',
+  r'\b[A-Z][A-Z_]{2,}\b': 'is a form to be filled in',
   r'gs://|--multihost|docs/launching': 'needs a cluster',
   r'weights=(?:timm|official)|tfds build': 'needs the network',
   r'crossattn compile .*imagenet': 'takes minutes; tests/training/test_compile.py does it',
