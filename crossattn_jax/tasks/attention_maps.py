@@ -21,6 +21,11 @@ class Attention:
   weights: np.ndarray
   query: np.ndarray | None = None
 
+  @property
+  def is_graded(self) -> bool:
+    """Whether there is more to tell apart than what is looked at and what is not."""
+    return len(np.unique(self.weights)) > 2
+
 
 def outputs(
   model: nn.Module, features: Mapping[str, jax.Array], place: jax.Array | None = None

@@ -30,6 +30,7 @@ _MARGIN = 0.08
 # What colours of attention mean, and how their pages explain it.
 TIMES_AVERAGE = '× average'
 LOOKING = 'Bright is where it looks most; 2 is twice as much as at the average place.'
+_CHOSEN = 'Bright is what it looks at.'
 _FRAMES = ' What looks has a frame.'
 
 
@@ -250,6 +251,16 @@ def show_attention(
   return shown
 
 
+def whole_row(panel) -> list:
+  """The places of a panel's row, those included in which nothing is drawn.
+
+  A bar beside all of them is at the edge of the page, where it pushes no column aside.
+  """
+  rows = panel.get_subplotspec().rowspan
+  specs = ((axes, axes.get_subplotspec()) for axes in panel.figure.axes)
+  return [axes for axes, spec in specs if spec is not None and spec.rowspan == rows]
+
+
 def add_bar(
   page: 'figure.Figure',
   shown: 'image_lib.AxesImage',
@@ -276,5 +287,8 @@ def add_bar(
 def looking(maps: Iterable[attention_maps.Attention]) -> str:
   """What a caption says of maps of attention; '' where there are none."""
   maps = list(maps)
+  if not maps:
+    return ''
+  graded = any(attention.is_graded for attention in maps)
   framed = any(attention.query is not None for attention in maps)
-  return (LOOKING + _FRAMES * framed) if maps else ''
+  return (LOOKING if graded else _CHOSEN) + _FRAMES * framed

@@ -40,6 +40,29 @@ def test_headings_do_not_push_panels_aside(tmp_path):
   assert widths[0] > 0.2
 
 
+def test_the_bar_of_a_row_with_few_panels_pushes_none_aside(tmp_path):
+  page, axes = drawing.columns(10, 1, bars=True)
+  attention = attention_maps.Attention(np.linspace(0, 2, 16).reshape(4, 4))
+  for panel in axes[:, 0]:
+    shown = drawing.show_attention(panel, np.zeros((8, 8), np.uint8), attention)
+  for panel in axes[::8, 0]:
+    drawing.add_bar(page, shown, drawing.whole_row(panel), aspect=12)
+  drawing.save(page, epath.Path(tmp_path / 'page.png'))
+  lefts = [panel.get_position().x0 for panel in axes[:, 0]]
+  np.testing.assert_allclose(np.diff(lefts[:8]), lefts[1] - lefts[0], rtol=1e-3)
+  np.testing.assert_allclose(lefts[8:], lefts[:2])
+
+
+def test_a_caption_speaks_of_twice_only_where_there_are_shades():
+  frame = np.eye(2)
+  chosen = attention_maps.Attention(np.array([[0.0, 2], [2, 0]]), frame)
+  assert drawing.looking([]) == ''
+  assert 'twice' not in drawing.looking([chosen])
+  assert 'frame' in drawing.looking([chosen])
+  shades = attention_maps.Attention(np.array([[0.0, 1], [2, 1]]))
+  assert 'twice' in drawing.looking([chosen, shades])
+
+
 def test_weights_are_shown_as_multiples_of_their_average():
   maps = attention_maps.of_example({'attention_maps/a': np.array([[1.0, 3.0]]) / 8})
   np.testing.assert_allclose(maps['a'].weights, [[0.5, 1.5]])

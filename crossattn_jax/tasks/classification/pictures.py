@@ -61,10 +61,9 @@ def sheet(path: epath.Path, samples: Sequence[Sample]) -> None:
     between = drawing.limits(attention.weights for attention in maps)
     for panel, sample, attention in zip(panels, samples, maps, strict=True):
       shown = drawing.show_attention(panel, sample.image, attention, between)
-    for first in range(0, len(panels), _ACROSS):
-      if _is_graded(maps):
-        band = panels[first : first + _ACROSS]
-        drawing.add_bar(page, shown, band, aspect=12, extend='max')
+    if any(attention.is_graded for attention in maps):
+      for panel in panels[::_ACROSS]:
+        drawing.add_bar(page, shown, drawing.whole_row(panel), aspect=12, extend='max')
   drawing.name_panels(grid[:, 1:], names, _ACROSS)
   caption = 'Above each image the class that the model names, and its probability'
   if samples[0].true is not None:
@@ -88,14 +87,9 @@ def classified_image(path: epath.Path, sample: Sample) -> None:
   axes[0].set_title('image', fontsize=drawing.TEXT)
   for panel, title, attention in zip(axes[1:-1], titles, sample.attention.values(), strict=True):
     shown = drawing.show_attention(panel, sample.image, attention)
-    if _is_graded([attention]):
+    if attention.is_graded:
       drawing.add_bar(page, shown, [panel], shrink=0.8)
     panel.set_title(title, fontsize=drawing.TEXT)
   drawing.show_scores(axes[-1], sample.classes)
   caption = 'The best classes, and how sure the model is of each.'
   drawing.save(page, path, f'{caption} {drawing.looking(sample.attention.values())}')
-
-
-def _is_graded(maps: Sequence[attention_maps.Attention]) -> bool:
-  """Whether maps have more than two values, which are told apart without a colour bar."""
-  return any(len(np.unique(attention.weights)) > 2 for attention in maps)

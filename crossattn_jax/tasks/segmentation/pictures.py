@@ -91,7 +91,8 @@ def overlay(path: epath.Path, sample: Sample, names: Sequence[str], palette: np.
   axes[1].set_title('the class of each pixel', fontsize=drawing.TEXT)
   for panel, (name, attention) in zip(axes[2:], sample.attention.items(), strict=True):
     shown = drawing.show_attention(panel, sample.seen, attention)
-    drawing.add_bar(page, shown, [panel], shrink=0.9)
+    if attention.is_graded:
+      drawing.add_bar(page, shown, [panel], shrink=0.9)
     panel.set_title(drawing.wrapped(name, drawing.WIDTH / 2), fontsize=drawing.TEXT)
   _legend(page, [sample.predicted], names, palette)
   caption = 'The classes are laid over the image in the colours below it.'
