@@ -58,6 +58,20 @@ class Memory:
     return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
+def arguments(experiment: experiment_lib.Experiment) -> dict[str, int]:
+  """Bytes on one device of what a training step is given: the parts of the state, and the batch."""
+  state = experiment.abstract_state
+  parts = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'average': state.ema,
+    'running statistics': state.model_state,
+    'frozen models': state.frozen,
+    'batch': experiment.abstract_batch,
+  }
+  return {name: size for name, part in parts.items() if (size := _bytes(part))}
+
+
 def free(device: jax.Device) -> int | None:
   """Bytes that a device of this process can still hold; None where nobody says.
 

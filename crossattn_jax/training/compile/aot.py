@@ -98,6 +98,7 @@ class CompileReport:
     batch_size: global, in examples.
     parameters: of the model.
     memory: of one device.
+    arguments: bytes of the parts of `memory.arguments`, by name: parameters, optimizer, batch, ...
     flops: floating-point operations per device, as XLA counts them: everything that is computed,
       rematerialisation included. Loops that are not annotated with their length count once: with
       `fsdp` those are the products that overlap with the transfer of their operands.
@@ -125,6 +126,7 @@ class CompileReport:
   batch_size: int
   parameters: int
   memory: device_memory.Memory
+  arguments: dict[str, int]
   flops: float
   model_flops: float
   hbm_bytes: float
@@ -191,8 +193,12 @@ class CompileReport:
     table.add_row('parameters', f'{self.parameters:,}', '')
     table.add_section()
     table.add_row('arguments', size(self.memory.arguments), 'per device: state and batch')
+    for name, part in self.arguments.items():
+      table.add_row(f'  {name}', size(part), 'of it')
     table.add_row('new outputs', size(self.memory.outputs - self.memory.aliased), 'not in place')
-    table.add_row('temporaries', size(self.memory.temporaries), 'activations, gradients, ...')
+    table.add_row(
+      'temporaries', size(self.memory.temporaries), 'activations, gradients, ... at their peak'
+    )
     table.add_row('code', size(self.memory.code), '')
     table.add_row(
       'total', size(self.memory.total), f'{verdict}: {share:.1%} of {size(self.chip.hbm_bytes)}'
@@ -295,6 +301,7 @@ def compile_report(
     batch_size=config.batch_size,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.abstract_state.params)),
     memory=device_memory.Memory.of(compiled),
+    arguments=device_memory.arguments(experiment),
     flops=analysis['flops'],
     model_flops=flops.training_flops(experiment),
     hbm_bytes=analysis['bytes accessed'],
@@ -327,6 +334,31 @@ def _least_seconds(kernel: hlo.Kernel, chip: Chip) -> float:
   return max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
 
 
+def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
+  """The kind of chip of a TPU slice, and the slice's shape.
+
+  Args:
+    topology: such as 'v5e:4x4'.
+
+  Raises:
+    CompileError: it is not known.
+  """
+  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
+  chip = CHIPS.get(match.group(1)) if match else None
+  shape = tuple(map(int, match.group(2).split('x'))) if match else ()
+  if chip is None or len(shape) != chip.dimensions:
+    raise CompileError(
+      f'unknown topology {topology!r}: expected CHIP:SHAPE, such as v4:2x2x4, v5e:4x4, v5e:16x16, '
+      'v5p:4x4x4 or v6e:8x8'
+    )
+  if math.prod(shape) > chip.largest_slice:
+    raise CompileError(
+      f'topology {topology!r} has {math.prod(shape)} chips; the largest {chip.name} slice has '
+      f'{chip.largest_slice}'
+    )
+  return chip, shape
+
+
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
   """The chips of a TPU slice that need not be here, to build a mesh from.
 
@@ -339,19 +371,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
   Raises:
     CompileError: libtpu is not installed, or the topology is not known.
   """
-  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
-  chip = CHIPS.get(match.group(1)) if match else None
-  shape = [int(side) for side in match.group(2).split('x')] if match else []
-  if chip is None or len(shape) != chip.dimensions:
-    raise CompileError(
-      f'unknown topology {topology!r}: expected CHIP:SHAPE, such as v4:2x2x4, v5e:4x4, v5e:16x16, '
-      'v5p:4x4x4 or v6e:8x8'
-    )
-  if math.prod(shape) > chip.largest_slice:
-    raise CompileError(
-      f'topology {topology!r} has {math.prod(shape)} chips; the largest {chip.name} slice has '
-      f'{chip.largest_slice}'
-    )
+  chip, shape = parse_topology(topology)
   if importlib.util.find_spec('libtpu') is None and 'TPU_LIBRARY_PATH' not in os.environ:
     raise CompileError(
       "compiling for TPUs needs libtpu, which is not installed: pip install 'crossattn_jax[tpu]'"
