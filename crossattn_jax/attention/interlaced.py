@@ -54,12 +54,13 @@ def class_skipping_attention(
 
 
 class ClassSkippingAttention(module.Module):
-  """`class_skipping_attention` with its projections, of which only the last has a bias.
+  """`class_skipping_attention` with its projections, of which the last has a bias.
 
   Attributes:
     num_heads: must divide the width of the tokens.
     num_classes: class tokens, which come first.
     width: channels of the result; None for those of the queries.
+    qkv_bias: whether queries, keys and values have biases too.
 
   Examples:
     >>> attention = ClassSkippingAttention(num_heads=2, num_classes=20)
@@ -72,6 +73,7 @@ class ClassSkippingAttention(module.Module):
   num_heads: int
   num_classes: int
   width: int | None = None
+  qkv_bias: bool = False
 
   @nn.compact
   def __call__(
@@ -92,7 +94,9 @@ class ClassSkippingAttention(module.Module):
     def project(tokens: jax.Array, name: str) -> jax.Array:
       init = initializers.torch_convolution(tokens.shape[-1])
       heads = (self.num_heads, width // self.num_heads)
-      dense = linear.Dense(heads, use_bias=False, kernel_init=init, name=name, **self.types)
+      dense = linear.Dense(
+        heads, use_bias=self.qkv_bias, kernel_init=init, bias_init=init, name=name, **self.types
+      )
       return parallel.constrain(dense(tokens), 'batch', 'tokens', 'heads', None)
 
     query, key, value = project(x, 'query'), project(others, 'key'), project(others, 'value')

@@ -26,6 +26,7 @@ class ConvNorm(module.Module):
     momentum: share of the norm's old running statistics that stays, 1 minus PyTorch's.
     epsilon: added to the norm's variance.
     kernel_init: of the convolution; torch's default where None.
+    padding: pixels around the input; half of the dilated kernel where None.
 
   Examples:
     >>> layer, x = ConvNorm(32), jnp.ones((1, 8, 8, 3))
@@ -44,11 +45,12 @@ class ConvNorm(module.Module):
   momentum: float = 0.9
   epsilon: float = 1e-5
   kernel_init: nn.initializers.Initializer | None = None
+  padding: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels_in]` to its size divided by the stride."""
-    margin = self.dilation * ((self.side - 1) // 2)
+    margin = self.dilation * ((self.side - 1) // 2) if self.padding is None else self.padding
     init = initializers.torch_convolution(x.shape[-1] // self.groups * self.side**2)
     x = nn.Conv(
       self.channels,

@@ -96,6 +96,12 @@ def test_gradients_are_finite_for_boxes_without_area(name):
   assert np.isfinite(gradients).all()
 
 
+def test_boxes_that_touch_are_drawn_together():
+  box, other = jnp.array([0.0, 0, 2, 2]), jnp.array([2.0, 0, 4, 2])
+  gradient = jax.grad(boxes.iou)(box, other)
+  np.testing.assert_allclose(gradient, [0, 0, 2 / 8, 0])  # Of the shared area; the union is 8.
+
+
 @pytest.mark.parametrize('name', MEASURES)
 def test_overlap_of_a_box_with_itself_is_one(name):
   some = np.float32(random_boxes(50) * 1.37)

@@ -121,18 +121,20 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to its size divided by the stride."""
+    # The first block's shortcut is the identity where it leaves the shape.
+    project = self.stride > 1 or x.shape[-1] != EXPANSION * self.width
     dilations = [
       self.dilation * self.multi_grid[i % len(self.multi_grid)] for i in range(self.depth)
     ]
     return stack.apply_blocks(
       self,
       lambda i, _, **where: Bottleneck(
-        self.width, 1 if i else self.stride, dilations[i], i == 0, self.unit, **where
+        self.width, 1 if i else self.stride, dilations[i], not i and project, self.unit, **where
       ),
       [0.0] * self.depth,
       x,
       train,
-      kinds=[(i == 0, dilation) for i, dilation in enumerate(dilations)],
+      kinds=[(not i and project, dilation) for i, dilation in enumerate(dilations)],
       scan=self.scan_blocks,
       remat=self.remat,
     )

@@ -154,15 +154,34 @@ def _grow(x: jax.Array, size: Sequence[int], method: Upsampling) -> jax.Array:
 
 
 class ConvolutionFusion(module.Module):
-  """Fusion by one 1 x 1 convolution of both maps and SiLU, NiN in the authors' code."""
+  """Fusion by one convolution of both maps and SiLU, NiN in the authors' code.
+
+  Attributes:
+    channels: of the result; those of one map where None.
+    side: of the kernel.
+    stride: in both directions.
+    padding: pixels around the maps; half of the kernel where None.
+  """
+
+  channels: int | None = None
+  side: int = 1
+  stride: int = 1
+  padding: int | None = None
 
   @nn.compact
   def __call__(self, rgb: jax.Array, thermal: jax.Array, train: bool = False) -> jax.Array:
     """Maps two `[batch, height, width, channels]` to one; `train` has no effect."""
     del train
-    channels, x = rgb.shape[-1], jnp.concatenate([rgb, thermal], axis=-1)
+    x = jnp.concatenate([rgb, thermal], axis=-1)
     conv = convolution.convolution(
-      2 * channels, channels, 1, use_bias=False, name='conv', **self.types
+      x.shape[-1],
+      self.channels or rgb.shape[-1],
+      self.side,
+      stride=self.stride,
+      padding=self.side // 2 if self.padding is None else self.padding,
+      use_bias=False,
+      name='conv',
+      **self.types,
     )
     return parallel.constrain(nn.silu(conv(x)), 'batch', 'height', 'width', 'channels')
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from crossattn_jax import models
+from crossattn_jax.layers import conv_norm
+from crossattn_jax.models.backbones import resnet
 
 
 def _shapes(**fields):
@@ -29,6 +31,14 @@ def test_the_output_stride_bounds_the_maps():
   assert _shapes(output_stride=16)[2:] == [(7, 9, 1024), (7, 9, 2048)]
   assert _shapes(output_stride=8)[1:] == [(13, 17, 512), (13, 17, 1024), (13, 17, 2048)]
   assert _shapes(output_stride=4)[3] == (25, 33, 2048)
+
+
+def test_only_a_stage_that_changes_the_shape_projects_its_input():
+  x = jax.ShapeDtypeStruct((1, 8, 8, 16), jnp.float32)
+  for width, stride in ((4, 1), (4, 2), (6, 1)):
+    stage = resnet.Stage(2, width, stride, 1, (1,), conv_norm.ConvNorm)
+    params = jax.eval_shape(stage.init, jax.random.key(0), x)['params']
+    assert ('shortcut' in params['block_0']) == ((width, stride) != (4, 1))
 
 
 def test_wrong_fields_and_images_are_named():

@@ -6,6 +6,7 @@ import pytest
 from crossattn_jax.conversion import mapping
 from crossattn_jax.conversion.systems import icafusion as rules
 from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity.systems.icafusion import models
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'icafusion'
 
@@ -47,6 +48,18 @@ def test_suppression_honours_every_argument(vary, compute, prediction):
   np.testing.assert_array_equal(
     np.sort(best[:, 4]), np.sort(scores.max(axis=1)[scores.max(axis=1) > 0.25])
   )
+
+
+def test_classes_that_are_less_apart_suppress_each_other(vary, compute, prediction):
+  def run(far, **changes):
+    manifest = vary('icafusion/nms_multi_label', {'max_wh': far, **changes})
+    manifest['shapes']['out/det0'] = [300, 6]
+    return detections(compute(manifest, prediction=prediction)[0])
+
+  np.testing.assert_array_equal(run(4000), run(4096))
+  np.testing.assert_array_equal(run(0), run(4096, agnostic=True))
+  once = {'multi_label': False}
+  np.testing.assert_array_equal(run(0, **once), run(4096, agnostic=True, **once))
 
 
 def test_complete_iou_honours_eps(vary, compute):
@@ -144,8 +157,27 @@ def test_the_sum_honours_its_weight(vary, compute):
   np.testing.assert_array_equal(outputs['fused'], 0.25 * rgb)
 
 
+def test_convolutions_honour_side_stride_padding_and_width(vary, compute):
+  x = np.random.default_rng(0).standard_normal((1, 32, 7, 6))
+  state = {'conv.weight': (8, 32, 3, 3)}
+  constructor = {'k': 3, 's': 2, 'c2': 8}
+  maps = {'rgb': x[:, :16], 'ir': x[:, 16:]}
+  padded = {name: np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))) for name, x in maps.items()}
+  case = 'icafusion/op_nin_fusion'
+  outputs, _ = compute(vary(case, constructor, state=state), **maps)
+  same, _ = compute(vary(case, {**constructor, 'p': 0}, state=state), **padded)
+  assert outputs['fused'].shape == (1, 8, 4, 3)
+  np.testing.assert_array_equal(same['fused'], outputs['fused'])
+  image = np.pad(x[:, :3], ((0, 0), (0, 0), (3, 3), (3, 3)))
+  for padding, size in ((None, (7, 6)), (2, (6, 5))):
+    manifest = vary('icafusion/op_conv_stem_train', {'p': padding}, mode='eval')
+    manifest['shapes'] = {'out/y': []}
+    outputs, _ = compute(manifest, x=image[:, :, :13, :11])
+    assert outputs['y'].shape == (1, 16, *size)
+
+
 def test_widths_that_are_not_the_inputs_are_refused(vary):
-  widths = {'op_cross_block': 'd_model', 'op_nin_fusion': 'c2', 'op_vgg_block': 'c1'}
+  widths = {'op_cross_block': 'd_model', 'op_nin_fusion': 'c1', 'op_vgg_block': 'c1'}
   for case, width in widths.items():
     with pytest.raises(arguments.ArgumentError, match=f'{width} is 48'):
       adapters.find_adapter(vary(f'icafusion/{case}', {width: 48}))
@@ -188,16 +220,52 @@ def test_models_honour_their_table_and_refuse_other_graphs(vary):
   case = 'icafusion/yolov5n_ninfusion_flir_eval'
   mini = vary('icafusion/mini_transfusion_eval')['constructor']['config']
   adapters.find_adapter(vary(case))
+  fusions = [[*row[:2], 'NiNfusion', [1, 1]] for row in mini['backbone'][20:]]
+  narrow = {**mini, 'backbone': [*mini['backbone'][:20], *fusions]}
   with pytest.raises(mapping.MappingError, match=r'misshapen: model\.0\.conv\.weight'):
-    adapters.find_adapter(vary(case, {'config': mini}))
+    adapters.find_adapter(vary(case, {'config': narrow}))
   for changes, message in [
+    ({'config': mini}, 'no csp_darknet with nin of the original'),
     ({'config': 'yolov5x_NiNfusion_FLIR'}, 'yolov5x_NiNfusion_FLIR'),
     ({'fusion': 'gated'}, "fusion is 'gated'; known are transformer, nin, add"),
-    ({'config': {**mini, 'head': [*mini['head'][:-1], []]}}, r'config\.head is'),
+    (
+      {'config': {**narrow, 'head': [*mini['head'][:-1], [-1, 1, 'Detect', []]]}},
+      r'config\.head is',
+    ),
     ({'config': {**mini, 'backbone': mini['backbone'][1:]}}, r'config\.backbone is'),
   ]:
     with pytest.raises(arguments.ArgumentError, match=message):
       adapters.find_adapter(vary(case, changes))
+
+
+def _stage(*values):
+  return [-1, 1, 'ResNetlayer', list(values)]
+
+
+def test_tables_of_every_backbone_and_fusion_are_read(vary):
+  table = vary('icafusion/mini_transfusion_eval')['constructor']['config']
+  streams = {
+    'resnet': [_stage(3, 4, 1, True, 1), _stage(4, 2, 1, False, 1), _stage(8, 4, 2, False, 2),
+               _stage(16, 6, 2, False, 1), _stage(24, 8, 2, False, 3)],
+    'vgg': [[-1, 1, 'VGGblock', [depth, *pair]]
+            for depth, pair in zip((1, 2, 1, 1, 3), ((3, 4), (4, 6), (6, 8), (8, 8), (8, 10)))],
+  }  # fmt: skip
+  for name, stream in streams.items():
+    fusions = [[[i, i + 5], 1, 'NiNfusion', [1, 1]] for i in (2, 3, 4)]
+    backbone = [*stream, [-4, *stream[0][1:]], *stream[1:], *fusions]
+    shift = lambda x: [i - 10 if i > 0 else i for i in x] if isinstance(x, list) else x
+    head = [[shift(source), *rest] for source, *rest in table['head']]
+    config = {**table, 'backbone': backbone, 'head': head}
+    fields = models._fields_of_table(arguments.Arguments(config), 'nin')
+    assert fields['stream'] == name
+    assert fields['depths'] == {'resnet': (1, 2, 1, 3), 'vgg': (1, 2, 1, 1, 3)}[name]
+    assert fields['widths'] == {'resnet': (4, 2, 4, 6, 8), 'vgg': (4, 6, 8, 8, 10)}[name]
+    with pytest.raises(arguments.ArgumentError, match='with add of the original'):
+      models._fields_of_table(arguments.Arguments(config), 'add')
+  fusions = [[*row[:3], [*row[3], 2, 3, 5]] for row in table['backbone'][20:]]
+  config = {**table, 'backbone': [*table['backbone'][:20], *fusions]}
+  fields = models._fields_of_table(arguments.Arguments(config), 'transformer')
+  assert (fields['num_heads'], fields['mlp_ratio'], fields['fusion_depth']) == (2, 3, 5)
 
 
 @pytest.mark.extended

@@ -51,9 +51,15 @@ def _ignore_input_width(manifest: Manifest) -> arguments.Arguments:
 @adapters.register_adapter('icafusion', 'conv_stem')
 def _conv_unit(manifest: Manifest) -> adapters.Adapter:
   c = _ignore_input_width(manifest)
-  side = c['k']
-  c.ignore('p', only=(None, (side - 1) // 2))
-  module = csp_darknet.ConvUnit(c['c2'], side, c.get('s', 1))
+  side, padding = c.get('k', 1), c.get('p')
+  module = csp_darknet.ConvUnit(
+    c['c2'],
+    side,
+    c.get('s', 1),
+    groups=c.get('g', 1),
+    activation=nn.silu if c.get('act', True) else None,
+    padding=side // 2 if padding is None else padding,
+  )
   return _map_adapter(manifest, module, rules.CONV_UNIT)
 
 

@@ -1,6 +1,7 @@
 """Cases of what ICAFusion takes from YOLOv5: boxes, head, losses, suppression."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -11,7 +12,7 @@ from crossattn_jax.conversion.layouts import channels_last
 from crossattn_jax.conversion.systems import icafusion as rules
 from crossattn_jax.geometry import boxes
 from crossattn_jax.heads.detection import anchors as anchors_lib
-from crossattn_jax.heads.detection import yolo
+from crossattn_jax.heads.detection import types, yolo
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.tasks.detection import yolo_losses
 
@@ -33,7 +34,7 @@ def _ciou(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('icafusion', 'non_max_suppression')
 def _suppression(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('max_wh', only=(4096,))  # Boxes of classes so far apart do not overlap.
+  distance, far = c.get('max_wh', 4096), 4096  # Boxes of classes so far apart do not overlap.
   options = {
     'score_threshold': c['conf_thres'],
     'iou_threshold': c['iou_thres'],
@@ -45,7 +46,10 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
 
   def run(prediction: jax.Array) -> Arrays:
     corners = boxes.from_center_size(prediction[..., :4])
-    found = yolo.find_objects(corners, prediction[..., 4], prediction[..., 5:], **options)
+    find = yolo.find_objects
+    if distance < far and not options['agnostic']:
+      find = functools.partial(_find_objects_shifted, distance)
+    found = find(corners, prediction[..., 4], prediction[..., 5:], **options)
     labels = found.labels.astype(prediction.dtype)
     rows = jnp.concatenate([found.boxes, jnp.stack([found.scores, labels], axis=-1)], axis=-1)
     sizes = [manifest['shapes'][f'out/det{image}'][0] for image in range(len(rows))]
@@ -53,6 +57,38 @@ def _suppression(manifest: Manifest) -> adapters.Adapter:
     return images | {'count': jnp.sum(found.labels >= 0, axis=1)}
 
   return adapters.function_adapter(run, without_gradient=names, jit=True)
+
+
+def _find_objects_shifted(
+  distance: float,
+  corners: jax.Array,
+  objectness: jax.Array,
+  classes: jax.Array,
+  *,
+  multi_label: bool,
+  agnostic: bool,
+  **options: float,
+) -> types.Detections:
+  """As `find_objects`, the boxes of every class moved by a distance from those of the last.
+
+  A box is a row per class here, where it has that class alone.
+  """
+  del agnostic
+  count = classes.shape[-1]
+  own = jnp.eye(count, dtype=bool)
+  if not multi_label:
+    own &= jnp.argmax(classes, axis=-1)[..., None, None] == jnp.arange(count)
+  rows = jnp.where(own, classes[..., None, :], 0).reshape(len(classes), -1, count)
+  shifted = corners[:, :, None] + distance * jnp.arange(count)[:, None]
+  found = yolo.find_objects(
+    shifted.reshape(len(corners), -1, 4),
+    jnp.repeat(objectness, count, axis=1),
+    rows,
+    agnostic=True,
+    **options,
+  )
+  boxes = jnp.take_along_axis(corners, found.anchors[..., None] // count, axis=1)
+  return found.replace(boxes=boxes)
 
 
 # Our names of the losses and the original's, in its order.

@@ -119,11 +119,10 @@ def _transformer_fusion(manifest: Manifest) -> adapters.Adapter:
 def _convolution_fusion(manifest: Manifest) -> adapters.Adapter:
   c, channels = manifest['constructor'], manifest['inputs']['rgb']['shape'][1]
   c.ignore('c1', only=(2 * channels,))
-  c.ignore('c2', only=(channels,))
-  c.ignore('k', 's', only=(1,))
+  c.ignore('g', only=(1,))
   return adapters.module_adapter(
     manifest,
-    fusion.ConvolutionFusion(),
+    fusion.ConvolutionFusion(c['c2'], c.get('k', 1), c.get('s', 1), c.get('p')),
     rules=rules.CONVOLUTION_FUSION,
     call=_call_on_maps(manifest),
   )

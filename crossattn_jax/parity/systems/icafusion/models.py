@@ -42,42 +42,110 @@ def _build(manifest: Manifest) -> icafusion.ICAFusion:
   }
   config = c['config']
   if not isinstance(config, str):
-    return icafusion.ICAFusion(**_fields_of_table(config), **options)
+    return icafusion.ICAFusion(**{**options, **_fields_of_table(config, fusion)})
   match = _OFFICIAL.fullmatch(config)
   if match is None:
     raise arguments.ArgumentError(f'config is {config!r}, which is not one of the original')
   return registry.create_model(f'icafusion_{(match[1] or match[2]).lower()}', **options)
 
 
-def _fields_of_table(config: arguments.Arguments) -> dict[str, Any]:
+# What the original calls the layers of its backbones, and the layers of a stream.
+_STREAMS = {'Conv': ('csp_darknet', 10), 'ResNetlayer': ('resnet', 5), 'VGGblock': ('vgg', 5)}
+_FUSION_LAYERS = {'transformer': 'TransformerFusionBlock', 'nin': 'NiNfusion', 'add': 'Add'}
+
+
+def _fields_of_table(config: arguments.Arguments, fusion: str) -> dict[str, Any]:
   """The fields that a table of layers says.
 
   Raises:
-    ArgumentError: it is of another graph than the original's on CSPDarknet.
+    ArgumentError: it is of another graph than the original's.
   """
   config.ignore('nc')  # The case has its own.
-  backbone, head = config['backbone'], config['head']
-  stages, neck = backbone[2:9:2], [head[i] for i in (0, 3, 4, 7, 8, 10, 11, 13)]
-  widths = [backbone[0][3][0], *(row[3][0] for row in stages)]
-  depths = [row[1] for row in stages]
-  neck_widths, neck_depth = [row[3][0] for row in neck], neck[1][1]
-  fusions = backbone[20:]
-  expected = [*_stream(widths, depths, -1), *_stream(widths, depths, -4)]
-  if backbone[:20] != expected or [row[0] for row in fusions] != [[4, 14], [6, 16], [9, 19]]:
-    raise arguments.ArgumentError(f'config.backbone is {backbone}, which is no CSPDarknet')
-  if head != _neck(neck_widths, neck_depth):
-    raise arguments.ArgumentError(f'config.head is {head}, which is not the original')
+  config.ignore('ch', only=(3,))
   depth, width = config['depth_multiple'], config['width_multiple']
+  backbone, head = config['backbone'], config['head']
+  layer = backbone[0][2]
+  if layer not in _STREAMS:
+    raise arguments.ArgumentError(
+      f'config.backbone begins with {layer}; known are {", ".join(_STREAMS)}'
+    )
+  stream, count = _STREAMS[layer]
+  neck = [head[i] for i in (0, 3, 4, 7, 8, 10, 11, 13)]
+  neck_widths, neck_depth = [row[3][0] for row in neck], neck[1][1]
+  widths, depths, rows = _streams_of_table(stream, backbone[:count])
+  fusions = backbone[2 * count :]
+  taken = (4, 6, 9) if stream == 'csp_darknet' else (2, 3, 4)
+  pairs = [[[i, i + count], 1, _FUSION_LAYERS[fusion]] for i in taken]
+  if backbone[: 2 * count] != rows or [row[:3] for row in fusions] != pairs:
+    raise arguments.ArgumentError(
+      f'config.backbone is {backbone}, which is no {stream} with {fusion} of the original'
+    )
+  if _plain(head) != _neck(neck_widths, neck_depth, 2 * count):
+    raise arguments.ArgumentError(f'config.head is {head}, which is not the original')
+  if stream == 'csp_darknet':
+    widths = [model_lib.scale_width(x, width) for x in widths]
+    depths = [model_lib.scale_depth(x, depth) for x in depths]
   fields = {
-    'widths': tuple(model_lib.scale_width(x, width) for x in widths),
-    'depths': tuple(model_lib.scale_depth(x, depth) for x in depths),
+    'stream': stream,
+    'widths': tuple(widths),
+    'depths': tuple(depths),
     'neck_widths': tuple(model_lib.scale_width(x, width) for x in neck_widths),
     'neck_depth': model_lib.scale_depth(neck_depth, depth),
     'anchor_sizes': _in_order(detection.anchor_sizes(config)),
   }
-  if all(len(row[3]) > 2 for row in fusions):
-    fields['grids'] = tuple(tuple(row[3][1:3]) for row in fusions)
-  return fields
+  return fields | _fields_of_fusions(fusion, [row[3] for row in fusions])
+
+
+def _streams_of_table(
+  stream: str, layers: Sequence[Any]
+) -> tuple[Sequence[int], Sequence[int], list[list[Any]]]:
+  """Widths and depths of the stages that the layers of one stream say, and the rows of both."""
+  rows = []
+  if stream == 'csp_darknet':
+    stages = layers[2:9:2]
+    widths = [layers[0][3][0], *(row[3][0] for row in stages)]
+    depths = [row[1] for row in stages]
+    for start in (-1, -4):
+      rows += _darknet(widths, depths, start)
+  elif stream == 'resnet':
+    widths, depths = [row[3][1] for row in layers], [row[3][4] for row in layers[1:]]
+    for start in (-1, -4):
+      inputs = [widths[0], *(4 * width for width in widths[1:])]
+      rows.append([start, 1, 'ResNetlayer', [3, widths[0], 1, True, 1]])
+      for s, (width, depth) in enumerate(zip(widths[1:], depths, strict=True)):
+        rows.append([-1, 1, 'ResNetlayer', [inputs[s], width, 2 if s else 1, False, depth]])
+  else:
+    widths, depths = [row[3][2] for row in layers], [row[3][0] for row in layers]
+    for start in (-1, -4):
+      for s, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        rows.append([-1 if s else start, 1, 'VGGblock', [depth, widths[s - 1] if s else 3, width]])
+  return widths, depths, rows
+
+
+def _fields_of_fusions(fusion: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+  """The fields that the arguments of the three fusions say; a transformer's first has no effect."""
+  if fusion != 'transformer':
+    if fusion == 'nin' and any(value != 1 for row in rows for value in row):
+      raise arguments.ArgumentError(f'NiNfusion has the arguments {rows}; only 1 can be replayed')
+    return {}
+  fields: dict[str, Any] = {'grids': tuple(tuple(row[1:3]) for row in rows)}
+  if any(len(grid) < 2 for grid in fields['grids']):
+    raise arguments.ArgumentError(f'TransformerFusionBlock has the arguments {rows}, and no grids')
+  if any(row[3:] != rows[0][3:] or len(row) > 6 for row in rows):
+    raise arguments.ArgumentError(
+      f'TransformerFusionBlock has the arguments {rows}; after the grid only heads, block_exp and '
+      'n_layer can be replayed, the same for all'
+    )
+  names = ('num_heads', 'mlp_ratio', 'fusion_depth')
+  return fields | dict(zip(names, rows[0][3:], strict=False))
+
+
+def _plain(head: Sequence[Any]) -> list[list[Any]]:
+  """The head with the words that the original evaluates."""
+  return [
+    [source, count, layer, ['None' if value is None else value for value in values]]
+    for source, count, layer, values in head
+  ]
 
 
 def _in_order(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -86,14 +154,15 @@ def _in_order(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
   return sizes if areas[0] <= areas[-1] else sizes[::-1]
 
 
-def _stream(widths: Sequence[int], depths: Sequence[int], start: int) -> list[list[Any]]:
+def _darknet(widths: Sequence[int], depths: Sequence[int], start: int) -> list[list[Any]]:
   rows = [[start, 1, 'Conv', [widths[0], 6, 2, 2]]]
   for width, depth in zip(widths[1:], depths, strict=True):
     rows += [[-1, 1, 'Conv', [width, 3, 2]], [-1, depth, 'C3', [width]]]
   return [*rows, [-1, 1, 'SPPF', [widths[-1], 5]]]
 
 
-def _neck(widths: Sequence[int], depth: int) -> list[list[Any]]:
+def _neck(widths: Sequence[int], depth: int, first: int) -> list[list[Any]]:
+  """The rows of the neck and the head, whose first layers are those of the fusions."""
   upsample = [-1, 1, 'nn.Upsample', ['None', 2, 'nearest']]
 
   def concatenate(layer: int) -> list[Any]:
@@ -105,19 +174,19 @@ def _neck(widths: Sequence[int], depth: int) -> list[list[Any]]:
   return [
     [-1, 1, 'Conv', [widths[0], 1, 1]],
     upsample,
-    concatenate(21),
+    concatenate(first + 1),
     stage(1),
     [-1, 1, 'Conv', [widths[2], 1, 1]],
     upsample,
-    concatenate(20),
+    concatenate(first),
     stage(3),
     [-1, 1, 'Conv', [widths[4], 3, 2]],
-    concatenate(27),
+    concatenate(first + 7),
     stage(5),
     [-1, 1, 'Conv', [widths[6], 3, 2]],
-    concatenate(23),
+    concatenate(first + 3),
     stage(7),
-    [[30, 33, 36], 1, 'Detect', ['nc', 'anchors']],
+    [[first + i for i in (10, 13, 16)], 1, 'Detect', ['nc', 'anchors']],
   ]
 
 

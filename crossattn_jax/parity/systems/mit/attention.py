@@ -18,12 +18,15 @@ Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
 
+_RATES = ('drop', 'attn_drop', 'drop_rate', 'attn_drop_rate', 'drop_path', 'drop_path_rate')
+
+
 def encoder_options(c: arguments.Arguments) -> dict[str, Any]:
   """The fields of an `Encoder`, or of its blocks, that drops nothing."""
-  c.ignore_rates('drop', 'attn_drop', 'drop_rate', 'attn_drop_rate', 'drop_path', 'drop_path_rate')
+  c.ignore_rates(*_RATES)
   return {
-    'num_heads': c['num_heads'],
-    'mlp_ratio': c['mlp_ratio'],
+    'num_heads': c.get('num_heads', 4),
+    'mlp_ratio': c.get('mlp_ratio', 1),
     'drop_rate': 0.0,
     'drop_path_rate': 0.0,
   }
@@ -42,9 +45,10 @@ def _weights(num_heads: int) -> Callable[[tuple[jax.Array, ...]], jax.Array]:
 @adapters.register_adapter('mit', 'self_attention')
 def _self_attention(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('dim')
+  c.ignore('dim', 'num_classes')
+  c.ignore('qk_scale', only=(None,))
   c.ignore_rates('attn_drop', 'proj_drop')
-  heads = c['num_heads']
+  heads = c.get('num_heads', 4)
   return adapters.module_adapter(
     manifest,
     self_attention.SelfAttention(heads, qkv_bias=c.get('qkv_bias', False)),
@@ -57,8 +61,9 @@ def _self_attention(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('mit', 'encoder_block')
 def _encoder_block(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('dim')
+  c.ignore('dim', 'num_classes')
   c.ignore('qkv_bias', only=(False,))
+  c.ignore('qk_scale', only=(None,))
   options = encoder_options(c)
   return adapters.module_adapter(
     manifest,
@@ -74,7 +79,8 @@ def _encoder(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('embed_dim')
   c.ignore('qkv_bias', only=(False,))
-  options, depth = encoder_options(c), c['depth']
+  c.ignore('qk_scale', only=(None,))
+  options, depth = encoder_options(c), c.get('depth', 3)
   last = f'block_{depth - 1}/attention/qkv'
   return adapters.module_adapter(
     manifest,
@@ -98,12 +104,14 @@ def _cross_attention(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
   def make(manifest: Manifest) -> adapters.Adapter:
     c = manifest['constructor']
     c.ignore('dim')
-    c.ignore('qkv_bias', only=(False,))
+    c.ignore('qk_scale', only=(None,))
     c.ignore_rates('attn_drop', 'proj_drop')
     classes = c['num_classes'] if skips else 0
     return adapters.module_adapter(
       manifest,
-      interlaced.ClassSkippingAttention(c['num_heads'], classes, c['out_dim']),
+      interlaced.ClassSkippingAttention(
+        c.get('num_heads', 4), classes, c['out_dim'], c.get('qkv_bias', False)
+      ),
       rules=rules.CROSS_ATTENTION,
       call=lambda module, inputs: _across(module, inputs, classes),
     )
@@ -116,11 +124,14 @@ def _decoder_block(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
     c = manifest['constructor']
     c.ignore('dim')
     c.ignore('qkv_bias', only=(False,))
-    c.ignore_rates('drop', 'attn_drop', 'drop_path')
+    c.ignore('dim_q', 'qk_scale', only=(None,))
+    c.ignore_rates(
+      'drop', 'attn_drop', 'drop_rate', 'attn_drop_rate', 'drop_path', 'drop_path_rate'
+    )
     classes = c['num_classes'] if skips else 0
     return adapters.module_adapter(
       manifest,
-      interlaced.InterlacedBlock(c['num_heads'], classes, c['mlp_ratio']),
+      interlaced.InterlacedBlock(c.get('num_heads', 4), classes, c.get('mlp_ratio', 0.2)),
       rules=rules.INTERLACED_BLOCK,
       call=lambda module, inputs: _across(module, inputs, classes),
     )
@@ -144,8 +155,9 @@ def _decoder(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('embed_dim')
   c.ignore('qkv_bias', only=(False,))
-  c.ignore_rates('drop', 'attn_drop', 'drop_path')
-  depth, classes = c['depth'], c['num_classes']
+  c.ignore('qk_scale', only=(None,))
+  c.ignore_rates(*_RATES)
+  depth, classes = c.get('depth', 4), c.get('num_classes', 20)
 
   def call(module: nn.Module, inputs: Arrays) -> Arrays:
     views, voxels, logits = module(inputs['view_tokens'], inputs['voxel_tokens'])
@@ -159,7 +171,7 @@ def _decoder(manifest: Manifest) -> adapters.Adapter:
 
   return adapters.module_adapter(
     manifest,
-    interlaced.InterlacedDecoder(depth, c['num_heads'], classes, c['mlp_ratio']),
+    interlaced.InterlacedDecoder(depth, c.get('num_heads', 4), classes, c.get('mlp_ratio', 0.2)),
     rules=rules.DECODER,
     call=call,
     taps={f'blocks.{i}': (f'block_{i}', lambda result: result[0]) for i in range(depth)},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from crossattn_jax.conversion.mapping import Rule
 from crossattn_jax.conversion.systems import mit as rules
 from crossattn_jax.geometry import points
 from crossattn_jax.layers import linear
@@ -53,17 +54,17 @@ def _convolution(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('op', only=('MinkowskiConvolution',))
   c.ignore('stride', only=(1,))
-  c.ignore('bias', only=(False,))
   c.ignore('in_channels')
   size = c['kernel_size']
   if size == 1:  # A product, whose kernel is a matrix.
     return _scenes_adapter(
       manifest,
-      linear.Dense(c['out_channels'], use_bias=False),
+      linear.Dense(c['out_channels'], use_bias=c.get('bias', False)),
       lambda product, scenes, inputs: {'y': product(inputs['feats'])},
       1,
-      rules=rules.KERNEL,
+      rules=[*rules.KERNEL, Rule('bias', 'bias', 'unbatched')],
     )
+  c.ignore('bias', only=(False,))
 
   def call(convolution: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     level = sparse.Level(points.neighbours(scenes.levels[0].cells, size)[None])
