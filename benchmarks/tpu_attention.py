@@ -104,6 +104,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('patterns', nargs='*', default=['*'], help='of names; all by default')
+  parser.add_argument('--images', type=int, help='per chip, in place of those of the table')
   arguments = parser.parse_args()
   names = [
     name for name in LAYERS if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.patterns)
@@ -114,8 +115,9 @@ def main() -> None:
   print('| layer | shape | images a chip | XLA, thousands of cycles | kernels, ms | MiB |')
   print('|---|---|---|---|---|---|')
   for name in names:
-    _, shape, images, _ = LAYERS[name]
-    program = compiled(*LAYERS[name])
+    layer, shape, images, keywords = LAYERS[name]
+    images = arguments.images or images
+    program = compiled(layer, shape, images, keywords)
     costs = hlo.program_costs(program.as_text())
     kernels = sum(
       times * max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bandwidth)
