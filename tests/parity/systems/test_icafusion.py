@@ -248,7 +248,7 @@ def test_tables_of_every_backbone_and_fusion_are_read(vary):
     'resnet': [_stage(3, 4, 1, True, 1), _stage(4, 2, 1, False, 1), _stage(8, 4, 2, False, 2),
                _stage(16, 6, 2, False, 1), _stage(24, 8, 2, False, 3)],
     'vgg': [[-1, 1, 'VGGblock', [depth, *pair]]
-            for depth, pair in zip((1, 2, 1, 1, 3), ((3, 4), (4, 6), (6, 8), (8, 8), (8, 10)))],
+            for depth, *pair in ((1, 3, 4), (2, 4, 6), (1, 6, 8), (1, 8, 8), (3, 8, 10))],
   }  # fmt: skip
   for name, stream in streams.items():
     fusions = [[[i, i + 5], 1, 'NiNfusion', [1, 1]] for i in (2, 3, 4)]
