@@ -1,5 +1,6 @@
 """Runs of several tasks that are killed at random, over and over, end as if nobody had."""
 
+import functools
 import json
 import pathlib
 import random
@@ -11,7 +12,9 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-KILLS = 20
+# Each of the four parts trains anew, so that none takes longer than some minutes.
+PARTS = 4
+KILLS = 5
 STEPS = 60
 # Small enough to train, and to start twenty times.
 CONFIGS = {
@@ -38,41 +41,59 @@ def history(workdir):
   return found
 
 
+def start(config, environment, datasets_dir, workdir):
+  flags = (
+    f'--config=configs/{config}.py',
+    f'--workdir={workdir}',
+    f'--config.dataset.data_dir={datasets_dir}',
+    f'--config.num_steps={STEPS}',
+    '--config.batch_size=4',
+    '--config.schedule.warmup_epochs=0',
+    '--config.schedule.warmup_steps=0',
+    '--config.logging.every_steps=1',
+    '--config.checkpoint.every_steps=5',
+    '--config.evaluation.every_steps=1000000',
+    *CONFIGS[config],
+  )
+  return subprocess.Popen(
+    [sys.executable, 'main.py', *flags],
+    cwd=ROOT,
+    env=environment,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(*arguments):
+  process = start(*arguments)
+  _, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors
+  return history(arguments[-1])
+
+
+@pytest.fixture(scope='module')
+def undisturbed(main_environment, datasets_dir, tmp_path_factory):
+  """What a run of a config reports when nobody kills it."""
+
+  @functools.cache
+  def run(config):
+    workdir = tmp_path_factory.mktemp(config) / 'run'
+    return finish(config, main_environment, datasets_dir, workdir)
+
+  return run
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize('part', range(PARTS))
 @pytest.mark.parametrize('config', CONFIGS)
-def test_twenty_random_kills_continue_bit_for_bit(config, main_environment, datasets_dir, tmp_path):
-  def start(workdir):
-    flags = (
-      f'--config=configs/{config}.py',
-      f'--workdir={workdir}',
-      f'--config.dataset.data_dir={datasets_dir}',
-      f'--config.num_steps={STEPS}',
-      '--config.batch_size=4',
-      '--config.schedule.warmup_epochs=0',
-      '--config.schedule.warmup_steps=0',
-      '--config.logging.every_steps=1',
-      '--config.checkpoint.every_steps=5',
-      '--config.evaluation.every_steps=1000000',
-      *CONFIGS[config],
-    )
-    return subprocess.Popen(
-      [sys.executable, 'main.py', *flags],
-      cwd=ROOT,
-      env=main_environment,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  def finish(workdir):
-    process = start(workdir)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return history(workdir)
-
-  expected = finish(tmp_path / 'expected')
-  rng, workdir = random.Random(0), tmp_path / 'killed'
+def test_twenty_random_kills_continue_bit_for_bit(
+  config, part, undisturbed, main_environment, datasets_dir, tmp_path
+):
+  expected = undisturbed(config)
+  rng, workdir = random.Random(part), tmp_path / 'killed'
+  arguments = (config, main_environment, datasets_dir, workdir)
   for step in sorted(rng.choices(range(1, STEPS - 2), k=KILLS)):
-    process = start(workdir)
+    process = start(*arguments)
     while process.poll() is None and not (
       (workdir / 'metrics.jsonl').exists() and len(history(workdir)) >= step
     ):
@@ -81,4 +102,4 @@ def test_twenty_random_kills_continue_bit_for_bit(config, main_environment, data
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
-  assert finish(workdir) == expected
+  assert finish(*arguments) == expected
