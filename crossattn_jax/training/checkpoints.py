@@ -15,6 +15,8 @@ Three things may be wrong with a checkpoint, and are told apart:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
+import sys
+import threading
 from typing import Any, NamedTuple
 import zlib
 
@@ -114,6 +116,7 @@ class Checkpointer:
     self._best_mode = best_mode
     self._metrics: dict[int, dict[str, float]] = {}
     self._manager: ocp.CheckpointManager | None = None
+    self._barrier = _Barrier()
 
   def save(self, step: int, state: Any, config: ml_collections.ConfigDict | None = None) -> bool:
     """Starts saving; returns when the arrays may be donated, before they are on disk.
@@ -278,6 +281,11 @@ class Checkpointer:
     """Returns the step of the newest complete checkpoint."""
     return max(self.all_steps(), default=None)
 
+  def check(self) -> None:
+    """Raises if the save under way has failed in this process; does not wait for it."""
+    if self._barrier.failed:
+      self.wait()
+
   def wait(self) -> None:
     """Waits until what was saved is on disk; raises if that failed."""
     if self._manager is not None:
@@ -295,6 +303,7 @@ class Checkpointer:
         self.directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=_Preservation(self._preserved),
+          async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
           # What a killed run left half-written; `restore` has warned of it.
           cleanup_tmp_directories=True,
           lightweight_initialize=True,
@@ -396,6 +405,26 @@ class _Preservation:
     del context
     kept = self._preserved([checkpoint.step for checkpoint in checkpoints])
     return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+class _Barrier:
+  """Where the threads of a save wait for other processes; one that has failed does not wait.
+
+  Orbax sends it there before it tells its error, while the others wait for what it was to write.
+
+  Attributes:
+    failed: whether a save has failed in this process.
+  """
+
+  def __init__(self):
+    self.failed = False
+
+  def __call__(self, *, key: str, timeout_ms: int) -> None:
+    error = sys.exception()
+    if error is not None and threading.current_thread() is not threading.main_thread():
+      self.failed = True
+      raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -413,6 +413,7 @@ class _Run:
         self.stop.unsaved = True
         profiler.after(step, step_metrics)
         watch.add(step, step_metrics, loaded.skipped)
+        self.checkpointer.check()
 
         evaluated = step == total or evaluate_at(step)
         stopped = self.stop.requested(step)

@@ -145,12 +145,13 @@ def storage_errors(workdir: epath.Path) -> Iterator[None]:
     if number is None:
       raise
     kept = max(checkpoints.find_steps(workdir / 'checkpoints'), default=None)
-    intact = kept and (
-      f'. The checkpoint of step {kept} is intact; then this continues after it:\n'
-      f'  {messages.this_command()}'
-    )
+    where, then = '', f'this continues after it:\n  {messages.this_command()}'
+    if jax.process_count() > 1:
+      where = f' from {socket.gethostname()}'
+      then = 'start all processes again, to continue after it'
+    intact = f'. The checkpoint of step {kept} is intact; then {then}' if kept else ''
     raise StorageError(
-      f'cannot write to {workdir}: {os.strerror(number)}; {_ADVICE[number]}{intact or ""}'
+      f'cannot write to {workdir}{where}: {os.strerror(number)}; {_ADVICE[number]}{intact}'
     ) from error
 
 
@@ -165,18 +166,20 @@ def _without_echoes() -> Iterator[None]:
     if 'Event loop is closed' not in str(error):
       hook(kind, error, trace)
 
-  logger, hook = python_logging.getLogger('absl'), sys.excepthook
+  logger, hook, failed = python_logging.getLogger('absl'), sys.excepthook, False
   logger.addFilter(is_news)
   sys.excepthook = show
   try:
     yield
   except Exception:
-    # Futures that nobody awaits any more tell it when they are collected, which may be much later.
+    # Futures that nobody awaits any more tell it when they end or are collected, much later maybe.
+    failed = True
     python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
     raise
   finally:
     logger.removeFilter(is_news)
-    sys.excepthook = hook
+    if not failed:
+      sys.excepthook = hook
 
 
 def _storage_errno(error: Exception, workdir: epath.Path) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -29,7 +30,7 @@ class Run:
     self._datasets_dir = datasets_dir
     self.processes = []
 
-  def start(self, *flags, count=2, flags_of=lambda index: (), delays=(), limits=lambda index: None):
+  def start(self, *flags, count=2, flags_of=lambda index: (), delays=()):
     """Starts all processes; returns nothing, they train."""
     with socket.socket() as free:
       free.bind(('localhost', 0))
@@ -56,7 +57,6 @@ class Run:
           env=self._environment,
           stderr=subprocess.PIPE,
           text=True,
-          preexec_fn=lambda index=index: limits(index),
         )
       )
 
@@ -157,15 +157,30 @@ def test_a_process_may_start_late(run):
   assert 'waiting for all processes to start and to reach localhost:' in errors
 
 
-@pytest.mark.usefixtures('uninterrupted')  # Has written the data set.
-def test_a_full_disk_ends_all_with_one_line(run):
-  def limit(_):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
-
-  run.start('--config.num_steps=60', '--config.mesh.fsdp=-1', '--config.mesh.data=1', limits=limit)
+@pytest.mark.parametrize('full', [(0, 1), (0,), (1,)], ids=str)
+def test_a_disk_that_fills_on_any_host_ends_all_and_loses_nothing(run, full):
+  flags = ('--config.mesh.fsdp=-1', '--config.mesh.data=1')
+  run.start('--config.num_steps=100000', *flags)
+  run.wait_for_step(23)
+  for index in full:
+    resource.prlimit(run.processes[index].pid, resource.RLIMIT_FSIZE, (2**15, 2**15))
+  started = time.monotonic()
   ends = run.ends(timeout=300)
+  assert time.monotonic() - started < SECONDS
   assert [status for status, _ in ends] == [1, 1], ends
-  assert any(f'cannot write to {run.workdir}' in errors for _, errors in ends), ends
+  for index, (_, errors) in enumerate(ends):
+    last = errors.splitlines()[-1]
+    assert f'cannot write to {run.workdir} from {HOST}: File too large' in last
+    assert 'raise the limit of a file there' in last
+    assert 'start all processes again' in last
+    assert 'Traceback' not in errors
+    if index not in full:
+      assert f'error: process {full[0]} on {HOST} ended with an error' in last
+  kept = int(re.search(r'The checkpoint of step (\d+) is intact', ends[full[0]][1])[1])
+  assert kept >= 20
+  run.start(f'--config.num_steps={kept + 3}', *flags)
+  assert [status for status, _ in run.ends()] == [0, 0]
+  assert [line['step'] for line in run.history()][: kept + 3] == [*range(1, kept + 4)]
 
 
 def test_a_checkpoint_folder_that_vanishes_ends_all_with_its_name(run):
