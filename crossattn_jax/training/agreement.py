@@ -58,7 +58,7 @@ def _facts(config: ml_collections.ConfigDict) -> dict[str, str]:
   keys = json.loads(config.to_json_best_effort())
   return {
     **{f'config.{name}': value for name, value in _flat(keys)},
-    'Python': platform.python_version(),
+    'Python': '.'.join(platform.python_version_tuple()[:2]),
     **{name: importlib.metadata.version(name) for name in _PACKAGES},
     'code of crossattn_jax': _code(),
   }
