@@ -38,8 +38,7 @@ _OF_OBJECTS = {
 }
 # Each in plain words; `*` is the name of a class.
 WORDS = {
-  'ap': 'average precision (found and right, over all scores), mean over overlaps 0.5 to 0.95 and '
-  'classes',
+  'ap': 'average precision (found and right), mean over overlaps 0.5 to 0.95 and classes',
   'ap50': 'average precision where an overlap (IoU) of 0.5 is right',
   'ap75': 'average precision where an overlap (IoU) of 0.75 is right',
   **{f'ap_{area}': f'average precision of {objects}' for area, objects in _OF_OBJECTS.items()},

@@ -13,8 +13,8 @@ from crossattn_jax.tasks import base, losses, review
 # Precision is to be high, the loss low.
 METRIC_MODES = {'mean_average_precision': 'max', 'loss': 'min'}
 METRIC_WORDS = {
-  'mean_average_precision': 'how well scores sort what has a class before what lacks it, mean over '
-  'classes; 1 is perfect',
+  'mean_average_precision': 'how well scores put what has a class first, mean over classes; 1 is '
+  'best',
   'loss': 'binary cross entropy, mean over examples and classes',
 }
 

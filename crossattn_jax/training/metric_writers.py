@@ -34,21 +34,49 @@ _NOTICEABLE = 0.1
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
-# What the metrics of training steps are; parts of the loss are called '..._loss'.
-_TRAINING_WORDS = {
+# What the metrics of training steps are, each of a batch.
+TRAINING_WORDS: Mapping[str, str] = {
   'loss': 'what training lowers, of each batch',
   'learning_rate': 'of the step, before multipliers of parameters',
   'gradient_norm': 'length of the gradient of all parameters, before it is clipped',
   'accuracy': 'share of the batch that is right',
   'skipped_examples': 'examples that could not be read, since the start',
   'padding': 'share of the batch that is padding',
+  # Parts of the loss.
+  'angular_loss': 'how far pairs are from the angle that SAEM wants between them',
+  'auxiliary_loss': 'the same losses of earlier layers',
+  'box_loss': 'how far boxes are from the true ones',
+  'class_loss': 'how wrong the classes of what was found are',
+  'consistency_loss': 'how much what belongs together differs',
+  'cross_loss': 'how wrong the tags are that points and photographs give together',
+  'distillation_loss': 'how far the model is from its teacher',
+  'giou_loss': 'how little boxes overlap the true ones',
+  'gradient_loss': 'how far edges are from the strongest of both images',
+  'intensity_loss': 'how far levels are from those of the images',
+  'iou_loss': 'how wrong the model is about how well its boxes fit',
+  'lovasz_loss': 'one minus a smooth form of the IoU',
+  'margin_loss': 'by how much less than a margin what was found scores above the rest',
+  'mask_loss': 'how wrong the pixels of masks are',
+  'norm_penalty': "length of the image branch's kernels, which SAEM keeps short",
+  'objectness_loss': 'how wrong it is where anything is',
+  'pair_margin_loss': 'the same as margin_loss, of all pairs',
+  'proposal_loss': 'how far proposed boxes are from the true ones',
+  'token_similarity_loss': 'how little class tokens look at their like in the other modality',
+  'triplet_loss': 'by how much less than a margin true pairs score above false ones',
+  'view_cam_loss': 'how wrong the tags are that places of the photographs give',
+  'view_class_loss': 'how wrong the tags are that the photographs give',
+  'voxel_cam_loss': 'how wrong the tags are that single supervoxels give',
+  'voxel_class_loss': 'how wrong the tags are that the points give',
+  # Of detectors.
+  'cardinality_error': 'by how many the number of boxes is wrong, mean over images',
+  'class_error': 'share of the boxes of objects whose class is wrong, in percent',
+  'region_accuracy': 'share of the regions whose best class is right',
 }
 
 
 def explain_training(metric: str) -> str:
   """What a metric of training steps is, in plain words; '' where nobody says."""
-  words = 'a part of the loss, of each batch' if metric.endswith('_loss') else ''
-  return _TRAINING_WORDS.get(metric, words)
+  return TRAINING_WORDS.get(metric, '')
 
 
 class Tracker(Protocol):

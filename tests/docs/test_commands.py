@@ -33,7 +33,7 @@ COMMAND = re.compile(
 NOT_RUN = {
   r'pip install|-m venv|-m pytest': '.ci/run makes an environment and runs the tests in it',
   r'test_arguments\.py': 'writes what that file tests',
-  r'docs/(?:zoo|config_reference)\.py': 'writes what tests in tests/docs test',
+  r'docs/(?:zoo|\w+_reference)\.py': 'writes what tests in tests/docs test',
   r'mkdocs build': 'tests/docs/test_site.py builds the site',
   r'tfds build|weights=(?:timm|official)': 'needs the network',
   r'-m benchmarks\.': 'measures, for minutes to hours',

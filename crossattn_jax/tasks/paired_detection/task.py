@@ -279,7 +279,7 @@ class PairedDetection(detection.Detection):
   @property
   def metric_words(self) -> dict[str, str]:
     """YOLOv5's, COCO's, and KAIST's."""
-    missed = 'log-average share of people missed at 0.01 to 1 false boxes per pair, setting {!r}'
+    missed = 'log-average share of people missed at 0.01 to 1 false boxes a pair; setting {}'
     return yolo.WORDS | super().metric_words | {'miss_rate/*': missed}
 
   def summary(self, metrics: Mapping[str, Any]) -> list[str]:

@@ -222,8 +222,8 @@ class SceneLabels(base.Task):
       'classes',
       'pseudo_accuracy': 'share of points whose pseudo label is the true class',
       'labelled': 'share of points that have a pseudo label',
-      'mean_average_precision': 'how well scores sort scenes that hold a class before others, mean '
-      'over classes; 1 is perfect',
+      'mean_average_precision': 'how well scores put scenes with a class first, mean over classes; '
+      '1 is best',
       'tag_accuracy': 'share of answers, does a scene hold a class, that are right',
       'iou/*': 'IoU of {} alone',
       'loss': 'the weighted sum of all losses, mean over scenes',
