@@ -220,3 +220,13 @@ def test_a_training_checkpoint_of_timm_is_opened_by_its_average(tmp_path):
     )
   assert opened.overrides['num_classes'] == 3
   assert "timm's crossvit_tiny_240, raw weights ('state_dict') of epoch 9" in opened.told
+
+
+def test_a_crossvit_of_other_widths_says_what_to_give(tmp_path):
+  fields = {'widths': (16, 24), 'num_heads': (2, 2), 'depths': ((1, 1, 0),)}
+  file = write(tmp_path / 'narrow.safetensors', state_of('crossvit_tiny_240', **fields))
+  with pytest.raises(mapping.MappingError) as caught:
+    opening.open_weights(file, 'crossvit_tiny_240', {'depths': ((1, 1, 0),)})
+  assert 'widths=(16, 24), not (96, 192)' in str(caught.value)
+  assert 'num_heads, which no array tells' in str(caught.value)
+  assert opening.open_weights(file, 'crossvit_tiny_240', fields).overrides['widths'] == (16, 24)

@@ -191,13 +191,23 @@ def saved_sizes(module: crossvit.CrossViT, shapes: correspondence.Shapes) -> dic
   """The image sizes that the position embeddings of a state dict are for, square ones.
 
   Raises:
-    mapping.MappingError: a branch has as many patches as no square image.
+    mapping.MappingError: the branches have other widths, or one has as many patches as no square
+      image.
   """
+  branches = range(len(module.widths))
+  saved = [shapes.get(f'pos_embed.{d}', shapes.get(f'pos_embed_{d}')) for d in branches]
+  if None in saved:
+    return {}
+  widths = tuple(shape[-1] for shape in saved)
+  first = {'linear': 'patch_embed.0.proj.weight', 'conv': 'patch_embed.0.proj.0.weight'}
+  alike = first.get(module.patch_embedding) in shapes
+  if widths != tuple(module.widths) and alike:  # Else the keys tell more.
+    raise MappingError(
+      f'holds a CrossViT of widths={widths}, not {tuple(module.widths)}: give '
+      'these, and its num_heads, which no array tells'
+    )
   grids = []
-  for d, grid in enumerate(module.grids()):
-    shape = shapes.get(f'pos_embed.{d}', shapes.get(f'pos_embed_{d}'))
-    if shape is None:
-      return {}
+  for d, (shape, grid) in enumerate(zip(saved, module.grids(), strict=True)):
     patches = shape[1] - 1
     grids.append(grid if patches == math.prod(grid) else (math.isqrt(patches),) * 2)
     if patches != math.prod(grids[d]):
