@@ -299,6 +299,17 @@ def load_variables(experiment: experiment_lib.Experiment, workdir: epath.Path | 
   Raises:
     ConfigError: neither is given.
     FileNotFoundError: there is no such checkpoint.
+
+  Examples:
+    >>> workdir = epath.Path('run')
+    >>> experiment = setup_prediction(config_lib.load(workdir / 'config.json'), workdir)
+    >>> variables = load_variables(experiment, workdir)
+    >>> dataset = experiment.config.dataset
+    >>> images = np.zeros((2, *dataset.image_size, 1))  # grey levels, 0 to 1
+    >>> images = (images - dataset.mean) / dataset.std
+    >>> logits, features = experiment.task.model.apply(variables, images)
+    >>> [experiment.task.class_names[label] for label in logits.argmax(-1)]
+    ['...', '...']
   """
   config = experiment.config
   if config.weights is not None:
