@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import types
-from typing import IO
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
@@ -162,13 +162,21 @@ def _without_echoes() -> Iterator[None]:
   def is_news(record: python_logging.LogRecord) -> bool:
     return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
 
-  def show(kind: type[BaseException], error: BaseException, trace: types.TracebackType) -> None:
-    if 'Event loop is closed' not in str(error):
-      hook(kind, error, trace)
+  def is_echo(error: BaseException | None) -> bool:
+    return 'Event loop is closed' in str(error)
 
-  logger, hook, failed = python_logging.getLogger('absl'), sys.excepthook, False
+  def show(kind: type[BaseException], error: BaseException, trace: types.TracebackType) -> None:
+    if not is_echo(error):
+      hooks[0](kind, error, trace)
+
+  def show_unraisable(unraisable: Any) -> None:
+    if not is_echo(unraisable.exc_value):
+      hooks[1](unraisable)
+
+  logger, failed = python_logging.getLogger('absl'), False
+  hooks = sys.excepthook, sys.unraisablehook
   logger.addFilter(is_news)
-  sys.excepthook = show
+  sys.excepthook, sys.unraisablehook = show, show_unraisable
   try:
     yield
   except Exception:
@@ -179,7 +187,7 @@ def _without_echoes() -> Iterator[None]:
   finally:
     logger.removeFilter(is_news)
     if not failed:
-      sys.excepthook = hook
+      sys.excepthook, sys.unraisablehook = hooks
 
 
 def _storage_errno(error: Exception, workdir: epath.Path) -> int | None:
