@@ -99,6 +99,20 @@ def nearest_corner_aligned(size_in: int, size_out: int) -> np.ndarray:
   return np.floor(position + 0.5).astype(int)
 
 
+def reached_by_zoom(size_in: Sequence[int], size_out: Sequence[int]) -> np.ndarray:
+  """Which pixels of a corner-aligned result SciPy's `zoom` reads, bool of `size_out`.
+
+  At some sizes rounding puts the last row or column past the end, where it reads 0.
+  """
+  steps = [(long - 1) / max(short - 1, 1) for long, short in zip(size_in, size_out, strict=True)]
+  return np.logical_and.outer(
+    *(
+      step * np.arange(short) <= long - 1
+      for step, long, short in zip(steps, size_in, size_out, strict=True)
+    )
+  )
+
+
 def upsample_nearest(image: jax.Array, size: Sequence[int]) -> jax.Array:
   """Repeats rows and columns as torch's `interpolate(mode='nearest')` does.
 

@@ -41,16 +41,18 @@ class SparseConv(module.Module):
 
   Attributes:
     features: channels of the result.
+    use_bias: whether they have a bias.
   """
 
   features: int
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, level: Level) -> jax.Array:
     """Maps `[batch, n, channels]` to `[batch, n, features]`."""
     kernel = _kernel(self, kaiming, level.neighbours.shape[1], x.shape[2])
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return _constrain(kernels.sparse_convolution(x, kernel, level.neighbours))
+    return _constrain(_biased(self, kernels.sparse_convolution(x, kernel, level.neighbours)))
 
 
 class SparseDownsampling(module.Module):
@@ -58,16 +60,19 @@ class SparseDownsampling(module.Module):
 
   Attributes:
     features: channels of the result.
+    use_bias: whether they have a bias.
   """
 
   features: int
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, finer: Level) -> jax.Array:
     """Maps `[batch, n, channels]` of a level to `[batch, m, features]` of the next coarser one."""
     kernel = _kernel(self, kaiming, 8, x.shape[2])
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return _constrain(kernels.sparse_downsampling(x, kernel, finer.children, finer.place))
+    x = kernels.sparse_downsampling(x, kernel, finer.children, finer.place)
+    return _constrain(_biased(self, x))
 
 
 class SparseUpsampling(module.Module):
@@ -75,16 +80,19 @@ class SparseUpsampling(module.Module):
 
   Attributes:
     features: channels of the result.
+    use_bias: whether they have a bias.
   """
 
   features: int
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, finer: Level) -> jax.Array:
     """Maps `[batch, m, channels]` of a level to `[batch, n, features]` of the next finer one."""
     kernel = _kernel(self, initializers.torch_convolution(8 * self.features), 8, x.shape[2])
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return _constrain(kernels.sparse_upsampling(x, kernel, finer.children, finer.place))
+    x = kernels.sparse_upsampling(x, kernel, finer.children, finer.place)
+    return _constrain(_biased(self, x))
 
 
 class WindowProjection(module.Module):
@@ -108,6 +116,13 @@ class WindowProjection(module.Module):
 
 def _kernel(layer, init, window, channels):
   return layer.param('kernel', init, (window, channels, layer.features), layer.param_dtype)
+
+
+def _biased(layer, x):
+  if not layer.use_bias:
+    return x
+  bias = layer.param('bias', nn.initializers.zeros, (layer.features,), layer.param_dtype)
+  return x + bias.astype(x.dtype)
 
 
 def _constrain(x):

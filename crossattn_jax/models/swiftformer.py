@@ -63,14 +63,16 @@ class Options(options_lib.Options):
     """Applies a 1 x 1 convolution."""
     return linear.Dense(channels, kernel_init=initializers.linear, name=name, **self.types)(x)
 
-  def halve(self, x: jax.Array, channels: int, name: str) -> jax.Array:
-    """Applies a 3 x 3 convolution with stride 2."""
+  def halve(
+    self, x: jax.Array, channels: int, name: str, side: int = 3, stride: int = 2, padding: int = 1
+  ) -> jax.Array:
+    """Applies a convolution, 3 x 3 with stride 2 by default."""
     conv = convolution.convolution(
       x.shape[-1],
       channels,
-      3,
-      stride=2,
-      padding=1,
+      side,
+      stride=stride,
+      padding=padding,
       kernel_init=initializers.linear,
       bias_init=nn.initializers.zeros,
       name=name,
@@ -111,15 +113,22 @@ class Downsampling(nn.Module):
   Attributes:
     channels: of the result.
     options: common to all parts.
+    side: of the convolution's kernel.
+    stride: of it.
+    padding: pixels around the map.
   """
 
   channels: int
   options: Options
+  side: int = 3
+  stride: int = 2
+  padding: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, width_in]` to half of height and width."""
-    return self.options.normalize(self.options.halve(x, self.channels, 'conv'), train)
+    window = self.side, self.stride, self.padding
+    return self.options.normalize(self.options.halve(x, self.channels, 'conv', *window), train)
 
 
 class ConvEncoder(nn.Module):
@@ -131,18 +140,22 @@ class ConvEncoder(nn.Module):
     mlp_ratio: hidden width per channel.
     drop_path_rate: of the residual branch.
     options: common to all parts.
+    side: of the depthwise convolution's kernel, odd.
+    layer_scale: whether the branch has a factor per channel.
   """
 
   mlp_ratio: float
   drop_path_rate: float
   options: Options
+  side: int = 3
+  layer_scale: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to the same shape."""
     options, channels = self.options, x.shape[-1]
     out = depthwise_conv.DepthwiseConv(
-      3,
+      self.side,
       kernel_init=initializers.linear,
       bias_init=nn.initializers.zeros,
       name='depthwise',
@@ -150,27 +163,31 @@ class ConvEncoder(nn.Module):
     )(x)
     out = options.normalize(out, train)
     out = activations.gelu(options.dense(out, int(self.mlp_ratio * channels), 'fc1'))
-    out = options.scale(self, options.dense(out, channels, 'fc2'), 'layer_scale', 1.0)
+    out = options.dense(out, channels, 'fc2')
+    if self.layer_scale:
+      out = options.scale(self, out, 'layer_scale', 1.0)
     x += drop_path.DropPath(self.drop_path_rate)(out, train)
     return parallel.constrain(x, 'batch', 'height', 'width', 'channels')
 
 
 class FeedForward(nn.Module):
-  """Batch norm, linear, GELU, linear back to the input's width.
+  """Batch norm, linear, GELU, linear, by default back to the input's width.
 
   Attributes:
     options: common to all parts.
+    channels: of the result; those of the input where None.
   """
 
   options: Options
+  channels: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps `[batch, height, width, channels]` to the same shape."""
+    """Maps `[batch, height, width, width_in]` to the same height and width."""
     options, channels = self.options, x.shape[-1]
     x = options.normalize(x, train)
     x = activations.gelu(options.dense(x, int(options.mlp_ratio * channels), 'fc1'))
-    return options.dense(x, channels, 'fc2')
+    return options.dense(x, self.channels or channels, 'fc2')
 
 
 class SwiftFormerEncoder(nn.Module):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from crossattn_jax.layers import resize
 
@@ -102,3 +103,15 @@ def test_nearest_upsampling_repeats_rows_and_columns(size):
   x = np.arange(6.0).reshape(3, 2, 1)
   expected = x[np.arange(size[0]) * 3 // size[0]][:, np.arange(size[1]) * 2 // size[1]]
   np.testing.assert_array_equal(resize.upsample_nearest(jnp.asarray(x), size), expected)
+
+
+@pytest.mark.parametrize('factor', [0.125, 0.25, 1.5])
+def test_zooming_misses_the_pixels_that_scipy_misses(factor):
+  missed = 0
+  for length in range(20, 80):
+    expected = ndimage.zoom(np.ones((length, 2 * length)), factor, order=1) > 0.5
+    size = tuple(round(n * factor) for n in (length, 2 * length))
+    found = resize.reached_by_zoom((length, 2 * length), size)
+    np.testing.assert_array_equal(found, expected)
+    missed += not found.all()
+  assert missed

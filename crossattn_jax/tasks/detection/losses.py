@@ -68,7 +68,7 @@ def binary_cross_entropy(
   targets: jax.Array,
   *,
   positive_weight: float = 1.0,
-  gamma: float = 0.0,
+  gamma: float | None = None,
   alpha: float = 0.25,
 ) -> jax.Array:
   """Cross-entropy of probabilities that may lie between 0 and 1, focal by option.
@@ -77,15 +77,15 @@ def binary_cross_entropy(
     logits: `[...]`.
     targets: `[...]`, probabilities.
     positive_weight: of the part that is 1.
-    gamma: power of the probability that is missing (Lin et al. 2017, arXiv 1708.02002); 0 for plain
-      cross-entropy, without `alpha`.
+    gamma: power of the probability that is missing (Lin et al. 2017, arXiv 1708.02002); None for
+      plain cross-entropy, without `alpha`.
     alpha: weight of the part that is 1; the rest's is `1 - alpha`.
 
   Returns:
     `[...]`.
   """
   loss = positive_weight * targets * nn.softplus(-logits) + (1 - targets) * nn.softplus(logits)
-  if not gamma:
+  if gamma is None:
     return loss
   missing = targets * nn.sigmoid(-logits) + (1 - targets) * nn.sigmoid(logits)
   missing = jnp.maximum(missing, jnp.finfo(missing.dtype).tiny)  # Its power has a finite slope.

@@ -185,7 +185,7 @@ def yolo_losses(
     wanted = 1 - iou_share + iou_share * jnp.maximum(lax.stop_gradient(overlap), 0)
     wanted = _largest(logits.shape[1], indices, jnp.where(slots.found, wanted, 0))
     entropy = losses.binary_cross_entropy(
-      logits, wanted, positive_weight=objectness_weight, gamma=gamma
+      logits, wanted, positive_weight=objectness_weight, gamma=gamma or None
     )
     plain['objectness_loss'] += weight * jnp.mean(entropy)
 
@@ -195,7 +195,7 @@ def yolo_losses(
       true = slots.labels[..., None] == jnp.arange(num_classes)
       wanted = jnp.where(true, 1 - label_smoothing / 2, label_smoothing / 2)
       entropy = losses.binary_cross_entropy(
-        logits, wanted.astype(logits.dtype), positive_weight=class_weight, gamma=gamma
+        logits, wanted.astype(logits.dtype), positive_weight=class_weight, gamma=gamma or None
       )
       entropy = jnp.where(slots.found[..., None], entropy, 0)
       plain['class_loss'] += jnp.sum(entropy) / (number * num_classes)

@@ -112,7 +112,8 @@ def multi_scale(
     images: `[batch, height, width, bands]`.
     scales: of the images.
     flip: whether images are mirrored left to right as well.
-    align_corners: how images and logits are resized.
+    align_corners: how images and logits are resized. Where corners are aligned images are zoomed as
+      by SciPy, whose rounding leaves the last row or column 0 at some sizes (CCNet).
     probabilities: whether probabilities are averaged (mmsegmentation), rather than logits (CCNet).
 
   Returns:
@@ -127,7 +128,10 @@ def multi_scale(
 
   total = 0
   for scale in scales:
-    zoomed = resize.resize(images, zoomed_size(size, scale), 'bilinear', align_corners)
+    size_of_scale = zoomed_size(size, scale)
+    zoomed = resize.resize(images, size_of_scale, 'bilinear', align_corners)
+    if align_corners:
+      zoomed *= resize.reached_by_zoom(size, size_of_scale)[..., None]
     result = scores(zoomed)
     if flip:
       result = 0.5 * (result + scores(zoomed[:, :, ::-1])[:, :, ::-1])

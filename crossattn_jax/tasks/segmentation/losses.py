@@ -83,7 +83,8 @@ def ohem_threshold(
 ) -> jax.Array:
   """The probability of the true class up to which pixels are hard enough to be learnt.
 
-  It is looked for on a map that is smaller by `factor`.
+  It is looked for on a map that is smaller by `factor`, made as by `scipy.ndimage.zoom`: at sizes
+  whose last row or column it misses, both label and probability are 0 there.
 
   Args:
     logits: `[batch, height, width, classes]`.
@@ -104,7 +105,9 @@ def ohem_threshold(
     resize.nearest_corner_aligned(length, short)
     for length, short in zip(labels.shape[1:], size, strict=True)
   )
-  small_labels = labels[:, rows][:, :, columns]
+  reached = resize.reached_by_zoom(labels.shape[1:], size)
+  small = jnp.where(reached[..., None], small, 0)
+  small_labels = jnp.where(reached, labels[:, rows][:, :, columns], 0)
   valid = small_labels != ignore_label
   true = jnp.where(valid, _pick(small, small_labels), jnp.inf).reshape(-1)
   kept = min_kept // factor**2

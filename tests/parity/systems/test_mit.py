@@ -1,10 +1,14 @@
 """Cases of MIT with other arguments, sizes and modes than the recorded ones."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.mit import scenes as scenes_lib
+
+REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mit'
 
 
 def test_scenes_are_batches_and_rows_come_back_as_they_were():
@@ -126,3 +130,17 @@ def test_what_cannot_be_honoured_is_refused(vary, case, changes, mode, message):
 def test_models_are_built_of_other_arguments(vary, case, changes, without):
   adapter = adapters.find_adapter(vary(f'mit/{case}', changes, without=without))
   assert adapter.mapping.entries
+
+
+def test_sparse_layers_honour_their_bias(vary, compute):
+  for case in ('op_sparse_conv_k3', 'op_sparse_down_k2s2', 'op_sparse_up_k2s2'):
+    with np.load(REFERENCE / f'{case}.npz') as arrays:
+      coords = arrays['input/coords']
+    before, _ = compute(vary(f'mit/{case}'), coords=coords)
+    manifest = vary(f'mit/{case}', {'bias': True})
+    width = manifest['constructor']['out_channels']
+    manifest['state'].append(
+      {'key': 'bias', 'shape': [1, width], 'kind': 'param', 'mean': 3.0, 'std': 0.0, 'abs': False}
+    )
+    after, _ = compute(manifest, coords=coords)
+    np.testing.assert_allclose(after['y'], before['y'] + 3)

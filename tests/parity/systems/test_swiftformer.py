@@ -216,10 +216,9 @@ def test_parts_of_semantic_fpn_are_outputs():
 @pytest.mark.parametrize(
   ('case', 'constructor', 'message'),
   [
-    ('op_conv_encoder_eval', {'kernel_size': 5}, 'kernel_size is 5; its adapter replays only 3'),
-    ('op_embedding_eval', {'stride': 4}, 'stride is 4; its adapter replays only 2'),
+    ('swiftformer_xs_train', {'down_stride': 4}, 'down_stride is 4; its adapter replays only 2'),
     ('swiftformer_xs_train', {'drop_path_rate': 0.1}, 'in training mode only 0 can be replayed'),
-    ('op_mlp_eval', {'groups': 2}, 'does not know groups; it knows in_features, out_features'),
+    ('op_mlp_eval', {'groups': 2}, 'does not know groups; it knows in_features, drop'),
   ],
 )
 def test_what_cannot_be_replayed_is_refused_by_name(case, constructor, message):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from crossattn_jax.tasks.segmentation import losses
 
@@ -63,6 +64,18 @@ def test_hard_pixels_are_at_least_as_many_as_asked_for():
   everything = losses.ohem_threshold(easy, LABELS, threshold=0.0, min_kept=100_000)
   assert 0 < few < many <= everything == 1
   assert losses.ohem_threshold(easy, LABELS, threshold=0.7, min_kept=0) == np.float32(0.7)
+
+
+def test_hard_pixels_are_looked_for_where_scipy_does():
+  rng = np.random.RandomState(1)
+  labels, logits = rng.randint(4, size=(1, 17, 30)), rng.standard_normal((1, 17, 30, 4))
+  shares = np.asarray(jax.nn.softmax(logits))
+  small = ndimage.zoom(labels, (1, 0.25, 0.25), order=0)
+  shares = ndimage.zoom(shares, (1, 0.25, 0.25, 1), order=1)
+  assert not small[..., -1].any()  # SciPy misses the last column of this size.
+  true = np.sort(np.take_along_axis(shares, small[..., None], -1).ravel())
+  found = losses.ohem_threshold(logits, jnp.asarray(labels), threshold=0, min_kept=320, factor=4)
+  np.testing.assert_allclose(found, true[19], rtol=1e-5)
 
 
 def test_lovasz_of_certain_predictions_is_one_minus_the_mean_iou():

@@ -92,8 +92,9 @@ def _zoom(manifest: Manifest) -> adapters.Adapter:
         resize.nearest_corner_aligned(length, short)
         for length, short in zip(label.shape[1:], size, strict=True)
       )
-      outputs[f'linear_{zoom}'] = channels_first(linear)
-      outputs[f'nearest_{zoom}'] = label[:, rows][:, :, columns].astype(image.dtype)
+      reached = resize.reached_by_zoom(label.shape[1:], size)
+      outputs[f'linear_{zoom}'] = channels_first(linear) * reached
+      outputs[f'nearest_{zoom}'] = (label[:, rows][:, :, columns] * reached).astype(image.dtype)
     return outputs
 
   return adapters.function_adapter(run, jit=True)

@@ -15,8 +15,8 @@ from crossattn_jax.tasks.segmentation import losses
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-# (logits, logits of the auxiliary head, labels) -> loss, the logits NCHW and of any size.
-Criterion = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (logits, logits of the auxiliary head or None, labels) -> loss, the logits NCHW of any size.
+Criterion = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
 
 
 def make_criterion(name: str | None, c: arguments.Arguments) -> Criterion | None:
@@ -46,15 +46,17 @@ def make_criterion(name: str | None, c: arguments.Arguments) -> Criterion | None
   if name not in ('CriterionDSN', 'CriterionOhemDSN', 'CriterionOhemDSN2'):
     raise arguments.ArgumentError(f'criterion {name!r} is none of CCNet')
 
-  def criterion(pred: jax.Array, pred_dsn: jax.Array, target: jax.Array) -> jax.Array:
-    main, auxiliary = (
-      resize.resize(channels_last(x), target.shape[1:], 'bilinear', align_corners=True)
-      for x in (pred, pred_dsn)
-    )
+  def criterion(pred: jax.Array, pred_dsn: jax.Array | None, target: jax.Array) -> jax.Array:
+    def resized(x: jax.Array) -> jax.Array:
+      return resize.resize(channels_last(x), target.shape[1:], 'bilinear', align_corners=True)
+
+    main = resized(pred)
     loss = main_loss(main, target)
     if name == 'CriterionOhemDSN2':
       return loss + losses.lovasz_softmax(main, target, **ignored)
-    return loss + weight * losses.cross_entropy(auxiliary, target, **ignored)
+    if pred_dsn is None:
+      return loss
+    return loss + weight * losses.cross_entropy(resized(pred_dsn), target, **ignored)
 
   return criterion
 
@@ -64,7 +66,11 @@ def _criterion_adapter(manifest: Manifest, name: str) -> adapters.Adapter:
   # What the record found on the way.
   c.ignore('ohem_threshold', 'kept_pixels', 'valid_pixels')
   criterion = make_criterion(c.get('criterion', name), c)
-  return adapters.function_adapter(lambda **inputs: {'loss': criterion(**inputs)}, jit=True)
+
+  def run(pred: jax.Array, target: jax.Array, pred_dsn: jax.Array | None = None) -> Arrays:
+    return {'loss': criterion(pred, pred_dsn, target)}
+
+  return adapters.function_adapter(run, jit=True)
 
 
 @adapters.register_adapter('ccnet', 'loss_dsn')

@@ -94,10 +94,10 @@ def _encoder(manifest: Manifest) -> adapters.Adapter:
   )
 
 
-def _across(module: nn.Module, inputs: Arrays, num_classes: int) -> Arrays:
-  """Of the originals, those that skip no class return weights, the others logits."""
+def _across(module: nn.Module, inputs: Arrays, skips: bool) -> Arrays:
+  """Of the originals, those that skip classes return logits, the others weights."""
   out, logits = module(inputs['q'], inputs['v'])
-  return {'y': out, 'weights': logits if num_classes else nn.softmax(logits)}
+  return {'y': out, 'weights': logits if skips else nn.softmax(logits)}
 
 
 def _cross_attention(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
@@ -113,7 +113,7 @@ def _cross_attention(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
         c.get('num_heads', 4), classes, c['out_dim'], c.get('qkv_bias', False)
       ),
       rules=rules.CROSS_ATTENTION,
-      call=lambda module, inputs: _across(module, inputs, classes),
+      call=lambda module, inputs: _across(module, inputs, skips),
     )
 
   return make
@@ -133,7 +133,7 @@ def _decoder_block(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
       manifest,
       interlaced.InterlacedBlock(c.get('num_heads', 4), classes, c.get('mlp_ratio', 0.2)),
       rules=rules.INTERLACED_BLOCK,
-      call=lambda module, inputs: _across(module, inputs, classes),
+      call=lambda module, inputs: _across(module, inputs, skips),
     )
 
   return make

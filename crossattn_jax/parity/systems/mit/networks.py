@@ -24,6 +24,9 @@ Arrays = dict[str, jax.Array]
 # Any scene gives the parameters their shapes.
 _EXAMPLE = {'coords': np.zeros((1, 4), np.int32)}
 
+# Of one layer.
+_LAYER = [*rules.KERNEL, Rule('bias', 'bias', 'unbatched')]
+
 
 def _is_training(manifest: Manifest) -> bool:
   return manifest['mode'] == 'train'
@@ -55,30 +58,28 @@ def _convolution(manifest: Manifest) -> adapters.Adapter:
   c.ignore('op', only=('MinkowskiConvolution',))
   c.ignore('stride', only=(1,))
   c.ignore('in_channels')
-  size = c['kernel_size']
+  size, use_bias = c['kernel_size'], c.get('bias', False)
   if size == 1:  # A product, whose kernel is a matrix.
     return _scenes_adapter(
       manifest,
-      linear.Dense(c['out_channels'], use_bias=c.get('bias', False)),
+      linear.Dense(c['out_channels'], use_bias=use_bias),
       lambda product, scenes, inputs: {'y': product(inputs['feats'])},
       1,
-      rules=[*rules.KERNEL, Rule('bias', 'bias', 'unbatched')],
+      rules=_LAYER,
     )
-  c.ignore('bias', only=(False,))
 
   def call(convolution: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     level = sparse.Level(points.neighbours(scenes.levels[0].cells, size)[None])
     return {'y': convolution(inputs['feats'][None], level)[0]}
 
   return _scenes_adapter(
-    manifest, sparse.SparseConv(c['out_channels']), call, 1, rules=rules.KERNEL
+    manifest, sparse.SparseConv(c['out_channels'], use_bias), call, 1, rules=_LAYER
   )
 
 
 def _check_strided(c: Any, op: str) -> None:
   c.ignore('op', only=(op,))
   c.ignore('kernel_size', 'stride', only=(2,))
-  c.ignore('bias', only=(False,))
   c.ignore('in_channels')
 
 
@@ -90,8 +91,8 @@ def _downsampling(manifest: Manifest) -> adapters.Adapter:
   def call(down: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     return {'y': down(inputs['feats'][None], rules.level_tables(scenes.levels[0]))[0]}
 
-  module = sparse.SparseDownsampling(c['out_channels'])
-  return _scenes_adapter(manifest, module, call, 2, rules=rules.KERNEL)
+  module = sparse.SparseDownsampling(c['out_channels'], c.get('bias', False))
+  return _scenes_adapter(manifest, module, call, 2, rules=_LAYER)
 
 
 @adapters.register_adapter('mit', 'sparse_up')
@@ -102,8 +103,8 @@ def _upsampling(manifest: Manifest) -> adapters.Adapter:
   def call(up: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     return {'y': up(inputs['coarse_feats'][None], rules.level_tables(scenes.levels[0]))[0]}
 
-  module = sparse.SparseUpsampling(c['out_channels'])
-  return _scenes_adapter(manifest, module, call, 2, rules=rules.KERNEL)
+  module = sparse.SparseUpsampling(c['out_channels'], c.get('bias', False))
+  return _scenes_adapter(manifest, module, call, 2, rules=_LAYER)
 
 
 def _block(kind: type[nn.Module], expansion: int, block_rules: Any) -> Any:

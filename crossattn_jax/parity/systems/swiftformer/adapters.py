@@ -146,19 +146,16 @@ def _stem(manifest: Manifest) -> adapters.Adapter:
 def _downsampling(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('in_chans')
-  c.ignore('patch_size', only=(3,))
-  c.ignore('stride', only=(2,))
-  c.ignore('padding', only=(1,))
-  module = swiftformer.Downsampling(c['embed_dim'], swiftformer.Options())
+  window = c.get('patch_size', 3), c.get('stride', 2), c.get('padding', 1)
+  module = swiftformer.Downsampling(c['embed_dim'], swiftformer.Options(), *window)
   return _map_adapter(manifest, module, swiftformer_rules.downsampling_rules())
 
 
 def _conv_encoder_adapter(manifest: Manifest, ratio: fractions.Fraction | int) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('kernel_size', only=(3,))
-  c.ignore('use_layer_scale', only=(True,))
   c.ignore_rates('drop_path')
-  module = swiftformer.ConvEncoder(ratio, 0.0, swiftformer.Options())
+  branch = c.get('kernel_size', 3), c.get('use_layer_scale', True)
+  module = swiftformer.ConvEncoder(ratio, 0.0, swiftformer.Options(), *branch)
   return _map_adapter(manifest, module, swiftformer_rules.conv_encoder_rules())
 
 
@@ -178,10 +175,9 @@ def _local_representation(manifest: Manifest) -> adapters.Adapter:
 def _mlp(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   width = c['in_features']
-  c.ignore('out_features', only=(None, width))
   c.ignore_rates('drop')
   ratio = fractions.Fraction(c.get('hidden_features', width), width)
-  module = swiftformer.FeedForward(swiftformer.Options(mlp_ratio=ratio))
+  module = swiftformer.FeedForward(swiftformer.Options(mlp_ratio=ratio), c.get('out_features'))
   return _map_adapter(manifest, module, swiftformer_rules.mlp_rules())
 
 
