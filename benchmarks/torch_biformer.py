@@ -134,23 +134,10 @@ def create_model(name):
 
 
 def main():
-  import numpy as np
-
-  import crossattn_jax
-  from crossattn_jax.conversion import convert
+  from benchmarks import same_model
 
   torch.manual_seed(0)
-  model = create_model('biformer_tiny').eval()
-  state = {key: value.numpy() for key, value in model.state_dict().items()}
-  variables = convert.to_flax('biformer_tiny', state).variables
-  image = np.random.default_rng(0).standard_normal((1, 224, 224, 3)).astype(np.float32)
-  with torch.inference_mode():
-    theirs = model(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy()
-  ours, _ = crossattn_jax.create_model('biformer_tiny').apply(variables, image)
-  error = np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
-  print(f'logits differ by {error:.1e}')
-  if error > 1e-4:
-    raise SystemExit('not the same model')
+  same_model.check('biformer_tiny', create_model('biformer_tiny').eval(), side=224)
 
 
 if __name__ == '__main__':

@@ -146,25 +146,13 @@ def create_model(name):
 
 
 def main():
-  import numpy as np
-
-  import crossattn_jax
-  from crossattn_jax.conversion import convert
+  from benchmarks import same_model
 
   torch.manual_seed(0)
   model = create_model('ccnet_resnet50').eval()
   torch.nn.init.constant_(model.head.cca.gamma, 0.5)
-  state = {key: value.numpy() for key, value in model.state_dict().items()}
-  variables = convert.to_flax('ccnet_resnet50', state).variables
-  image = np.random.default_rng(0).standard_normal((1, 97, 97, 3)).astype(np.float32)
-  with torch.inference_mode():
-    theirs = model(torch.from_numpy(image).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-  ours, _ = crossattn_jax.create_model('ccnet_resnet50', auxiliary=False).apply(variables, image)
-  error = np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
   # Inplace-ABN adds 1e-5 to the scale of every norm.
-  print(f'logits differ by {error:.1e}')
-  if error > 1e-3:
-    raise SystemExit('not the same model')
+  same_model.check('ccnet_resnet50', model, side=97, bound=1e-3, auxiliary=False)
 
 
 if __name__ == '__main__':

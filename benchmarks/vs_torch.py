@@ -491,6 +491,8 @@ def row(record: dict) -> str:
     values = record.get('ratios', {}).get(side)
     if not values:
       return '-'
+    if len(values) == 1:
+      return f'{values[0]:.2f}'
     low, middle, high = statistics.quantiles(values, n=4)
     return f'{middle:.2f} ({low:.2f} to {high:.2f})'
 
