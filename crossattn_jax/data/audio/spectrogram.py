@@ -8,6 +8,7 @@ What is left is a few lines of numpy.
 import functools
 
 import numpy as np
+from scipy import fft
 
 SAMPLE_RATE = 16_000
 # Of AudioSet's log-mel values.
@@ -51,9 +52,12 @@ def log_mel(waveform: np.ndarray, num_mel_bins: int = 128) -> np.ndarray:
   frames = np.lib.stride_tricks.sliding_window_view(waveform, _FRAME)[::_HOP]
   # What the mean of the clip does is undone here.
   frames = frames - frames.mean(axis=1, keepdims=True)
-  before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-  frames = (frames - dtype.type(_PRE_EMPHASIS) * before) * np.hanning(_FRAME).astype(dtype)
-  power = np.abs(np.fft.rfft(frames, _FFT)[:, : _FFT // 2]) ** 2
+  emphasized = frames.copy()
+  emphasized[:, 1:] -= dtype.type(_PRE_EMPHASIS) * frames[:, :-1]
+  emphasized[:, :1] -= dtype.type(_PRE_EMPHASIS) * frames[:, :1]
+  emphasized *= np.hanning(_FRAME).astype(dtype)
+  spectrum = fft.rfft(emphasized, _FFT)[:, : _FFT // 2]
+  power = spectrum.real**2 + spectrum.imag**2  # The absolute value takes a square root.
   energies = power @ _mel_bank(num_mel_bins).astype(dtype)
   return np.log(np.maximum(energies, dtype.type(_FLOOR)))
 

@@ -85,13 +85,23 @@ def apply(
     low = np.minimum(position.astype(int), max(length - 2, 0))
     taps.append((low, np.minimum(low + 1, length - 1), (position - low).astype(np.float32)))
   (above, below, down), (before, after, right) = taps
-  rows = image[above].astype(np.float32)
-  rows += (image[below] - rows) * down[:, None, None]
-  columns = rows[:, before]
-  columns += (rows[:, after] - columns) * right[None, :, None]
+  # What is not shown need not be interpolated.
+  first, last = (before[0], after[-1] + 1) if len(before) else (0, 0)
+  part = image[:, first:last]
+  rows = part.take(above, axis=0).astype(np.float32)
+  lower = part.take(below, axis=0).astype(np.float32)
+  lower -= rows
+  lower *= down[:, None, None]
+  rows += lower
+  columns = rows.take(before - first, axis=1)
+  beyond = rows.take(after - first, axis=1)
+  beyond -= columns
+  beyond *= right[None, :, None]
+  columns += beyond
   out = np.empty((*crop, image.shape[2]), np.float32)
-  out[:] = np.asarray(padding, np.float32)
-  out[: len(above), : len(before)] = np.rint(columns)
+  if columns.shape[:2] != tuple(crop):
+    out[:] = np.asarray(padding, np.float32)
+  np.rint(columns, out=out[: len(above), : len(before)])
   out_label = np.full(tuple(crop), ignore_label, label.dtype)
   out_label[: len(above), : len(before)] = crop_label(label, choice, crop)
   if choice.mirrored:
