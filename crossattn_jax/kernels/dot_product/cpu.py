@@ -1,6 +1,7 @@
 """Dot-product attention for CPUs: every product in the fastest of its transposed forms.
 
-Scores are `[keys, queries]`: the softmax reduces over rows, and no product transposes them. The
+Scores are `[keys, queries]`: the softmax reduces over rows, and no product transposes them. Its
+total is one more row of the product with the values, rather than another pass over the weights. The
 backward pass, written out, divides by the total once.
 """
 
@@ -19,6 +20,11 @@ def dot_product_attention(query, key, value, scale):
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
   """Contracts one axis of each, per example and head, in at least float32."""
   dtype = jnp.promote_types(a.dtype, jnp.float32)
+  if a.shape[1] == 1:
+    # XLA:CPU copies a product whose second axis has one head, to move that axis.
+    numbers = (((axis_a - 1,), (axis_b - 1,)), ((0,), (0,)))
+    product = jax.lax.dot_general(a[:, 0], b[:, 0], numbers, preferred_element_type=dtype)
+    return product[:, None]
   numbers = (((axis_a,), (axis_b,)), ((0, 1), (0, 1)))
   return jax.lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
@@ -34,8 +40,10 @@ def _rows(x: jax.Array) -> jax.Array:
 def _forward(query, key, value, scale):
   scores = _product(_columns(key), _columns(query * scale), 2, 2)
   weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
-  total = weights.sum(axis=2, keepdims=True)
-  out = _product(_rows(value), weights.astype(value.dtype), 2, 2) / total
+  ones = jnp.ones((*value.shape[:3], 1), value.dtype)
+  sums = _product(_rows(jnp.concatenate([value, ones], 3)), weights.astype(value.dtype), 2, 2)
+  out, total = sums[:, :, :-1], sums[:, :, -1:]
+  out /= total
   result = jnp.transpose(out, (0, 3, 1, 2)).astype(value.dtype)
   return result, (query, key, value, weights, total, out)
 
