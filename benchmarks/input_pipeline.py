@@ -34,21 +34,25 @@ SIZE = 240
 LINKS = 100
 
 
+def photo(rng: np.random.Generator, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+  """Draws an image with edges, gradients and texture."""
+  coarse = rng.integers(256, size=(6, 8, 3), dtype=np.uint8)
+  image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+  patches = rng.integers(256, size=(25, 33, 3), dtype=np.uint8)
+  edges = Image.fromarray(patches).resize((width, height), Image.Resampling.NEAREST)
+  texture = rng.normal(128, 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+  image = Image.blend(image, edges, 0.3)
+  return Image.blend(image, Image.fromarray(texture).filter(ImageFilter.GaussianBlur(0.7)), 0.35)
+
+
 def write_jpegs(folder: pathlib.Path, count: int) -> int:
-  """Draws images with edges, gradients and texture; returns their mean size in bytes."""
+  """Draws images; returns their mean size in bytes."""
   folder.mkdir(parents=True)
   rng = np.random.default_rng(0)
   sizes = []
   for index in range(count):
-    coarse = rng.integers(256, size=(6, 8, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    patches = rng.integers(256, size=(25, 33, 3), dtype=np.uint8)
-    edges = Image.fromarray(patches).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
-    texture = rng.normal(128, 40, (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8)
-    image = Image.blend(image, edges, 0.3)
-    image = Image.blend(image, Image.fromarray(texture).filter(ImageFilter.GaussianBlur(0.7)), 0.35)
     path = folder / f'{index:04d}.jpg'
-    image.save(path, quality=90)
+    photo(rng).save(path, quality=90)
     sizes.append(path.stat().st_size)
     for link in range(1, LINKS):
       os.link(path, folder / f'{index:04d}_{link}.jpg')

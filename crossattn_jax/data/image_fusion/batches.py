@@ -163,37 +163,37 @@ class Examples(pipeline.Examples):
     sizes = pipeline.image_sizes(sources.create_source, *where, self._decoding['upright'])
     return [_rounded(size, self.config) for size in sizes]
 
-  def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Luma of both images, uint8."""
-    pair = _decode(self.source[index], self._decoding)
-    return colors.luma(pair.visible), colors.luma(pair.infrared)
+  def decode(self, index: int) -> Pair:
+    """Both images."""
+    return _decode(self.source[index], self._decoding)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cuts out the same place of both images."""
     index %= len(self.source)
-    (visible, infrared), _, skipped = self.next_readable(index)
-    crop = tuple(self.config.image_size)
-    room = [side - part for side, part in zip(visible.shape, crop, strict=True)]
+    pair, _, skipped = self.next_readable(index)
+    size, crop = pair.visible.shape[:2], tuple(self.config.image_size)
+    room = [side - part for side, part in zip(size, crop, strict=True)]
     if min(room) < 0:
       key = self.source[index]['visible_key']
       raise ValueError(
-        f'{key!r} has {visible.shape[0]} x {visible.shape[1]} pixels, less than the crops: set '
+        f'{key!r} has {size[0]} x {size[1]} pixels, less than the crops: set '
         f'dataset.image_size, now {crop}'
       )
     top, left = (int(rng.integers(side + 1)) for side in room)
     place = slice(top, top + crop[0]), slice(left, left + crop[1])
     return {
-      'visible': _padded(visible[place], crop),
-      'infrared': _padded(infrared[place], crop),
+      'visible': _padded(colors.luma(pair.visible[place]), crop),
+      'infrared': _padded(colors.luma(pair.infrared[place]), crop),
       'skipped': np.int32(skipped),
     }
 
   def eval_example(
-    self, decoded: tuple[np.ndarray, np.ndarray] | None, index: int, bucket: tuple[int, int]
+    self, decoded: Pair | None, index: int, bucket: tuple[int, int]
   ) -> dict[str, np.ndarray]:
     """Pads both images."""
     # One pixel: a size that every operation on sizes can take.
-    visible, infrared = decoded or (np.zeros((1, 1), np.uint8),) * 2
+    pair = decoded or Pair(*(np.zeros((1, 1, 3), np.uint8),) * 2)
+    visible, infrared = colors.luma(pair.visible), colors.luma(pair.infrared)
     return {
       'visible': _padded(visible, bucket),
       'infrared': _padded(infrared, bucket),
