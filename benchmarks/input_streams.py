@@ -123,7 +123,7 @@ class Stream:
   """The training stream of a task.
 
   Attributes:
-    recipe: a file in `configs/`, of whose data pipeline it is.
+    recipe: a file in `configs/` and its argument, of whose data pipeline it is.
     name: of the data set that takes the place of the recipe's own.
     write: writes its files into a folder that is there.
     options: of `config.dataset`; '{folder}' stands for the folder.
@@ -175,10 +175,9 @@ STREAMS = {
     batch=32,
   ),
   'point_segmentation': Stream(
-    'minkunet_scannet',
+    'minkunet_rooms:supervised',
     'point_folder',
     _example('points', 10),
-    {'class_names': ()},
     unit='rooms',
   ),
 }
@@ -187,7 +186,8 @@ STREAMS = {
 def our_batches(task: str, folder: pathlib.Path) -> Iterator[Any]:
   """Endless training batches of this library, made on this thread."""
   stream = STREAMS[task]
-  config = importlib.import_module(f'configs.{stream.recipe}').get_config()
+  recipe, _, argument = stream.recipe.partition(':')
+  config = importlib.import_module(f'configs.{recipe}').get_config(*filter(None, [argument]))
   options = {'name': stream.name, 'data_dir': '{folder}', 'train_split': 'train'} | stream.options
   with config.unlocked():
     for key, value in options.items():
