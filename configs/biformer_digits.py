@@ -1,6 +1,6 @@
 r"""BiFormer on scikit-learn's handwritten digits: bi-level routing in minutes on a laptop's CPU.
 
-Test accuracy: 98.9 % (355 images, seed 0) after 40 epochs. Needs no network.
+Test accuracy: 99.2 % (355 images, seed 0) after 40 epochs. Needs no network.
 
   python main.py --config=configs/biformer_digits.py --workdir=/tmp/biformer_digits
 """
