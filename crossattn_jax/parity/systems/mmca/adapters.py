@@ -257,8 +257,8 @@ def _bert(manifest: Manifest) -> adapters.Adapter:
 
 @adapters.register_adapter('mmca', 'loss_triplet')
 def _triplet_loss(manifest: Manifest) -> adapters.Adapter:
-  """Of the hardest negatives, or of all: the public case of all says so by its name only."""
-  summed = manifest['case'] == 'loss_triplet_sum'
+  """Of the hardest negatives, or of all: public cases of all say so by their names only."""
+  summed = 'sum' in manifest['case'].split('_')
   triplets = _triplet_arguments(manifest['constructor'], hardest=not summed)
 
   def run(S: jax.Array, ids: jax.Array | None = None) -> Arrays:
