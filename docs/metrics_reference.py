@@ -185,9 +185,9 @@ ENTRIES = {
   'image_fusion': Entry(
     'Fusion of infrared and visible images',
     'atfuse_shapes',
-    'Each after its paper, which [its function](api/metrics.md) names. Tables of papers differ in '
-    'units and conventions; [ATFuse](atfuse.md) says in which. Images are grey, with levels of 0 '
-    'to 255.',
+    'Each after its paper, which its function in `metrics/image_fusion.py` names. Tables of '
+    'papers differ in units and conventions; [ATFuse](atfuse.md) says in which. '
+    'Images are grey, with levels of 0 to 255.',
     changes={'task.compare_with_average': True},
     families={'average/': 'the same of the plain mean of both images, to compare with'},
   ),
