@@ -204,6 +204,12 @@ def call(folder, datasets_dir, main_environment):
 
   def call(words):
     mode, words = mode_of(words), small(words)
+    if mode == 'train':
+      # What the config takes from another run, as if it were said.
+      own = config_lib.flat(experiment(flag(words, 'config')))
+      values = {key: str(own.get(key.removeprefix('config.'))) for key in STARTS}
+      paths = {key: x for key, x in values.items() if x.startswith('/tmp/')}
+      words += [f'--{key}={x}' for key, x in paths.items() if not flag(words, key)]
     words = [sys.executable, *(word.replace('/tmp/', f'{folder}/') for word in words[1:])]
     if mode:
       words[1] = str(ROOT / 'main.py')
