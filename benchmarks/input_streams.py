@@ -103,6 +103,9 @@ def write_pairs(folder: pathlib.Path) -> None:
 def write_sketches(folder: pathlib.Path) -> None:
   """Photos with objects, and drawings of their classes."""
   example_folders.write('sketches', folder / 'drawn', 10)
+  for path in (folder / 'drawn' / 'sketches').glob('*/*.png'):
+    if int(path.stem) >= 4:  # Half of four are held out.
+      path.unlink()
   write_boxes(folder / 'photos')
 
 
