@@ -30,7 +30,7 @@ def execute(name, folder, environment, monkeypatch, parameters=''):
     if 'parameters' in cell.metadata.get('tags', []):
       cell.source = parameters
   client = nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(folder)}}
+    notebook, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(folder)}}
   )
   client.execute()
   return notebook
