@@ -62,7 +62,7 @@ import rich
 
 import crossattn_jax
 from crossattn_jax import parallel, tasks
-from crossattn_jax.data import examples
+from crossattn_jax.data import examples, sources
 from crossattn_jax.training import (
   command_line,
   demo,
@@ -210,10 +210,11 @@ def _path(text: str) -> epath.Path:
 
 
 def _input() -> epath.Path:
-  """What --input names. Samples that come with the library are found from any folder."""
-  path = _path(_INPUT.value)
-  if _INPUT.value.startswith('crossattn_jax/samples') and not path.exists():
-    path = epath.Path(__file__).parents[1] / path
+  """What --input names, and says where samples of the library are."""
+  if '://' in _INPUT.value:
+    return epath.Path(_INPUT.value)
+  path = epath.Path(sources.located(_INPUT.value))
+  if path != _path(_INPUT.value):
     print(f'input: {path}', file=sys.stderr)
   return path
 

@@ -20,6 +20,8 @@ from crossattn_jax import config_errors
 
 _Path = TypeVar('_Path', bound=str | os.PathLike[str])
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
 IMAGE_EXTENSIONS = (
   '.jpg',
   '.jpeg',
@@ -36,6 +38,18 @@ IMAGE_EXTENSIONS = (
 
 class NotPreparedError(ValueError):
   """A TFDS dataset whose files are not there."""
+
+
+def located(path: str) -> pathlib.Path:
+  """A path that a person gives: `~` is home, and the library's samples are found from any folder.
+
+  Args:
+    path: any; `crossattn_jax/samples/...` is in the installed package where it is not here.
+  """
+  own = pathlib.Path(path)
+  if own.parts[:2] == ('crossattn_jax', 'samples') and not own.exists():
+    return _PACKAGE.parent / own
+  return own.expanduser()
 
 
 def is_hidden(name: str) -> bool:

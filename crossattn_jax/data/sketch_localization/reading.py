@@ -7,7 +7,6 @@ drawn alike, those that a model learns from and those that it is asked with.
 from collections.abc import Sequence
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -45,10 +44,11 @@ def find(given: str) -> list[str]:
   Raises:
     FileNotFoundError: a folder has none.
   """
-  if not pathlib.Path(given).is_dir():
-    several = [os.path.expanduser(path.strip()) for path in given.split(',')]
-    return [given] if pathlib.Path(given).exists() else several
-  paths, _ = sources.find_files(given, EXTENSIONS)
+  whole = sources.located(given)
+  if not whole.is_dir():
+    several = [str(sources.located(path.strip())) for path in given.split(',')]
+    return [str(whole)] if whole.exists() else several
+  paths, _ = sources.find_files(whole, EXTENSIONS)
   if not paths:
     raise FileNotFoundError(
       f'{given}: there is no drawing ({", ".join(EXTENSIONS)}) in it or below'

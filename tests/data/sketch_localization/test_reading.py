@@ -200,3 +200,11 @@ def test_files_that_are_none(tmp_path):
   np.save(tmp_path / 'cat.npy', np.zeros((5, 2)))
   with pytest.raises(ValueError, match=r'the shape \[5, 2\]; expected \[steps, 3\]'):
     reading.read(tmp_path / 'cat.npy')
+
+
+def test_drawings_of_the_library_are_found_from_any_folder(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  cup, star = reading.find('crossattn_jax/samples/sketches/cup.png,star.png')
+  assert reading.read(cup).strokes
+  assert star == 'star.png'
+  assert len(reading.find('crossattn_jax/samples/sketches')) > 1
