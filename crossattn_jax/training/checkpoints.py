@@ -15,8 +15,6 @@ Three things may be wrong with a checkpoint, and are told apart:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
-import sys
-import threading
 from typing import Any, NamedTuple
 import zlib
 
@@ -30,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crossattn_jax.parallel import parameters
-from crossattn_jax.training import files, fingerprints, messages
+from crossattn_jax.training import files, fingerprints, messages, save_barrier
 
 _STATE = 'state'
 _METADATA = 'metadata'
@@ -116,7 +114,7 @@ class Checkpointer:
     self._best_mode = best_mode
     self._metrics: dict[int, dict[str, float]] = {}
     self._manager: ocp.CheckpointManager | None = None
-    self._barrier = _Barrier()
+    self._barrier = save_barrier.SaveBarrier()
 
   def save(self, step: int, state: Any, config: ml_collections.ConfigDict | None = None) -> bool:
     """Starts saving; returns when the arrays may be donated, before they are on disk.
@@ -405,26 +403,6 @@ class _Preservation:
     del context
     kept = self._preserved([checkpoint.step for checkpoint in checkpoints])
     return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-class _Barrier:
-  """Where the threads of a save wait for other processes; one that has failed does not wait.
-
-  Orbax sends it there before it tells its error, while the others wait for what it was to write.
-
-  Attributes:
-    failed: whether a save has failed in this process.
-  """
-
-  def __init__(self):
-    self.failed = False
-
-  def __call__(self, *, key: str, timeout_ms: int) -> None:
-    error = sys.exception()
-    if error is not None and threading.current_thread() is not threading.main_thread():
-      self.failed = True
-      raise error
-    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
