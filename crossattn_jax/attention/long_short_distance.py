@@ -6,6 +6,7 @@ distance attention a group is a window, in long distance attention its tokens ar
 and columns apart. Scores get a dynamic position bias, so that groups may have any size.
 """
 
+import math
 from typing import Literal
 
 from flax import linen as nn
@@ -105,6 +106,8 @@ class LongShortDistanceAttention(module.Module):
     mask_padding: whether padded tokens are hidden; if not, they take part as keys whose projection
       is the bias.
     position_bias: whether scores have a dynamic position bias.
+    qkv_bias: whether the projections to query, key and value have biases.
+    scale: of the scores, head_dim^-0.5 by default.
 
   Examples:
     >>> attention = LongShortDistanceAttention(num_heads=2, kind='long', group_size=7, interval=4)
@@ -123,6 +126,8 @@ class LongShortDistanceAttention(module.Module):
   center_padding: bool = False
   mask_padding: bool = True
   position_bias: bool = True
+  qkv_bias: bool = True
+  scale: float | None = None
 
   @nn.nowrap
   def grouping(self, size: Pair) -> kernels.Grouping:
@@ -162,8 +167,10 @@ class LongShortDistanceAttention(module.Module):
       cut = kernels.Grouping(grouping.padded_size, grouping.group, grouping.interval)
     query, key, value = (
       parallel.constrain(part, 'batch', 'height', 'width', ('heads', heads))
-      for part in linear.Projections(3, heads, channels, name='qkv', **common)(x)
+      for part in linear.Projections(3, heads, channels, self.qkv_bias, name='qkv', **common)(x)
     )
+    if self.scale is not None:
+      query *= self.scale * math.sqrt(channels // heads)
     bias = None
     if self.position_bias:
       # The original divides the width by four twice.

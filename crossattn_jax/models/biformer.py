@@ -59,7 +59,8 @@ class Options(options_lib.Options):
     qk_scale: of scores and routing logits; qk_dim^-0.5 by default.
     head_dim: width of a head of queries and keys where attention is routed or in windows.
     global_heads: heads of global attention.
-    lepe_side: of the depthwise convolution beside the attention; 0 leaves it out.
+    lepe_side: of the depthwise convolution beside the attention; 0 leaves it out. Global attention
+      that enhances values ('global_lepe_value') has one of side 5, as the original.
     kv_pooling: downsampling of each region's keys and values; see `pool_regions`.
     kv_pool_sizes: of it, per stage.
     output_projection: whether a linear map follows routed attention.
@@ -221,11 +222,13 @@ class Options(options_lib.Options):
         return tuple(builders[i % 2] for i in range(depth))
       case _:
         lepe = {'global': 'none', 'global_lepe': 'input', 'global_lepe_value': 'value'}[kind]
+        # The original says no side to attention that enhances values: it is the default.
+        side = 5 if lepe == 'value' else self.lepe_side
         build = functools.partial(
           global_attention.GlobalAttention,
           self.global_heads,
-          lepe=lepe if self.lepe_side else 'none',
-          lepe_side=self.lepe_side,
+          lepe=lepe if side else 'none',
+          lepe_side=side,
           **projection,
         )
     return (build,) * depth

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import long_short_distance
@@ -49,12 +50,15 @@ def group_sizes_of_blocks(
     For each stage a size per block.
   """
   total = sum(depths)
+  # Shares of the map's side. The original's rounding: a product with it may exceed a whole number.
+  shares = [1.0] * total
+  if resolution > 4:
+    shares = np.arange(4 / resolution, 1.0, (1 - 4 / resolution) / total)
   result, b = [], 0
   for stage, (constant, depth) in enumerate(zip(group_sizes, depths, strict=True)):
     side, sizes = resolution // 2**stage, []
     for i in range(depth):
-      # A whole number where it is one, unlike the product with a fraction of the map.
-      size = side * (4 * total + b * (resolution - 4)) / (resolution * total)
+      size = side * shares[b]
       if rule in ('linear_div', 'alter') and size > side // 2:
         whole = size > 0.75 * side if rule == 'linear_div' else b % 2 == 1
         size = side if whole or stage != 2 else side // 2

@@ -171,3 +171,14 @@ def test_global_attention_has_heads_scale_and_bias_of_the_case(vary, compute):
   out = compute(manifest)[0]['y']
   # Without scores every place gets the mean value.
   np.testing.assert_allclose(out, np.broadcast_to(out[:, :1, :1], out.shape), atol=1e-12)
+
+
+def test_attention_that_enhances_values_has_the_original_s_side(vary):
+  """The official block of two maps' layout says no side to it, whatever `side_dwconv` is."""
+  changes = {'topk': -1, 'side_dwconv': 3}
+  manifest = vary('biformer/stl_block_nchw', changes, without=['attn.qkv_linear.bias'])
+  for entry in manifest['state']:
+    entry['key'] = entry['key'].replace('qkv_linear', 'qkv').replace('output_linear', 'proj')
+  adapter = adapters.find_adapter(manifest)
+  shapes = {entry.torch_key: entry.torch_shape for entry in adapter.mapping.entries}
+  assert shapes['attn.lepe.weight'] == (32, 1, 5, 5)

@@ -155,6 +155,7 @@ def test_official_weights_that_no_program_can_download_are_said_to_be_so(name, m
 
 
 SMALL = {
+  'img_size': 32,
   'embed_dim': 16,
   'depths': [1, 2],
   'num_heads': [2, 1],
@@ -171,7 +172,7 @@ SMALL = {
 
 def test_the_constructor_makes_the_model():
   c = arguments.Arguments(SMALL)
-  model = crossformer_cases.build_model(c, num_classes=7, image_size=(32, 32))
+  model = crossformer_cases.build_model(c, num_classes=7)
   c.check()
   shapes = {entry.torch_key: entry.torch_shape for entry in _build(model).entries}
   # The width of a stage divided by sixteen, and its heads.
@@ -288,3 +289,49 @@ def test_suppression_has_any_thresholds(vary, compute):
   np.testing.assert_array_equal(scores(max_num=200, score_thr=0.4), recorded[recorded > 0.4])
   every = np.sort(stored['scores'][:, :-1], axis=None)[::-1]
   np.testing.assert_array_equal(scores(max_num=240, iou_threshold=1.0), every[every > 0.15][:200])
+
+
+@pytest.mark.parametrize(
+  ('rule', 'depths', 'resolution', 'expected'),
+  [
+    ('linear', '2_7_1_4', 28, [4, 6, 4, 5, 6, 7, 8, 9, 9, 5, 4, 4, 4, 4]),
+    ('alter', '6_8_4', 40, [4, 7, 9, 11, 13, 15, 9, 10, 20, 20, 20, 20, 20, 20, 5, 10, 5, 10]),
+  ],
+)
+def test_growing_group_sizes_round_as_the_original_s(
+  vary, compute, rule, depths, resolution, expected
+):
+  """Computed with the official code, whose shares of the map are a little above whole numbers."""
+  name = f'{rule}/depths_{depths}'
+  manifest = vary('crossformer/pgs_group_sizes', {'resolution': resolution})
+  manifest['shapes'] = {f'out/{name}': [len(expected)]}
+  outputs, _ = compute(manifest)
+  assert outputs[name].tolist() == expected
+
+
+def test_dense_predictors_pad_and_mask_whatever_is_said(vary, compute):
+  small = {'dim': 16, 'num_heads': 2, 'H': 5, 'W': 6}
+  outputs = []
+  for said in ({}, {'pad_type': 1, 'no_mask': True}):
+    manifest = _narrow(vary('crossformer/op_dense_block_lda', small | said))
+    outputs.append(compute(manifest)[0]['y'])
+  np.testing.assert_array_equal(*outputs)
+
+
+def test_a_block_may_have_another_scale_and_no_biases(vary, compute):
+  small = {'dim': 16, 'num_heads': 2, 'input_resolution': [5, 6], 'qkv_bias': False}
+  scaled = _narrow(vary('crossformer/op_block_sda', small | {'qk_scale': 8**-0.5}))
+  scaled['state'] = [entry for entry in scaled['state'] if entry['key'] != 'attn.qkv.bias']
+  plain = scaled | {'constructor': scaled['constructor'] | {'qk_scale': None}}
+  other = scaled | {'constructor': scaled['constructor'] | {'qk_scale': 0.9}}
+  (expected, _), (outputs, _), (others, _) = map(compute, (plain, scaled, other))
+  np.testing.assert_allclose(outputs['y'], expected['y'], rtol=1e-12)
+  assert not np.allclose(others['y'], expected['y'])
+
+
+def _narrow(manifest):
+  """A block of 16 channels instead of 64, for 30 tokens."""
+  manifest['inputs']['x']['shape'] = [1, 30, 16]
+  for entry in manifest['state']:
+    entry['shape'] = [side // 4 if side % 16 == 0 or side == 4 else side for side in entry['shape']]
+  return manifest

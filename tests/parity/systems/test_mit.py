@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity import adapters, arguments, cases
 from crossattn_jax.parity.systems.mit import scenes as scenes_lib
 
 REFERENCE = pathlib.Path(__file__).parents[2] / 'reference' / 'mit'
@@ -144,3 +144,30 @@ def test_sparse_layers_honour_their_bias(vary, compute):
     )
     after, _ = compute(manifest, coords=coords)
     np.testing.assert_allclose(after['y'], before['y'] + 3)
+
+
+def test_even_windows_of_a_sparse_convolution_start_at_the_cell(vary, compute):
+  """As a dense correlation with zeros between the cells says."""
+  size, rng = 2, np.random.RandomState(0)
+  cells = np.unique(rng.randint(-2, 3, (40, 3)), axis=0)
+  coords = rng.permutation(np.pad(cells, ((0, 0), (1, 0)))).astype(np.int32)
+  manifest = vary(
+    'mit/op_sparse_conv_k3',
+    {'kernel_size': size},
+    inputs={'feats': (len(coords), 4)},
+    state={'kernel': (size**3, 4, 6)},
+  )
+  outputs, _ = compute(manifest, coords=coords)
+  case = cases.Case(pathlib.Path(), manifest | {'inputs': {}}, {}, {})
+  entry = manifest['inputs']['feats']
+  feats = cases.generate(
+    manifest['seed'], 'input/feats', entry['shape'],
+    mean=entry['mean'], std=entry['std'], abs=entry.get('abs', False),
+  ).astype(np.float64)  # fmt: skip
+  grid = np.zeros((8, 8, 8, 4))
+  grid[tuple(coords[:, 1:].T + 2)] = feats
+  kernel = case.weights['kernel'].astype(np.float64)
+  expected = 0
+  for j, (z, y, x) in enumerate(np.ndindex(size, size, size)):
+    expected = expected + grid[tuple(coords[:, 1:].T + 2 + [[x], [y], [z]])] @ kernel[j]
+  np.testing.assert_allclose(outputs['y'], expected, rtol=1e-10, atol=1e-12)

@@ -11,8 +11,8 @@ Manifest = Mapping[str, Any]
 
 
 def _per_stage(value: int | float | Sequence[Any], stages: int) -> tuple[Any, ...]:
-  """A value for each stage, as a constructor gives it: one for all, or a list."""
-  return tuple(value) if isinstance(value, Sequence) else (value,) * stages
+  """A value for each stage, as a constructor gives it: one for all, or a list of at least these."""
+  return tuple(value)[:stages] if isinstance(value, Sequence) else (value,) * stages
 
 
 def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossFormer:
@@ -34,7 +34,15 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
   widths = tuple(width * 2**s for s in range(stages))
   heads = _per_stage(c.get('num_heads', (3, 6, 12, 24)), stages)
   merging = c.get('merge_size', [[2, 4]] * (stages - 1))
+  if fields.get('backbone'):
+    # Dense predictors take these words, too, and do nothing with them.
+    c.ignore('pad_type', 'no_mask')
+  else:
+    fields['center_padding'] = c.get('pad_type', 0) == 1
+    fields['mask_padding'] = not c.get('no_mask', False)
+  side = c.get('img_size', 224)  # Growing group sizes are of this size, whatever the images'.
   return crossformer.CrossFormer(
+    image_size=tuple(side) if isinstance(side, Sequence) else (side, side),
     num_channels=c.get('in_chans', 3),
     widths=widths,
     depths=depths,
@@ -43,10 +51,8 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
     group_rule=c.get('group_type', 'constant'),
     intervals=_per_stage(c.get('crs_interval', (8, 4, 2, 1)), stages),
     adaptive_interval=c.get('adaptive_interval', False),
-    center_padding=c.get('pad_type', 0) == 1,
-    mask_padding=not c.get('no_mask', False),
     patch_sizes=patch_sizes,
-    merging_sizes=tuple(map(tuple, merging)),
+    merging_sizes=tuple(map(tuple, merging))[: stages - 1],
     mlp_ratio=_per_stage(c.get('mlp_ratio', 4), stages),
     cooling=c.get('use_acl', False),
     **fields,
@@ -72,11 +78,9 @@ def _model_adapter(manifest: Manifest, module: crossformer.CrossFormer) -> adapt
 @adapters.register_adapter('crossformer', 'CrossFormer')
 def _classifier(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  side = c.get('img_size', 224)
   module = build_model(
     c,
     num_classes=c.get('num_classes', 1000),
-    image_size=tuple(side) if isinstance(side, Sequence) else (side, side),
   )
   return _model_adapter(manifest, module)
 
@@ -84,5 +88,5 @@ def _classifier(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('crossformer', 'CrossFormerDense')
 def _backbone(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  c.ignore('img_size', 'num_classes', 'frozen_stages', 'norm_eval')
+  c.ignore('num_classes', 'frozen_stages', 'norm_eval')
   return _model_adapter(manifest, build_model(c, backbone=True, lda=long_distance(manifest)))

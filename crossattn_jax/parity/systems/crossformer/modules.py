@@ -30,8 +30,6 @@ BuildAttention = Callable[..., long_short_distance.LongShortDistanceAttention]
 def _ignore_what_changes_nothing(c: arguments.Arguments) -> None:
   c.ignore_rates('drop', 'attn_drop', 'drop_path')
   c.ignore('num_patch_size', 'use_checkpoint', 'norm_layer', 'downsample')
-  c.ignore('qkv_bias', only=(True,))
-  c.ignore('qk_scale', only=(None,))
 
 
 def _attention(
@@ -46,6 +44,9 @@ def _attention(
       longer side.
     **fields: further ones.
   """
+  if rows is None:
+    # Dense predictors take these words, too, and do nothing with them.
+    c.ignore('pad_type', 'no_mask')
   interval, adaptive = c.get('interval', 8), c.get('adaptive_interval', False)
   if adaptive and rows is not None:
     interval, adaptive = -(-rows // group_size), False
@@ -55,8 +56,10 @@ def _attention(
     group_size=group_size,
     interval=interval,
     adaptive_interval=adaptive,
-    center_padding=c.get('pad_type', 0) == 1,
-    mask_padding=not c.get('no_mask', False),
+    center_padding=rows is not None and c.get('pad_type', 0) == 1,
+    mask_padding=rows is None or not c.get('no_mask', False),
+    qkv_bias=c.get('qkv_bias', True),
+    scale=c.get('qk_scale'),
     **fields,
   )
 
@@ -92,10 +95,11 @@ def _block_adapter(
     kind=long_short_distance.KINDS[c.get('lsda_flag', 0)],
     position_bias=not by_rows,
   )
+  cools = any(entry['key'] == f'{prefix}ex_conv.weight' for entry in manifest['state'])
   module = crossformer.Block(
     functools.partial(_RowConvolution, attention) if by_rows else attention,
     c.get('mlp_ratio', 4),
-    cooling=c.get('use_extra_conv', False),
+    cooling=c.get('use_extra_conv', cools),
   )
   block_rules = [*rules.BLOCK, *(rules.ROW_CONVOLUTION if by_rows else ())]
 

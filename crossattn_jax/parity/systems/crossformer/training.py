@@ -39,8 +39,9 @@ def _group_sizes(manifest: Manifest) -> adapters.Adapter:
   def sizes(name: str) -> jax.Array:
     rule, depths = name.split('/depths_')
     per_stage = given or ((7, 7, 14, 7) if rule == '7_14' else (4, 4, 14, 7))
+    depths = [int(depth) for depth in depths.split('_')]
     of_stages = crossformer.group_sizes_of_blocks(
-      rule, per_stage, [int(depth) for depth in depths.split('_')], resolution
+      rule, per_stage[: len(depths)], depths, resolution
     )
     return jnp.asarray(np.concatenate(of_stages), jnp.result_type(float))
 

@@ -68,6 +68,19 @@ def _convolution(manifest: Manifest) -> adapters.Adapter:
       rules=_LAYER,
     )
 
+  if size % 2 == 0:  # Windows start at the cell, and are the last corner of symmetric ones.
+    c.ignore('bias', only=(False,))
+
+    def from_corners(product: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
+      around = points.neighbours(scenes.levels[0].cells, 2 * size - 1)
+      around = around.reshape(*(2 * size - 1,) * 3, -1)[size - 1 :, size - 1 :, size - 1 :]
+      feats = jnp.pad(inputs['feats'], ((0, 1), (0, 0)))  # Absent cells are row -1.
+      windows = feats[around.reshape(size**3, -1).T]
+      return {'y': product(windows.reshape(1, len(windows), -1))[0]}
+
+    product = sparse.WindowProjection(c['out_channels'], size**3)
+    return _scenes_adapter(manifest, product, from_corners, 1, rules=_LAYER)
+
   def call(convolution: nn.Module, scenes: scenes_lib.Scenes, inputs: Arrays) -> Arrays:
     level = sparse.Level(points.neighbours(scenes.levels[0].cells, size)[None])
     return {'y': convolution(inputs['feats'][None], level)[0]}
