@@ -27,7 +27,7 @@ _NIGHTS = 4
 # Of scenes of many shapes.
 _MANY = (1, 4, 5, 11)
 _CLIP = ('samples', 0)
-_QUERIES = ('a red star on sand', 'a blue disc')
+_QUERIES = ('snow with an orange cross, a yellow square and a green star', 'a blue disc')
 
 # Which of them data sets are like, by the task.
 _OFFERED = {
