@@ -47,11 +47,14 @@ def _tokens_first(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
 def _forward(query, key, value, scale):
   scores = _product(_columns(key), _columns(query * scale), -2, -2)
   weights = jnp.exp(scores - scores.max(axis=-2, keepdims=True))
-  ones = jnp.ones((*value.shape[:3], 1), value.dtype)
-  values = _rows(jnp.concatenate([value, ones], axis=3))
-  sums = _product(values, weights.astype(value.dtype), -2, -2)
-  total = sums[..., -1:, :]
-  out = sums[..., :-1, :] / total
+  if value.dtype == weights.dtype:
+    ones = jnp.ones((*value.shape[:3], 1), value.dtype)
+    sums = _product(_rows(jnp.concatenate([value, ones], axis=3)), weights, -2, -2)
+    out, total = sums[..., :-1, :], sums[..., -1:, :]
+  else:  # In half precision the weights of the product are rounded, the total is not.
+    out = _product(_rows(value), weights.astype(value.dtype), -2, -2)
+    total = weights.sum(axis=-2, keepdims=True)
+  out /= total
   return _tokens_first(out, -1, value.dtype), (query, key, value, weights, total, out)
 
 
