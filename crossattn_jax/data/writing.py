@@ -52,8 +52,8 @@ def write_once(builder: tfds.core.DatasetBuilder) -> None:
     if reason is None:
       raise
     raise sources.NotPreparedError(
-      f'cannot write data set {builder.name!r} to {builder.data_dir}: {reason}; make room there, '
-      'or give another folder: --config.dataset.data_dir=FOLDER'
+      f'cannot write data set {builder.name!r} to {builder.data_dir}: {reason}; make room there '
+      'or make it writable, or give another folder: --config.dataset.data_dir=FOLDER'
     ) from error
   else:
     logging.info('wrote dataset %s to %s', builder.name, builder.data_dir)
