@@ -7,15 +7,20 @@ By default every variant's official recipe. The compiler (`main.py --mode=compil
 its own, at low priority) is given the settings one after the other, in the order of `search`: first
 neither rematerialisation nor loops, then more images per chip while that is faster and memory
 allows, and what saves memory only where it must. Every report is kept in a file; one that is there
-with equal settings is not made again, so a search that was stopped goes on. Prints the winners, the
-flags that set them, and the table of docs/measurements/tpu.md; with `--table` only that, of the
-reports in the file. Needs no TPU, but libtpu, and 4 to 30 minutes of processor time per report.
+with equal settings is not made again, so a search that was stopped goes on. Those of older code, or
+of another compiler, are named; `--anew` makes them again. Prints the winners, the flags that set
+them, what takes most of their time, and the table of docs/measurements/tpu.md; with `--table` only
+that, of the reports in the file. Needs no TPU, but libtpu, and 4 to 30 minutes of processor time
+per report.
 """
 
 import argparse
+import ast
 from collections.abc import Callable, Iterator, Sequence
 import datetime
 import fnmatch
+import functools
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -25,6 +30,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import types
 from typing import Any, NamedTuple
 
 from crossattn_jax import models
@@ -46,6 +52,11 @@ HEADER = (
 )
 # What is gained by less is not worth other settings.
 _WORTH = 1.01
+# Twice the images take a little less than twice the temporaries. The compiler refuses what does not
+# fit, so a guess that is a little too large costs one compilation.
+_OVER = 1.1
+# Operations of a report that are kept.
+_COSTLIEST = 10
 
 
 class Setting(NamedTuple):
@@ -99,7 +110,7 @@ def search(
   if 'error' not in record:
     memory = record['memory']
     needed = memory['arguments'] + 2 * (memory['total'] - memory['arguments'])
-    if needed <= record['chip']['hbm_bytes']:
+    if needed <= _OVER * record['chip']['hbm_bytes']:
       larger = report(Setting(2 * images))
       if speed(larger) > _WORTH * speed(record):
         search(report, 2 * images, chips, choices)
@@ -145,6 +156,39 @@ def recipes() -> dict[str, str]:
   return {name: found[name] for name in names.values()}
 
 
+@functools.cache
+def code_of(model: str) -> str:
+  """Hash of the source of a model and of everything of this package that it names.
+
+  Comments and the layout of lines do not count, nor do the kernels of other platforms.
+
+  Args:
+    model: name in the registry.
+  """
+  network = models.create_model(model)
+  parts = [network, *vars(network).values()]
+  waiting, found = [type(part).__module__ for part in parts], {}
+  while waiting:
+    name = waiting.pop()
+    other = name.rpartition('.')[2] in ('cpu', 'gpu')
+    if name in found or other or not name.startswith('crossattn_jax.'):
+      continue
+    module = sys.modules[name]
+    found[name] = ast.unparse(ast.parse(pathlib.Path(module.__file__).read_text()))
+    for value in vars(module).values():
+      inner = isinstance(value, types.ModuleType)
+      waiting.append(value.__name__ if inner else str(getattr(value, '__module__', '')))
+  return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12]
+
+
+def older(record: dict[str, Any], code: str) -> str:
+  """What a report is of that is not at hand now, in words; nothing for one that is up to date."""
+  words = ['older code'] * (record.get('code') != code)
+  if record.get('libtpu') != importlib.metadata.version('libtpu'):
+    words.append(f'libtpu {record.get("libtpu", "unknown")}')
+  return ', '.join(words)
+
+
 def make(command: list[str], limit: float | None = None) -> dict[str, Any]:
   """The report of a command line, 'python' first, or the error of a step that is not compiled."""
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1'}
@@ -180,6 +224,7 @@ class Recipe:
     name: in the file of reports: a variant's, or the config.
     config: file and variant.
     choices: fields of its model's config.
+    code: see `code_of`.
     chips: of the slice.
     records: by setting, of the slice and the effort asked for.
   """
@@ -188,13 +233,15 @@ class Recipe:
     self.name, self.config = name, recipes().get(name, name)
     path, _, variant = self.config.partition(':')
     module = importlib.import_module(path.removesuffix('.py').replace('/', '.'))
-    self.choices = list(module.get_config(*[variant] if variant else []).model)
+    model = module.get_config(*[variant] if variant else []).model
+    self.choices, self.code = list(model), code_of(model.name)
     self.chips = math.prod(aot.parse_topology(arguments.topology)[1])
     self._arguments, self._all = arguments, kept
     self.records = {
       Setting(**each['setting']): each
       for each in kept.get(name, [])
       if each['command'] == self.command(Setting(**each['setting']))
+      and not (arguments.anew and older(each, self.code))
     }
 
   def command(self, setting: Setting) -> list[str]:
@@ -220,34 +267,42 @@ class Recipe:
   def report(self, setting: Setting) -> dict[str, Any]:
     """The report of a setting, made and kept if there is none yet."""
     if setting in self.records:
+      if why := older(self.records[setting], self.code):
+        print(f'{self.name}, {setting.images} images a chip, {setting.words}: kept, of {why}')
       return self.records[setting]
     command = self.command(setting)
     print(' '.join(command), file=sys.stderr, flush=True)
-    record = make(command, self._arguments.limit) | {
+    record = make([*command, f'--top={_COSTLIEST}'], self._arguments.limit) | {
       'setting': setting._asdict(),
       'command': command,
       'made': datetime.date.today().isoformat(),
       'libtpu': importlib.metadata.version('libtpu'),
+      'code': self.code,
     }
     said = record.get('error') or f'{speed(record):,.0f} images/s a chip'
     print(f'{self.name}: {said}', file=sys.stderr, flush=True)
     self.records[setting] = record
-    self._all.setdefault(self.name, []).append(record)
+    kept = [each for each in self._all.get(self.name, []) if each['command'] != command]
+    self._all[self.name] = [*kept, record]
     self._arguments.json.write_text(json.dumps(self._all, indent=1) + '\n')
     return record
 
   def verdict(self) -> str:
-    """The winner, and the flags that set it."""
+    """The winner, the flags that set it, and what takes most of its time."""
     best = winner(self.records)
     if best is None:
       return f'{self.name}: nothing fits on {self._arguments.topology}'
     found = f'{self.name}: {speed(self.records[best]):,.0f} images/s a chip'
     flags = ' '.join(self.flags(best))
-    return f'{found}, {best.images} images on each of {self.chips}: {flags}'
+    lines = [f'{found}, {best.images} images on each of {self.chips}: {flags}']
+    for each in self.records[best].get('costliest', []):
+      lines.append(f'{each["share"]:6.1%} {each["name"]} {each["source"]}'.rstrip())
+    return '\n'.join(lines)
 
 
 def row(name: str, record: dict[str, Any]) -> str:
   """One row of the table, in Markdown."""
+  made = [record['made'], older(record, code_of(record['model']))]
   setting = Setting(**record['setting'])
   memory = record['memory']
   kernels = f' ({record["kernel_seconds"] * 1e3:.1f})' if record['kernels'] else ''
@@ -261,7 +316,7 @@ def row(name: str, record: dict[str, Any]) -> str:
     f'{record["step_seconds"] * 1e3:.0f}{kernels}',
     f'{speed(record):,.0f}',
     f'{record["mfu"] * 100:.1f} %',
-    record['made'],
+    ', '.join(filter(None, made)),
   )
   return f'| {" | ".join(cells)} |'
 
@@ -292,6 +347,7 @@ def main() -> None:
   )
   parser.add_argument('--json', type=pathlib.Path, default=RECORDS, help='where the records are')
   parser.add_argument('--table', action='store_true', help='compiles nothing')
+  parser.add_argument('--anew', action='store_true', help='makes reports of older code again')
   parser.add_argument('--topology', default='v5e:4x4')
   parser.add_argument('--images_per_chip', type=int, default=64, help='to begin with')
   parser.add_argument('--effort', type=float, default=0.0, help='see main.py --compile_effort')

@@ -39,7 +39,7 @@ TOO_LARGE = {'error': 'does not fit'}
 
 
 def test_a_step_that_fits_is_asked_for_once_plain_where_twice_the_images_would_not_fit():
-  order, records = asked(lambda setting: report_of(setting, 0.1, 9 * GIB))
+  order, records = asked(lambda setting: report_of(setting, 0.1, 10 * GIB))
   assert order == [Setting(64)]
   assert tpu_models.winner(records) == Setting(64)
 
@@ -49,6 +49,15 @@ def test_images_per_chip_double_while_that_is_faster_and_memory_allows():
   order, records = asked(lambda setting: report_of(setting, seconds[setting.images], 4 * GIB))
   assert order == [Setting(64), Setting(128), Setting(256)]
   assert tpu_models.winner(records) == Setting(128)
+
+
+def test_twice_the_images_are_tried_where_twice_the_temporaries_are_a_little_too_much():
+  def answer(setting):
+    return report_of(setting, 0.1, 8.8 * GIB) if setting.images == 64 else TOO_LARGE
+
+  order, records = asked(answer)
+  assert order == [Setting(64), Setting(128)]
+  assert tpu_models.winner(records) == Setting(64)
 
 
 def test_what_does_not_fit_is_rematerialised_and_tried_with_fewer_images():
@@ -96,13 +105,16 @@ def test_nothing_wins_where_nothing_fits():
   assert tpu_models.winner({Setting(64): TOO_LARGE}) is None
 
 
-def test_a_search_keeps_its_reports_and_makes_none_twice(monkeypatch, tmp_path, capsys):
+def a_file_of_reports(monkeypatch, tmp_path, *flags):
+  """Sets the command line of a search; returns the file and a list of the commands to come."""
   made = []
 
   def make(command, limit):
     made.append(command)
     setting = Setting(64 if '--config.batch_size=1024' in command else 128)
     return report_of(setting, setting.images / 640, 4 * GIB) | {
+      'model': 'crossvit_small_240',
+      'costliest': [{'name': 'fusion.1', 'source': 'backward: CrossViT/x', 'share': 0.125}],
       'topology': 'v5e:4x4',
       'parameters': 10**6,
       'model_flops': 1e9 * 16 * setting.images,
@@ -116,21 +128,70 @@ def test_a_search_keeps_its_reports_and_makes_none_twice(monkeypatch, tmp_path, 
   monkeypatch.setattr(tpu_models, 'make', make)
   monkeypatch.setattr(tpu_models.os, 'nice', lambda increment: None)
   file = tmp_path / 'records.json'
-  monkeypatch.setattr(sys, 'argv', ['tpu_models', 'crossvit_small_240', f'--json={file}'])
+  monkeypatch.setattr(sys, 'argv', ['tpu_models', 'crossvit_small_240', f'--json={file}', *flags])
+  return file, made
+
+
+def test_a_search_keeps_its_reports_and_makes_none_twice(monkeypatch, tmp_path, capsys):
+  file, made = a_file_of_reports(monkeypatch, tmp_path)
   tpu_models.main()
   tpu_models.main()
   assert len(made) == 2
   assert len(json.loads(file.read_text())['crossvit_small_240']) == 2
-  *_, verdict, _, _, row = capsys.readouterr().out.splitlines()
+  *_, verdict, costliest, _, _, row = capsys.readouterr().out.splitlines()
   assert '640 images/s a chip, 64 images on each of 16: --config.batch_size=1024' in verdict
   assert '--config.model.remat=False --config.model.scan_blocks=False' in verdict
   assert row.startswith(
     '| crossvit_small_240 | v5e:4x4 | 64 | plain | 1.0 | 4.0 (3.0) | 100 | 640 | 25.0 % |'
   )
+  assert costliest == ' 12.5% fusion.1 backward: CrossViT/x'
+  assert 'older' not in row
+
+
+def test_reports_of_older_code_are_named_and_made_again_when_asked_to(
+  monkeypatch, tmp_path, capsys
+):
+  file, made = a_file_of_reports(monkeypatch, tmp_path)
+  tpu_models.main()
+  capsys.readouterr()
+  monkeypatch.setattr(tpu_models, 'code_of', lambda model: 'another')
+  tpu_models.main()
+  said = capsys.readouterr().out
+  assert 'crossvit_small_240, 128 images a chip, plain: kept, of older code' in said
+  assert said.endswith(', older code |\n')
+  assert len(made) == 2
+  a_file_of_reports(monkeypatch, tmp_path, '--anew')
+  tpu_models.main()
+  assert 'older code' not in capsys.readouterr().out
+  kept = json.loads(file.read_text())['crossvit_small_240']
+  assert [each['code'] for each in kept] == ['another', 'another']
+
+
+def test_a_report_of_another_compiler_says_of_which():
+  record = {'code': 'now', 'libtpu': '0.0.1'}
+  assert tpu_models.older(record, 'now') == 'libtpu 0.0.1'
+  assert tpu_models.older({}, 'now') == 'older code, libtpu unknown'
+
+
+def test_the_version_of_the_code_is_of_what_a_model_is_made_of(monkeypatch):
+  code = tpu_models.code_of('crossvit_tiny_240')
+  assert code == tpu_models.code_of.__wrapped__('crossvit_small_240')
+  assert code != tpu_models.code_of('biformer_tiny')
+  read = tpu_models.pathlib.Path.read_text
+
+  def with_a_change(to):
+    def read_text(path):
+      return read(path) + (to if path.parts[-2:] == ('layers', 'mlp.py') else '')
+
+    monkeypatch.setattr(tpu_models.pathlib.Path, 'read_text', read_text)
+    return tpu_models.code_of.__wrapped__('crossvit_tiny_240')
+
+  assert with_a_change('\n# A comment.\n') == code
+  assert with_a_change('\nWIDTH = 3\n') != code
 
 
 @pytest.mark.parametrize('name', ['crossvit_base_240', 'biformer_small', 'mmvit_base_audio'])
 def test_the_reports_in_the_repository_are_of_the_commands_that_it_would_give(name):
   kept = json.loads(tpu_models.RECORDS.read_text())
-  arguments = tpu_models.argparse.Namespace(topology='v5e:4x4', effort=0.0)
+  arguments = tpu_models.argparse.Namespace(topology='v5e:4x4', effort=0.0, anew=False)
   assert tpu_models.Recipe(name, kept, arguments).records
