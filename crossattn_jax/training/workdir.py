@@ -157,10 +157,12 @@ def storage_errors(workdir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_echoes() -> Iterator[None]:
-  """Keeps the threads of Orbax and TensorStore from printing the errors that they also raise."""
+  """Keeps Orbax and TensorStore from printing errors that they also raise, and waits we mean."""
 
   def is_news(record: python_logging.LogRecord) -> bool:
-    return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+    # It counts among its own waits that of `Checkpointer.add_metrics`, for what was evaluated.
+    waited = str(record.msg).startswith('Waiting for previous save')
+    return not (f'{os.sep}orbax{os.sep}' in record.pathname and (record.exc_info or waited))
 
   def is_echo(error: BaseException | None) -> bool:
     return 'Event loop is closed' in str(error)

@@ -1,18 +1,23 @@
 """One run at a time writes into a workdir; what storage refuses is said in one line."""
 
+import contextlib
 import errno
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import pytest
 
 from crossattn_jax import parallel
+from crossattn_jax.training import checkpoints
 from crossattn_jax.training import workdir as workdir_lib
 
 # Holds the lock of a folder until it is killed.
@@ -116,3 +121,18 @@ def test_other_errors_are_left_as_they_are(tmp_path, error):
   with pytest.raises(type(error)) as raised, workdir_lib.storage_errors(epath.Path(tmp_path)):
     raise error
   assert raised.value is error
+
+
+@pytest.mark.parametrize('within', [False, True], ids=['alone', 'in a run'])
+def test_that_saving_takes_seconds_is_no_warning_of_a_run(tmp_path, caplog, monkeypatch, within):
+  """What is evaluated is waited for on purpose."""
+  workdir = epath.Path(tmp_path)
+  checkpointer = checkpoints.Checkpointer(workdir / 'checkpoints', best_metric='accuracy')
+  seconds = itertools.count(time.time(), 2)
+  monkeypatch.setattr(time, 'time', lambda: next(seconds))
+  with workdir_lib.storage_errors(workdir) if within else contextlib.nullcontext():
+    for step in (1, 2):
+      checkpointer.save(step, {'x': jnp.zeros(2)})
+      checkpointer.add_metrics(step, {'accuracy': 0.5})
+    checkpointer.close()
+  assert ('Waiting for previous save' in caplog.text) is not within
