@@ -1,5 +1,6 @@
 """Metrics of semantic segmentation, from one matrix of counts."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -12,6 +13,29 @@ WORDS = {
   'mean_accuracy': 'share of what is of a class that is found, mean over classes',
   'iou/*': 'IoU of {} alone',
 }
+# A table of more classes is no help.
+_MOST_ROWS = 40
+
+
+def table(
+  values: Mapping[str, float], class_names: Sequence[str], totals: Mapping[str, str]
+) -> str:
+  """The IoU of each class in a line, a dash where it does not occur; then means over all.
+
+  Args:
+    values: metrics, those of classes as 'iou/CLASS'.
+    class_names: of all classes; with more than 40 of them only the means are shown.
+    totals: what the means are called in the table, and in `values`.
+
+  Returns:
+    Lines of text.
+  """
+  rows = {name: values.get(f'iou/{name}') for name in class_names}
+  rows = rows if len(rows) <= _MOST_ROWS else {}
+  rows |= {title: values[name] for title, name in totals.items()}
+  width = max(map(len, rows))
+  lines = [f'{name:<{width}}  {"-" if x is None else f"{x:.3f}":>5}' for name, x in rows.items()]
+  return '\n'.join([f'{"class":<{width}}    IoU', *lines])
 
 
 def confusion_matrix(

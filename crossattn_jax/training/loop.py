@@ -93,7 +93,9 @@ def train(
         writer.write_picture(done, path)
       pictures.write_curves(experiment.task, experiment.steps_per_epoch, workdir)
     _show_uses(experiment, checkpointer, workdir)
-  shown = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
+  # Below a table nobody reads a line of all classes, 'iou/sky' and so on; metrics.jsonl has them.
+  tabled = bool(experiment.task.summary(metrics))
+  shown = '  '.join(f'{k} {x:.6g}' for k, x in metrics.items() if not (tabled and '/' in k))
   what = f'nothing left to train after step {done}'
   if done > begun:
     last = f', the last {done - begun}' if begun else ''

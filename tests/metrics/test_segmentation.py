@@ -57,3 +57,17 @@ def test_counts_beyond_float32_stay_exact():
   confusion = np.array([[2**40 + 1, 0], [0, 1]])
   assert metrics.pixel_accuracy(confusion) == 1.0
   assert metrics.intersection_over_union(confusion).tolist() == [1, 1]
+
+
+def test_a_table_has_a_line_for_each_class_and_no_number_for_one_that_does_not_occur():
+  values = {'iou/sky': 0.5, 'iou/a dog': 0.25, 'mean_iou': 0.375}
+  totals = {'mean IoU': 'mean_iou'}
+  assert metrics.table(values, ('sky', 'a dog', 'sea'), totals).splitlines() == [
+    'class       IoU',
+    'sky       0.500',
+    'a dog     0.250',
+    'sea           -',
+    'mean IoU  0.375',
+  ]
+  many = tuple(map(str, range(150)))
+  assert metrics.table(values, many, totals).splitlines()[1:] == ['mean IoU  0.375']

@@ -110,13 +110,17 @@ def test_bfloat16_with_scores_and_logits_in_the_thousands_stays_finite_and_learn
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
 
 
-def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path):
+def test_a_run_ends_with_metrics_and_a_sheet(config, datasets_dir, tmp_path, capsys):
   config.dataset.data_dir, config.dataset.eval_split = datasets_dir, 'validation'
   config.num_steps = 2
   config.checkpoint.best_metric = 'mean_iou'
   metrics = loop.train(config, epath.Path(tmp_path))
   assert metrics['examples'] == 10
   assert 0 <= metrics['mean_iou'] <= 1
+  *said, last = capsys.readouterr().err.splitlines()
+  assert f'mean IoU        {metrics["mean_iou"]:.3f}' in said
+  assert 'mean_iou' in last
+  assert 'iou/' not in last
   assert {'predictions.png', 'confusion.png', 'worst.png', 'curves.png'} <= {
     path.name for path in tmp_path.iterdir()
   }

@@ -217,14 +217,11 @@ class PointSegmentation(base.Task):
       **{f'iou/{name}': float(value) for name, value in of_classes if not np.isnan(value)},
     }
 
-  def summary(self, metrics: Mapping[str, float]) -> list[str]:
+  def summary(self, values: Mapping[str, float]) -> list[str]:
     """A table of the IoU of each class, and the means; a dash is a class that does not occur."""
-    rows = {name: metrics.get(f'iou/{name}') for name in self.class_names}
-    rows |= {'mean IoU': metrics['mean_iou'], 'mean accuracy': metrics['mean_accuracy']}
-    rows['overall accuracy'] = metrics['overall_accuracy']
-    width = max(map(len, rows))
-    lines = [f'{name:<{width}}  {"-" if x is None else f"{x:.3f}":>5}' for name, x in rows.items()]
-    return ['\n'.join([f'{"class":<{width}}    IoU', *lines])]
+    totals = {'mean IoU': 'mean_iou', 'mean accuracy': 'mean_accuracy'}
+    totals['overall accuracy'] = 'overall_accuracy'
+    return [metrics.table(values, self.class_names, totals)]
 
 
 def _require_labels(scene: sources.Scene, examples: data.SegmentationExamples, index: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from crossattn_jax import config_errors
 from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import sources
-from crossattn_jax.metrics import average_precision
+from crossattn_jax.metrics import average_precision, segmentation
 from crossattn_jax.models import mit
 from crossattn_jax.tasks import base, multi_label, predictor, review, scene_inputs
 from crossattn_jax.tasks.scene_labels import losses, predictions, pseudo_labels, serving
@@ -257,6 +257,14 @@ class SceneLabels(base.Task):
       'loss': float(sums['loss']) / count,
       'examples': count,
     }
+
+  def summary(self, values: Mapping[str, float]) -> list[str]:
+    """A table of the IoU of the pseudo labels of each class, where the truth is known."""
+    if 'pseudo_miou' not in values:
+      return []
+    totals = {'mean IoU': 'pseudo_miou', 'accuracy': 'pseudo_accuracy', 'labelled': 'labelled'}
+    table = segmentation.table(values, self.class_names, totals)
+    return [f'pseudo labels:\n{table}']
 
 
 def _check(config: ml_collections.ConfigDict, model: Any) -> None:

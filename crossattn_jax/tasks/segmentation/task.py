@@ -282,6 +282,12 @@ class Segmentation(base.Task):
         results[f'iou/{name}'] = float(value)
     return results
 
+  def summary(self, values: Mapping[str, float]) -> list[str]:
+    """A table of the IoU of each class, and the means; a dash is a class that does not occur."""
+    totals = {'mean IoU': 'mean_iou', 'mean accuracy': 'mean_accuracy'}
+    totals['pixel accuracy'] = 'pixel_accuracy'
+    return [metrics.table(values, self.class_names, totals)]
+
   def _scores(self, variables: base.Variables, images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Logits or probabilities of every pixel `[batch, height, width, classes]`."""
     options = self.config.task.evaluation
