@@ -114,6 +114,7 @@ def small(words):
   elif mode == 'export':
     words = [*words, *EXPORTED]
   if mode in ('train', 'compile'):
-    model = experiment(config).model.name
-    words = [*words, *(x for name in SMALL if model.startswith(name) for x in SMALL[name])]
+    model, said = experiment(config).model.name, {word.partition('=')[0] for word in words}
+    smaller = [x for name in SMALL if model.startswith(name) for x in SMALL[name]]
+    words = [*words, *(x for x in smaller if x.partition('=')[0] not in said)]
   return words

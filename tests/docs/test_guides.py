@@ -39,6 +39,12 @@ LONG = {
   r'--config=pyramid_digits': 'test_commands.py runs this config',
   r'--num_processes|/tmp/pod\b': 'tests/parallel/test_multihost.py starts such processes',
 }
+# What only the short form runs, and why.
+ENDLESS = {
+  r'icafusion_shapes|/tmp/pairs_run\b': 'trains for ten minutes of processor time',
+  r'mit_rooms|/tmp/tags\b': 'the same',
+  r'sketch_localizer_shapes|/tmp/sketches_run\b': 'trains for half an hour of processor time',
+}
 # What the short form replaces in Python.
 SHORTER = {r'^(\w*(?:steps|epochs)) = \d+$': r'\1 = 2', r'(list_attentions\(\))': r'\1[:2]'}
 NEEDS_TORCH = re.compile(r'crossattn compare|^import torch', re.MULTILINE)
@@ -189,7 +195,12 @@ class Place:
 
   def run(self, text):
     """What a shell's block prints, as it is written."""
-    return ''.join(self.shell(line) for line in commands(text) if not reason_not_to_run(line))
+    tables = (NOT_RUN, ENDLESS)
+    return ''.join(
+      self.shell(line)
+      for line in commands(text)
+      if not any(reason_not_to_run(line, table) for table in tables)
+    )
 
   def run_python(self, session, text):
     """What a block of Python prints in a session."""
