@@ -91,7 +91,11 @@ class Setting(NamedTuple):
 
 
 def search(
-  report: Callable[[Setting], dict[str, Any]], images: int, chips: int, choices: Sequence[str]
+  report: Callable[[Setting], dict[str, Any]],
+  images: int,
+  chips: int,
+  choices: Sequence[str],
+  most: float = math.inf,
 ) -> None:
   """Asks for the reports that may be of the fastest setting, the likeliest first.
 
@@ -105,15 +109,16 @@ def search(
     images: per chip, to begin with.
     chips: of the slice.
     choices: fields of the model's config: it may have no `remat` or `scan_blocks`.
+    most: images per chip that are tried.
   """
   record = report(Setting(images))
   if 'error' not in record:
     memory = record['memory']
     needed = memory['arguments'] + 2 * (memory['total'] - memory['arguments'])
-    if needed <= _OVER * record['chip']['hbm_bytes']:
+    if 2 * images <= most and needed <= _OVER * record['chip']['hbm_bytes']:
       larger = report(Setting(2 * images))
       if speed(larger) > _WORTH * speed(record):
-        search(report, 2 * images, chips, choices)
+        search(report, 2 * images, chips, choices, most)
     return
 
   def fewer(setting: Setting) -> bool:
@@ -350,6 +355,9 @@ def main() -> None:
   parser.add_argument('--anew', action='store_true', help='makes reports of older code again')
   parser.add_argument('--topology', default='v5e:4x4')
   parser.add_argument('--images_per_chip', type=int, default=64, help='to begin with')
+  parser.add_argument(
+    '--most_images', type=float, default=math.inf, help='per chip, that are tried'
+  )
   parser.add_argument('--effort', type=float, default=0.0, help='see main.py --compile_effort')
   parser.add_argument(
     '--limit', type=float, help='seconds per report; steps that take longer become loops'
@@ -372,7 +380,8 @@ def main() -> None:
     os.nice(10)
     for name in names:
       recipe = Recipe(name, kept, arguments)
-      search(recipe.report, arguments.images_per_chip, recipe.chips, recipe.choices)
+      images, most = arguments.images_per_chip, arguments.most_images
+      search(recipe.report, images, recipe.chips, recipe.choices, most)
       print(recipe.verdict(), flush=True)
   print('\n'.join(table(kept, names, aot.parse_topology(arguments.topology)[0].name)))
 

@@ -23,7 +23,7 @@ def report_of(setting, seconds, total=8 * GIB):
   }
 
 
-def asked(answer, choices=CHOICES, images=64):
+def asked(answer, choices=CHOICES, images=64, **limits):
   """The settings that a search asks for, in its order, and their records."""
   records = {}
 
@@ -31,7 +31,7 @@ def asked(answer, choices=CHOICES, images=64):
     records.setdefault(setting, answer(setting))
     return records[setting]
 
-  tpu_models.search(report, images, 16, choices)
+  tpu_models.search(report, images, 16, choices, **limits)
   return list(records), records
 
 
@@ -49,6 +49,11 @@ def test_images_per_chip_double_while_that_is_faster_and_memory_allows():
   order, records = asked(lambda setting: report_of(setting, seconds[setting.images], 4 * GIB))
   assert order == [Setting(64), Setting(128), Setting(256)]
   assert tpu_models.winner(records) == Setting(128)
+
+
+def test_no_more_images_are_tried_than_asked_for():
+  order, _ = asked(lambda setting: report_of(setting, 0.1, 2 * GIB), most=128)
+  assert order == [Setting(64), Setting(128)]
 
 
 def test_twice_the_images_are_tried_where_twice_the_temporaries_are_a_little_too_much():
