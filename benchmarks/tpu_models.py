@@ -56,7 +56,7 @@ _WORTH = 1.01
 # fit, so a guess that is a little too large costs one compilation.
 _OVER = 1.1
 # Operations of a report that are kept.
-_COSTLIEST = 10
+_COSTLIEST = 20
 
 
 class Setting(NamedTuple):
@@ -301,7 +301,8 @@ class Recipe:
     flags = ' '.join(self.flags(best))
     lines = [f'{found}, {best.images} images on each of {self.chips}: {flags}']
     for each in self.records[best].get('costliest', []):
-      lines.append(f'{each["share"]:6.1%} {each["name"]} {each["source"]}'.rstrip())
+      name = f'{each["count"]} x {each["name"]}'
+      lines.append(f'{each["share"]:6.1%} {name} {each["source"]}'.rstrip())
     return '\n'.join(lines)
 
 

@@ -119,7 +119,9 @@ def a_file_of_reports(monkeypatch, tmp_path, *flags):
     setting = Setting(64 if '--config.batch_size=1024' in command else 128)
     return report_of(setting, setting.images / 640, 4 * GIB) | {
       'model': 'crossvit_small_240',
-      'costliest': [{'name': 'fusion.1', 'source': 'backward: CrossViT/x', 'share': 0.125}],
+      'costliest': [
+        {'name': 'fusion.1', 'source': 'backward: CrossViT/x', 'share': 0.125, 'count': 3}
+      ],
       'topology': 'v5e:4x4',
       'parameters': 10**6,
       'model_flops': 1e9 * 16 * setting.images,
@@ -149,7 +151,7 @@ def test_a_search_keeps_its_reports_and_makes_none_twice(monkeypatch, tmp_path, 
   assert row.startswith(
     '| crossvit_small_240 | v5e:4x4 | 64 | plain | 1.0 | 4.0 (3.0) | 100 | 640 | 25.0 % |'
   )
-  assert costliest == ' 12.5% fusion.1 backward: CrossViT/x'
+  assert costliest == ' 12.5% 3 x fusion.1 backward: CrossViT/x'
   assert 'older' not in row
 
 

@@ -168,10 +168,23 @@ def test_the_costliest_operations_are_listed_with_their_place_in_the_model():
   chip = aot.CHIPS['v5e']
   first, second = aot.costliest(costs, chip, step_seconds=100 / chip.clock, count=9)
   assert (first.name, first.cycles, first.share) == ('y', 5 * 7, 0.35)
-  assert first.source == 'backward: CrossViT/block_1/fc1/dot_general'
+  assert first.source == 'backward: CrossViT/block_*/fc1/dot_general'
   assert (second.name, second.source) == ('k', '')
   assert second.cycles == round(5 * 40 / chip.hbm_bandwidth * chip.clock)
   assert len(aot.costliest(costs, chip, 1.0, count=1)) == 1
+
+
+def test_the_costliest_operations_of_equal_layers_are_one():
+  def costly(*operations):
+    cycles = {hlo.Operation(name, source): value for name, source, value in operations}
+    return aot.costliest(hlo.Costs(operations=cycles), aot.CHIPS['v5e'], 1.0, count=9)
+
+  equal = [(f'fusion.{i}', f'Net/encoder_{i}/block_{i + 1}/fc1', 30 + i) for i in range(3)]
+  first, second = costly(*equal, ('fusion.7', 'Net/block_0/branch_1/fc1', 90))
+  assert (first.name, first.source) == ('fusion.2', 'Net/encoder_*/block_*/fc1')
+  assert (first.cycles, first.count, second.count) == (93, 3, 1)
+  (copies,) = costly(('copy.1', '', 4), ('copy.2', '', 5))
+  assert (copies.name, copies.cycles, copies.count) == ('copy.2', 9, 2)
 
 
 def test_a_counter_that_does_not_start_at_a_constant_leaves_the_length_unknown():

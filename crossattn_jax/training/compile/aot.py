@@ -3,6 +3,7 @@
 The compiler is the real one, out of libtpu; nothing runs. So all figures are static estimates.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import importlib.util
@@ -20,6 +21,9 @@ import rich.table
 from crossattn_jax import parallel
 from crossattn_jax.training import device_memory, preflight
 from crossattn_jax.training.compile import flops, hlo
+
+# What models call layers that there are several of, in a row.
+_NUMBERED = re.compile(r'\b(block|encoder|layer)_\d+')
 
 
 class CompileError(ValueError):
@@ -69,19 +73,22 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Costly:
-  """One of the operations that take longest; see `hlo.Operation`.
+  """Operations of equal layers that together take longest; see `hlo.Operation`.
 
   Attributes:
-    name: in the program.
-    source: where in the model it is from.
-    cycles: per step and device; of a Pallas kernel at least, see `CompileReport.kernel_seconds`.
+    name: in the program, of the costliest of them.
+    source: where in the model they are from, with a star for the numbers of blocks.
+    cycles: of all, per step and device; of a Pallas kernel at least, see
+      `CompileReport.kernel_seconds`.
     share: of the step.
+    count: how many they are.
   """
 
   name: str
   source: str
   cycles: int
   share: float
+  count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,14 +243,15 @@ class CompileReport:
   def costliest_table(self) -> rich.table.Table:
     """Returns the costliest operations as a table for a terminal."""
     table = rich.table.Table(title=f'the {len(self.costliest)} costliest operations of the step')
-    for column in ('share', 'cycles', 'ms'):
+    for column in ('share', 'cycles', 'ms', 'of'):
       table.add_column(column, justify='right', no_wrap=True)
     for column in ('operation', 'in the model'):
       table.add_column(column, overflow='fold')
     for each in self.costliest:
       milliseconds = f'{1e3 * each.cycles / self.chip.clock:.3g}'
       source = each.source or "the compiler's own"
-      table.add_row(f'{each.share:.1%}', f'{each.cycles:,}', milliseconds, each.name, source)
+      figures = f'{each.share:.1%}', f'{each.cycles:,}', milliseconds, f'{each.count}'
+      table.add_row(*figures, each.name, source)
     return table
 
 
@@ -320,13 +328,23 @@ def compile_report(
 
 
 def costliest(costs: hlo.Costs, chip: Chip, step_seconds: float, count: int) -> list[Costly]:
-  """The operations of a program that take longest, the first one most."""
-  found = []
+  """The operations of a program that take longest, those of equal layers as one, longest first.
+
+  Equal are those at one place of layers that differ in the numbers of their blocks, and what the
+  compiler made, such as copies, by kind.
+  """
+  equal = collections.defaultdict(list)
   for operation, value in costs.operations.items():
     if operation.kernel:
       value = round(value * _least_seconds(operation.kernel, chip) * chip.clock)
-    share = value / (step_seconds * chip.clock)
-    found.append(Costly(operation.name, operation.source, value, share))
+    place = _NUMBERED.sub(r'\1_*', operation.source)
+    kind = '' if place else operation.name.partition('.')[0]
+    equal[place, kind, operation.kernel is None].append((value, operation.name))
+  found = []
+  for (place, *_), operations in equal.items():
+    cycles = sum(value for value, _ in operations)
+    share = cycles / (step_seconds * chip.clock)
+    found.append(Costly(max(operations)[1], place, cycles, share, len(operations)))
   return sorted(found, key=lambda each: -each.cycles)[:count]
 
 
