@@ -18,7 +18,7 @@ import numpy as np
 
 from crossattn_jax import config_errors, parallel, tasks
 from crossattn_jax.models import variables_io
-from crossattn_jax.tasks import onnx_loading
+from crossattn_jax.tasks import loading
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import experiment as experiment_lib
 from crossattn_jax.training import loop, messages, onnx_program
@@ -109,13 +109,11 @@ def export_model(
         local / _WEIGHTS, variables, name, overrides, experiment.task.class_names
       )
       files.append(_WEIGHTS)
-    modules = [*serving.modules]
     if 'onnx' in formats:
       programs['onnx'] = _ONNX
       (local / _ONNX).write_bytes(_to_onnx(config, variables, inputs))
-      modules.append(onnx_loading)
     shutil.copyfile(serving.script, local / _SCRIPT)
-    for file in (pathlib.Path(module.__file__) for module in modules):
+    for file in (pathlib.Path(module.__file__) for module in (loading, *serving.modules)):
       shutil.copyfile(file, local / file.name)
       files.append(file.name)
     outputs = jax.eval_shape(serving.run, variables, inputs)

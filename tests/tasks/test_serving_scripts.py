@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from crossattn_jax import tasks
+from crossattn_jax.tasks import loading
 
 STEPS = {'mode': 'RGB', 'decoding': {}}
 
@@ -25,7 +26,7 @@ STEPS = {'mode': 'RGB', 'decoding': {}}
 )
 def test_a_broken_image_is_one_sentence(task, tmp_path, monkeypatch):
   serving = importlib.import_module(f'crossattn_jax.tasks.{task}.serving')
-  for module in serving.Serving.modules:
+  for module in (loading, *serving.Serving.modules):
     monkeypatch.syspath_prepend(pathlib.Path(module.__file__).parent)
   script = runpy.run_path(str(pathlib.Path(serving.__file__).with_name('serving_script.py')))
   read = script.get('read') or script['preprocess']
@@ -44,10 +45,12 @@ def test_a_broken_image_is_one_sentence(task, tmp_path, monkeypatch):
   ids=lambda script: script.parent.name,
 )
 def test_without_inputs_a_script_says_what_it_takes(script, monkeypatch):
+  modules = [loading]
   if script.with_name('serving.py').exists():
     serving = importlib.import_module(f'crossattn_jax.tasks.{script.parent.name}.serving')
-    for module in serving.Serving.modules:
-      monkeypatch.syspath_prepend(pathlib.Path(module.__file__).parent)
+    modules += serving.Serving.modules
+  for module in modules:
+    monkeypatch.syspath_prepend(pathlib.Path(module.__file__).parent)
   monkeypatch.setattr('sys.argv', ['load_and_run.py'])
   with pytest.raises(SystemExit, match=r'python load_and_run\.py \w+'):
     runpy.run_path(str(script), run_name='__main__')

@@ -159,7 +159,8 @@ def test_the_weights_are_a_variables_file_of_the_model(exported):
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
 def test_small_images_are_prepared_as_evaluation_does(tiny_config, tmp_path, monkeypatch, dtype):
-  monkeypatch.syspath_prepend(ROOT / 'crossattn_jax' / 'data')  # What is beside an exported script.
+  for folder in ('data', 'tasks'):  # What is beside an exported script.
+    monkeypatch.syspath_prepend(ROOT / 'crossattn_jax' / folder)
   script = runpy.run_path(str(ROOT / 'crossattn_jax/tasks/classification/serving_script.py'))
   exif = Image.Exif()
   exif[0x0112] = 6  # Turned by 90 degrees.
@@ -313,4 +314,4 @@ def test_a_model_that_needs_its_batch_size_is_refused_by_name(tmp_path, needs_ba
   with pytest.raises(export.ExportError, match=f'{needs_batch_size} .* cpu .*--fixed_batch_size'):
     export.export_model(config, None, epath.Path(tmp_path / 'x'))
   files = export.export_model(config, None, epath.Path(tmp_path / 'x'), batch_size=2)
-  assert len(files) == 7
+  assert len(files) == 8

@@ -4,31 +4,14 @@ Needs nothing but `pip install jax flatbuffers safetensors scipy`,
 or `onnxruntime scipy` for an ONNX program.
 """
 
-import json
 import math
 import pathlib
 import sys
 
+from loading import load
 import numpy as np
 from scipy import signal
 from scipy.io import wavfile
-
-
-def load(folder):
-  """Returns the description of the model, and it: {'image': [b, mel, t, 1]} -> {'logits': ...}."""
-  spec = json.loads((folder / 'preprocessing.json').read_text())
-  if list(spec['programs']) == ['onnx']:
-    import onnx_loading
-
-    return spec, onnx_loading.load(folder / spec['programs']['onnx'])
-  import jax
-  from jax import export
-  from safetensors.numpy import load_file
-
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
-  weights = jax.device_put(load_file(folder / spec['weights']))
-  return spec, lambda inputs: program(weights, inputs)
 
 
 def read(path, sample_rate):

@@ -11,22 +11,11 @@ import pathlib
 import sys
 
 from decoding import read_or_exit
-import jax
-from jax import export
+from loading import load
 import numpy as np
 import overlay
 from PIL import Image
 from placement import Letterbox
-from safetensors.numpy import load_file
-
-
-def load(folder):
-  """Returns the description of the model, and it: {'rgb', 'thermal'} -> {'boxes', ...}."""
-  spec = json.loads((folder / 'preprocessing.json').read_text())
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
-  weights = jax.device_put(load_file(folder / spec['weights']))
-  return spec, lambda inputs: program(weights, inputs)
 
 
 def read(path, steps):

@@ -8,25 +8,13 @@ and FILE_classes.ply (the points in the colours of their classes) beside each. N
 `pip install jax flatbuffers safetensors plyfile`.
 """
 
-import json
 import pathlib
 import sys
 
-import jax
-from jax import export
+from loading import load
 import numpy as np
 import point_files
 import points
-from safetensors.numpy import load_file
-
-
-def load(folder):
-  """Returns the description of the model, and it: {'windows', 'place_0', ...} -> {'logits'}."""
-  spec = json.loads((folder / 'preprocessing.json').read_text())
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
-  weights = jax.device_put(load_file(folder / spec['weights']))
-  return spec, lambda inputs: program(weights, inputs)
 
 
 def classify(scene, spec, model):

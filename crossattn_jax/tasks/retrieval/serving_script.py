@@ -8,28 +8,16 @@ words' features, float [words, channels]. Prints the rows of the images that fit
 but `pip install jax flatbuffers safetensors tokenizers`.
 """
 
-import json
 import pathlib
 import sys
 
-import jax
-from jax import export
+from loading import load
 import numpy as np
-from safetensors.numpy import load_file
 import tokenizers
 
 SHOWN = 5
 # Scored in a call; each takes half a megabyte.
 PAIRS = 256
-
-
-def load(folder):
-  """Returns the description of the model, and it: inputs by name -> 'score' and embeddings."""
-  spec = json.loads((folder / 'preprocessing.json').read_text())
-  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  program = jax.jit(export.deserialize((folder / spec['programs'][platform]).read_bytes()).call)
-  weights = jax.device_put(load_file(folder / spec['weights']))
-  return spec, lambda inputs: program(weights, inputs)
 
 
 def to_words(sentence, spec):

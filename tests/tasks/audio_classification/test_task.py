@@ -1,6 +1,7 @@
 """Audio: the task counts every clip once, and what it writes can be looked at and run elsewhere."""
 
 import json
+import pathlib
 import runpy
 
 from etils import epath
@@ -15,8 +16,7 @@ from configs import mmvit_audioset, mmvit_tones
 from crossattn_jax import tasks
 from crossattn_jax.data.audio import batches as data
 from crossattn_jax.data.scenes import tones
-from crossattn_jax.tasks import losses
-from crossattn_jax.tasks.audio_classification import serving_script
+from crossattn_jax.tasks import loading, losses
 
 
 @pytest.fixture
@@ -82,14 +82,15 @@ def test_samples_are_drawn(config, tmp_path):
 
 
 @pytest.mark.parametrize('rate', [16_000, 44_100])
-def test_the_exported_script_hears_what_the_pipeline_hears(config, tmp_path, rate):
+def test_the_exported_script_hears_what_the_pipeline_hears(config, tmp_path, monkeypatch, rate):
   path = tmp_path / 'clip.wav'
   samples = np.random.RandomState(0).randint(-9000, 9000, (rate // 4, 2)).astype(np.int16)
   wavfile.write(path, rate, samples)
   task = tasks.create_task(config)
   serving = task.Serving(task)
   assert serving.inputs['image'].shape == (16, 32, 1)
-  script = runpy.run_path(serving_script.__file__)
+  monkeypatch.syspath_prepend(pathlib.Path(loading.__file__).parent)
+  script = runpy.run_path(str(serving.script))
   heard = script['preprocess'](path, json.loads(json.dumps(serving.description['preprocessing'])))
   np.testing.assert_allclose(heard, data.read_audio(path, config.dataset), rtol=1e-6, atol=1e-6)
 
