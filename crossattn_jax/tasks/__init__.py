@@ -1,4 +1,7 @@
-"""Tasks: what a model is trained to do. Each stands in a folder of its own name, in `task.py`."""
+"""Tasks: what a model is trained to do.
+
+Each stands in a folder of its own name, in `task.py`: 'image_fusion' is the class `ImageFusion`.
+"""
 
 import importlib
 import pkgutil
@@ -90,4 +93,5 @@ def create_task(config: ml_collections.ConfigDict) -> Task:
   Raises:
     ValueError: no task has that name, or its config is not valid.
   """
-  return _module(config.task.name).create_task(config)
+  name = config.task.name
+  return getattr(_module(name), name.title().replace('_', ''))(config)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from crossattn_jax import models
-from crossattn_jax.data import pipeline
+from crossattn_jax import config_errors, models
+from crossattn_jax.data import pipeline, sources
 from crossattn_jax.tasks import predictor, review
 
 # In a picture, where a task does not choose.
@@ -43,6 +43,34 @@ class Evaluation:
 
 
 jax.tree_util.register_dataclass(Evaluation, ['sums', 'examples'], [])
+
+
+def complete_splits(
+  config: ml_collections.ConfigDict, complete: Callable[[ml_collections.ConfigDict], list[str]]
+) -> list[str]:
+  """Has the data set say its splits where the config leaves one open; returns which are chosen."""
+  dataset = config.dataset
+  return complete(dataset) if None in (dataset.train_split, dataset.eval_split) else []
+
+
+def complete_num_classes(config: ml_collections.ConfigDict) -> list[str]:
+  """Sets the number of classes, where the config leaves it open, to that of the names; says it."""
+  names = config.dataset.class_names
+  if config.model.get('num_classes') is not None:
+    return []
+  with config.unlocked():
+    config.model.num_classes = len(names)
+  return [f'{len(names)} classes: {sources.shown(names)}']
+
+
+def check_num_classes(config: ml_collections.ConfigDict, own: int, count: int) -> None:
+  """Refuses a model of another number of classes than the data set has."""
+  if own != count:
+    raise config_errors.ConfigError(
+      f'config.model.num_classes is {own}, but dataset {config.dataset.name!r} has {count} '
+      f'classes; set config.model.num_classes={count}',
+      {'model.num_classes': count},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +351,22 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def metrics(self, evaluation: Evaluation) -> dict[str, float]:
     """Final metrics from the total contribution of all batches."""
+
+  def check_finite(self, sums: Mapping[str, Any], what: str = 'scores') -> None:
+    """Refuses to measure what is not finite.
+
+    Args:
+      sums: 'not_finite', the examples with such outputs, and 'count' of all.
+      what: the outputs are.
+
+    Raises:
+      ValueError: there are some.
+    """
+    if bad := int(sums['not_finite']):
+      raise ValueError(
+        f'the network gives {what} that are not finite for {bad} of {int(sums["count"])} '
+        f'{self.Examples.kind}s: its weights or its dtype are wrong'
+      )
 
   def summary(self, metrics: Mapping[str, float]) -> Sequence[str]:
     """Lines that say the metrics of an evaluation as the field prints them; none by default."""

@@ -10,22 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from crossattn_jax import config_errors
-from crossattn_jax.data import pipeline, sources
+from crossattn_jax.data import pipeline
 from crossattn_jax.data.classification import imagenet
 from crossattn_jax.tasks import base, predictor
 
 # Classes in a picture and in a record.
 _SHOWN = 5
-
-
-def complete_splits(
-  config: ml_collections.ConfigDict, examples: type[pipeline.Examples]
-) -> list[str]:
-  """Sets the splits that the config leaves to the data set; says which."""
-  dataset = config.dataset
-  is_open = dataset.train_split is None or dataset.eval_split is None
-  return examples.complete_splits(dataset) if is_open else []
 
 
 def complete_classes(
@@ -48,11 +38,7 @@ def complete_classes(
       if model.get('num_classes') is None:
         raise
       return []
-  if model.get('num_classes') is not None:
-    return []
-  with config.unlocked():
-    model.num_classes = len(dataset.class_names)
-  return [f'{len(dataset.class_names)} classes: {sources.shown(dataset.class_names)}']
+  return base.complete_num_classes(config)
 
 
 class Predictor(predictor.FilePredictor):
@@ -144,10 +130,5 @@ class Classifier(base.Task):
 
   def check_data(self) -> None:
     """Refuses another number of classes than the data set has."""
-    if self.class_names and len(self.class_names) != self.model.num_classes:
-      raise config_errors.ConfigError(
-        f'config.model.num_classes is {self.model.num_classes}, but dataset '
-        f'{self.config.dataset.name!r} has {len(self.class_names)} classes; set '
-        f'config.model.num_classes={len(self.class_names)}',
-        {'model.num_classes': len(self.class_names)},
-      )
+    if self.class_names:
+      base.check_num_classes(self.config, self.model.num_classes, len(self.class_names))

@@ -329,6 +329,9 @@ class FilePredictor(Predictor):
   def draw_sheet(self, path: epath.Path, samples: Sequence[Any]) -> None:
     """Writes a picture of several samples."""
 
+  def begin(self, inputs: Sequence[Input]) -> None:
+    """Is called before inputs are loaded; does nothing by default."""
+
   def source_record(self, source: Input) -> Record:
     """How records name an input."""
     return {'input': source.paths[0]}
@@ -343,6 +346,7 @@ class FilePredictor(Predictor):
     unreadable: dict[str, Exception],
   ) -> Iterator[Record]:
     """See `Predictor.predictions`; records have the order of the inputs."""
+    self.begin(inputs)
     drawn = drawn or default_pictures(len(inputs))
     kinds = [*self.kinds, *(['picture'] if drawn == 'each' else [])]
     suffixes = {kind: self.suffixes.get(kind, '.png') for kind in kinds}
@@ -436,6 +440,11 @@ class FilePredictor(Predictor):
       self.evaluation_sample(row_of(batch, row), row_of(outputs, row))
       for row in np.flatnonzero(mask)
     ]
+
+
+def with_class_names(draw: Callable[..., None]) -> Callable[..., None]:
+  """A method to draw, of a function that takes the names of the task's classes too."""
+  return lambda self, path, shown: draw(path, shown, self.task.class_names)
 
 
 def row_of(batch: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:

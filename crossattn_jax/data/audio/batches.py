@@ -115,11 +115,6 @@ class Examples(pipeline.Examples):
       names = Examples.open_source(config, config.train_split).class_names
     return sources.create_source(config.name, split, config.data_dir, class_names=names)
 
-  @staticmethod
-  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Sets the splits that the config leaves open; says which."""
-    return sources.complete_splits(config)
-
   def indices(self, seed: int, batch_size: int) -> grain.MapDataset:
     """The endless stream of indices: of all clips in turn, or balanced over the classes."""
     if not self.config.balanced:

@@ -237,11 +237,6 @@ class Examples(pipeline.Examples):
       config.name, split, config.data_dir, class_names=names, multi_label=multi_label
     )
 
-  @staticmethod
-  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Sets the splits that the config leaves open; says which."""
-    return sources.complete_splits(config)
-
   @property
   def epoch_length(self) -> int:
     """Images in an epoch, copies included."""

@@ -271,11 +271,6 @@ class Examples(pipeline.Examples):
     """Opens a split."""
     return sources.open_source(config, split)
 
-  @staticmethod
-  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Sets the splits that the config leaves open; says which."""
-    return sources.complete_splits(config)
-
   @functools.cached_property
   def _sizes(self) -> list[tuple[int, int]]:
     """(height, width) of every image."""

@@ -286,11 +286,6 @@ class Examples(pipeline.Examples):
     """Opens a split."""
     return sources.open_source(config, split)
 
-  @staticmethod
-  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Sets the splits that the config leaves open; says which."""
-    return sources.complete_splits(config)
-
   def describe(self, index: int) -> str:
     """The reason names the images."""
     return self.kind

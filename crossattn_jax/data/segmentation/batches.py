@@ -249,11 +249,6 @@ class Examples(pipeline.Examples):
     """Opens a split."""
     return sources.create_source(config.name, split, config.data_dir)
 
-  @staticmethod
-  def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Sets the splits that the config leaves open; says which."""
-    return sources.complete_splits(config)
-
   def buckets(self) -> list[_Bucket]:
     """Shapes that hold each example."""
     decoding.allow(self._decoding['max_pixels'])

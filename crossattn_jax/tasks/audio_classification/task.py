@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax.data.audio import batches as data
+from crossattn_jax.data.audio import sources
 from crossattn_jax.tasks import base, classifier, losses, multi_label, review
 from crossattn_jax.tasks.audio_classification import predictions
 
@@ -23,13 +24,8 @@ def default_config() -> ml_collections.ConfigDict:
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   """Takes classes and splits from the data set; see `tasks.complete_config`."""
-  notes = classifier.complete_splits(config, data.Examples)
+  notes = base.complete_splits(config, sources.complete_splits)
   return notes + classifier.complete_classes(config, data.Examples)
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'AudioClassification':
-  """Builds the task; see `tasks.create_task`."""
-  return AudioClassification(config)
 
 
 class AudioClassification(classifier.Classifier):

@@ -70,7 +70,7 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
 
   The model takes as many channels as images have, where the config leaves that to it.
   """
-  notes = classifier.complete_splits(config, data.Examples)
+  notes = base.complete_splits(config, sources.complete_splits)
   if config.dataset.multi_label is None:
     config.dataset.multi_label = sources.is_multi_label(config.dataset)
     if config.dataset.multi_label:
@@ -95,11 +95,6 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
 def upgrade_config(config: dict[str, Any]) -> None:
   """Earlier versions ignored EXIF orientations."""
   config['dataset'].setdefault('decoding', {}).setdefault('upright', False)
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'Classification':
-  """Builds the task; see `tasks.create_task`."""
-  return Classification(config)
 
 
 def _check_channels(config: ml_collections.ConfigDict, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """What a detector makes of image files and of evaluation images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -33,6 +33,7 @@ class Predictor(predictor.FilePredictor):
   """
 
   num_samples = 6
+  draw_sheet = predictor.with_class_names(pictures.sheet)
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """An image as evaluation has it, and as the file has it."""
@@ -45,17 +46,10 @@ class Predictor(predictor.FilePredictor):
     found, _ = self.task.detect(variables, batch)
     return {name: x for name, x in vars(found).items() if x is not None}
 
-  def predictions(
-    self,
-    inputs: Sequence[predictor.Input],
-    output: epath.Path,
-    drawn: str | None,
-    unreadable: dict[str, Exception],
-  ) -> Iterator[predictor.Record]:
-    """See `Predictor.predictions`."""
+  def begin(self, inputs: Sequence[predictor.Input]) -> None:
+    """Numbers the images; nothing is found yet."""
     self._image_ids = _image_ids([source.paths[0] for source in inputs])
     self._detections: list[predictor.Record] = []
-    yield from super().predictions(inputs, output, drawn, unreadable)
 
   def record(
     self, shown: Shown, result: predictor.Row, files: Mapping[str, epath.Path]
@@ -129,10 +123,6 @@ class Predictor(predictor.FilePredictor):
     """See `pictures.overlaid`."""
     picture = pictures.overlaid(sample.image, sample.found, self.task.class_names)
     drawing.write_png(path, picture)
-
-  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
-    """See `pictures.sheet`."""
-    pictures.sheet(path, samples, self.task.class_names)
 
 
 def _image_ids(paths: Sequence[str]) -> dict[str, int]:

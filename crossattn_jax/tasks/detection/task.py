@@ -10,9 +10,8 @@ import ml_collections
 import numpy as np
 
 from crossattn_jax import config_errors
-from crossattn_jax.data import pipeline
-from crossattn_jax.data import sources as common
 from crossattn_jax.data.detection import batches as data
+from crossattn_jax.data.detection import sources
 from crossattn_jax.heads.detection import anchors, types
 from crossattn_jax.metrics import coco
 from crossattn_jax.models import detector
@@ -67,26 +66,19 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def complete_config(
-  config: ml_collections.ConfigDict, examples: type[pipeline.Examples] = data.Examples
-) -> list[str]:
-  """Takes splits and classes from the data set; see `tasks.complete_config`."""
-  dataset, notes = config.dataset, []
-  if None in (dataset.train_split, dataset.eval_split):
-    notes += examples.complete_splits(dataset)
+def complete_config(config: ml_collections.ConfigDict, opening: Any = sources) -> list[str]:
+  """Takes splits and classes from the data set; see `tasks.complete_config`.
+
+  Args:
+    config: of the experiment.
+    opening: the module that opens data sets.
+  """
+  dataset, notes = config.dataset, base.complete_splits(config, opening.complete_splits)
   if not dataset.class_names or not dataset.category_ids:
-    source = examples.open_source(dataset, dataset.train_split)
+    source = opening.open_source(dataset, dataset.train_split)
     dataset.class_names = tuple(source.class_names)
     dataset.category_ids = tuple(source.category_ids)
-  if config.model.num_classes is None:
-    config.model.num_classes = len(dataset.class_names)
-    notes.append(f'{len(dataset.class_names)} classes: {common.shown(dataset.class_names)}')
-  return notes
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'Detection':
-  """Builds the task; see `tasks.create_task`."""
-  return Detection(config)
+  return notes + base.complete_num_classes(config)
 
 
 class Detection(base.Task):
@@ -153,10 +145,9 @@ class Detection(base.Task):
       )
 
     outputs, found = nn.apply(run, self.model)(variables)
-    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
     factors = batch['original_size'] / size
     factors = jnp.tile(factors[:, None, ::-1], 2).astype(found.boxes.dtype)
-    return found.replace(boxes=found.boxes * factors), jnp.all(jnp.stack(finite), axis=0)
+    return found.replace(boxes=found.boxes * factors), are_finite(outputs)
 
   def evaluate(self, variables: base.Variables, batch: base.Batch) -> base.Evaluation:
     """The number of images, and what was found in each."""
@@ -228,12 +219,8 @@ class Detection(base.Task):
     Raises:
       ValueError: there is no object in the split, or outputs are not finite.
     """
-    count, not_finite = (int(evaluation.sums[name]) for name in ('count', 'not_finite'))
-    if not_finite:
-      raise ValueError(
-        f'the network gives outputs that are not finite for {not_finite} of {count} '
-        f'{self.Examples.kind}s: its weights or its dtype are wrong'
-      )
+    self.check_finite(evaluation.sums, 'outputs')
+    count = int(evaluation.sums['count'])
     if not evaluation.examples:
       dataset = self.config.dataset
       raise ValueError(
@@ -250,6 +237,12 @@ class Detection(base.Task):
       of_kind = {name: metrics.get(f'{kind}_{name}', -1) for name in coco.NAMES}
       lines += [f'{_PLURALS[kind]}:', coco.table(of_kind)]
     return lines
+
+
+def are_finite(outputs: Mapping[str, jax.Array]) -> jax.Array:
+  """Whether all outputs of an image are finite, `[batch]`."""
+  finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
+  return jnp.all(jnp.stack(finite), axis=0)
 
 
 def check_thresholds(config: ml_collections.ConfigDict) -> None:
@@ -274,11 +267,7 @@ def check_classes(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   count = len(config.dataset.class_names)
   # Without data, as where a step is only compiled, they have no names, or no number.
   if count and config.model.get('num_classes', model.num_classes) not in (None, count):
-    raise config_errors.ConfigError(
-      f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '
-      f'{count} classes; set config.model.num_classes={count}',
-      {'model.num_classes': count},
-    )
+    base.check_num_classes(config, model.num_classes, count)
 
 
 def _check_model(config: ml_collections.ConfigDict, model: nn.Module) -> None:

@@ -39,11 +39,6 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def create_task(config: ml_collections.ConfigDict) -> 'ImageFusion':
-  """Builds the task; see `tasks.create_task`."""
-  return ImageFusion(config)
-
-
 class ImageFusion(base.Task):
   """Makes one image of a registered visible and infrared image."""
 
@@ -178,12 +173,8 @@ class ImageFusion(base.Task):
       ValueError: fused images have values that are not finite, which no 8-bit level shows.
     """
     sums = evaluation.sums
+    self.check_finite(sums, 'values')
     count = int(sums['count'])
-    if sums['not_finite']:
-      raise ValueError(
-        f'the network gives values that are not finite for {int(sums["not_finite"])} of {count} '
-        'pairs: its weights or its dtype are wrong'
-      )
     results = {
       name: float(sums[name]) / count for name in ('loss', 'gradient_loss', 'intensity_loss')
     }

@@ -1,6 +1,6 @@
 """What a detector makes of pairs of image files and of evaluation pairs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from etils import epath
@@ -33,6 +33,8 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
   """
 
   num_samples = 3
+  draw = predictor.with_class_names(pictures.side_by_side)
+  draw_sheet = predictor.with_class_names(pictures.sheet)
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """A pair in arrays of `image_size`, and as its files have it."""
@@ -52,17 +54,11 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
     fields = {name: x for name, x in vars(found).items() if x is not None}
     return fields | {f'attention/{name}': x for name, x in looks.items()}
 
-  def predictions(
-    self,
-    inputs: Sequence[predictor.Input],
-    output: epath.Path,
-    drawn: str | None,
-    unreadable: dict[str, Exception],
-  ) -> Iterator[predictor.Record]:
-    """See `Predictor.predictions`."""
+  def begin(self, inputs: Sequence[predictor.Input]) -> None:
+    """Numbers the pairs, too."""
+    super().begin(inputs)
     self._numbers = {source.paths[0]: number for number, source in enumerate(inputs, start=1)}
     self._lines: list[str] = []
-    yield from super().predictions(inputs, output, drawn, unreadable)
 
   def source_record(self, source: predictor.Input) -> predictor.Record:
     """Both files."""
@@ -121,14 +117,6 @@ class Predictor(pair_inputs.PairInputs, detection.Predictor):
       dataclasses.replace(found, boxes=found.boxes * scale),
       objects_lib.Objects(true.boxes * scale, true.labels),
     )
-
-  def draw(self, path: epath.Path, sample: pictures.Sample) -> None:
-    """See `pictures.side_by_side`."""
-    pictures.side_by_side(path, sample, self.task.class_names)
-
-  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
-    """See `pictures.sheet`."""
-    pictures.sheet(path, samples, self.task.class_names)
 
 
 def _kaist_lines(number: int, result: predictor.Row) -> list[str]:

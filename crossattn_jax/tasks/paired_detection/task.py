@@ -12,6 +12,7 @@ import numpy as np
 
 from crossattn_jax import models
 from crossattn_jax.data.paired_detection import batches as data
+from crossattn_jax.data.paired_detection import sources
 from crossattn_jax.geometry import anchor_sizes
 from crossattn_jax.geometry import boxes as box_ops
 from crossattn_jax.heads.detection import types
@@ -97,7 +98,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   """Takes splits, classes and anchors from the data set; see `tasks.complete_config`."""
-  return detection.complete_config(config, data.Examples) + _complete_anchors(config)
+  return detection.complete_config(config, sources) + _complete_anchors(config)
 
 
 def _complete_anchors(config: ml_collections.ConfigDict) -> list[str]:
@@ -119,11 +120,6 @@ def _complete_anchors(config: ml_collections.ConfigDict) -> list[str]:
     shown = ', '.join(f'{width:g} x {height:g}' for level in sizes for width, height in level)
     notes = [f'anchors are of the sizes of the training objects, width x height: {shown}']
   return notes
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'PairedDetection':
-  """Builds the task; see `tasks.create_task`."""
-  return PairedDetection(config)
 
 
 class PairedDetection(detection.Detection):
@@ -222,13 +218,12 @@ class PairedDetection(detection.Detection):
     )
     size = batch['rgb'].shape[1:3]
     found = self.model.decode(outputs, size, **self.config.task.evaluation)
-    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
     looks = {}
     if attention:
       looks = attention_maps.of_anchors(
         self.model, state.get('intermediates', {}), size, found.anchors[:, :attention]
       )
-    return found, jnp.all(jnp.stack(finite), axis=0), looks
+    return found, detection.are_finite(outputs), looks
 
   def detect(
     self, variables: base.Variables, batch: base.Batch

@@ -47,6 +47,8 @@ class Predictor(predictor.FilePredictor):
   fields = (predictor.Field('points', 'file', 'Points with colours', point_files.EXTENSIONS),)
   suffixes = {'labels': '.txt', 'clouds': '.ply', 'pages': '.html'}
   num_samples = 8
+  draw = predictor.with_class_names(pictures.overview)
+  draw_sheet = predictor.with_class_names(pictures.sheet)
 
   @classmethod
   def check(cls, task: base.Task) -> list[str]:
@@ -136,14 +138,6 @@ class Predictor(predictor.FilePredictor):
     shown = Shown(examples.source.keys[index], scene, inverse)
     sample = self.sample(shown, {'logits': result['logits'][None]})
     return dataclasses.replace(sample, name=shown.name)
-
-  def draw(self, path: epath.Path, sample: pictures.Sample) -> None:
-    """See `pictures.overview`."""
-    pictures.overview(path, sample, self.task.class_names)
-
-  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
-    """See `pictures.sheet`."""
-    pictures.sheet(path, samples, self.task.class_names)
 
 
 def _classes(shown: Shown, result: predictor.Row) -> np.ndarray:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from crossattn_jax import config_errors
 from crossattn_jax.data.scene_points import batches as data
 from crossattn_jax.data.scene_points import sources
 from crossattn_jax.layers import sparse_convolution as sparse
@@ -64,11 +63,6 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   if config.model.num_classes is None:
     config.model.num_classes = len(config.dataset.class_names)
   return notes
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'PointSegmentation':
-  """Builds the task; see `tasks.create_task`."""
-  return PointSegmentation(config)
 
 
 class PointSegmentation(base.Task):
@@ -241,12 +235,7 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
       "list_models('minkunet*') shows what does"
     )
   names = scene_inputs.class_names(config.dataset, model.num_classes)
-  if model.num_classes != len(names):
-    raise config_errors.ConfigError(
-      f'config.model.num_classes is {model.num_classes}, but dataset {config.dataset.name!r} has '
-      f'{len(names)} classes; set config.model.num_classes={len(names)}',
-      {'model.num_classes': len(names)},
-    )
+  base.check_num_classes(config, model.num_classes, len(names))
   if absent not in ('zero', 'skip'):
     raise ValueError(f'config.task.evaluation.absent_classes={absent!r} is not one of zero, skip')
   if task.class_weights and len(task.class_weights) != len(names):

@@ -62,11 +62,6 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
-def create_task(config: ml_collections.ConfigDict) -> 'Retrieval':
-  """Builds the task; see `tasks.create_task`."""
-  return Retrieval(config)
-
-
 class Retrieval(base.Task):
   """Finds the captions of an image and the image of a caption.
 

@@ -1,7 +1,7 @@
 """What scenes hold, where it is, and what photographs look at in them."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -43,6 +43,8 @@ class Predictor(predictor.FilePredictor):
   expected = 'a scene with photographs in the folder of its name, or a folder with scenes'
   fields = (predictor.Field('points', 'file', 'Points with photographs', folder.EXTENSIONS),)
   num_samples = 4
+  draw = predictor.with_class_names(pictures.scene)
+  draw_sheet = predictor.with_class_names(pictures.sheet)
 
   @classmethod
   def find_inputs(
@@ -135,14 +137,6 @@ class Predictor(predictor.FilePredictor):
         self.task.class_names[index]: looks[index] for index in order if held[index]
       }
     return pictures.Sample(shown.scene.points, shown.scene.colors, **fields)
-
-  def draw(self, path: epath.Path, sample: pictures.Sample) -> None:
-    """See `pictures.scene`."""
-    pictures.scene(path, sample, self.task.class_names)
-
-  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
-    """See `pictures.sheet`."""
-    pictures.sheet(path, samples, self.task.class_names)
 
 
 def looks_at_supervoxels(

@@ -80,11 +80,6 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   return notes
 
 
-def create_task(config: ml_collections.ConfigDict) -> 'SceneLabels':
-  """Builds the task; see `tasks.create_task`."""
-  return SceneLabels(config)
-
-
 class SceneLabels(base.Task):
   """Tells the classes of scenes from points and photographs, knowing no more than such sets.
 
@@ -242,11 +237,7 @@ class SceneLabels(base.Task):
       ValueError: scores are not finite.
     """
     sums, count = evaluation.sums, int(evaluation.sums['count'])
-    if sums['not_finite']:
-      raise ValueError(
-        f'the network gives scores that are not finite for {int(sums["not_finite"])} of {count} '
-        'scenes: its weights or its dtype are wrong'
-      )
+    self.check_finite(sums)
     probabilities, tags = evaluation.examples['probabilities'], evaluation.examples['tags'] > 0
     results = {}
     if 'confusion' in evaluation.examples:

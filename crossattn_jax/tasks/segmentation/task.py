@@ -10,8 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 import numpy as np
 
-from crossattn_jax import config_errors, models
-from crossattn_jax.data import sources as common
+from crossattn_jax import models
 from crossattn_jax.data.segmentation import batches as data
 from crossattn_jax.data.segmentation import sources, taxonomies
 from crossattn_jax.layers import dynamic_resize, resize
@@ -76,9 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   """Takes splits and classes from the data set; see `tasks.complete_config`."""
-  dataset, notes = config.dataset, []
-  if None in (dataset.train_split, dataset.eval_split):
-    notes += data.Examples.complete_splits(dataset)
+  dataset, notes = config.dataset, base.complete_splits(config, sources.complete_splits)
   if not dataset.class_names:
     found = sources.find_taxonomy(dataset)
     dataset.class_names = found.class_names
@@ -86,10 +83,7 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
       dataset.palette = tuple(map(tuple, found.palette.tolist()))
       if found.holds == 'label':
         dataset.class_values = tuple(found.to_labels(np.arange(found.num_classes)).tolist())
-  if config.model.num_classes is None:
-    config.model.num_classes = len(dataset.class_names)
-    notes.append(f'{len(dataset.class_names)} classes: {common.shown(dataset.class_names)}')
-  return notes
+  return notes + base.complete_num_classes(config)
 
 
 def upgrade_config(config: dict[str, Any]) -> None:
@@ -106,11 +100,6 @@ def upgrade_config(config: dict[str, Any]) -> None:
     known = models.model_config(name)
     model |= fields | {'name': name, 'num_classes': num_classes}
     config['model'] = {field: value for field, value in model.items() if field in known}
-
-
-def create_task(config: ml_collections.ConfigDict) -> 'Segmentation':
-  """Builds the task; see `tasks.create_task`."""
-  return Segmentation(config)
 
 
 class Segmentation(base.Task):
@@ -136,13 +125,7 @@ class Segmentation(base.Task):
         f'config.model.name={config.model.name!r} does not label pixels: add a head to a backbone, '
         f"as in 'biformer_small+upernet'; list_models('*+*') shows all"
       )
-    if self.model.num_classes != self.taxonomy.num_classes:
-      raise config_errors.ConfigError(
-        f'config.model.num_classes is {self.model.num_classes}, but dataset '
-        f'{config.dataset.name!r} has {self.taxonomy.num_classes} classes; set '
-        f'config.model.num_classes={self.taxonomy.num_classes}',
-        {'model.num_classes': self.taxonomy.num_classes},
-      )
+    base.check_num_classes(config, self.model.num_classes, self.taxonomy.num_classes)
     self._align_corners = config.task.align_corners
     if self._align_corners is None:
       self._align_corners = self.model.style().corner_aligned
@@ -256,12 +239,8 @@ class Segmentation(base.Task):
     Raises:
       ValueError: no pixel has a class, or scores are not finite.
     """
+    self.check_finite(evaluation.sums)
     confusion, count = evaluation.sums['confusion'], int(evaluation.sums['count'])
-    if evaluation.sums['not_finite']:
-      raise ValueError(
-        f'the network gives scores that are not finite for {int(evaluation.sums["not_finite"])} of '
-        f'{count} images: its weights or its dtype are wrong'
-      )
     if not np.any(confusion):
       dataset = self.config.dataset
       raise ValueError(

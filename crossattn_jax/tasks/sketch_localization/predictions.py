@@ -1,6 +1,6 @@
 """What a sketch localizer finds in image files and in evaluation images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from etils import epath
@@ -36,6 +36,8 @@ class Predictor(detection.Predictor):
     predictor.Field('image', 'image', 'Photo'),
     predictor.Field('sketch', 'drawing', 'Sketch of what is searched for'),
   )
+  draw = predictor.with_class_names(pictures.found_and_looks)
+  draw_sheet = predictor.with_class_names(pictures.sheet)
 
   def input_of(self, files: Mapping[str, epath.Path]) -> epath.Path:
     """The photo; it is searched for what the sketch shows."""
@@ -57,20 +59,14 @@ class Predictor(detection.Predictor):
         lines.append(f'warning: sketch {path}: {drawing.doubt}')
     return lines
 
-  def predictions(
-    self,
-    inputs: Sequence[predictor.Input],
-    output: epath.Path,
-    drawn: str | None,
-    unreadable: dict[str, Exception],
-  ) -> Iterator[predictor.Record]:
-    """See `Predictor.predictions`."""
+  def begin(self, inputs: Sequence[predictor.Input]) -> None:
+    """Reads the sketches, too."""
+    super().begin(inputs)
     config = self.task.config.dataset
     drawings = read_sketches(self.task.config)
     self._notes = {path: '; '.join(drawing.notes) for path, drawing in drawings.items()}
     pixels = [rasters.raster(drawing.strokes, config.sketches) for drawing in drawings.values()]
     self._sketches = np.stack([rasters.normalized(x, config) for x in pixels])
-    yield from super().predictions(inputs, output, drawn, unreadable)
 
   def load(self, source: predictor.Input) -> predictor.Loaded:
     """An image and the sketches as evaluation has them, and the image as the file has it."""
@@ -122,14 +118,6 @@ class Predictor(detection.Predictor):
     }
     sketches = levels.denormalize(example['sketches'], self.task.config.dataset)
     return pictures.Sample(image, self.shown_objects(result), sketches=sketches, looks=looks)
-
-  def draw(self, path: epath.Path, sample: pictures.Sample) -> None:
-    """See `pictures.found_and_looks`."""
-    pictures.found_and_looks(path, sample, self.task.class_names)
-
-  def draw_sheet(self, path: epath.Path, samples: Sequence[pictures.Sample]) -> None:
-    """See `pictures.sheet`."""
-    pictures.sheet(path, samples, self.task.class_names)
 
 
 def read_sketches(config: ml_collections.ConfigDict) -> dict[str, reading.Drawing]:

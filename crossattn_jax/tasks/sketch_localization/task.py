@@ -93,11 +93,6 @@ def complete_config(config: ml_collections.ConfigDict) -> list[str]:
   return sources.complete(config.dataset)
 
 
-def create_task(config: ml_collections.ConfigDict) -> 'SketchLocalization':
-  """Builds the task; see `tasks.create_task`."""
-  return SketchLocalization(config)
-
-
 class SketchLocalization(detection.Detection):
   """Finds the objects of a photo that are what sketches show.
 
@@ -219,8 +214,7 @@ class SketchLocalization(detection.Detection):
     del thresholds['area']
     # Boxes are fractions of the image, of whatever size.
     found = self.model.decode(outputs, batch['original_size'], **thresholds)
-    finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in outputs.values()]
-    return found, jnp.all(jnp.stack(finite), axis=0), features
+    return found, detection.are_finite(outputs), features
 
   def detect(
     self, variables: base.Variables, batch: base.Batch
