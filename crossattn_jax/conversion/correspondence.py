@@ -15,10 +15,12 @@ from typing import Any
 from flax import linen as nn
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion import systems
+from crossattn_jax.conversion.layouts import channels_first, channels_last
 
 Arrays = dict[str, jax.Array]
 Shapes = Mapping[str, Sequence[int]]
@@ -106,6 +108,19 @@ class Correspondence:
   buffers: Callable[[State], Mapping[str, Any]] = lambda state: {}
   besides: Callable[[State], State] = lambda state: {}
   config: Mapping[str, Mapping[Any, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+
+
+def image_input(module: nn.Module) -> jax.ShapeDtypeStruct:
+  """One picture of a module's channels and size, in the originals' layout."""
+  return jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
+
+
+def logits_or_maps(model: nn.Module, inputs: Arrays) -> Arrays:
+  """What a classifier returns of the original's `image`, or its backbone alone: c2, c3, ...."""
+  result, _ = model(channels_last(inputs['image']))
+  if isinstance(result, tuple):
+    return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
+  return {'logits': result}
 
 
 _backbones: dict[type[nn.Module], Callable[[nn.Module], Sequence[mapping_lib.Rule]]] = {}

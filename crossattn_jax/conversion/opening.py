@@ -147,7 +147,7 @@ def _open_published(
     return _open_path(path, name, {}, which)
   except (reading.CheckpointError, mapping_lib.MappingError) as error:
     path.unlink()
-    url = published.SOURCES[source][name].url
+    url = published.SOURCES[source][name]
     raise published.DownloadError(
       f'what {url} served is not the {source} checkpoint of {name}, and was deleted; try again, or '
       f'put the right file at {path}. {error}'

@@ -1,10 +1,8 @@
-"""Where weights are published, and how they get here: downloaded once, resumed, checked."""
+"""Where weights are published, and how they get here: downloaded once, resumed."""
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
-import hashlib
 import http.client
 import os
 import pathlib
@@ -25,26 +23,6 @@ class DownloadError(OSError):
   """A file could not be downloaded or is not what it should be; says what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """A published file.
-
-  Attributes:
-    url: where it is.
-    size: in bytes; None where it is not known beforehand.
-    sha256: in hexadecimal; None where it is not known beforehand.
-  """
-
-  url: str
-  size: int | None = None
-  sha256: str | None = None
-
-  @property
-  def file_name(self) -> str:
-    """Its name in the cache."""
-    return '-'.join(self.url.split('/')[-4:]) if 'resolve' in self.url else self.url.split('/')[-1]
-
-
 # Our name and timm's: the name of the official release file.
 _CROSSVIT_OFFICIAL = {
   'crossvit_tiny_240': 'crossvit_tiny_224',
@@ -62,33 +40,29 @@ _CROSSVIT_OFFICIAL = {
 _CROSSVIT_RELEASE = 'https://github.com/IBM/CrossViT/releases/download/weights-0.1'
 _TIMM_HUB = 'https://huggingface.co/timm'
 
-# source -> registered name -> file
-SOURCES: dict[str, dict[str, Weights]] = {'official': {}, 'timm': {}, 'transformers': {}}
+# source -> registered name -> address
+SOURCES: dict[str, dict[str, str]] = {'official': {}, 'timm': {}, 'transformers': {}}
 for _name, _official in _CROSSVIT_OFFICIAL.items():
   for _alias in (_name, _official):
-    SOURCES['official'][_alias] = Weights(f'{_CROSSVIT_RELEASE}/{_official}.pth')
-    SOURCES['timm'][_alias] = Weights(f'{_TIMM_HUB}/{_name}.in1k/resolve/main/model.safetensors')
+    SOURCES['official'][_alias] = f'{_CROSSVIT_RELEASE}/{_official}.pth'
+    SOURCES['timm'][_alias] = f'{_TIMM_HUB}/{_name}.in1k/resolve/main/model.safetensors'
 for _variant in ('xs', 's', 'l1', 'l3'):
-  SOURCES['timm'][f'swiftformer_{_variant}'] = Weights(
+  SOURCES['timm'][f'swiftformer_{_variant}'] = (
     f'{_TIMM_HUB}/swiftformer_{_variant}.dist_in1k/resolve/main/model.safetensors'
   )
-  SOURCES['transformers'][f'swiftformer_{_variant}'] = Weights(
-    f'https://huggingface.co/MBZUAI/swiftformer-{_variant}/resolve/main/pytorch_model.bin',
+  SOURCES['transformers'][f'swiftformer_{_variant}'] = (
+    f'https://huggingface.co/MBZUAI/swiftformer-{_variant}/resolve/main/pytorch_model.bin'
   )
-SOURCES['transformers']['bert_base_uncased'] = Weights(
+SOURCES['transformers']['bert_base_uncased'] = (
   'https://huggingface.co/google-bert/bert-base-uncased/resolve/main/model.safetensors'
 )
-SOURCES['official']['regnety_160'] = Weights(
-  'https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth'
-)
-SOURCES['timm']['regnety_160'] = Weights(
-  f'{_TIMM_HUB}/regnety_160.deit_in1k/resolve/main/model.safetensors'
-)
+SOURCES['official']['regnety_160'] = 'https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth'
+SOURCES['timm']['regnety_160'] = f'{_TIMM_HUB}/regnety_160.deit_in1k/resolve/main/model.safetensors'
 for _depth in (50, 101):
-  SOURCES['timm'][f'resnetv2_{_depth}'] = Weights(
+  SOURCES['timm'][f'resnetv2_{_depth}'] = (
     f'{_TIMM_HUB}/resnetv2_{_depth}.a1h_in1k/resolve/main/model.safetensors'
   )
-SOURCES['official']['atfuse'] = Weights(
+SOURCES['official']['atfuse'] = (
   'https://raw.githubusercontent.com/songlei-xiong/ATFuse/'
   '1fd64810843ae872ab4998105e2fd3b2b1deafb4/model/best_ckp.pth'
 )
@@ -148,7 +122,7 @@ def where(name: str) -> dict[str, str]:
   Returns:
     Addresses by source, as `fetch` takes it; as 'by hand' the page of what only a browser gets.
   """
-  found = {source: files[name].url for source, files in SOURCES.items() if name in files}
+  found = {source: files[name] for source, files in SOURCES.items() if name in files}
   return found | ({'by hand': _BY_HAND[name][1]} if name in _BY_HAND else {})
 
 
@@ -179,19 +153,21 @@ def fetch(name: str, source: str, cache: pathlib.Path) -> pathlib.Path:
     if others:
       hint = f'{" and ".join(others)} has some'
     raise ValueError(f'no {source} weights are published for {name!r}; {hint}')
-  weights = SOURCES[source][name]
-  path = cache / 'downloads' / weights.file_name
-  download(weights, path)
+  url = SOURCES[source][name]
+  # Hugging Face's files are all named alike.
+  file_name = '-'.join(url.split('/')[-4:]) if 'resolve' in url else url.split('/')[-1]
+  path = cache / 'downloads' / file_name
+  download(url, path)
   return path
 
 
-def download(weights: Weights, path: pathlib.Path) -> None:
+def download(url: str, path: pathlib.Path) -> None:
   """Downloads a file, resuming what an earlier attempt left; does nothing where it exists.
 
-  It grows as `NAME.part` and gets its name when it is complete and checked.
+  It grows as `NAME.part` and gets its name when it is complete.
 
   Raises:
-    DownloadError: no connection, no such file, no space, or wrong content.
+    DownloadError: no connection, no such file, or no space.
   """
   if path.exists():
     return
@@ -201,7 +177,7 @@ def download(weights: Weights, path: pathlib.Path) -> None:
     if path.exists():
       return
     try:
-      _receive_all(weights, part, path)
+      _receive_all(url, part, path)
     except OSError as error:
       if error.errno == errno.ENOSPC:
         raise DownloadError(
@@ -210,7 +186,6 @@ def download(weights: Weights, path: pathlib.Path) -> None:
           f'{part.name} and continued',
         ) from error
       raise
-    _check(weights, part)
     os.replace(part, path)
 
 
@@ -222,18 +197,18 @@ def _locked(path: pathlib.Path):
     yield
 
 
-def _receive_all(weights: Weights, part: pathlib.Path, path: pathlib.Path) -> None:
+def _receive_all(url: str, part: pathlib.Path, path: pathlib.Path) -> None:
   left = _ATTEMPTS
   while True:
     before = part.stat().st_size if part.exists() else 0
     try:
-      if _receive(weights.url, part):
+      if _receive(url, part):
         return
       problem = 'the connection was cut'
     except urllib.error.HTTPError as error:
       if error.code < 500:
         raise DownloadError(
-          f'{weights.url}: the server says {error.code} {error.reason}; get the file elsewhere '
+          f'{url}: the server says {error.code} {error.reason}; get the file elsewhere '
           f'and put it at {path}'
         ) from error
       problem = f'the server says {error.code} {error.reason}'
@@ -248,7 +223,7 @@ def _receive_all(weights: Weights, part: pathlib.Path, path: pathlib.Path) -> No
     left = _ATTEMPTS if arrived > before else left - 1
     if left == 0:
       raise DownloadError(
-        f'cannot download {weights.url}: {problem}. Without a connection, download it elsewhere '
+        f'cannot download {url}: {problem}. Without a connection, download it elsewhere '
         f'and put it at {path}; {arrived} bytes have arrived and will be continued'
       )
     time.sleep(_WAIT_SECONDS)
@@ -289,18 +264,3 @@ def _receive(url: str, part: pathlib.Path) -> bool:
   if complete:
     tag_file.unlink(missing_ok=True)
   return complete
-
-
-def _check(weights: Weights, part: pathlib.Path) -> None:
-  size = part.stat().st_size
-  problem = ''
-  if weights.size is not None and size != weights.size:
-    problem = f'has {size} bytes, expected {weights.size}'
-  elif weights.sha256 is not None:
-    with open(part, 'rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    if digest != weights.sha256:
-      problem = f'has sha256 {digest}, expected {weights.sha256}'
-  if problem:
-    part.unlink()
-    raise DownloadError(f'what {weights.url} served {problem}; it was deleted, try again')

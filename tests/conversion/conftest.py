@@ -79,7 +79,7 @@ def server(state, monkeypatch):
   monkeypatch.setenv('no_proxy', '*')
   monkeypatch.setattr(published, '_WAIT_SECONDS', 0.01)
   server = Server(safetensors.numpy.save(state))
-  monkeypatch.setitem(published.SOURCES['timm'], NAME, published.Weights(server.url))
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, server.url)
   yield server
   server.http.shutdown()
   server.http.server_close()

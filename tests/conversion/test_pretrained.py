@@ -51,7 +51,7 @@ def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, small_mo
   monkeypatch.setenv('no_proxy', '*')
   monkeypatch.setattr(published, '_WAIT_SECONDS', 0.01)
   url = 'http://127.0.0.1:9/model.safetensors'  # nobody listens at the discard port
-  monkeypatch.setitem(published.SOURCES['timm'], NAME, published.Weights(url))
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, url)
   path = tmp_path / 'downloads' / 'model.safetensors'
   with pytest.raises(published.DownloadError) as error:
     pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
@@ -60,10 +60,10 @@ def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, small_mo
 
 
 def test_a_file_put_by_hand_is_used(tmp_path, state, monkeypatch, small_model):
-  weights = published.Weights('http://127.0.0.1:9/model.safetensors')
-  monkeypatch.setitem(published.SOURCES['timm'], NAME, weights)
+  url = 'http://127.0.0.1:9/model.safetensors'
+  monkeypatch.setitem(published.SOURCES['timm'], NAME, url)
   (tmp_path / 'downloads').mkdir()
-  safetensors.numpy.save_file(state, tmp_path / 'downloads' / weights.file_name)
+  safetensors.numpy.save_file(state, tmp_path / 'downloads' / 'model.safetensors')
   _, variables = pretrained.load_pretrained(NAME, 'timm', cache_dir=tmp_path)
   np.testing.assert_array_equal(variables['params']['head_0']['kernel'], state['head.0.weight'].T)
 

@@ -1,16 +1,10 @@
 """BiFormer beside its PyTorch original: rayleizhu/BiFormer."""
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
-
 from crossattn_jax.conversion import correspondence, layouts
-from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.layouts import channels_first
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm
 from crossattn_jax.models import biformer
-
-Arrays = dict[str, jax.Array]
 
 
 def _affine(torch: str, flax: str, layout: str, pointwise: bool = False) -> list[Rule]:
@@ -138,18 +132,10 @@ def model_taps(module: biformer.BiFormer) -> dict[str, correspondence.TapLike | 
 @correspondence.register_models('biformer', 'maxvit_stl')
 def describe(module: biformer.BiFormer) -> correspondence.Correspondence:
   """Says how a registered BiFormer corresponds to the official model."""
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(channels_last(inputs['image']))
-    if module.options.backbone:
-      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
-    return {'logits': result}
-
   return correspondence.Correspondence(
     rules=model_rules(module),
-    call=call,
-    inputs={'image': image},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=model_taps(module),
     heads=('head',) if module.num_classes and not module.options.backbone else (),
     fields=lambda shapes: {'backbone': 'norm.weight' not in shapes},

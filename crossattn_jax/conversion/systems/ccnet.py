@@ -164,12 +164,11 @@ def describe(module: ccnet.CCNet) -> correspondence.Correspondence:
 @correspondence.register_models('ccnet', 'resnet[0-9]*')
 def describe_resnet(module: resnet.ResNet) -> correspondence.Correspondence:
   """Says how a ResNet corresponds to torchvision's, or to what the official networks start from."""
-  shape = (1, module.num_channels, *module.image_size)
   taps = {f'layer{s + 1}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
   return correspondence.Correspondence(
     rules=[*rules_lib.resnet(len(module.depths), len(module.stem_widths) > 1), *RESNET_HEAD],
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps={'maxpool': ('stem', first_map), **taps},
     heads=('head',) if module.num_classes else (),
   )

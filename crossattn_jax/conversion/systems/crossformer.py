@@ -1,16 +1,10 @@
 """CrossFormer and CrossFormer++ beside their PyTorch original: cheerss/CrossFormer."""
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
-
 from crossattn_jax.conversion import correspondence
-from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last
+from crossattn_jax.conversion.layouts import as_tokens
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossformer
-
-Arrays = dict[str, jax.Array]
 
 POSITION_BIAS = [
   *affine('pos_proj', 'linear_0', 'linear'),
@@ -87,18 +81,10 @@ def dense_settings(shapes: correspondence.Shapes) -> dict[str, str]:
 @correspondence.register_models('crossformer', 'crossformer_*')
 def describe(module: crossformer.CrossFormer) -> correspondence.Correspondence:
   """Says how a registered CrossFormer corresponds to the official model."""
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(channels_last(inputs['image']))
-    if module.backbone:
-      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
-    return {'logits': result}
-
   return correspondence.Correspondence(
     rules=model_rules(module),
-    call=call,
-    inputs={'image': image},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=model_taps(module),
     heads=('head',) if module.num_classes and not module.backbone else (),
     fields=lambda shapes: {'backbone': 'norm.weight' not in shapes},

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.conversion import correspondence
-from crossattn_jax.conversion.layouts import channels_first, channels_last
+from crossattn_jax.conversion.layouts import channels_first
 from crossattn_jax.conversion.mapping import MappingError, Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossvit
@@ -231,11 +231,10 @@ def saved_sizes(module: crossvit.CrossViT, shapes: correspondence.Shapes) -> dic
 def describe(module: crossvit.CrossViT) -> correspondence.Correspondence:
   """Says how a registered CrossViT corresponds to the official model and to timm's."""
   branches = range(len(module.widths))
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
   return correspondence.Correspondence(
     rules=model_rules(module),
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={'image': image},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=model_taps(module),
     heads=[f'head_{d}' for d in branches] if module.num_classes else (),
     position_embeddings={f'embedding_{d}/position_embedding': d for d in branches},

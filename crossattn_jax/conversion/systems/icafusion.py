@@ -306,7 +306,7 @@ def _head(module: icafusion.ICAFusion) -> str:
 @correspondence.register_models('icafusion', 'icafusion_*')
 def describe(module: icafusion.ICAFusion) -> correspondence.Correspondence:
   """Says how a registered ICAFusion corresponds to the official model, or to YOLOv5 v6."""
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
+  image = correspondence.image_input(module)
 
   def call(model: nn.Module, inputs: Arrays) -> Arrays:
     rgb, thermal = channels_last(inputs['rgb']), channels_last(inputs['ir'])

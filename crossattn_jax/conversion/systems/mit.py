@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossattn_jax.conversion import correspondence, layouts
-from crossattn_jax.conversion.layouts import channels_last, first_map
+from crossattn_jax.conversion.layouts import first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm, norm
 from crossattn_jax.conversion.systems import crossvit
@@ -150,7 +150,6 @@ def preact_resnet_rules(module: preact_resnet.PreactResNet) -> list[Rule]:
 @correspondence.register_models('mit', 'resnetv2_*')
 def describe_preact_resnet(module: preact_resnet.PreactResNet) -> correspondence.Correspondence:
   """Says how a registered ResNet with early norms corresponds to timm's."""
-  shape = (1, module.num_channels, *module.image_size)
   taps = {f'stages.{s}': (f'stage_{s}', first_map) for s in range(len(module.depths))}
   # timm's norms end with the rectifier.
   norms = {'norm': 'norm'} | {
@@ -162,8 +161,8 @@ def describe_preact_resnet(module: preact_resnet.PreactResNet) -> correspondence
   taps |= {name: (path, lambda x: nn.relu(first_map(x))) for name, path in norms.items()}
   return correspondence.Correspondence(
     rules=preact_resnet_rules(module),
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={'image': jax.ShapeDtypeStruct(shape, jnp.float32)},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=taps,
     heads=('head',) if module.num_classes else (),
   )

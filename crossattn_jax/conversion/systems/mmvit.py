@@ -8,11 +8,7 @@ import functools
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from crossattn_jax.conversion import correspondence
-from crossattn_jax.conversion.layouts import channels_last
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import mmvit
@@ -84,12 +80,11 @@ def saved_fields(module: mmvit.MMViT, shapes: correspondence.Shapes) -> dict[str
 @correspondence.register_models('mmvit', 'mmvit_*')
 def describe(module: mmvit.MMViT) -> correspondence.Correspondence:
   """Says how a registered MMViT corresponds to the module of the specification."""
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
   positions = {f'embedding_{v}/positions': v for v in range(len(module.patch_sizes))}
   return correspondence.Correspondence(
     rules=MODEL,
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={'image': image},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     heads=('head',) if module.num_classes else (),
     position_embeddings=positions if module.positions == 'joint' else {},
     fields=functools.partial(saved_fields, module),

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from crossattn_jax.conversion import convert
+from crossattn_jax.conversion import convert, correspondence
 from crossattn_jax.conversion import mapping as mapping_lib
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.conversion.systems import mmvit as rules_lib
-from crossattn_jax.models import mmvit, registry
+from crossattn_jax.models import registry
 
 
 def _mvit_rules(depths: tuple[int, ...]) -> list[Rule]:
@@ -64,7 +62,9 @@ def warm_start(
   """
   overrides = {'cross_zero_init': True, **overrides}
   module = registry.create_model(name, **overrides)
-  flat = _shapes(module)
+  described = correspondence.describe_model(name, module)
+  template = correspondence.model_template(module, described.call, described.inputs)
+  flat = traverse_util.flatten_dict(template['params'], sep='/')
   rules = _mvit_rules(module.depths)
   given, lines, problems = {}, {}, []
   for key, value in state.items():
@@ -90,20 +90,11 @@ def warm_start(
       f'the checkpoint does not fit the fine view of {name} ({len(problems)} problems):\n  '
       + '\n  '.join(problems)
     )
-  for path, leaf in flat.items():
-    if path not in given:
-      lines[path] = convert.Line('', (), path, leaf.shape, 'new: freshly initialised')
-  params = traverse_util.unflatten_dict(_initial(module, seed) | given, sep='/')
-  return convert.Conversion(name, overrides, {'params': params}, tuple(lines.values()))
-
-
-def _shapes(module: mmvit.MMViT) -> dict[str, jax.ShapeDtypeStruct]:
-  image = jax.ShapeDtypeStruct((1, *module.image_size, module.num_channels), jnp.float32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), image)
-  return traverse_util.flatten_dict(variables['params'], sep='/')
-
-
-def _initial(module: mmvit.MMViT, seed: int) -> dict[str, np.ndarray]:
-  image = jnp.zeros((1, *module.image_size, module.num_channels))
-  variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), image))
-  return traverse_util.flatten_dict(variables['params'], sep='/')
+  fresh = [path for path in flat if path not in given]
+  for path in fresh:
+    lines[path] = convert.Line('', (), path, flat[path].shape, 'new: freshly initialised')
+  arrays = correspondence.initialise(
+    module, described.call, described.inputs, [f'params/{path}' for path in fresh], seed
+  ) | {f'params/{path}': x for path, x in given.items()}
+  variables = traverse_util.unflatten_dict(arrays, sep='/')
+  return convert.Conversion(name, overrides, variables, tuple(lines.values()))

@@ -2,19 +2,12 @@
 
 from typing import Any
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
-
 from crossattn_jax.conversion import correspondence, layouts
-from crossattn_jax.conversion.layouts import as_tokens, channels_first, channels_last
+from crossattn_jax.conversion.layouts import as_tokens, channels_first
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, batch_norm
 from crossattn_jax.models import swiftformer
 from crossattn_jax.models.backbones import regnet
-
-Arrays = dict[str, jax.Array]
-
 
 # The correspondence of names, from the inside out.
 
@@ -147,13 +140,6 @@ def model_taps(module: swiftformer.SwiftFormer) -> dict[str, correspondence.TapL
 @correspondence.register_models('swiftformer', 'swiftformer_*')
 def describe(module: swiftformer.SwiftFormer) -> correspondence.Correspondence:
   """Says how a registered SwiftFormer corresponds to the official model and to its ports."""
-  image = jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-
-  def call(model: nn.Module, inputs: Arrays) -> Arrays:
-    result, _ = model(channels_last(inputs['image']))
-    if module.backbone:
-      return {f'c{s + 2}': channels_first(x) for s, x in enumerate(result)}
-    return {'logits': result}
 
   def fields(shapes: correspondence.Shapes) -> dict[str, Any]:
     second = {'dist_head.weight', 'head_dist.weight'}
@@ -167,8 +153,8 @@ def describe(module: swiftformer.SwiftFormer) -> correspondence.Correspondence:
   heads = ('head', 'head_distillation') if module.distillation else ('head',)
   return correspondence.Correspondence(
     rules=model_rules(module),
-    call=call,
-    inputs={'image': image},
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=model_taps(module),
     heads=heads if module.num_classes and not module.backbone else (),
     fields=fields,
@@ -214,10 +200,8 @@ def describe_regnet(module: regnet.RegNet) -> correspondence.Correspondence:
     taps[f's{s + 1}'] = (f'stage_{s}_block_{depth - 1}', channels_first)
   return correspondence.Correspondence(
     rules=regnet_rules(module),
-    call=lambda model, inputs: {'logits': model(channels_last(inputs['image']))[0]},
-    inputs={
-      'image': jax.ShapeDtypeStruct((1, module.num_channels, *module.image_size), jnp.float32)
-    },
+    call=correspondence.logits_or_maps,
+    inputs={'image': correspondence.image_input(module)},
     taps=taps,
     heads=('head',) if module.num_classes else (),
   )
