@@ -5,7 +5,8 @@ wants and what to do with an image that cannot be read.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import functools
 import os
 import pathlib
@@ -50,6 +51,27 @@ def located(path: str) -> pathlib.Path:
   if own.parts[:2] == ('crossattn_jax', 'samples') and not own.exists():
     return _PACKAGE.parent / own
   return own.expanduser()
+
+
+def checked_folder(
+  name: str, data_dir: str | os.PathLike[str] | None, content: str
+) -> pathlib.Path:
+  """The folder of a data set of one's own.
+
+  Args:
+    name: of the data set.
+    data_dir: `config.dataset.data_dir`.
+    content: what the folder holds, for the message.
+
+  Raises:
+    ValueError: none is given, or it is no folder.
+  """
+  if data_dir is None:
+    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its {content}')
+  folder = pathlib.Path(data_dir)
+  if not folder.is_dir():
+    raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
+  return folder
 
 
 def is_hidden(name: str) -> bool:
@@ -155,6 +177,32 @@ def unknown_dataset(name: str, known: Iterable[str], purpose: str) -> config_err
     name,
     known,
   )
+
+
+@contextlib.contextmanager
+def suggestions(name: str, own: Iterable[str], expected: str) -> Iterator[None]:
+  """Tells names that are no data set at all from those of TFDS that are not prepared.
+
+  Args:
+    name: that is opened inside.
+    own: names that a task knows besides those of TFDS.
+    expected: names for the message.
+
+  Raises:
+    config_errors.UnknownName: it is neither in `own` nor of TFDS.
+  """
+  try:
+    yield
+  except NotPreparedError as error:
+    known = {*own, *tfds.list_builders(with_community_datasets=False)}
+    bare = bare_name(name)
+    if bare in known:
+      raise
+    raise config_errors.UnknownName(
+      f'unknown dataset {name!r}; {config_errors.near_names(bare, known, 3)}expected {expected}',
+      name,
+      known,
+    ) from error
 
 
 def unknown_classes(where: str, unknown: Sequence[str], class_names: Sequence[str]) -> ValueError:

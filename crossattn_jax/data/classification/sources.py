@@ -87,20 +87,12 @@ def create_source(
     return ImageFolder(data_dir, split, class_names)
   if name == DIGITS:
     digits.prepare(data_dir)
-  try:
+  expected = (
+    f'{DIGITS!r}, {IMAGE_FOLDER!r}, {IMAGE_TABLE!r} or a dataset of TFDS '
+    '(tfds.list_builders(with_community_datasets=False) shows all)'
+  )
+  with sources.suggestions(name, (DIGITS, IMAGE_FOLDER, IMAGE_TABLE), expected):
     return TfdsSource(name, split, data_dir, class_names)
-  except sources.NotPreparedError as error:
-    known = {DIGITS, IMAGE_FOLDER, IMAGE_TABLE, *tfds.list_builders(with_community_datasets=False)}
-    bare = sources.bare_name(name)
-    if bare in known:
-      raise
-    raise config_errors.UnknownName(
-      f'unknown dataset {name!r}; {config_errors.near_names(bare, known, 3)}expected {DIGITS!r}, '
-      f'{IMAGE_FOLDER!r}, {IMAGE_TABLE!r} or a dataset of TFDS '
-      '(tfds.list_builders(with_community_datasets=False) shows all)',
-      name,
-      known,
-    ) from error
 
 
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:

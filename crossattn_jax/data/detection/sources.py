@@ -1,6 +1,6 @@
 """Sources of detection examples: random access to encoded images and their objects by index."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
@@ -8,7 +8,6 @@ from typing import Protocol, TypedDict
 
 import ml_collections
 import numpy as np
-import tensorflow_datasets as tfds
 
 from crossattn_jax import config_errors
 from crossattn_jax.data import image_ops, sources, splits
@@ -158,11 +157,7 @@ def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     return COCO_FOLDER if any(map(coco_folder.is_likely, files.values())) else 'coco/2017'
   if name not in FOLDERS:
     return name
-  if data_dir is None:
-    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its images and annotations')
-  folder = pathlib.Path(data_dir)
-  if not folder.is_dir():
-    raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
+  folder = sources.checked_folder(name, data_dir, 'images and annotations')
   if name != DETECTION_FOLDER:
     return name
   files = coco_folder.find_splits(folder)
@@ -180,19 +175,9 @@ def _resolve(name: str, data_dir: str | os.PathLike[str] | None) -> str:
   )
 
 
-@contextlib.contextmanager
-def _suggestions(name: str) -> Iterator[None]:
-  """Tells names that are no data set at all from those that are not prepared."""
-  try:
-    yield
-  except sources.NotPreparedError as error:
-    known = {COCO, SCENES, *FOLDERS, *tfds.list_builders(with_community_datasets=False)}
-    bare = sources.bare_name(name)
-    if bare in known:
-      raise
-    raise config_errors.UnknownName(
-      f'unknown dataset {name!r}; {config_errors.near_names(bare, known, 3)}expected {SCENES!r}, '
-      f'{sources.shown(FOLDERS)}, {COCO!r}, or another dataset of TFDS with boxes',
-      name,
-      known,
-    ) from error
+def _suggestions(name: str) -> contextlib.AbstractContextManager[None]:
+  return sources.suggestions(
+    name,
+    (COCO, SCENES, *FOLDERS),
+    f'{SCENES!r}, {sources.shown(FOLDERS)}, {COCO!r}, or another dataset of TFDS with boxes',
+  )

@@ -107,9 +107,4 @@ def _folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
   """The folder of the data set `'pair_folder'`."""
   if name != FOLDER:
     raise sources.unknown_dataset(name, [SCENES, FOLDER], 'detection in pairs')
-  if data_dir is None:
-    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its images and labels')
-  root = pathlib.Path(data_dir)
-  if not root.is_dir():
-    raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
-  return root
+  return sources.checked_folder(name, data_dir, 'images and labels')

@@ -119,12 +119,7 @@ def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
   name = config.name
   if name not in KNOWN:
     raise sources.unknown_dataset(name, KNOWN, 'point clouds')
-  if config.data_dir is None:
-    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its scenes')
-  root = pathlib.Path(config.data_dir)
-  if not root.is_dir():
-    raise ValueError(f'dataset.data_dir={str(root)!r} is no folder')
-  return root
+  return sources.checked_folder(name, config.data_dir, 'scenes')
 
 
 def _is_prepared(root: pathlib.Path) -> bool:

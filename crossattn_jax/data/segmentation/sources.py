@@ -21,6 +21,8 @@ class Example(TypedDict):
   label_key: str
 
 
+# Of folders, for messages.
+_CONTENT = 'images and label maps'
 # Features of image, label map and name in TFDS.
 _TFDS = {
   'cityscapes': ('image_left', 'segmentation_label', 'image_id'),
@@ -69,7 +71,7 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
     taxonomies.SEGMENTATION_FOLDER: folders.find_pairs,
   }
   if name in find_pairs:
-    return PairSource(find_pairs[name](_checked_folder(name, data_dir), split))
+    return PairSource(find_pairs[name](sources.checked_folder(name, data_dir, _CONTENT), split))
   bare = sources.bare_name(name)
   if bare not in _TFDS:
     raise sources.unknown_dataset(name, [*_TFDS, *find_pairs], 'segmentation')
@@ -78,19 +80,10 @@ def create_source(name: str, split: str, data_dir: str | os.PathLike[str] | None
   return TfdsSource(name, split, data_dir, *_TFDS[bare])
 
 
-def _checked_folder(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-  if data_dir is None:
-    raise ValueError(f'{name!r} needs dataset.data_dir: the folder of its images and label maps')
-  folder = pathlib.Path(data_dir)
-  if not folder.is_dir():
-    raise ValueError(f'dataset.data_dir={str(data_dir)!r} is no folder')
-  return folder
-
-
 def complete_splits(config: ml_collections.ConfigDict) -> list[str]:
   """Sets the splits that `config.dataset` leaves open; see `splits.complete`."""
   if config.name == taxonomies.SEGMENTATION_FOLDER:
-    folder = _checked_folder(config.name, config.data_dir)
+    folder = sources.checked_folder(config.name, config.data_dir, _CONTENT)
     return splits.complete(config, folders.find_splits(folder), whole=folders.WHOLE)
   names = _SPLITS.get(sources.bare_name(config.name))
   if names is None:
@@ -113,7 +106,7 @@ def find_taxonomy(config: ml_collections.ConfigDict) -> taxonomies.Taxonomy:
   if config.name != taxonomies.SEGMENTATION_FOLDER:
     found, where = taxonomies.find_taxonomy(config.name), f'dataset {config.name!r}'
   else:
-    folder = _checked_folder(config.name, config.data_dir)
+    folder = sources.checked_folder(config.name, config.data_dir, _CONTENT)
     table = class_tables.find_table(folder)
     if table is None and names:
       return taxonomies.of_run(config)
