@@ -47,8 +47,7 @@ def max_iou_assignment(
     low_quality: whether objects take their best boxes at all.
     all_best: whether an object takes all boxes of equal, best overlap, or the first of them.
     is_candidate: `[boxes]`, False for boxes that are to be ignored: anchors outside the image
-      (`anchors.valid_anchors`), boxes in regions where nobody annotated single objects (`boxes.iof`
-      above mmdetection's `ignore_iof_thr`).
+      (`anchors.valid_anchors`), boxes in regions where nobody annotated single objects.
 
   Returns:
     The assignment `[boxes]`, int32, and the best overlap `[boxes]`, 0 where there is none.

@@ -118,14 +118,6 @@ def iou(boxes: jax.Array, others: jax.Array, *, eps: float = 1e-6) -> jax.Array:
   return shared / jnp.maximum(area(boxes) + area(others) - shared, eps)
 
 
-def iof(boxes: jax.Array, others: jax.Array, *, eps: float = 1e-6) -> jax.Array:
-  """Intersection over the area of `boxes` (the foreground): how much of them lies in `others`.
-
-  COCO compares detections with crowd regions so. Arguments and shapes are those of `iou`.
-  """
-  return _intersection(boxes, others) / jnp.maximum(area(boxes), eps)
-
-
 def giou(boxes: jax.Array, others: jax.Array, *, eps: float = 1e-6) -> jax.Array:
   """Generalized IoU: the IoU minus the share of the boxes' hull that neither covers.
 

@@ -55,15 +55,6 @@ def from_stroke3(rows: np.ndarray) -> list[np.ndarray]:
   return [part for part in parts if len(part)]
 
 
-def to_stroke3(strokes: Strokes, dtype: type = np.int16) -> np.ndarray:
-  """A drawing as stroke-3 `[steps, 3]`, which `from_stroke3` undoes."""
-  points = np.concatenate(strokes)
-  lifted = np.zeros(len(points), bool)
-  lifted[np.cumsum([len(stroke) for stroke in strokes]) - 1] = True
-  steps = np.diff(points, axis=0, prepend=0)
-  return np.concatenate([steps, lifted[:, None]], axis=1).astype(dtype)
-
-
 def with_dots(strokes: Strokes) -> list[np.ndarray]:
   """The same, single points as lines to themselves: Pillow draws nothing of a point alone."""
   return [np.repeat(stroke, 2, axis=0) if len(stroke) == 1 else stroke for stroke in strokes]

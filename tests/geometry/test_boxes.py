@@ -48,10 +48,6 @@ def iou(a, b):
   return shared / max(area(a) + area(b) - shared, 1e-6)
 
 
-def iof(a, b):
-  return intersection(a, b) / max(area(a), 1e-6)
-
-
 def giou(a, b):
   union = area(a) + area(b) - intersection(a, b)
   return iou(a, b) - (area(hull(a, b)) - union) / max(area(hull(a, b)), 1e-6)
@@ -68,7 +64,7 @@ def ciou(a, b, eps=1e-7):
   return overlap - distance - v / (v - overlap + 1 + eps) * v
 
 
-MEASURES = {'iou': iou, 'iof': iof, 'giou': giou, 'ciou': ciou}
+MEASURES = {'iou': iou, 'giou': giou, 'ciou': ciou}
 
 
 @pytest.mark.parametrize('name', MEASURES)
