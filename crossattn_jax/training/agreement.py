@@ -7,6 +7,7 @@ import pathlib
 import platform
 import socket
 
+from flax import traverse_util
 import jax
 import ml_collections
 
@@ -55,23 +56,13 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _facts(config: ml_collections.ConfigDict) -> dict[str, str]:
   """What must be the same everywhere, by a name that a person knows."""
-  keys = json.loads(config.to_json_best_effort())
+  keys = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep='.')
   return {
-    **{f'config.{name}': value for name, value in _flat(keys)},
+    **{f'config.{name}': json.dumps(value) for name, value in keys.items()},
     'Python': '.'.join(platform.python_version_tuple()[:2]),
     **{name: importlib.metadata.version(name) for name in _PACKAGES},
     'code of crossattn_jax': _code(),
   }
-
-
-def _flat(tree: dict, prefix: str = '') -> list[tuple[str, str]]:
-  pairs = []
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      pairs += _flat(value, f'{prefix}{name}.')
-    else:
-      pairs.append((prefix + name, json.dumps(value)))
-  return pairs
 
 
 def _code() -> str:

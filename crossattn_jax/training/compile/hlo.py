@@ -8,6 +8,7 @@ import collections
 from collections.abc import Iterator
 import dataclasses
 import functools
+import math
 import re
 
 KINDS = (
@@ -352,8 +353,6 @@ def _bytes(type_text: str) -> int:
   """Bytes of all arrays in a type, without the padding of their layouts."""
   total = 0
   for name, bits, shape in _ARRAY.findall(type_text):
-    size = 1
-    for dimension in filter(None, shape.split(',')):
-      size *= int(dimension)
+    size = math.prod(map(int, filter(None, shape.split(','))))
     total += size * (8 if name == 'pred' else int(bits)) // 8
   return total
