@@ -73,6 +73,16 @@ def check_num_classes(config: ml_collections.ConfigDict, own: int, count: int) -
     )
 
 
+def check_class_weights(config: ml_collections.ConfigDict, count: int) -> None:
+  """Refuses weights, if there are any, of another number of classes than the data set has."""
+  weights = config.task.class_weights
+  if weights and len(weights) != count:
+    raise ValueError(
+      f'config.task.class_weights has {len(weights)} entries; dataset {config.dataset.name!r} has '
+      f'{count} classes'
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class FrozenModel:
   """A trained model that the loss uses and nothing changes, such as a teacher.
@@ -210,10 +220,10 @@ class Task(abc.ABC):
     """What the model takes of a batch."""
     return (batch['image'],)
 
-  def init(self, rng: jax.Array) -> Variables:
-    """Initial variables of the model: 'params' and further collections."""
+  def init(self, rng: jax.Array, model: nn.Module | None = None) -> Variables:
+    """Initial variables, 'params' and further collections, of the model or of one of its inputs."""
     batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
-    return self.model.init({'params': rng}, *self.model_inputs(batch))
+    return (self.model if model is None else model).init({'params': rng}, *self.model_inputs(batch))
 
   def forward(
     self,

@@ -447,6 +447,15 @@ def with_class_names(draw: Callable[..., None]) -> Callable[..., None]:
   return lambda self, path, shown: draw(path, shown, self.task.class_names)
 
 
+def class_shares(classes: np.ndarray, names: Sequence[str]) -> list[Record]:
+  """What records say of the classes of pixels or points that occur, the largest share first."""
+  present, counts = np.unique(classes, return_counts=True)
+  return [
+    {'index': int(present[i]), 'name': names[present[i]], 'share': float(counts[i] / classes.size)}
+    for i in np.argsort(-counts, kind='stable')
+  ]
+
+
 def row_of(batch: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
   """One example of a batch."""
   return {name: x[row] for name, x in batch.items()}

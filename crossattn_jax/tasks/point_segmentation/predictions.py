@@ -111,18 +111,7 @@ class Predictor(predictor.FilePredictor):
     point_files.write_ply(files['clouds'], colored)
     if 'pages' in files:
       point_pictures.page(files['pages'], scene.points, scene.colors, classes, names, shown.name)
-    present, counts = np.unique(classes, return_counts=True)
-    return {
-      'points': len(classes),
-      'classes': [
-        {
-          'index': int(present[i]),
-          'name': names[present[i]],
-          'share': float(counts[i] / len(classes)),
-        }
-        for i in np.argsort(-counts, kind='stable')
-      ],
-    }
+    return {'points': len(classes), 'classes': predictor.class_shares(classes, names)}
 
   def sample(self, shown: Shown, result: predictor.Row) -> pictures.Sample:
     """A cloud with its classes, and those that the file says, if it does."""

@@ -228,7 +228,7 @@ def _require_labels(scene: sources.Scene, examples: data.SegmentationExamples, i
 
 def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   """Refuses what does not belong together or cannot be, naming the key."""
-  task, absent = config.task, config.task.evaluation.absent_classes
+  absent = config.task.evaluation.absent_classes
   if not isinstance(model, minkunet.MinkUNet):
     raise ValueError(
       f'config.model.name={config.model.name!r} does not label points; '
@@ -238,8 +238,4 @@ def _check(config: ml_collections.ConfigDict, model: nn.Module) -> None:
   base.check_num_classes(config, model.num_classes, len(names))
   if absent not in ('zero', 'skip'):
     raise ValueError(f'config.task.evaluation.absent_classes={absent!r} is not one of zero, skip')
-  if task.class_weights and len(task.class_weights) != len(names):
-    raise ValueError(
-      f'config.task.class_weights has {len(task.class_weights)} entries; dataset '
-      f'{config.dataset.name!r} has {len(names)} classes'
-    )
+  base.check_class_weights(config, len(names))

@@ -52,17 +52,7 @@ class Predictor(predictor.FilePredictor):
     taxonomy, classes = self.task.taxonomy, _classes(result)
     drawing.write_png(files['labels'], Image.fromarray(taxonomy.to_labels(classes)))
     drawing.write_png(files['colors'], pictures.with_palette(classes, taxonomy.palette))
-    present, counts = np.unique(classes, return_counts=True)
-    return {
-      'classes': [
-        {
-          'index': int(present[i]),
-          'name': taxonomy.class_names[present[i]],
-          'share': float(counts[i] / classes.size),
-        }
-        for i in np.argsort(-counts, kind='stable')
-      ]
-    }
+    return {'classes': predictor.class_shares(classes, taxonomy.class_names)}
 
   def sample(
     self, shown: np.ndarray, result: predictor.Row, true: np.ndarray | None = None

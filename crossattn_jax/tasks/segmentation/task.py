@@ -331,8 +331,4 @@ def _check(config: ml_collections.ConfigDict, num_classes: int) -> None:
       f'config.task.consistency_weight={task.consistency_weight} needs a model with an embedding: '
       'set config.model.embedding=16 of a CCNet, or the weight to 0'
     )
-  if task.class_weights and len(task.class_weights) != num_classes:
-    raise ValueError(
-      f'config.task.class_weights has {len(task.class_weights)} entries; dataset '
-      f'{config.dataset.name!r} has {num_classes} classes'
-    )
+  base.check_class_weights(config, num_classes)

@@ -1,10 +1,10 @@
 """Finding in a photo what a sketch shows; AP of categories that were learnt, and of others."""
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_dict
 import numpy as np
@@ -115,7 +115,7 @@ class SketchLocalization(detection.Detection):
       fields = {field: x for field, x in given.teacher.items() if x is not None}
       name = fields.pop('name')
       self.frozen_models['teacher'] = base.FrozenModel(
-        name, fields, self._init_teacher, given.teacher_weights, key
+        name, fields, functools.partial(self.init, model=self._teacher), given.teacher_weights, key
       )
 
   def _create_teacher(self) -> sketch_localizer.SketchLocalizer | None:
@@ -134,10 +134,6 @@ class SketchLocalization(detection.Detection):
           'one by one; set both alike'
         )
     return teacher
-
-  def _init_teacher(self, rng: jax.Array) -> base.Variables:
-    batch = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), self.batch_spec(1))
-    return self._teacher.init({'params': rng}, *self.model_inputs(batch))
 
   def check_options(self) -> None:
     """Refuses what does not belong together or cannot be, naming the keys."""
