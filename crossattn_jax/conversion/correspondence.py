@@ -74,10 +74,8 @@ class Correspondence:
     taps: by the name of the original's submodule. `compare` finds by itself the Flax counterpart of
       every submodule that owns exactly the same parameters; taps given here come first. None says
       that a submodule has no counterpart.
-    heads: paths of the classifiers, such as ('head_0', 'head_1'): what replacing the head
-      initialises anew.
-    position_embeddings: path -> index into `module.grids()` of its patch grid, such as
-      {'embedding_0/position_embedding': 0}: what resizing to another image size resizes.
+    heads: paths of the classifiers, such as ('head_0', 'head_1'), whose shapes in a state dict tell
+      the number of classes.
     classifier_rules: between the classifier that the network may start from and the paths within
       its backbones; those of the classifier's own head tell what is left out.
     backbones: the modules that are such a classifier but for its head.
@@ -99,7 +97,6 @@ class Correspondence:
   inputs: Inputs
   taps: Mapping[str, TapLike | None] = dataclasses.field(default_factory=dict)
   heads: Sequence[str] = ()
-  position_embeddings: Mapping[str, int] = dataclasses.field(default_factory=dict)
   classifier_rules: Sequence[mapping_lib.Rule] = ()
   backbones: Sequence[str] = ('backbone',)
   starts: Mapping[str, Sequence[mapping_lib.Rule]] = dataclasses.field(default_factory=dict)

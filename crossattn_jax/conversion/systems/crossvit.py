@@ -237,7 +237,6 @@ def describe(module: crossvit.CrossViT) -> correspondence.Correspondence:
     inputs={'image': correspondence.image_input(module)},
     taps=model_taps(module),
     heads=[f'head_{d}' for d in branches] if module.num_classes else (),
-    position_embeddings={f'embedding_{d}/position_embedding': d for d in branches},
     fields=functools.partial(saved_sizes, module),
     config={'global_pool': {'token': {}, 'avg': {'global_pool': 'avg'}}},
   )

@@ -80,12 +80,10 @@ def saved_fields(module: mmvit.MMViT, shapes: correspondence.Shapes) -> dict[str
 @correspondence.register_models('mmvit', 'mmvit_*')
 def describe(module: mmvit.MMViT) -> correspondence.Correspondence:
   """Says how a registered MMViT corresponds to the module of the specification."""
-  positions = {f'embedding_{v}/positions': v for v in range(len(module.patch_sizes))}
   return correspondence.Correspondence(
     rules=MODEL,
     call=correspondence.logits_or_maps,
     inputs={'image': correspondence.image_input(module)},
     heads=('head',) if module.num_classes else (),
-    position_embeddings=positions if module.positions == 'joint' else {},
     fields=functools.partial(saved_fields, module),
   )
