@@ -40,7 +40,7 @@ Installed, `crossattn` does the same from any folder: `crossattn MODE` is `pytho
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
 import json
@@ -231,9 +231,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # It may import everything, so it is loaded only when asked for.
     from crossattn_jax.parity import __main__ as parity
 
-    sys.exit(parity.main(argv[1:], 'crossattn'))
+    with _while_somebody_reads():
+      sys.exit(parity.main(argv[1:], 'crossattn'))
   if word == 'models':
-    sys.exit(_show_models(argv[2:]))
+    with _while_somebody_reads():
+      sys.exit(_show_models(argv[2:]))
   if word == 'examples':
     sys.exit(_write_examples(argv[2:]))
   if word in _MODES:
@@ -247,6 +249,24 @@ def main(argv: Sequence[str] | None = None) -> None:
   # come out of a compilation, after which the process crashes.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   app.run(_run_mode, argv, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def _while_somebody_reads() -> Iterator[None]:
+  """Ends without a word once a pipe is closed, as by `head`, which has enough."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    _flush_nothing()
+    sys.exit()
+
+
+def _flush_nothing() -> None:
+  """Leaves nothing to be flushed at the end into a pipe that nobody reads."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_models(arguments: Sequence[str]) -> int:
@@ -439,8 +459,7 @@ class _Stream:
     try:
       print(json.dumps(record), flush=True)
     except BrokenPipeError:
-      # Whoever reads has enough; nothing is left to be flushed at the end.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      _flush_nothing()  # Whoever reads has enough.
       self._stopping = True
     if self._stopping:
       raise KeyboardInterrupt

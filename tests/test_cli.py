@@ -345,6 +345,16 @@ def test_models_are_listed_by_a_pattern(capsys):
     assert capsys.readouterr().out.splitlines() == names
 
 
+def test_a_list_that_is_not_read_to_its_end_is_no_error(monkeypatch):
+  reading, writing = os.pipe()
+  os.close(reading)
+  with os.fdopen(writing, 'w') as pipe:
+    monkeypatch.setattr('sys.stdout', pipe)
+    with pytest.raises(SystemExit) as stopped:
+      cli.main(['crossattn', 'models'])
+  assert not stopped.value.code
+
+
 def test_the_installed_command_speaks_of_itself(refusal, monkeypatch):
   monkeypatch.setattr('sys.argv', ['/venv/bin/crossattn'])
   assert 'crossattn train --config=configs/crossvit_digits.py --workdir=' in refusal()
