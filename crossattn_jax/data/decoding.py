@@ -24,7 +24,8 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
 
   Args:
     data: bytes of a file in any format that Pillow reads.
-    mode: 'RGB', 'L' (grey), or 'RGBA', which keeps transparency.
+    mode: 'RGB', 'L' (grey), or 'RGBA', which keeps transparency. None: 'L' for grey files, 'RGB'
+      for others.
     levels: (low, high): the levels of grey images deeper than 8 bits that become 0 and 255, those
       between in proportion, those beyond cut off. Without them 32-bit images are refused.
     upright: turns the image as its EXIF orientation says, which photos of phones have. TIFF is
@@ -53,6 +54,8 @@ def decode(data, mode, levels=None, upright=False, max_pixels=MAX_PIXELS):
       f'its levels are {_DEPTHS[image.mode]}, and nothing says which are black and white: set '
       'dataset.decoding.levels=(low, high)'
     )
+  if mode is None:
+    mode = 'L' if image.mode in ('1', 'L', 'LA') else 'RGB'
   return image if image.mode == mode else image.convert(mode)
 
 

@@ -80,19 +80,19 @@ def decoding_of(config: ml_collections.ConfigDict, photos: bool) -> dict[str, An
   return {'levels': levels, 'upright': upright, 'max_pixels': options.max_pixels}
 
 
-def decode(data: bytes, channels: int, **options: Any) -> Image.Image:
+def decode(data: bytes, channels: int | None, **options: Any) -> Image.Image:
   """Decodes an image to 8 bits per channel.
 
   Args:
     data: an encoded image in any format that Pillow reads.
-    channels: 3 for RGB, 1 for grey.
+    channels: 3 for RGB, 1 for grey; None for those that the file has.
     **options: see `decoding.decode`.
 
   Raises:
     UnreadableError: the bytes are damaged, no image, too large or too deep.
   """
   try:
-    return decoding.decode(data, 'RGB' if channels == 3 else 'L', **options)
+    return decoding.decode(data, {3: 'RGB', 1: 'L', None: None}[channels], **options)
   except ValueError as error:
     raise pipeline.UnreadableError(str(error)) from error
   except PIL.UnidentifiedImageError as error:

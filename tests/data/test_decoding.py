@@ -130,3 +130,15 @@ def test_levels_without_a_range_are_refused(levels):
   config.decoding.levels = levels
   with pytest.raises(ValueError, match=r'dataset\.decoding\.levels must be two levels'):
     batches.Examples.check(config)
+
+
+@pytest.mark.parametrize(
+  ('modes', 'expected'), [(('1', 'L', 'LA', 'I;16'), 'L'), (('P', 'RGB', 'RGBA'), 'RGB')]
+)
+def test_without_a_mode_grey_files_stay_grey(modes, expected):
+  for mode in modes:
+    file = io.BytesIO()
+    Image.new(mode, (4, 3)).save(file, 'png')
+    image = image_ops.decode(file.getvalue(), None)
+    assert image.mode == expected
+    np.testing.assert_array_equal(image.convert('RGB'), image_ops.decode(file.getvalue(), 3))

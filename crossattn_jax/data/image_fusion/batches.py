@@ -96,9 +96,11 @@ def _padded(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   return np.pad(image.astype(np.float32), margins)[..., None]
 
 
-def _decode(example: Mapping[str, Any], decoding: Mapping[str, Any]) -> Pair:
+def _decode(
+  example: Mapping[str, Any], decoding: Mapping[str, Any], channels: int | None = 3
+) -> Pair:
   """Decodes both images; see `pairing.decode`."""
-  return Pair(*pairing.decode(example, ('visible', 'infrared'), decoding))
+  return Pair(*pairing.decode(example, ('visible', 'infrared'), decoding, channels))
 
 
 def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -164,8 +166,8 @@ class Examples(pipeline.Examples):
     return [_rounded(size, self.config) for size in sizes]
 
   def decode(self, index: int) -> Pair:
-    """Both images."""
-    return _decode(self.source[index], self._decoding)
+    """Both images; those of grey files `[height, width, 1]`."""
+    return _decode(self.source[index], self._decoding, channels=None)
 
   def train_example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cuts out the same place of both images."""

@@ -4,7 +4,9 @@ import numpy as np
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-  """Y of 8-bit RGB, `[..., 3]` -> `[...]`, by OpenCV's integer arithmetic; grey stays as it is."""
+  """Y of 8-bit RGB or grey, `[..., 3 or 1]` -> `[...]`, by OpenCV's integer arithmetic."""
+  if image.shape[-1] == 1:
+    return image[..., 0]
   # Whole numbers below 2^24: float32 has them exactly, and its product is fast.
   levels = image.astype(np.float32) @ np.array([4899, 9617, 1868], np.float32)
   levels += 8192

@@ -170,13 +170,15 @@ def describe_preprocessing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
-def _decode(example: Mapping[str, Any], options: Mapping[str, Any]) -> Pair:
+def _decode(
+  example: Mapping[str, Any], options: Mapping[str, Any], channels: int | None = 3
+) -> Pair:
   """Decodes both images; see `pairing.decode`.
 
   Raises:
     UnreadableError: as there, or an image is deep, and nothing says which levels count.
   """
-  pair = Pair(*pairing.decode(example, MODALITIES, options))
+  pair = Pair(*pairing.decode(example, MODALITIES, options, channels))
   for name in MODALITIES:
     if options['levels'] is None and Image.open(io.BytesIO(example[name])).mode.startswith('I'):
       raise pipeline.UnreadableError(
@@ -223,6 +225,8 @@ def _normalized(image: np.ndarray, config: ml_collections.ConfigDict) -> np.ndar
 def _reduced(image: np.ndarray) -> np.ndarray:
   """An image with one channel, if it is grey, which costs a third of the time."""
   grey = image[..., :1]
+  if image.shape == grey.shape:
+    return image
   some = image[::16, ::16]
   is_grey = (some == some[..., :1]).all() and all(
     np.array_equal(image[..., channel], image[..., 0]) for channel in (1, 2)
@@ -313,7 +317,7 @@ class Examples(pipeline.Examples):
       ValueError: the objects are not those of images of this size.
     """
     example = self.source[index]
-    pair = _decode(example, self._decoding)
+    pair = _decode(example, self._decoding, channels=None)
     objects = self.source.annotations(index)
     annotations.check_size(objects, pair.size, example['key'])
     return Pair(_reduced(pair.rgb), _reduced(pair.thermal)), objects

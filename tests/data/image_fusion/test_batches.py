@@ -121,3 +121,14 @@ def test_wrong_values_are_refused_by_key(config):
     train_stream(config, 0)[0]
   with pytest.raises(ValueError, match="unknown dataset 'msr'; did you mean 'msrs'"):
     sources.create_source('msr', 'train', config.data_dir)
+
+
+def test_grey_files_and_grey_colours_are_the_same(config, tmp_path):
+  def views(mode):
+    for path in tmp_path.glob('*/ir/*.png'):
+      Image.open(path).convert('L').convert(mode).save(path)
+    return [train_stream(config, 0)[0], next(iter(eval_batches(config, batch_size=3)))]
+
+  for grey, color in zip(views('L'), views('RGB'), strict=True):
+    for key in ('visible', 'infrared'):
+      np.testing.assert_array_equal(grey[key], color[key])
