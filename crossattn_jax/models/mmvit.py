@@ -382,8 +382,6 @@ class MMViT(module.Module):
     else:
       feature = sum(norm(x).mean(axis=1) for x in views) / len(views)
     features['feature'] = feature
-    if self.num_classes == 0:
-      return feature.astype(jnp.promote_types(feature.dtype, jnp.float32)), features
     return classifier.classify(feature, self.num_classes, **options.types), features
 
   @nn.nowrap

@@ -173,8 +173,6 @@ class PreactResNet(module.Module):
         x = nn.relu(batch_norm.BatchNorm(name='norm', **self.types)(x, train))
       features[f'stage_{s}'] = x
     vector = classifier.global_mean(x)
-    if self.num_classes == 0:
-      return vector, features
     init = nn.initializers.normal(0.01)
     logits = classifier.classify(vector, self.num_classes, kernel_init=init, **self.types)
     return logits, features

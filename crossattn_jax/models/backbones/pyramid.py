@@ -143,8 +143,6 @@ class Pyramid(module.Module):
       features[f'stage_{s}'] = x
     x = self.layer_norm('norm')(x)
     vector = classifier.global_mean(x)
-    if self.num_classes == 0:
-      return vector, features
     return classifier.classify(vector, self.num_classes, **self.types), features
 
 

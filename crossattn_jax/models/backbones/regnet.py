@@ -146,8 +146,6 @@ class RegNet(module.Module):
       )
       features[f'stage_{s}'] = x
     x = classifier.global_mean(x)
-    if self.num_classes == 0:
-      return x, features
     init = nn.initializers.normal(0.01)
     return classifier.classify(x, self.num_classes, kernel_init=init, **self.types), features
 

@@ -223,8 +223,6 @@ class ResNet(module.Module):
       )(x, train)
       features[f'stage_{s}'] = x
     vector = classifier.global_mean(x)
-    if self.num_classes == 0:
-      return vector, features
     init = initializers.torch_convolution(vector.shape[-1])
     logits = classifier.classify(
       vector, self.num_classes, kernel_init=init, bias_init=init, **self.types

@@ -14,12 +14,12 @@ from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.models import minkunet, registry
 from crossattn_jax.models.mit import encoder as encoder_lib
 from crossattn_jax.models.mit import heads, supervoxels
-from crossattn_jax.models.mit.model import TOKEN_INIT
+from crossattn_jax.models.mit import model as model_lib
 from crossattn_jax.models.parts import checks
 from crossattn_jax.models.parts.types import Features
 
 
-class MITPoints(module.Module):
+class MITPoints(model_lib.PointsModule):
   """Tells the classes of a scene, and of its supervoxels, from points alone.
 
   Attributes:
@@ -92,18 +92,7 @@ class MITPoints(module.Module):
       ValueError: there are no supervoxels for the encoder.
     """
     del images
-    width = self.points_widths[-1]
-    network = minkunet.MinkUNet(
-      self.points_widths,
-      self.points_depths,
-      0,
-      self.points_stem_width,
-      self.num_channels,
-      self.remat,
-      name='points',
-      **self.types,
-    )
-    points, features = network(windows, levels, train)
+    points, features = self.see_points(windows, levels, train)
     outputs = {}
     if supervoxel is None:
       if self.encoder_depth:
@@ -120,15 +109,18 @@ class MITPoints(module.Module):
     }
     if self.encoder_depth:
       tokens = seen
-      classes = self._parameter('class_tokens')
+      classes = self.class_parameter('class_tokens')
       if self.position_embedding:
         place = encoder_lib.PositionMlp(
-          (width,) * 2, activations.gelu, name='positions', param_dtype=self.param_dtype
+          (self.points_widths[-1],) * 2,
+          activations.gelu,
+          name='positions',
+          param_dtype=self.param_dtype,
         )
         position = voxels.position
         if self.centre_positions:
           position = encoder_lib.centre_positions(position, voxels.counts > 0)
-        classes += self._parameter('class_positions')
+        classes += self.class_parameter('class_positions')
         tokens += place(position)
       encoder = encoder_lib.Encoder(
         self.encoder_depth,
@@ -142,10 +134,6 @@ class MITPoints(module.Module):
       tokens = encoder(*encoder_lib.with_classes(classes, tokens, mask), train)
       outputs['voxel_class_logits'] = heads.class_logits(tokens, self.num_classes)
     return outputs, features
-
-  def _parameter(self, name: str) -> jax.Array:
-    shape = (self.num_classes, self.points_widths[-1])
-    return self.param(name, TOKEN_INIT, shape, self.param_dtype)
 
 
 class MITImages(module.Module):

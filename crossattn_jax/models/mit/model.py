@@ -23,7 +23,31 @@ from crossattn_jax.models.parts.types import Features
 TOKEN_INIT = initializers.linear
 
 
-class MIT(module.Module):
+class PointsModule(module.Module):
+  """A model whose tokens are as wide as what its network for points says of cells."""
+
+  def see_points(
+    self, windows: jax.Array, levels: Sequence[sparse.Level], train: bool
+  ) -> tuple[jax.Array, Features]:
+    """What the network for points, a `MinkUNet`, says of cells."""
+    return minkunet.MinkUNet(
+      self.points_widths,
+      self.points_depths,
+      0,
+      self.points_stem_width,
+      self.num_channels,
+      self.remat,
+      name='points',
+      **self.types,
+    )(windows, levels, train)
+
+  def class_parameter(self, name: str) -> jax.Array:
+    """What is learnt of the token of each class, `[num_classes, channels]`."""
+    shape = (self.num_classes, self.points_widths[-1])
+    return self.param(name, TOKEN_INIT, shape, self.param_dtype)
+
+
+class MIT(PointsModule):
   """Tells the classes of a scene, and of its supervoxels, from points and photographs.
 
   Photographs and points are never brought together by a camera: their tokens look at each other.
@@ -135,17 +159,7 @@ class MIT(module.Module):
       ValueError: there are other than `num_views` images of a scene, or of other channels.
     """
     width = self.points_widths[-1]
-    network = minkunet.MinkUNet(
-      self.points_widths,
-      self.points_depths,
-      0,
-      self.points_stem_width,
-      self.num_channels,
-      self.remat,
-      name='points',
-      **self.types,
-    )
-    points, features = network(windows, levels, train)
+    points, features = self.see_points(windows, levels, train)
     voxels = supervoxels.summarise(points, supervoxel, num_tokens, position, self.mask_empty)
     views = encoder_lib.ImageTokens(
       width,
@@ -168,7 +182,7 @@ class MIT(module.Module):
     position = voxels.position
     if self.centre_positions:
       position = encoder_lib.centre_positions(position, voxels.counts > 0)
-    classes = self._parameter('class_tokens') + self._parameter('class_positions')
+    classes = self.class_parameter('class_tokens') + self.class_parameter('class_positions')
     view_positions = self.param(
       'view_positions', nn.initializers.zeros, (self.num_views, width), self.param_dtype
     )
@@ -216,10 +230,6 @@ class MIT(module.Module):
       cams = nn.softmax(cams)
     outputs |= {'cams': cams, name: heads.pool_scores(cams, self.pool, voxels.mask)}
     return outputs, features | {f'attention_{i}': x for i, x in enumerate(attention)}
-
-  def _parameter(self, name: str) -> jax.Array:
-    shape = (self.num_classes, self.points_widths[-1])
-    return self.param(name, TOKEN_INIT, shape, self.param_dtype)
 
 
 _IMAGE_DEPTHS = {'r50': (3, 4, 6, 3), 'r101': (3, 4, 23, 3)}

@@ -20,17 +20,18 @@ def classify(vector: jax.Array, num_classes: int, name: str = 'head', **options:
 
   Args:
     vector: `[batch, channels]`.
-    num_classes: of the logits.
+    num_classes: of the logits; 0 returns the vector in their place.
     name: of the submodule; this is called from a compact method.
     **options: of `linear.Dense`.
 
   Returns:
-    `[batch, num_classes]`.
+    `[batch, num_classes]`, or `[batch, channels]`.
   """
-  options = {'kernel_init': initializers.linear} | options
-  logits = linear.Dense(num_classes, name=name, **options)(vector)
-  logits = parallel.constrain(logits, 'batch', None)
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  if num_classes:
+    options = {'kernel_init': initializers.linear} | options
+    vector = linear.Dense(num_classes, name=name, **options)(vector)
+    vector = parallel.constrain(vector, 'batch', None)
+  return vector.astype(jnp.promote_types(vector.dtype, jnp.float32))
 
 
 def evidence(x: jax.Array, logits: jax.Array, kernel: jax.Array) -> jax.Array:
