@@ -107,6 +107,12 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
   return np.divide(both, either, out=np.full(both.shape, np.nan), where=either > 0)
 
 
+def named_classes(iou: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+  """The IoU of each class as 'iou/CLASS'; classes that do not occur have none."""
+  named = zip(class_names, iou, strict=True)
+  return {f'iou/{name}': float(value) for name, value in named if not np.isnan(value)}
+
+
 def class_accuracy(confusion: np.ndarray) -> np.ndarray:
   """Correct pixels over those of the class, per class; NaN where it has none."""
   confusion = np.asarray(confusion, np.float64)

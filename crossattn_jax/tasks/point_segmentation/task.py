@@ -201,14 +201,12 @@ class PointSegmentation(base.Task):
       )
     absent = self.config.task.evaluation.absent_classes
     iou = metrics.intersection_over_union(confusion)
-    of_classes = zip(self.class_names, iou, strict=True)
     return {
       'mean_iou': metrics.mean_over_classes(iou, absent),
       'mean_accuracy': metrics.mean_over_classes(metrics.class_accuracy(confusion), absent),
       'overall_accuracy': metrics.pixel_accuracy(confusion),
       'examples': count,
-      # Classes that do not occur have none.
-      **{f'iou/{name}': float(value) for name, value in of_classes if not np.isnan(value)},
+      **metrics.named_classes(iou, self.class_names),
     }
 
   def summary(self, values: Mapping[str, float]) -> list[str]:

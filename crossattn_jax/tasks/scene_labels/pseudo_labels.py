@@ -122,12 +122,7 @@ def metrics_of(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, f
     'pseudo_miou': metrics.mean_over_classes(iou, 'skip'),
     'pseudo_accuracy': metrics.pixel_accuracy(confusion),
     'labelled': 1 - float(confusion[:, -1].sum() / confusion.sum()),
-    # Classes that do not occur have none.
-    **{
-      f'iou/{name}': float(value)
-      for name, value in zip(class_names, iou, strict=True)
-      if not np.isnan(value)
-    },
+    **metrics.named_classes(iou, class_names),
   }
 
 

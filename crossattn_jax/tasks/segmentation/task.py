@@ -249,17 +249,13 @@ class Segmentation(base.Task):
       )
     absent = self.config.task.evaluation.absent_classes
     iou = metrics.intersection_over_union(confusion)
-    results = {
+    return {
       'mean_iou': metrics.mean_over_classes(iou, absent),
       'pixel_accuracy': metrics.pixel_accuracy(confusion),
       'mean_accuracy': metrics.mean_over_classes(metrics.class_accuracy(confusion), absent),
       'examples': count,
+      **metrics.named_classes(iou, self.class_names),
     }
-    # Classes that do not occur have none.
-    for name, value in zip(self.taxonomy.class_names, iou, strict=True):
-      if not np.isnan(value):
-        results[f'iou/{name}'] = float(value)
-    return results
 
   def summary(self, values: Mapping[str, float]) -> list[str]:
     """A table of the IoU of each class, and the means; a dash is a class that does not occur."""
