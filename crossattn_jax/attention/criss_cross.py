@@ -21,8 +21,8 @@ class CrissCrossAttention(module.Module):
     recurrence: how often the same parameters are applied.
     reduction: channels of the value per channel of query and key.
     implementation: see `kernels.criss_cross_attention`.
-    kernel_init: of the projections.
-    bias_init: of the projections.
+    kernel_init: of the projections; see `linear.Dense`.
+    bias_init: likewise.
 
   Examples:
     >>> attention, x = CrissCrossAttention(recurrence=2), jnp.ones((2, 8, 9, 64))
@@ -34,8 +34,8 @@ class CrissCrossAttention(module.Module):
   recurrence: int = 2
   reduction: int = 8
   implementation: str = 'auto'
-  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  kernel_init: nn.initializers.Initializer | None = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros
 
   @nn.compact
   def __call__(

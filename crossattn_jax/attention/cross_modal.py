@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax import kernels, parallel
-from crossattn_jax.layers import activations, initializers, linear, module
+from crossattn_jax.layers import activations, linear, mlp, module
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -164,25 +164,6 @@ class WeightedSum(module.Module):
     return kept * x + added * change
 
 
-class _Mlp(module.Module):
-  """Linear, GELU, linear, dropout, drawn at first as PyTorch draws linear maps."""
-
-  hidden: int
-  drop_rate: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    channels = x.shape[-1]
-
-    def dense(features: int, fan_in: int, name: str) -> linear.Dense:
-      init = initializers.torch_convolution(fan_in)
-      return linear.Dense(features, kernel_init=init, bias_init=init, name=name, **self.types)
-
-    x = activations.gelu(dense(self.hidden, channels, 'fc1')(x))
-    x = dense(channels, self.hidden, 'fc2')(x)
-    return nn.Dropout(self.drop_rate, deterministic=not train)(x)
-
-
 class IterativeCrossModalBlock(module.Module):
   """Dual cross-attention and MLPs, applied several times with the same parameters (module ICFE).
 
@@ -226,7 +207,8 @@ class IterativeCrossModalBlock(module.Module):
       self.num_heads, self.attention_drop_rate, self.drop_rate, name='attention', **self.types
     )
     norm = self.layer_norm('norm', EPSILON)
-    mlps = [_Mlp(hidden, self.drop_rate, name=f'mlp_{m}', **self.types) for m in MODALITIES]
+    options = {'activation': activations.gelu, 'drop_hidden': False, **self.types}
+    mlps = [mlp.FeedForward(hidden, self.drop_rate, name=f'mlp_{m}', **options) for m in MODALITIES]
     attention_sums, mlp_sums = (
       [WeightedSum(name=f'{part}_sum_{m}', **self.types) for m in MODALITIES]
       for part in ('attention', 'mlp')
@@ -236,7 +218,7 @@ class IterativeCrossModalBlock(module.Module):
       new = attention(*streams, train)
       streams = [add(x, z) for add, x, z in zip(attention_sums, streams, new, strict=True)]
       streams = [
-        add(x, mlp(norm(x), train)) for add, x, mlp in zip(mlp_sums, streams, mlps, strict=True)
+        add(x, own(norm(x), train)) for add, x, own in zip(mlp_sums, streams, mlps, strict=True)
       ]
     if self.unused_parameters:
       for key, shape in self._unused_shapes(rgb.shape[-1], hidden).items():

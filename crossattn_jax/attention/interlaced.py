@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import self_attention
-from crossattn_jax.layers import activations, drop_path, initializers, linear, mlp, module
+from crossattn_jax.layers import activations, drop_path, linear, mlp, module
 
 FirstQuery = Literal['views', 'voxels']
 FIRST_QUERIES = ('views', 'voxels')
@@ -92,19 +92,13 @@ class ClassSkippingAttention(module.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {width}')
 
     def project(tokens: jax.Array, name: str) -> jax.Array:
-      init = initializers.torch_convolution(tokens.shape[-1])
       heads = (self.num_heads, width // self.num_heads)
-      dense = linear.Dense(
-        heads, use_bias=self.qkv_bias, kernel_init=init, bias_init=init, name=name, **self.types
-      )
+      dense = linear.Dense(heads, use_bias=self.qkv_bias, name=name, **linear.TORCH, **self.types)
       return parallel.constrain(dense(tokens), 'batch', 'tokens', 'heads', None)
 
     query, key, value = project(x, 'query'), project(others, 'key'), project(others, 'value')
     mixed, logits = class_skipping_attention(query, key, value, self.num_classes, mask)
-    init = initializers.torch_convolution(width)
-    out = linear.Dense(
-      width, axis=(-2, -1), kernel_init=init, bias_init=init, name='out', **self.types
-    )
+    out = linear.Dense(width, axis=(-2, -1), name='out', **linear.TORCH, **self.types)
     return out(mixed), logits
 
 
@@ -149,14 +143,8 @@ class InterlacedBlock(module.Module):
     """
     channels = x.shape[-1]
     drop = drop_path.DropPath(self.drop_path_rate)
-    init = initializers.torch_convolution(channels)
     look = self_attention.SelfAttention(
-      self.num_heads,
-      qkv_bias=False,
-      kernel_init=init,
-      bias_init=init,
-      name='self_attention',
-      **self.types,
+      self.num_heads, qkv_bias=False, name='self_attention', **linear.TORCH, **self.types
     )
     x = x + drop(look(self.layer_norm('norm1', EPSILON)(x), train, mask), train)
     across = ClassSkippingAttention(

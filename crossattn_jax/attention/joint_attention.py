@@ -10,14 +10,14 @@ its partners.
 from collections.abc import Callable, Sequence
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import activations, initializers, linear, module
+from crossattn_jax.layers import activations, linear, module
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -118,23 +118,19 @@ class PostNormUnit(module.Module):
     if self.width % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {self.width}')
     heads = (self.num_heads, self.width // self.num_heads)
-    dense = functools.partial(linear.Dense, **self.types)
-    narrow, wide = self._init(self.width), self._init(self.mlp_dim)
-    self.query = dense(heads, **narrow)
-    self.key = dense(heads, **narrow)
-    self.value = dense(heads, **narrow)
-    self.out = dense(self.width, axis=(-2, -1), **narrow)
+    init = linear.TORCH
+    if self.init_std is not None:
+      init = {'kernel_init': nn.initializers.normal(self.init_std)}
+    dense = functools.partial(linear.Dense, **init, **self.types)
+    self.query = dense(heads)
+    self.key = dense(heads)
+    self.value = dense(heads)
+    self.out = dense(self.width, axis=(-2, -1))
     self.norm1 = self.layer_norm(epsilon=1e-12)
-    self.fc1 = dense(self.mlp_dim, **narrow)
-    self.fc2 = dense(self.width, **wide)
+    self.fc1 = dense(self.mlp_dim)
+    self.fc2 = dense(self.width)
     self.norm2 = self.layer_norm(epsilon=1e-12)
     self.drop = nn.Dropout(self.drop_rate)
-
-  def _init(self, fan_in: int) -> dict[str, Any]:
-    if self.init_std is None:
-      init = initializers.torch_convolution(fan_in)
-      return {'kernel_init': init, 'bias_init': init}
-    return {'kernel_init': nn.initializers.normal(self.init_std)}
 
   def project(self, tokens: jax.Array, mask: jax.Array | None = None) -> Projected:
     """Computes what the attention takes of `[..., tokens, width]`."""

@@ -33,7 +33,7 @@ class PositionedAttention(module.Module):
   Attributes:
     num_heads: must divide the channels.
     drop_rate: of the attention weights.
-    out_init: of the kernel of the last linear map.
+    out_init: of the kernel of the last linear map; see `linear.Dense`.
 
   Examples:
     >>> attention, x, others = PositionedAttention(), jnp.ones((1, 5, 64)), jnp.ones((1, 49, 64))
@@ -46,7 +46,7 @@ class PositionedAttention(module.Module):
 
   num_heads: int = 8
   drop_rate: float = 0.0
-  out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  out_init: nn.initializers.Initializer | None = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(

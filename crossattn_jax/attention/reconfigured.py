@@ -74,15 +74,13 @@ class ReconfiguredAttention(module.Module):
       ValueError: the heads do not divide the channels.
     """
     channels, heads, window = patches.shape[-1], self.num_heads, self.window
-    init = initializers.torch_convolution(channels)
     project = linear.Projections(
       3,
       heads,
       channels,
       use_bias=self.qkv_bias,
-      kernel_init=init,
-      bias_init=init,
       name='qkv',
+      **linear.TORCH,
       **self.types,
     )
     table = self.param(
@@ -117,7 +115,5 @@ class ReconfiguredAttention(module.Module):
       of_det, _ = joint_attention.joint_attention(
         query, [patch_key, key], [patch_value, value], [visible, None]
       )
-    out = linear.Dense(
-      channels, axis=(-2, -1), kernel_init=init, bias_init=init, name='out', **self.types
-    )
+    out = linear.Dense(channels, axis=(-2, -1), name='out', **linear.TORCH, **self.types)
     return out(linear.split_heads(of_windows, heads)), out(of_det)

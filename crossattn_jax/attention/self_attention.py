@@ -18,7 +18,7 @@ class SelfAttention(module.Module):
     qkv_bias: whether the fused projection has a bias.
     attention_drop_rate: dropout of the attention weights.
     drop_rate: dropout of the result.
-    kernel_init: of both projections.
+    kernel_init: of both projections; see `linear.Dense`.
     bias_init: likewise.
 
   Examples:
@@ -31,8 +31,8 @@ class SelfAttention(module.Module):
   qkv_bias: bool = True
   attention_drop_rate: float = 0.0
   drop_rate: float = 0.0
-  kernel_init: nn.initializers.Initializer = nn.initializers.normal(stddev=0.02)
-  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  kernel_init: nn.initializers.Initializer | None = nn.initializers.normal(stddev=0.02)
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from crossattn_jax.attention import positioned
-from crossattn_jax.layers import initializers, mlp, module, projection_norm, sine_position
+from crossattn_jax.layers import mlp, module, projection_norm, sine_position
 
 Features = dict[str, jax.Array]
 Fusion = Literal['mean', 'trainable']
@@ -68,11 +68,7 @@ class GuidedFusion(module.Module):
       'weights', the mean of all heads' (and guides') attention weights `[batch, queries, tokens]`.
     """
     attended, weights = positioned.PositionedAttention(
-      self.num_heads,
-      self.drop_rate,
-      initializers.torch_convolution(x.shape[-1]),
-      name='attention',
-      **self.types,
+      self.num_heads, self.drop_rate, out_init=None, name='attention', **self.types
     )(x, guide, x_position, guide_position, train)
     change = mlp.FeedForward(self.hidden, self.drop_rate, name='mlp', **self.types)(attended, train)
     out = self.layer_norm('norm', EPSILON)(x + change)

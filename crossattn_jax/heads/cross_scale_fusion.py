@@ -13,7 +13,6 @@ from crossattn_jax import parallel
 from crossattn_jax.layers import (
   batch_norm,
   convolution,
-  initializers,
   linear,
   module,
   projection_norm,
@@ -79,16 +78,13 @@ class CrossScaleFusion(module.Module):
     Returns:
       `[batch, height, width, channels]` of each level, finest first.
     """
-    init = initializers.torch_convolution(self.channels)
     fused: list[jax.Array] = []
     for i in reversed(range(len(maps))):
       x = projection_norm.ProjectionNorm(self.channels, name=f'projection_{i}', **self.types)(
         maps[i]
       )
       if fused:
-        smooth = linear.Dense(
-          self.channels, kernel_init=init, bias_init=init, name=f'smoothing_{i}', **self.types
-        )
+        smooth = linear.Dense(self.channels, name=f'smoothing_{i}', **linear.TORCH, **self.types)
         unit = ResidualUnit(norm=self.norm, name=f'lateral_{i}', **self.types)
         above = resize.resize(fused[-1], x.shape[1:3], 'bilinear', align_corners=True)
         x = smooth(above) + unit(x, train)

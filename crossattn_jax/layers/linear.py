@@ -7,7 +7,10 @@ from flax import linen as nn
 import jax
 
 from crossattn_jax import kernels
-from crossattn_jax.layers import module
+from crossattn_jax.layers import initializers, module
+
+# Draws kernel and bias at first as PyTorch draws those of linear maps.
+TORCH = {'kernel_init': None, 'bias_init': None}
 
 
 class Dense(module.Module):
@@ -17,8 +20,8 @@ class Dense(module.Module):
     features: sizes of the last axes of the result.
     axis: of the input that are contracted, -1 or (-2, -1) and so on.
     use_bias: whether to add one.
-    kernel_init: of the kernel as a matrix.
-    bias_init: of the bias as a vector.
+    kernel_init: of the kernel as a matrix; None as in `TORCH`.
+    bias_init: of the bias as a vector, likewise.
 
   Examples:
     >>> layer, x = Dense((4, 16)), jnp.ones((2, 49, 64))  # Into four heads.
@@ -29,8 +32,8 @@ class Dense(module.Module):
   features: int | Sequence[int]
   axis: int | Sequence[int] = -1
   use_bias: bool = True
-  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  kernel_init: nn.initializers.Initializer | None = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,16 +42,13 @@ class Dense(module.Module):
     axes = tuple(self.axis) if isinstance(self.axis, Sequence) else (self.axis,)
     contracted = tuple(x.shape[axis] for axis in axes)
 
-    size = math.prod(features)
-    kernel = self.param(
-      'kernel',
-      _reshaped(self.kernel_init, math.prod(contracted), size),
-      (*contracted, *features),
-      self.param_dtype,
-    )
+    width, size = math.prod(contracted), math.prod(features)
+    init = _reshaped(self.kernel_init, width, (width, size))
+    kernel = self.param('kernel', init, (*contracted, *features), self.param_dtype)
     bias = None
     if self.use_bias:
-      bias = self.param('bias', _reshaped(self.bias_init, size), features, self.param_dtype)
+      init = _reshaped(self.bias_init, width, (size,))
+      bias = self.param('bias', init, features, self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     x = kernels.contract(x, kernel, axes)
     return x if bias is None else x + bias
@@ -62,16 +62,16 @@ class Projections(module.Module):
     num_heads: must divide the channels.
     channels: of the result of each map.
     use_bias: whether the maps have biases.
-    kernel_init: of all kernels as one matrix.
-    bias_init: of all biases as one vector.
+    kernel_init: of all kernels as one matrix; None as in `TORCH`.
+    bias_init: of all biases as one vector, likewise.
   """
 
   parts: int
   num_heads: int
   channels: int
   use_bias: bool = True
-  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  kernel_init: nn.initializers.Initializer | None = nn.initializers.lecun_normal()
+  bias_init: nn.initializers.Initializer | None = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array, parts: slice = slice(None)) -> tuple[jax.Array, ...]:
@@ -80,12 +80,12 @@ class Projections(module.Module):
       raise ValueError(f'num_heads={self.num_heads} does not divide the width {self.channels}')
     width, shape = x.shape[-1], (self.parts, self.num_heads, self.channels // self.num_heads)
     size = math.prod(shape)
-    kernel = self.param(
-      'kernel', _reshaped(self.kernel_init, width, size), (width, *shape), self.param_dtype
-    )
+    init = _reshaped(self.kernel_init, width, (width, size))
+    kernel = self.param('kernel', init, (width, *shape), self.param_dtype)
     bias = None
     if self.use_bias:
-      bias = self.param('bias', _reshaped(self.bias_init, size), shape, self.param_dtype)
+      init = _reshaped(self.bias_init, width, (size,))
+      bias = self.param('bias', init, shape, self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     return kernels.project_apart(x, kernel[:, parts], None if bias is None else bias[parts])
 
@@ -96,7 +96,8 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
 
 
 def _reshaped(
-  initializer: nn.initializers.Initializer, *matrix: int
+  initializer: nn.initializers.Initializer | None, fan_in: int, matrix: tuple[int, ...]
 ) -> nn.initializers.Initializer:
   """An initializer for a matrix or a vector, of which it makes another shape."""
-  return lambda key, shape, dtype: initializer(key, matrix, dtype).reshape(shape)
+  init = initializer or initializers.torch_convolution(fan_in)
+  return lambda key, shape, dtype: init(key, matrix, dtype).reshape(shape)

@@ -45,24 +45,22 @@ class FeedForward(module.Module):
     drop_rate: of both dropouts.
     kernel_init: of the kernels; None draws them as PyTorch does.
     activation: in place of ReLU.
+    drop_hidden: whether the first dropout is there, too.
   """
 
   hidden: int
   drop_rate: float = 0.0
   kernel_init: nn.initializers.Initializer | None = None
   activation: Callable[[jax.Array], jax.Array] = nn.relu
+  drop_hidden: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[..., channels]` to the same shape."""
-    channels = x.shape[-1]
-
-    def dense(features: int, fan_in: int, name: str) -> linear.Dense:
-      init = initializers.torch_convolution(fan_in)
-      return linear.Dense(
-        features, kernel_init=self.kernel_init or init, bias_init=init, name=name, **self.types
-      )
-
+    options = {'kernel_init': self.kernel_init, 'bias_init': None, **self.types}
+    fc1 = linear.Dense(self.hidden, name='fc1', **options)
+    fc2 = linear.Dense(x.shape[-1], name='fc2', **options)
     drop = nn.Dropout(self.drop_rate, deterministic=not train)
-    x = drop(self.activation(dense(self.hidden, channels, 'fc1')(x)))
-    return drop(dense(channels, self.hidden, 'fc2')(x))
+    x = self.activation(fc1(x))
+    x = drop(x) if self.drop_hidden else x
+    return drop(fc2(x))

@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import initializers, linear, module
+from crossattn_jax.layers import linear, module
 
 EPSILON = 1e-5
 GROUPS = 32  # Of channels that a norm takes together.
@@ -24,11 +24,10 @@ class ProjectionNorm(module.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, ..., width]` to `[batch, ..., channels]`."""
-    init = initializers.torch_convolution(x.shape[-1])
     x = linear.Dense(
       self.channels,
-      kernel_init=self.kernel_init or init,
-      bias_init=nn.initializers.zeros if self.kernel_init else init,
+      kernel_init=self.kernel_init,
+      bias_init=nn.initializers.zeros if self.kernel_init else None,
       name='linear',
       **self.types,
     )(x)

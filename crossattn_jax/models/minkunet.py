@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossattn_jax.layers import batch_norm, initializers, linear, module, stack
+from crossattn_jax.layers import batch_norm, linear, module, stack
 from crossattn_jax.layers import sparse_convolution as sparse
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts.types import Features
@@ -176,7 +176,7 @@ class MinkUNet(module.Module):
       x = linear.Dense(
         self.num_classes,
         kernel_init=_KAIMING_OF_INPUT,
-        bias_init=initializers.torch_convolution(x.shape[-1]),
+        bias_init=None,
         name='head',
         **self.types,
       )(x)

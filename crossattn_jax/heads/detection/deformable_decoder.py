@@ -201,7 +201,7 @@ class DeformableDecoder(module.Module):
       linear.Dense(
         2,
         kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=initializers.torch_convolution(position.shape[-1]),
+        bias_init=None,
         name='point',
         **self.types,
       )(position)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import criss_cross
 from crossattn_jax.heads import style as style_lib
-from crossattn_jax.layers import convolution, initializers
+from crossattn_jax.layers import convolution, linear
 
 Features = dict[str, jax.Array]
 
@@ -59,13 +59,11 @@ class RCCAHead(nn.Module):
     context = style.unit(channels, 3, name='reduction')(x, train)
     features: Features = {}
     if self.recurrence:
-      init = initializers.torch_convolution(channels)
       attention = criss_cross.CrissCrossAttention(
         recurrence=1,
         implementation=self.implementation,
-        kernel_init=init,
-        bias_init=init,
         name='attention',
+        **linear.TORCH,
         **types,
       )
       if frames:

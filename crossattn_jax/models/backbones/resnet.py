@@ -13,7 +13,7 @@ from flax import linen as nn
 import jax
 
 from crossattn_jax import parallel
-from crossattn_jax.layers import conv_norm, initializers, module, pooling, stack
+from crossattn_jax.layers import conv_norm, linear, module, pooling, stack
 from crossattn_jax.models import registry
 from crossattn_jax.models.parts import checks, classifier
 from crossattn_jax.models.parts.types import Features
@@ -223,10 +223,7 @@ class ResNet(module.Module):
       )(x, train)
       features[f'stage_{s}'] = x
     vector = classifier.global_mean(x)
-    init = initializers.torch_convolution(vector.shape[-1])
-    logits = classifier.classify(
-      vector, self.num_classes, kernel_init=init, bias_init=init, **self.types
-    )
+    logits = classifier.classify(vector, self.num_classes, **linear.TORCH, **self.types)
     return logits, features
 
 

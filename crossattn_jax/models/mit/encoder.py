@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import interlaced, self_attention
-from crossattn_jax.layers import activations, drop_path, initializers, linear, mlp, module
+from crossattn_jax.layers import activations, drop_path, linear, mlp, module
 from crossattn_jax.models.backbones import preact_resnet
 
 
@@ -32,15 +32,13 @@ class EncoderBlock(module.Module):
     """Maps `[batch, tokens, channels]`, of which those with `mask` False are padding, likewise."""
     channels = x.shape[-1]
     drop = drop_path.DropPath(self.drop_path_rate)
-    init = initializers.torch_convolution(channels)
     attention = self_attention.SelfAttention(
       self.num_heads,
       qkv_bias=False,
       attention_drop_rate=self.drop_rate,
       drop_rate=self.drop_rate,
-      kernel_init=init,
-      bias_init=init,
       name='attention',
+      **linear.TORCH,
       **self.types,
     )
     x = x + drop(attention(self.layer_norm('norm1', interlaced.EPSILON)(x), train, mask), train)
@@ -117,8 +115,7 @@ class ImageTokens(module.Module):
       **self.types,
     )
     x, _ = network(images.reshape(-1, *images.shape[2:]), train)
-    init = initializers.torch_convolution(x.shape[-1])
-    x = linear.Dense(self.width, kernel_init=init, bias_init=init, name='out', **self.types)(x)
+    x = linear.Dense(self.width, name='out', **linear.TORCH, **self.types)(x)
     return x.reshape(*images.shape[:2], self.width)
 
 
@@ -142,10 +139,8 @@ class PositionMlp(module.Module):
     x = position
     for i, width in enumerate(self.widths):
       x = self.activation(x) if i else x
-      init = initializers.torch_convolution(x.shape[-1])
-      x = linear.Dense(
-        width, kernel_init=init, bias_init=init, param_dtype=self.param_dtype, name=f'linear_{i}'
-      )(x)
+      options = {'param_dtype': self.param_dtype, **linear.TORCH}
+      x = linear.Dense(width, name=f'linear_{i}', **options)(x)
     return x
 
 

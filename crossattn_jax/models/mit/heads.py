@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from crossattn_jax.layers import initializers, linear
+from crossattn_jax.layers import linear
 
 Pool = Literal['mean', 'max']
 POOLS = ('mean', 'max')
@@ -25,8 +25,7 @@ def activation(x: jax.Array, num_classes: int, name: str, **types: Any) -> jax.A
   Returns:
     `[batch, tokens, num_classes]`, in at least float32.
   """
-  init = initializers.torch_convolution(x.shape[-1])
-  logits = linear.Dense(num_classes, kernel_init=init, bias_init=init, name=name, **types)(x)
+  logits = linear.Dense(num_classes, name=name, **linear.TORCH, **types)(x)
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

@@ -89,8 +89,7 @@ class PhraseCNN(module.Module):
       strongest.append(nn.relu(phrases.max(axis=-2)))
     x = jnp.concatenate(strongest, axis=-1)
     x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
-    init = initializers.torch_convolution(x.shape[-1])
-    x = linear.Dense(self.width, kernel_init=init, bias_init=init, name='fc', **self.types)(x)
+    x = linear.Dense(self.width, name='fc', **linear.TORCH, **self.types)(x)
     return similarity.l2_normalize(x)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossattn_jax import parallel
 from crossattn_jax.attention import joint_attention
-from crossattn_jax.layers import initializers, linear, module, similarity
+from crossattn_jax.layers import linear, module, similarity
 from crossattn_jax.models import bert, registry
 from crossattn_jax.models.mmca.embeddings import GRU, PhraseCNN, masked_mean
 from crossattn_jax.models.parts import checks
@@ -116,9 +116,8 @@ class MMCA(module.Module):
   def setup(self):
     """Creates the parts."""
 
-    def projection(channels: int) -> linear.Dense:
-      init = initializers.torch_convolution(channels)
-      return linear.Dense(self.width, kernel_init=init, bias_init=init, **self.types)
+    def projection() -> linear.Dense:
+      return linear.Dense(self.width, **linear.TORCH, **self.types)
 
     def units(count: int) -> list[joint_attention.PostNormUnit]:
       arguments = (self.width, self.num_heads, self.mlp_dim, self.drop_rate)
@@ -140,7 +139,7 @@ class MMCA(module.Module):
         **self.types,
       )
     if self._projects_regions:
-      self.region_projection = projection(self.region_dim)
+      self.region_projection = projection()
     if self.image_branch == 'attention':
       self.image_unit = units(self.image_units)
     elif self.image_branch == 'cnn':
@@ -151,15 +150,14 @@ class MMCA(module.Module):
     if self.text_branch == 'cnn':
       self.text_cnn = phrase_cnn(self.conv_channels, self.drop_rate)
     else:
-      gru = self.text_branch == 'gru'
-      self.text_projection = projection(self.gru_dim if gru else self.word_dim)
+      self.text_projection = projection()
       self.text_drop = nn.Dropout(self.drop_rate)
-      if gru:
+      if self.text_branch == 'gru':
         self.text_gru = GRU(self.gru_dim, **self.types)
       elif self.text_branch == 'attention':
         self.text_unit = units(1)
     if self.cross_attention:
-      self.word_projection = projection(self.word_dim)
+      self.word_projection = projection()
       self.cross_unit = units(self.cross_units)
       self.cross_cnn = phrase_cnn(self.cross_conv_channels, self.drop_rate)
 

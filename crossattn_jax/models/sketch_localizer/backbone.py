@@ -74,11 +74,9 @@ class Block(module.Module):
     """
     channels, (height, width) = tokens.shape[-1], size
     drop = drop_path.DropPath(self.drop_path_rate)
-    init = initializers.torch_convolution(det_position.shape[-1])
     patches, det = split(self.layer_norm('norm1', EPSILON)(tokens), size)
-    det += linear.Dense(
-      channels, kernel_init=init, bias_init=init, name='det_position', **self.types
-    )(det_position)
+    project = linear.Dense(channels, name='det_position', **linear.TORCH, **self.types)
+    det += project(det_position)
     patches = jnp.pad(
       patches, ((0, 0), (0, -height % self.window), (0, -width % self.window), (0, 0))
     )
@@ -122,7 +120,7 @@ class PatchMerging(module.Module):
     reduction = linear.Dense(
       self.channels,
       use_bias=False,
-      kernel_init=initializers.torch_convolution(x.shape[-1]),
+      kernel_init=None,
       name='reduction',
       **self.types,
     )

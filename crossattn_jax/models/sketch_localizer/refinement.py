@@ -28,12 +28,9 @@ class SketchProjection(module.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., rows, columns, width]` to `[..., rows, columns, channels]`."""
-    init = initializers.torch_convolution(x.shape[-1])
     norm = projection_norm.group_norm('norm', **self.types)
     sketches = norm(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
-    return linear.Dense(
-      self.channels, kernel_init=init, bias_init=init, name='linear', **self.types
-    )(sketches)
+    return linear.Dense(self.channels, name='linear', **linear.TORCH, **self.types)(sketches)
 
 
 class RefinementHead(module.Module):
