@@ -216,6 +216,7 @@ class Examples(pipeline.Examples):
 
   kind = 'image'
   side_multiple = 32
+  open_source = staticmethod(sources.open_source)
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
@@ -265,11 +266,6 @@ class Examples(pipeline.Examples):
     if step is None:
       is_held('evaluation.short_side', short_side, canvas[0])
       is_held('evaluation.long_side', long_side, canvas[1])
-
-  @staticmethod
-  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
-    """Opens a split."""
-    return sources.open_source(config, split)
 
   @functools.cached_property
   def _sizes(self) -> list[tuple[int, int]]:

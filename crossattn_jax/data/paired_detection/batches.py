@@ -252,6 +252,7 @@ class Examples(pipeline.Examples):
   """
 
   kind = 'pair'
+  open_source = staticmethod(sources.open_source)
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     super().__init__(config, split)
@@ -284,11 +285,6 @@ class Examples(pipeline.Examples):
     most = 1 / sum(size)
     expected = f'from 0 to less than {most:.3g}'
     require(0 <= options.perspective < most, 'augmentation.perspective', expected)
-
-  @staticmethod
-  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
-    """Opens a split."""
-    return sources.open_source(config, split)
 
   def describe(self, index: int) -> str:
     """The reason names the images."""

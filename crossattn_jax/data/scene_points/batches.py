@@ -142,6 +142,7 @@ class Examples(pipeline.Examples):
   """
 
   kind = 'scene'
+  open_source = staticmethod(sources.open_source)
 
   @classmethod
   def check(cls, config: ml_collections.ConfigDict) -> None:
@@ -167,11 +168,6 @@ class Examples(pipeline.Examples):
       'class_values',
       f'one integer for each of the {len(config.class_names)} of dataset.class_names, or ()',
     )
-
-  @staticmethod
-  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.PointSource:
-    """Opens a split."""
-    return sources.open_source(config, split)
 
   @classmethod
   def has_labels(cls, config: ml_collections.ConfigDict, split: str) -> bool:

@@ -86,6 +86,7 @@ class Examples(detection.Examples):
 
   kind = 'photo'
   side_multiple = 16
+  open_source = staticmethod(sources.open_source)
 
   @classmethod
   def check(cls, config: ml_collections.ConfigDict) -> None:
@@ -112,11 +113,6 @@ class Examples(detection.Examples):
       f'one of {", ".join(map(repr, sources.QUERIES))}',
     )
     sources.check(config)
-
-  @staticmethod
-  def open_source(config: ml_collections.ConfigDict, split: str) -> sources.QuerySource:
-    """Opens a split."""
-    return sources.open_source(config, split)
 
   def objects(self, index: int) -> annotations.Objects:
     """Those of all categories that may be asked for."""
