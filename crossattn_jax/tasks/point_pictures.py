@@ -6,6 +6,7 @@ Points are `[points, 3]`, in metres, and z points up.
 from collections.abc import Mapping, Sequence
 import html
 import importlib.util
+from typing import Any
 
 from etils import epath, epy
 import numpy as np
@@ -221,40 +222,7 @@ def page(
     'classes': ([of_classes[index] for index in members], True),
     'colours': ([true_colors[rows].tolist() for rows in members.values()], False),
   }
-  axis = {'visible': False}
-  shown = graph_objects.Figure(
-    traces,
-    layout={
-      'title': {'text': html.escape(title), 'font': {'size': 14}, 'x': 0.02},
-      'scene': {
-        'xaxis': axis,
-        'yaxis': axis,
-        'zaxis': axis,
-        'aspectmode': 'data',
-        'camera': {'eye': {'x': 0.9, 'y': -1.5, 'z': 1.5}},
-      },
-      'margin': {'l': 0, 'r': 0, 't': 90, 'b': 0},
-      'legend': {'itemsizing': 'constant', 'orientation': 'h', 'y': 0, 'yanchor': 'bottom'},
-      'updatemenus': [
-        {
-          'type': 'buttons',
-          'direction': 'right',
-          'x': 0.02,
-          'xanchor': 'left',
-          'y': 1,
-          'yanchor': 'bottom',
-          'buttons': [
-            {
-              'label': label,
-              'method': 'update',
-              'args': [{'marker.color': colors}, {'showlegend': legend}],
-            }
-            for label, (colors, legend) in buttons.items()
-          ],
-        }
-      ],
-    },
-  )
+  shown = graph_objects.Figure(traces, layout=_layout(title, buttons))
   body = shown.to_html(
     full_html=False,
     include_plotlyjs=True,
@@ -268,3 +236,43 @@ def page(
     f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>body {{margin: 0}}</style>'
   )
   path.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>\n')
+
+
+def _layout(title: str, buttons: Mapping[str, tuple[Sequence, bool]]) -> dict[str, Any]:
+  """Of plotly: a scene without axes, and buttons.
+
+  Args:
+    title: of the page.
+    buttons: colours of each trace, and whether the legend is shown, by what is written on them.
+  """
+  axis = {'visible': False}
+  return {
+    'title': {'text': html.escape(title), 'font': {'size': 14}, 'x': 0.02},
+    'scene': {
+      'xaxis': axis,
+      'yaxis': axis,
+      'zaxis': axis,
+      'aspectmode': 'data',
+      'camera': {'eye': {'x': 0.9, 'y': -1.5, 'z': 1.5}},
+    },
+    'margin': {'l': 0, 'r': 0, 't': 90, 'b': 0},
+    'legend': {'itemsizing': 'constant', 'orientation': 'h', 'y': 0, 'yanchor': 'bottom'},
+    'updatemenus': [
+      {
+        'type': 'buttons',
+        'direction': 'right',
+        'x': 0.02,
+        'xanchor': 'left',
+        'y': 1,
+        'yanchor': 'bottom',
+        'buttons': [
+          {
+            'label': label,
+            'method': 'update',
+            'args': [{'marker.color': colors}, {'showlegend': legend}],
+          }
+          for label, (colors, legend) in buttons.items()
+        ],
+      }
+    ],
+  }

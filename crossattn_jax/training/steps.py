@@ -38,37 +38,13 @@ def make_train_step(
     (value, (metrics, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return grads, {'loss': value, **metrics}, model_state
 
-  def accumulated_gradients(
-    params: Any, model_state: Any, frozen: Any, batch: tasks.Batch, rng: jax.Array
-  ):
-    """The same over micro-batches; row r goes to micro-batch r mod n, so no row changes device."""
-    count = config.accumulation_steps
-    split = jax.tree.map(
-      lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
-    )
-
-    def micro_step(carry, inputs):
-      total, model_state = carry
-      micro_batch, index = inputs
-      grads, metrics, model_state = gradients(
-        params, model_state, frozen, micro_batch, jax.random.fold_in(rng, index)
-      )
-      return (jax.tree.map(jnp.add, total, grads), model_state), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (total, model_state), metrics = jax.lax.scan(
-      micro_step, (zeros, model_state), (split, jnp.arange(count))
-    )
-    return (
-      jax.tree.map(lambda x: x / count, total),
-      jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics),
-      model_state,
-    )
+  compute = gradients
+  if config.accumulation_steps > 1:
+    compute = _accumulated(gradients, config.accumulation_steps)
 
   def train_step(
     state: state_lib.TrainState, batch: tasks.Batch
   ) -> tuple[state_lib.TrainState, Metrics]:
-    compute = gradients if config.accumulation_steps == 1 else accumulated_gradients
     rng = jax.random.fold_in(state.rng, state.step)
     grads, metrics, model_state = compute(state.params, state.model_state, state.frozen, batch, rng)
     gradient_norm = optax.tree.norm(grads)
@@ -106,6 +82,38 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _accumulated(gradients: Callable[..., Any], count: int) -> Callable[..., Any]:
+  """The means of what `gradients` returns, over `count` micro-batches one after another.
+
+  Row r goes to micro-batch r mod count, so no row changes device.
+  """
+
+  def accumulated(params: Any, model_state: Any, frozen: Any, batch: tasks.Batch, rng: jax.Array):
+    split = jax.tree.map(
+      lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
+    )
+
+    def micro_step(carry, inputs):
+      total, model_state = carry
+      micro_batch, index = inputs
+      grads, metrics, model_state = gradients(
+        params, model_state, frozen, micro_batch, jax.random.fold_in(rng, index)
+      )
+      return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (total, model_state), metrics = jax.lax.scan(
+      micro_step, (zeros, model_state), (split, jnp.arange(count))
+    )
+    return (
+      jax.tree.map(lambda x: x / count, total),
+      jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics),
+      model_state,
+    )
+
+  return accumulated
 
 
 def newest_share(config: ml_collections.ConfigDict, update: jax.Array) -> jax.Array | float:
