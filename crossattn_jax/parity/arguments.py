@@ -27,6 +27,8 @@ class Arguments(Mapping[str, Any]):
 
   def __getitem__(self, name: str) -> Any:
     self.known.setdefault(name, 'required')
+    if name not in self._values:
+      raise ArgumentError(f'{self._kind}: its adapter needs {name}, which the case does not give')
     value = self._values[name]
     if isinstance(value, Mapping):
       return self._inner.setdefault(name, Arguments(value, self._kind, self._train))

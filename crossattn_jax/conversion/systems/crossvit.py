@@ -116,6 +116,11 @@ def model_rules(module: crossvit.CrossViT) -> list[Rule]:
 # Where the original's submodules are found, and in which layout.
 
 
+def side_by_side(parts: tuple[jax.Array, ...]) -> jax.Array:
+  """The projections to query, key and value as the original's one."""
+  return jnp.concatenate(parts, axis=-1)
+
+
 def merged_heads(x: jax.Array) -> jax.Array:
   """From `[batch, tokens, heads, head_dim]` to the original's keys and values."""
   return rearrange(x, 'b n h d -> b n (h d)')
@@ -149,7 +154,7 @@ def encoder_taps(
     for i in range(depth):
       taps[f'blocks.{d}.{i}.attn.qkv'] = (
         f'branch_{d}/block_{i}/attention/qkv',
-        lambda parts: jnp.concatenate(parts, axis=-1),
+        side_by_side,
       )
     if module.fusion != 'cross_attention':
       continue
@@ -175,6 +180,7 @@ def model_taps(module: crossvit.CrossViT) -> dict[str, correspondence.TapLike | 
     if module.patch_embedding == 'linear':
       taps[f'patch_embed.{d}.proj'] = (f'{embedding}/conv', channels_first)
     elif module.patch_embedding == 'conv':
+      taps[f'patch_embed.{d}.proj'] = (f'{embedding}/conv_2', channels_first)
       for i in range(3):
         taps[f'patch_embed.{d}.proj.{2 * i}'] = (f'{embedding}/conv_{i}', channels_first)
   for k, depths in enumerate(module.depths):

@@ -190,7 +190,6 @@ def test_every_argument_of_the_official_constructor_reaches_the_model(changes, m
   ('change', 'message'),
   [
     ({'window': 7}, 'crossvit, CrossViT: its adapter does not know window; it knows model, num_cl'),
-    ({'qk_scale': 0.5}, 'qk_scale is 0.5; its adapter replays only None'),
     ({'drop_path_rate': 0.1}, 'drop_path_rate is 0.1; in training mode only 0 can be replayed'),
   ],
 )
@@ -203,6 +202,53 @@ def test_what_cannot_be_replayed_is_refused_by_name(change, message):
     mode='train',
   )
   with pytest.raises(ArgumentError, match=message):
+    adapters.find_adapter(manifest)
+
+
+def test_what_a_case_does_not_say_its_shapes_do():
+  told = ('num_classes', 'in_chans', 'qkv_bias', 'multi_conv')
+  c = OFFICIAL | {'img_size': [36, 64], 'patch_size': [12, 16], 'multi_conv': True, 'in_chans': 1}
+  silent = {name: value for name, value in c.items() if name not in told}
+  manifest = manifest_of(
+    'CrossViT', silent, state=official_state(c), inputs={'image': (1, 1, 36, 36)}
+  )
+  adapter = adapters.find_adapter(manifest)
+  assert adapters.parameter_count(adapter, manifest) == sum(
+    map(math.prod, official_state(c).values())
+  )
+
+
+def test_scores_have_the_scale_of_the_case(vary, compute):
+  recorded, taps = compute(vary('crossvit/op_cross_attention'))
+  manifest = vary('crossvit/op_cross_attention', {'qk_scale': 0.9})
+  outputs, same_taps = compute(manifest)
+  for name, tap in taps.items():  # Queries are what they were.
+    np.testing.assert_allclose(same_taps[name], tap, rtol=1e-12)
+  split = lambda x: x.reshape(*x.shape[:2], 4, 8)
+  query, key, value = (split(taps[name]) for name in ('wq', 'wk', 'wv'))
+  scores = 0.9 * np.einsum('bqhd,bkhd->bhqk', query, key)
+  weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  attended = np.einsum('bhqk,bkhd->bqhd', weights, value).reshape(2, 1, 32)
+  weight, bias = (
+    cases.generate(manifest['seed'], e['key'], e['shape'], mean=e['mean'], std=e['std'])
+    for e in manifest['state'] if e['key'].startswith('proj.')
+  )  # fmt: skip
+  np.testing.assert_allclose(outputs['y'], attended @ weight.T.astype(float) + bias, rtol=1e-9)
+  assert not np.allclose(outputs['y'], recorded['y'])
+
+
+def test_a_scale_is_of_what_fuses_the_branches_alone(vary, compute):
+  """The official code does not hand it to the blocks of a branch."""
+  (_, taps), (_, scaled) = (
+    compute(vary('crossvit/op_multiscale_block', {'qk_scale': scale})) for scale in (None, 2.0)
+  )
+  np.testing.assert_allclose(scaled['blocks.0'], taps['blocks.0'], rtol=1e-12)
+  assert not np.allclose(scaled['revert_projs.0'], taps['revert_projs.0'])
+
+
+def test_a_grid_of_other_tokens_is_refused(vary):
+  manifest = vary('crossvit/op_fusion_pairwise', {'grids': [[6, 5], [2, 4]]})
+  with pytest.raises(ArgumentError, match='that of xs is not of its 16 tokens'):
     adapters.find_adapter(manifest)
 
 

@@ -1,6 +1,7 @@
 """Recorded cases of CrossViT: whole classifiers, and their parts one by one."""
 
 from collections.abc import Callable, Mapping
+import math
 from typing import Any
 
 from einops import rearrange
@@ -15,7 +16,7 @@ from crossattn_jax.conversion.systems import crossvit as crossvit_rules
 from crossattn_jax.models import crossvit, registry
 from crossattn_jax.models.crossvit import patch_embedding
 from crossattn_jax.models.parts.types import Grid
-from crossattn_jax.parity import adapters
+from crossattn_jax.parity import adapters, arguments, score_scale
 from crossattn_jax.tasks import losses
 
 Manifest = Mapping[str, Any]
@@ -35,6 +36,25 @@ _FIELDS = {
 }
 
 
+# The official blocks of a branch keep their scale: `qk_scale` is of what fuses the branches.
+_FUSING = '(.*/)?fusion/(.*/)?attention/'
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+  """What keys and shapes tell of an original, where its constructor is silent."""
+  shapes = {
+    entry['key'].removeprefix('model.'): tuple(entry['shape']) for entry in manifest['state']
+  }
+  told = {'qkv_bias': any(key.endswith(('qkv.bias', 'wq.bias')) for key in shapes)}
+  kernels = {multi_conv: f'patch_embed.0.proj{".0" * multi_conv}.weight' for multi_conv in (0, 1)}
+  for multi_conv, key in kernels.items():
+    if key in shapes:
+      told |= {'in_chans': shapes[key][1], 'multi_conv': bool(multi_conv)}
+  if 'head.0.weight' in shapes:
+    told['num_classes'] = shapes['head.0.weight'][0]
+  return told
+
+
 def _pair(side: int | tuple[int, int]) -> tuple[int, int]:
   return (side, side) if isinstance(side, int) else tuple(side)
 
@@ -44,10 +64,14 @@ def _model(manifest: Manifest) -> crossvit.CrossViT:
   c = manifest['constructor']
   name = c.get('model', 'crossvit_tiny_240')
   base = registry.create_model(name)
-  fields = {field: c.get(argument, getattr(base, field)) for argument, field in _FIELDS.items()}
+  told = _told(manifest)
+  fields = {
+    field: c.get(argument, told.get(argument, getattr(base, field)))
+    for argument, field in _FIELDS.items()
+  }
   # One ratio more than branches: the last one is unused.
   fields['mlp_ratios'] = c.get('mlp_ratio', base.mlp_ratios)[: len(fields['widths'])]
-  multi_conv = c.get('multi_conv', base.patch_embedding == 'conv')
+  multi_conv = c.get('multi_conv', told.get('multi_conv', base.patch_embedding == 'conv'))
   fields['patch_embedding'] = 'conv' if multi_conv else 'linear'
   if manifest['module'] == 'timm.CrossVit':
     fields['image_size'] = _pair(c.get('img_size', base.image_size))
@@ -56,14 +80,15 @@ def _model(manifest: Manifest) -> crossvit.CrossViT:
     fields['global_pool'] = c.get('global_pool', base.global_pool)
     c.ignore_rates('pos_drop_rate', 'proj_drop_rate')
   else:
-    # One side per branch; the first one is the natural input's.
-    sizes = tuple(map(_pair, c.get('img_size', base.branch_sizes())))
+    # One side per branch, or one for all; the first one is the natural input's.
+    sizes = c.get('img_size', base.branch_sizes())
+    sizes = (sizes,) * len(fields['widths']) if isinstance(sizes, int) else sizes
+    sizes = tuple(map(_pair, sizes))
     fields |= {'image_size': sizes[0], 'branch_image_sizes': sizes}
     token_blocks = {'t2t': 't2t', 'performer': 'performer'}
     backbone = c.get('hybrid_backbone', token_blocks.get(base.patch_embedding))
     if backbone is not None:
       fields['patch_embedding'] = token_blocks.get(backbone, 'performer')
-    c.ignore('qk_scale', only=(None,))
   c.ignore_rates('drop_rate', 'attn_drop_rate', 'drop_path_rate')
   return registry.create_model(name, **fields)
 
@@ -73,10 +98,15 @@ def _classify(manifest: Manifest, model: nn.Module, image: jax.Array) -> Arrays:
   # The performer's dropout has no argument; no case has any.
   train = manifest['mode'] == 'train' and model.patch_embedding != 'performer'
   logits, features = model(channels_last(image), train)
+  official = manifest['module'] != 'timm.CrossVit'
+  if official and model.num_classes == 0 and len(set(model.widths)) == 1:
+    # In place of logits it has the mean of its branches' vectors, not each of them.
+    logits = sum(jnp.split(logits, len(model.widths), axis=-1)) / len(model.widths)
   return {'logits': logits, **features}
 
 
 @adapters.register_adapter('crossvit', 'CrossViT')
+@score_scale.takes_scale(_FUSING)
 @adapters.register_adapter('crossvit', 'timm.CrossVit')
 def _classifier(manifest: Manifest) -> adapters.Adapter:
   module = _model(manifest)
@@ -90,6 +120,7 @@ def _classifier(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('crossvit', 'CrossViT+loss')
+@score_scale.takes_scale(_FUSING)
 def _classifier_and_loss(manifest: Manifest) -> adapters.Adapter:
   """With soft targets, or integer labels whose cross entropy is smoothed."""
   module, smoothing = _model(manifest), manifest['constructor'].get('smoothing', 0.1)
@@ -118,10 +149,9 @@ def _classifier_and_loss(manifest: Manifest) -> adapters.Adapter:
 def _options(manifest: Manifest) -> crossvit.options.BlockOptions:
   """What all blocks of a constructor have in common."""
   c = manifest['constructor']
-  c.ignore('qk_scale', only=(None,))
   c.ignore_rates('drop', 'proj_drop', 'attn_drop', 'drop_path')
   return crossvit.options.BlockOptions(
-    qkv_bias=c.get('qkv_bias', True), norm_epsilon=c.get('norm_eps', 1e-6)
+    qkv_bias=c.get('qkv_bias', _told(manifest)['qkv_bias']), norm_epsilon=c.get('norm_eps', 1e-6)
   )
 
 
@@ -153,6 +183,7 @@ def _token_sets(
 
 
 @adapters.register_adapter('crossvit', 'multiscale_block')
+@score_scale.takes_scale(_FUSING)
 def _encoder(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   branches, depths = len(c['dim']), tuple(c['depth'])
@@ -173,39 +204,44 @@ def _encoder(manifest: Manifest) -> adapters.Adapter:
   )
 
 
-def _fusion_adapter(
-  manifest: Manifest,
-  fusion: str,
-  make: Callable[[tuple[int, ...], crossvit.options.BlockOptions], nn.Module],
-) -> adapters.Adapter:
+def _fusion_adapter(manifest: Manifest, fusion: str, module: nn.Module) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('common_dim', only=(max(c['dims']),))
-  module = make(tuple(c['num_heads']), _options(manifest))
   grids = tuple(map(tuple, c['grids']))
+  for grid, (name, entry) in zip(grids, manifest['inputs'].items(), strict=True):
+    if math.prod(grid) != entry['shape'][1] - 1:
+      raise arguments.ArgumentError(
+        f'crossvit, fusion: of grids={grids} that of {name} is not of its {entry["shape"][1]} '
+        'tokens, of which one is of the class'
+      )
   return adapters.module_adapter(
     manifest, module, rules=crossvit_rules.FUSIONS[fusion], call=_token_sets(manifest, grids)
   )
 
 
 @adapters.register_adapter('crossvit', 'fusion_all_attention')
+@score_scale.takes_scale()
 def _all_attention(manifest: Manifest) -> adapters.Adapter:
-  make = lambda heads, options: crossvit.fusion.AllAttentionFusion(heads, 0.0, options)
-  return _fusion_adapter(manifest, 'all_attention', make)
+  heads = tuple(manifest['constructor']['num_heads'])
+  module = crossvit.fusion.AllAttentionFusion(heads, 0.0, _options(manifest))
+  return _fusion_adapter(manifest, 'all_attention', module)
 
 
-@adapters.register_adapter('crossvit', 'fusion_class_token')
-def _class_token_fusion(manifest: Manifest) -> adapters.Adapter:
-  make = lambda heads, options: crossvit.fusion.SumFusion(False, options)
-  return _fusion_adapter(manifest, 'class_token', make)
+def _sum_fusion(pairwise: bool) -> Callable[[Manifest], adapters.Adapter]:
+  def make(manifest: Manifest) -> adapters.Adapter:
+    manifest['constructor'].ignore('num_heads', 'qk_scale')
+    module = crossvit.fusion.SumFusion(pairwise, _options(manifest))
+    return _fusion_adapter(manifest, 'pairwise' if pairwise else 'class_token', module)
+
+  return make
 
 
-@adapters.register_adapter('crossvit', 'fusion_pairwise')
-def _pairwise_fusion(manifest: Manifest) -> adapters.Adapter:
-  make = lambda heads, options: crossvit.fusion.SumFusion(True, options)
-  return _fusion_adapter(manifest, 'pairwise', make)
+adapters.register_adapter('crossvit', 'fusion_class_token')(_sum_fusion(False))
+adapters.register_adapter('crossvit', 'fusion_pairwise')(_sum_fusion(True))
 
 
 @adapters.register_adapter('crossvit', 'transformer_block')
+@score_scale.takes_scale()
 def _transformer_block(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('dim')
@@ -216,11 +252,12 @@ def _transformer_block(manifest: Manifest) -> adapters.Adapter:
     ),
     rules=crossvit_rules.TRANSFORMER_BLOCK,
     call=lambda module, inputs: {'y': module(inputs['x'], _train(manifest))},
-    taps={'attn': 'attention'},
+    taps={'attn': 'attention', 'attn.qkv': ('attention/qkv', crossvit_rules.side_by_side)},
   )
 
 
 @adapters.register_adapter('crossvit', 'cross_attention_block')
+@score_scale.takes_scale()
 def _cross_attention_block(manifest: Manifest) -> adapters.Adapter:
   """In the form that `auto` takes."""
   c = manifest['constructor']
@@ -238,16 +275,18 @@ def _cross_attention_block(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('crossvit', 'cross_attention')
+@score_scale.takes_scale()
 def _cross_attention(manifest: Manifest) -> adapters.Adapter:
   """In the form that computes keys and values."""
   c = manifest['constructor']
   c.ignore('dim')
-  c.ignore('qk_scale', only=(None,))
   c.ignore_rates('attn_drop', 'proj_drop')
   merged_heads = crossvit_rules.merged_heads
   return adapters.module_adapter(
     manifest,
-    cross_attention.ClassTokenAttention(c['num_heads'], c.get('qkv_bias', True), form='projected'),
+    cross_attention.ClassTokenAttention(
+      c.get('num_heads', 8), c.get('qkv_bias', _told(manifest)['qkv_bias']), form='projected'
+    ),
     rules=crossvit_rules.CLASS_TOKEN_ATTENTION,
     call=lambda module, inputs: {'y': module(inputs['x'], _train(manifest))[0]},
     taps={
@@ -273,7 +312,7 @@ def _patch_embedding(manifest: Manifest) -> adapters.Adapter:
     module_class(c['patch_size'], c['embed_dim']),
     rules=crossvit_rules.PATCH_EMBEDDINGS[kind],
     call=lambda module, inputs: {'tokens': module(channels_last(inputs['image']))},
-    taps={'proj': ('conv', channels_first), **taps},
+    taps={'proj': ('conv' if kind == 'linear' else 'conv_2', channels_first), **taps},
   )
 
 
@@ -282,7 +321,8 @@ def _tokens_to_token(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('img_size', 'in_chans')
   c.ignore('tokens_type', only=('transformer', 'performer'))
-  performer = c['tokens_type'] == 'performer'
+  tokens_type = 'performer' if _has(manifest, 'attention1.w') else 'transformer'
+  performer = c.get('tokens_type', tokens_type) == 'performer'
   module = crossvit.tokens_to_token.TokensToToken(
     c['patch_size'],
     c['embed_dim'],
