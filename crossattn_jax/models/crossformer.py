@@ -305,18 +305,8 @@ class CrossFormer(module.Module):
     features: Features = {}
     rates = drop_path.growing_rates(self.drop_path_rate, self.depths)
     x = image
-    for s, (channels, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-      kernels = self.patch_sizes if s == 0 else self.merging_sizes
-      if isinstance(kernels[0], tuple):
-        kernels = kernels[s - 1]
-      x = CrossScaleEmbedding(
-        channel_shares(channels, len(kernels)),
-        kernels,
-        stride=4 if s == 0 else 2,
-        norm_first=s > 0,
-        name='embedding' if s == 0 else f'downsampling_{s}',
-        **options.types,
-      )(x)
+    for s, depth in enumerate(self.depths):
+      x = self.start(s)(name=f'downsampling_{s}' if s else 'embedding')(x)
       x, weights = Stage(
         self.attentions(s),
         tuple(self.cooling and i % 3 == 2 and i < depth - 1 for i in range(depth)),
@@ -338,6 +328,21 @@ class CrossFormer(module.Module):
     kernel = self.get_variable('params', 'head')['kernel']
     features['evidence'] = classifier.evidence(x, logits, kernel)
     return logits, features
+
+  @nn.nowrap
+  def start(self, stage: int) -> Callable[..., CrossScaleEmbedding]:
+    """Returns a builder of the embedding that a stage starts from."""
+    kernels = self.patch_sizes if stage == 0 else self.merging_sizes
+    if isinstance(kernels[0], tuple):
+      kernels = kernels[stage - 1]
+    return functools.partial(
+      CrossScaleEmbedding,
+      channels=channel_shares(self.widths[stage], len(kernels)),
+      kernels=kernels,
+      stride=2 if stage else 4,
+      norm_first=stage > 0,
+      **self.types,
+    )
 
   @nn.nowrap
   def attentions(

@@ -1,7 +1,7 @@
 """CrossFormer and CrossFormer++ beside their PyTorch original: cheerss/CrossFormer."""
 
 from crossattn_jax.conversion import correspondence
-from crossattn_jax.conversion.layouts import as_tokens
+from crossattn_jax.conversion.layouts import as_tokens, first_map
 from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.rules import affine, norm
 from crossattn_jax.models import crossformer
@@ -63,8 +63,10 @@ def model_taps(module: crossformer.CrossFormer) -> dict[str, correspondence.TapL
   for s, depth in enumerate(module.depths):
     for b in range(depth):
       taps[f'layers.{s}.blocks.{b}'] = (f'stage_{s}/block_{b}', lambda result: as_tokens(result[0]))
-    # A stage of the original ends with the embedding of the next.
-    if s + 1 < len(module.depths):
+    # The original's stages end with the next one's embedding; a backbone's return their map first.
+    if module.backbone:
+      taps[f'layers.{s}'] = (f'stage_{s}', first_map)
+    elif s + 1 < len(module.depths):
       taps[f'layers.{s}'] = (f'downsampling_{s + 1}', as_tokens)
     else:
       taps[f'layers.{s}'] = (f'stage_{s}', lambda result: as_tokens(result[0]))

@@ -190,14 +190,52 @@ def test_the_constructor_makes_the_model():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'use_cpe': True}, 'use_cpe is True; its adapter replays only False'),
-    ({'patch_size': [2, 4]}, 'the stride, is 4'),
+    ({'patch_size': [2, 4]}, 'the stride, is 4 in a dense predictor'),
     ({'shifted': True}, 'does not know shifted'),
   ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(vary, changes, message):
   with pytest.raises(arguments.ArgumentError, match=message):
-    adapters.find_adapter(vary('crossformer/cls_tiny_224', changes))
+    adapters.find_adapter(vary('crossformer/dense_small_96x160', changes))
+
+
+OFFICIAL = {
+  'img_size': 16, 'patch_size': [2, 4], 'embed_dim': 8, 'depths': [1], 'num_heads': [2],
+  'mlp_ratio': 2, 'merge_size': [], 'group_size': [4], 'crs_interval': [1],
+  'num_classes': 3, 'drop_path_rate': 0,
+}  # fmt: skip
+
+
+def _official_case(**changes):
+  """A case whose state dict is the one that the model has."""
+  c = OFFICIAL | changes
+  model = crossformer_cases.build_model(arguments.Arguments(c), num_classes=3)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  template = jax.eval_shape(model.init, jax.random.key(0), image)
+  built = mapping.build_mapping(crossformer_cases.model_rules(model), template)
+  entry = {'kind': 'param', 'mean': 0, 'std': 0.3}
+  return {
+    'system': 'crossformer', 'module': 'CrossFormer', 'reference': '', 'constructor': c,
+    'mode': 'eval', 'seed': 0, 'shapes': {'out/logits': [], 'tap/norm': []},
+    'state': [entry | {'key': e.torch_key, 'shape': list(e.torch_shape)} for e in built.entries],
+    'inputs': {'image': {'kind': 'generated', 'shape': [1, 3, 16, 16], 'mean': 0, 'std': 1}},
+  }  # fmt: skip
+
+
+def test_options_of_no_published_model_are_honoured(compute):
+  plain = _official_case()
+  keys = {entry['key']: entry['shape'] for entry in plain['state']}
+  assert keys['patch_embed.projs.1.weight'] == [4, 3, 4, 4]  # At stride 2.
+  (expected, taps), (scaled, _) = map(compute, (plain, _official_case(qk_scale=0.9)))
+  assert taps['norm'].shape == (1, 64, 8)
+  assert not np.allclose(scaled['logits'], expected['logits'])
+
+  case = _official_case(qkv_bias=False, patch_norm=False, ape=True, use_cpe=True)
+  others = {entry['key']: entry['shape'] for entry in case['state']}
+  assert others['absolute_pos_embed'] == [1, 64, 8]
+  assert others['layers.0.blocks.0.cpe.weight'] == [8, 1, 3, 3]  # Its channels are the rows.
+  gone = {'patch_embed.norm.weight', 'layers.0.blocks.0.attn.qkv.bias'}
+  assert gone <= keys.keys() - others.keys()
 
 
 def test_a_classifier_s_adaptive_interval_is_of_the_rows(vary):

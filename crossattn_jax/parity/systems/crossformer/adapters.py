@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossattn_jax.conversion import correspondence
+from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.systems import crossformer as rules
-from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity.systems.crossformer import options
 
 Manifest = Mapping[str, Any]
 
@@ -15,7 +17,7 @@ def _per_stage(value: int | float | Sequence[Any], stages: int) -> tuple[Any, ..
   return tuple(value)[:stages] if isinstance(value, Sequence) else (value,) * stages
 
 
-def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossFormer:
+def build_model(c: arguments.Arguments, **fields: Any) -> options.OfficialCrossFormer:
   """The model of an official constructor.
 
   Raises:
@@ -23,12 +25,7 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
   """
   c.ignore_rates('drop_rate', 'attn_drop_rate', 'drop_path_rate')
   c.ignore('use_checkpoint', 'pretrained', 'norm_layer')
-  c.ignore('qkv_bias', 'patch_norm', only=(True,))
-  c.ignore('ape', 'use_cpe', only=(False,))
-  c.ignore('qk_scale', only=(None,))
   patch_sizes = tuple(c.get('patch_size', (4, 8, 16, 32)))
-  if patch_sizes[0] != 4:
-    raise arguments.ArgumentError(f'patch_size is {patch_sizes}; the first one, the stride, is 4')
   depths, width = tuple(c.get('depths', (2, 2, 6, 2))), c.get('embed_dim', 96)
   stages = len(depths)
   widths = tuple(width * 2**s for s in range(stages))
@@ -37,12 +34,17 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
   if fields.get('backbone'):
     # Dense predictors take these words, too, and do nothing with them.
     c.ignore('pad_type', 'no_mask')
+    if patch_sizes[0] != 4:
+      raise arguments.ArgumentError(
+        f'patch_size is {patch_sizes}; the first one, the stride, is 4 in a dense predictor'
+      )
   else:
     fields['center_padding'] = c.get('pad_type', 0) == 1
     fields['mask_padding'] = not c.get('no_mask', False)
   side = c.get('img_size', 224)  # Growing group sizes are of this size, whatever the images'.
-  return crossformer.CrossFormer(
-    image_size=tuple(side) if isinstance(side, Sequence) else (side, side),
+  rows = (side[0] if isinstance(side, Sequence) else side) // patch_sizes[0]
+  return options.OfficialCrossFormer(
+    image_size=(4 * rows, 4 * rows),
     num_channels=c.get('in_chans', 3),
     widths=widths,
     depths=depths,
@@ -55,6 +57,12 @@ def build_model(c: arguments.Arguments, **fields: Any) -> crossformer.CrossForme
     merging_sizes=tuple(map(tuple, merging))[: stages - 1],
     mlp_ratio=_per_stage(c.get('mlp_ratio', 4), stages),
     cooling=c.get('use_acl', False),
+    qkv_bias=c.get('qkv_bias', True),
+    qk_scale=c.get('qk_scale'),
+    use_cpe=c.get('use_cpe', False),
+    ape=c.get('ape', False),
+    patch_norm=c.get('patch_norm', True),
+    first_stride=patch_sizes[0],
     **fields,
   )
 
@@ -68,10 +76,20 @@ def long_distance(manifest: Manifest) -> str:
   return manifest['constructor'].get('lda', 'global' if before else 'region')
 
 
-def _model_adapter(manifest: Manifest, module: crossformer.CrossFormer) -> adapters.Adapter:
+@correspondence.register_backbone(options.OfficialCrossFormer)
+def model_rules(module: options.OfficialCrossFormer) -> list[Rule]:
+  """The rules of a whole model, with what no published one has."""
+  model_rules = [Rule('absolute_pos_embed', 'absolute_position'), *rules.model_rules(module)]
+  if module.use_cpe:
+    block = 'layers.{s}.blocks.{b}.', 'stage_{s}/block_{b}/'
+    model_rules += prefixed(rules.ROW_CONVOLUTION, *block)
+  return model_rules
+
+
+def _model_adapter(manifest: Manifest, module: options.OfficialCrossFormer) -> adapters.Adapter:
   described = rules.describe(module)
   return adapters.module_adapter(
-    manifest, module, rules=described.rules, call=described.call, taps=described.taps
+    manifest, module, rules=model_rules(module), call=described.call, taps=described.taps
   )
 
 

@@ -11,17 +11,16 @@ import jax.numpy as jnp
 
 from crossattn_jax.attention import dynamic_position_bias, long_short_distance
 from crossattn_jax.conversion.layouts import as_tokens, channels_last
-from crossattn_jax.conversion.mapping import prefixed
+from crossattn_jax.conversion.mapping import Rule, prefixed
 from crossattn_jax.conversion.systems import crossformer as rules
 from crossattn_jax.kernels.grouped import reference
-from crossattn_jax.layers import depthwise_conv
 from crossattn_jax.models import crossformer
 from crossattn_jax.parity import adapters, arguments
 from crossattn_jax.parity.systems.crossformer import adapters as models
+from crossattn_jax.parity.systems.crossformer import options
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
-BuildAttention = Callable[..., long_short_distance.LongShortDistanceAttention]
 
 
 # Blocks.
@@ -34,7 +33,7 @@ def _ignore_what_changes_nothing(c: arguments.Arguments) -> None:
 
 def _attention(
   c: arguments.Arguments, group_size: int, rows: int | None = None, **fields: Any
-) -> BuildAttention:
+) -> options.BuildAttention:
   """Builds the attention of an original's block.
 
   Args:
@@ -50,7 +49,7 @@ def _attention(
   interval, adaptive = c.get('interval', 8), c.get('adaptive_interval', False)
   if adaptive and rows is not None:
     interval, adaptive = -(-rows // group_size), False
-  return functools.partial(
+  build = functools.partial(
     long_short_distance.LongShortDistanceAttention,
     c['num_heads'],
     group_size=group_size,
@@ -59,55 +58,42 @@ def _attention(
     center_padding=rows is not None and c.get('pad_type', 0) == 1,
     mask_padding=rows is None or not c.get('no_mask', False),
     qkv_bias=c.get('qkv_bias', True),
-    scale=c.get('qk_scale'),
+    scale=c.get('qk_scale') or None,
     **fields,
   )
+  return options.by_rows(build) if c.get('use_cpe', False) else build
 
 
-class _RowConvolution(nn.Module):
-  """Adds to what attention gets a depthwise convolution of itself that takes rows for channels.
-
-  `use_cpe` of the official code, which no model has.
-  """
-
-  attention: BuildAttention
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool, with_weights: bool) -> jax.Array:
-    """Maps `[batch, height, width, channels]` to the same shape."""
-    rows = depthwise_conv.DepthwiseConv(3, name='row_convolution')(jnp.moveaxis(x, 1, -1))
-    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='row_norm')
-    x += norm(jnp.moveaxis(rows, -1, 1))
-    return self.attention(name='attention')(x, train, with_weights)
+def block_rules(c: arguments.Arguments) -> list[Rule]:
+  """The rules of a block, with or without a convolution over the rows."""
+  return [*rules.BLOCK, *(rules.ROW_CONVOLUTION if c.get('use_cpe', False) else ())]
 
 
 def _block_adapter(
-  manifest: Manifest, size: Sequence[int], build: Callable[..., BuildAttention], prefix: str = ''
+  manifest: Manifest,
+  size: Sequence[int],
+  build: Callable[..., options.BuildAttention],
+  prefix: str = '',
 ) -> adapters.Adapter:
   """The adapter of a block of either network; `build` makes its attention, given some fields."""
   c = manifest['constructor']
   _ignore_what_changes_nothing(c)
   c.ignore('dim', only=(manifest['inputs']['x']['shape'][2],))
-  by_rows = c.get('use_cpe', False)
-  attention = build(
-    c,
-    c.get('group_size', 7),
-    kind=long_short_distance.KINDS[c.get('lsda_flag', 0)],
-    position_bias=not by_rows,
-  )
+  kind = long_short_distance.KINDS[c.get('lsda_flag', 0)]
   cools = any(entry['key'] == f'{prefix}ex_conv.weight' for entry in manifest['state'])
   module = crossformer.Block(
-    functools.partial(_RowConvolution, attention) if by_rows else attention,
+    build(c, c.get('group_size', 7), kind=kind),
     c.get('mlp_ratio', 4),
     cooling=c.get('use_extra_conv', cools),
   )
-  block_rules = [*rules.BLOCK, *(rules.ROW_CONVOLUTION if by_rows else ())]
 
   def call(block: nn.Module, inputs: Arrays) -> Arrays:
     x = rearrange(inputs['x'], 'b (h w) c -> b h w c', h=size[0])
     return {'y': as_tokens(block(x)[0])}
 
-  return adapters.module_adapter(manifest, module, rules=prefixed(block_rules, prefix), call=call)
+  return adapters.module_adapter(
+    manifest, module, rules=prefixed(block_rules(c), prefix), call=call
+  )
 
 
 @adapters.register_adapter('crossformer', 'block')
@@ -140,7 +126,6 @@ class _StageAndEmbedding(nn.Module):
 def _stage(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   _ignore_what_changes_nothing(c)
-  c.ignore('use_cpe', only=(False,))
   depth, dim, size, cools = c['depth'], c['dim'], c['input_resolution'], c.get('use_acl', False)
   sizes = c.get('group_size', 7)
   sizes = sizes if isinstance(sizes, Sequence) else [sizes] * depth
@@ -172,7 +157,7 @@ def _stage(manifest: Manifest) -> adapters.Adapter:
     manifest,
     _StageAndEmbedding(build_stage, build_embedding if ends else None),
     rules=[
-      *prefixed(rules.BLOCK, 'blocks.{b}.', 'stage/block_{b}/'),
+      *prefixed(block_rules(c), 'blocks.{b}.', 'stage/block_{b}/'),
       *prefixed(rules.MERGING, 'downsample.', 'downsampling/'),
     ],
     call=call,
@@ -224,7 +209,7 @@ def _attention_in_groups(manifest: Manifest) -> adapters.Adapter:
   module = _GroupedAttention(
     c['num_heads'],
     tuple(c['group_size'] if called_with is None else called_with),
-    scale=c.get('qk_scale'),
+    scale=c.get('qk_scale') or None,
     qkv_bias=c.get('qkv_bias', True),
     position_bias=c.get('position_bias', True),
   )
