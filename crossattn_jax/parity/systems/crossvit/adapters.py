@@ -320,9 +320,9 @@ def _patch_embedding(manifest: Manifest) -> adapters.Adapter:
 def _tokens_to_token(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('img_size', 'in_chans')
-  c.ignore('tokens_type', only=('transformer', 'performer'))
   tokens_type = 'performer' if _has(manifest, 'attention1.w') else 'transformer'
   performer = c.get('tokens_type', tokens_type) == 'performer'
+  c.ignore('tokens_type', only=('transformer', 'performer'))
   module = crossvit.tokens_to_token.TokensToToken(
     c['patch_size'],
     c['embed_dim'],
