@@ -422,13 +422,14 @@ def _fill_in(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> None:
 
 def _no_run(folder: epath.Path) -> str:
   """Why a folder is not the workdir of a run, and which one beside it is."""
-  problem = 'its folder is not the workdir of a run' if folder.exists() else 'nor does its folder'
+  state = 'is not the workdir of a run' if folder.exists() else 'does not exist either'
+  problem = f'{folder} {state}'
   with contextlib.suppress(OSError):  # A folder that may not be read holds no hint.
     beside = [path.name for path in folder.parent.iterdir()]
     for name in difflib.get_close_matches(folder.name, beside):
       if (folder.parent / name / 'config.json').exists():
         return f'{problem}; did you mean {folder.parent / name}?'
-  return f'{problem}; give --config otherwise'
+  return f'{problem}; name the --workdir of a run, or give --config'
 
 
 def _tuples(value: Any) -> Any:
