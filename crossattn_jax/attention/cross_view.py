@@ -35,7 +35,7 @@ class CrossViewAttention(module.Module):
   """
 
   num_heads: int
-  strides: tuple[int, ...] | None
+  strides: tuple[int | Grid, ...] | None
   kernel_init: nn.initializers.Initializer = initializers.linear
   out_init: nn.initializers.Initializer = initializers.linear
 

@@ -49,19 +49,22 @@ def join_tokens(extra: jax.Array, image: jax.Array) -> jax.Array:
   return jnp.concatenate([extra, tokens], axis=1) if extra.shape[1] else tokens
 
 
-def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def convolve_heads(image: jax.Array, kernel: jax.Array, stride: int | Grid = 1) -> jax.Array:
   """Pools the map of each head (section 3.1) by a depthwise convolution of shared filters.
 
   Args:
     image: `[batch, height, width, heads * head_dim]`, head by head.
     kernel: `[side, side, 1, head_dim]`, side odd, `image`'s dtype.
-    stride: in both directions; zeros surround the map.
+    stride: in both directions, or (of rows, of columns); zeros surround the map.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), heads * head_dim]`.
   """
   heads = image.shape[-1] // kernel.shape[-1]
-  return kernels.depthwise_convolution(image, jnp.tile(kernel, heads), stride)
+  kernel = jnp.tile(kernel, heads)
+  if isinstance(stride, int):
+    return kernels.depthwise_convolution(image, kernel, stride)
+  return kernels.depthwise_convolution(image, kernel)[:, :: stride[0], :: stride[1]]
 
 
 class PoolHeads(module.Module):
@@ -73,7 +76,7 @@ class PoolHeads(module.Module):
   """
 
   num_heads: int
-  stride: int = 1
+  stride: int | Grid = 1
 
   @nn.compact
   def __call__(self, extra: jax.Array, image: jax.Array) -> jax.Array:
@@ -110,7 +113,7 @@ class PooledAttention(module.Module):
   """
 
   num_heads: int
-  stride: int = 2
+  stride: int | Grid = 2
   query_stride: int | None = None
   channels: int | None = None
   kernel_init: nn.initializers.Initializer = initializers.linear

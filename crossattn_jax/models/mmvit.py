@@ -114,7 +114,7 @@ class PoolingBlock(nn.Module):
   """
 
   num_heads: int
-  stride: int
+  stride: int | Grid
   drop_path_rate: float
   options: Options
   scale: bool = False
@@ -184,7 +184,7 @@ class CrossViewBlock(nn.Module):
   """
 
   num_heads: int
-  strides: tuple[int, ...] | None
+  strides: tuple[int | Grid, ...] | None
   drop_path_rate: float
   zero_init: bool
   options: Options

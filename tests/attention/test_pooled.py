@@ -87,6 +87,12 @@ def test_heads_are_pooled_by_the_same_filters_and_class_tokens_not_at_all():
     np.testing.assert_allclose(tokens[:, :1], apply(extra, image + 1)[:, :1], atol=1e-14)
 
 
+def test_rows_and_columns_may_have_strides_of_their_own():
+  image, kernel = jnp.ones((1, 5, 6, 4)).cumsum(1).cumsum(2), jnp.ones((3, 3, 1, 2)).cumsum(0)
+  every = pooled.convolve_heads(image, kernel)
+  np.testing.assert_array_equal(pooled.convolve_heads(image, kernel, (2, 3)), every[:, ::2, ::3])
+
+
 def test_pooled_queries_shrink_the_map_and_may_widen_it():
   x = jax.ShapeDtypeStruct((1, 5, 7, 8), jnp.float32)
   module = pooled.PooledAttention(4, 2, query_stride=2, channels=16)

@@ -155,6 +155,22 @@ def test_what_the_original_cannot_do_either_is_refused_by_name(vary, case, chang
     adapters.find_adapter(vary(f'biformer/{case}', changes))
 
 
+def test_what_a_case_does_not_say_is_what_its_class_has(vary, compute):
+  """Blocks pool to four positions a side, attention alone does not pool."""
+  small = {'n_win': 1, 'topk': 1, 'auto_pad': False}
+  said = {'kv_downsample_mode': 'ada_avgpool', 'kv_per_win': 4}
+  manifests = [vary('biformer/block_bra', small | said) for _ in range(3)]
+  for name in said:
+    del manifests[1]['constructor'][name]
+  manifests[2]['constructor']['kv_per_win'] = 3
+  expected, silent, other = (compute(manifest)[0]['y'] for manifest in manifests)
+  np.testing.assert_array_equal(silent, expected)
+  assert not np.allclose(other, expected)
+  c = arguments.Arguments({})
+  assert biformer_cases.pooling(c) == 'none'
+  assert biformer_cases.maxvit_window(arguments.Arguments({'grid_window_size': 8})) == 8
+
+
 def test_logits_of_a_map_in_nchw_are_not_scaled_whatever_the_scale(vary, compute):
   one, two = (
     compute(vary('biformer/bra_nchw_ragged', {'qk_scale': scale}))[0]['route_logit']

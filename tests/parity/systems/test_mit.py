@@ -33,6 +33,18 @@ def test_scenes_are_batches_and_rows_come_back_as_they_were():
   assert not position[1, 1:3].any()
 
 
+def test_weights_have_the_scale_of_the_case(vary, compute):
+  log = []
+  for scale in (None, 0.9):
+    outputs, _ = compute(vary('mit/op_cross_attention', {'qk_scale': scale}))
+    log.append(np.log(outputs['weights']))
+  # Scores but for what the softmax takes off.
+  plain, scaled = (x - x.mean(axis=-1, keepdims=True) for x in log)
+  quotient = scaled / plain
+  np.testing.assert_allclose(quotient, quotient.flat[0], rtol=1e-9)
+  assert quotient.flat[0] > 1
+
+
 @pytest.mark.extended
 def test_attention_honours_widths_heads_and_classes(vary, compute):
   """Of another width than the tokens, by the state's shapes; skipping none is plain attention."""

@@ -210,7 +210,18 @@ def test_a_block_has_the_grid_of_its_case_or_is_refused(vary, compute):
     with pytest.raises(arguments.ArgumentError, match='has not 29 tokens'):
       adapters.find_adapter(vary('mmvit/mvit_block_plain', changes, inputs={'x': (2, 29, 16)}))
   with pytest.raises(arguments.ArgumentError, match='rows and columns have the same stride'):
-    adapters.find_adapter(vary('mmvit/mvit_block_plain', {'kv_stride': [2, 1]}))
+    adapters.find_adapter(vary('mmvit/mvit_block_plain', {'q_stride': [2, 1]}))
+
+
+def test_keys_are_pooled_at_another_stride_by_rows_than_by_columns(vary, compute):
+  """One stride for both, where a map of one column has no other."""
+  column = {'grid': [7, 1]}, {'x': (2, 8, 16)}
+  one, two, other = (
+    compute(vary('mmvit/mvit_block_plain', column[0] | {'kv_stride': stride}, inputs=column[1]))[0]
+    for stride in ([2, 2], [2, 1], [1, 2])
+  )
+  np.testing.assert_allclose(two['out'], one['out'], rtol=1e-12)
+  assert not np.allclose(other['out'], one['out'])
 
 
 def test_views_and_their_strides_are_the_case_s():

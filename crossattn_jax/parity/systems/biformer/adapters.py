@@ -44,8 +44,8 @@ def routing(c: arguments.Arguments) -> str:
   return choose(', '.join(flags), tuple(bool(c.get(flag, False)) for flag in flags), kinds)
 
 
-def pooling(c: arguments.Arguments) -> str:
-  """How keys and values are pooled."""
+def pooling(c: arguments.Arguments, default: str = 'identity') -> str:
+  """How keys and values are pooled, by default as the original of the kind does."""
   modes = {
     'identity': 'none',
     None: 'none',
@@ -54,7 +54,7 @@ def pooling(c: arguments.Arguments) -> str:
     'ada_avgpool': 'adaptive_average',
     'ada_maxpool': 'adaptive_max',
   }
-  return choose('kv_downsample_mode', c.get('kv_downsample_mode', 'identity'), modes)
+  return choose('kv_downsample_mode', c.get('kv_downsample_mode', default), modes)
 
 
 def attention_kind(top_k: int, nchw: bool = False) -> str:
@@ -68,10 +68,16 @@ def attention_kind(top_k: int, nchw: bool = False) -> str:
   )
 
 
-def block_options(c: arguments.Arguments) -> dict[str, Any]:
+def maxvit_window(c: arguments.Arguments) -> int:
+  """Positions on a side of MaxViT's windows and of its grids, in the original's word or ours."""
+  return c.get('grid_window_size', c.get('window', 7))
+
+
+def block_options(c: arguments.Arguments, kv_pooling: str = 'identity') -> dict[str, Any]:
   """Fields of `biformer.Options` that blocks and models say in the same words.
 
-  Only those that the case says; what it is silent about is the variant's.
+  Only those that the case says; what it is silent about is the variant's, of the pooling of keys
+  and values `kv_pooling`.
   """
   layer_scale = c.get('layer_scale_init_value', -1)
   given = {
@@ -89,7 +95,7 @@ def block_options(c: arguments.Arguments) -> dict[str, Any]:
   whole = choose('param_attention', c.get('param_attention', 'qkvo'), {'qkvo': 'o', 'qkv': ''})
   return {
     'routing': routing(c),
-    'kv_pooling': pooling(c),
+    'kv_pooling': pooling(c, kv_pooling),
     'output_projection': bool(whole),
     **{field: value for field, value in given.items() if value is not None},
   }
@@ -124,8 +130,9 @@ def build_model(c: arguments.Arguments, variant: str, **fields: Any) -> biformer
   qk_dims = c.get('qk_dims')
   if qk_dims is not None:
     found['qk_dims'] = tuple(qk_dim or width for qk_dim, width in zip(qk_dims, widths, strict=True))
-  sizes = {'adaptive': c.get('kv_per_wins'), 'strided': c.get('kv_downsample_ratios')}
-  sizes = sizes['adaptive' if found['kv_pooling'].startswith('adaptive') else 'strided']
+  adaptive = c.get('kv_per_wins', (2, 2, -1, -1)[:stages])
+  strided = c.get('kv_downsample_ratios', (4, 2, 1, 1)[:stages])
+  sizes = adaptive if found['kv_pooling'].startswith('adaptive') else strided
   windows = c.get('n_win', c.get('n_wins', base.regions_per_side))
   return biformer.BiFormer(
     dataclasses.replace(
@@ -198,7 +205,7 @@ def _model_adapter(manifest: Manifest, module: biformer.BiFormer) -> adapters.Ad
 def _classifier(manifest: Manifest) -> adapters.Adapter:
   module = build_model(manifest['constructor'], 'biformer_tiny')
   adapter = _model_adapter(manifest, module)
-  if manifest['case'] == 'biformer_tiny_224_train':
+  if 'out/bn_after/downsample_layers.0.1.running_mean' in manifest['shapes']:
     return _with_recorded_statistics(manifest, adapter)
   return adapter
 
@@ -218,7 +225,7 @@ def _swin_layout_nchw(manifest: Manifest) -> adapters.Adapter:
 @adapters.register_adapter('biformer', 'MaxViTSTL')
 def _maxvit(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
-  module = build_model(c, 'maxvit_stl', window=c.get('window', 7))
+  module = build_model(c, 'maxvit_stl', window=maxvit_window(c))
   return _model_adapter(manifest, module)
 
 
@@ -231,10 +238,10 @@ def _backbone(manifest: Manifest) -> adapters.Adapter:
 def _with_recorded_statistics(manifest: Manifest, adapter: adapters.Adapter) -> adapters.Adapter:
   """Starts from the running statistics that the recorder of `biformer_tiny_224_train` started from.
 
-  Its manifest says that they are of the case's seed, but those after the recorded step are, to the
-  last digit of float32, nine tenths of the statistics of seed 0 plus a tenth of the batch's: the
-  recorder drew the parameters anew and not the statistics. In training mode nothing else depends on
-  them.
+  So does any case that records `bn_after`, as that recorder does. The manifest says that they are
+  of the case's seed, but those after the recorded step are, to the last digit of float32, nine
+  tenths of the statistics of seed 0 plus a tenth of the batch's: the recorder drew the parameters
+  anew and not the statistics. In training mode nothing else depends on them.
   """
   statistics = adapter.mapping.only('batch_stats')
   keys = {entry.torch_key for entry in statistics.entries}

@@ -28,7 +28,7 @@ _LOOKED_AT = ('attn', 'route_logit', 'route_weight', 'full_attention')
 def _pool_size(c: arguments.Arguments, mode: str) -> int:
   """Of the pooling of keys and values."""
   c.ignore('kv_downsample_kernel')
-  adaptive, strided = c.get('kv_per_win', 1), c.get('kv_downsample_ratio', 1)
+  adaptive, strided = c.get('kv_per_win', 4), c.get('kv_downsample_ratio', 4)
   return max((adaptive if mode.startswith('adaptive') else strided) or 1, 1)
 
 
@@ -36,14 +36,19 @@ def _pool_size(c: arguments.Arguments, mode: str) -> int:
 
 
 def _block_adapter(
-  manifest: Manifest, kind: str, depth: int = 1, index: int = 0, **fields: Any
+  manifest: Manifest,
+  kind: str,
+  depth: int = 1,
+  index: int = 0,
+  kv_pooling: str = 'identity',
+  **fields: Any,
 ) -> adapters.Adapter:
   """The adapter of block `index` of a stage of blocks with attention of a kind."""
   c = manifest['constructor']
   c.ignore_rates('drop_path', 'drop_path_rate')
   dim, heads, top_k = c['dim'], c.get('num_heads', 8), c.get('topk', 4)
   qk_dim = c.get('qk_dim') or dim
-  found = {'head_dim': qk_dim // heads, 'lepe_side': 5, **models.block_options(c)}
+  found = {'head_dim': qk_dim // heads, 'lepe_side': 5, **models.block_options(c, kv_pooling)}
   options = biformer.Options(
     **found
     | {
@@ -78,7 +83,8 @@ def _block_adapter(
 
 @adapters.register_adapter('biformer', 'block')
 def _block(manifest: Manifest) -> adapters.Adapter:
-  return _block_adapter(manifest, models.attention_kind(manifest['constructor'].get('topk', 4)))
+  kind = models.attention_kind(manifest['constructor'].get('topk', 4))
+  return _block_adapter(manifest, kind, kv_pooling='ada_avgpool')
 
 
 @adapters.register_adapter('biformer', 'stl_block_nchw')
@@ -104,7 +110,7 @@ def _maxvit_block(manifest: Manifest) -> adapters.Adapter:
     depth=2,
     index=kinds.index(kind),
     head_dim=head_dim,
-    window=c.get('window', 7),
+    window=models.maxvit_window(c),
     overlapping=False,
     position_conv=False,
     norm_epsilon=1e-5,

@@ -12,7 +12,7 @@ from crossattn_jax.conversion.systems import crossvit
 from crossattn_jax.conversion.systems import mit as rules
 from crossattn_jax.layers import linear
 from crossattn_jax.models.mit import encoder, heads, supervoxels
-from crossattn_jax.parity import adapters, arguments
+from crossattn_jax.parity import adapters, arguments, score_scale
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -43,10 +43,10 @@ def _weights(num_heads: int) -> Callable[[tuple[jax.Array, ...]], jax.Array]:
 
 
 @adapters.register_adapter('mit', 'self_attention')
+@score_scale.takes_scale()
 def _self_attention(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('dim', 'num_classes')
-  c.ignore('qk_scale', only=(None,))
   c.ignore_rates('attn_drop', 'proj_drop')
   heads = c.get('num_heads', 4)
   return adapters.module_adapter(
@@ -59,11 +59,11 @@ def _self_attention(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('mit', 'encoder_block')
+@score_scale.takes_scale()
 def _encoder_block(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('dim', 'num_classes')
   c.ignore('qkv_bias', only=(False,))
-  c.ignore('qk_scale', only=(None,))
   options = encoder_options(c)
   return adapters.module_adapter(
     manifest,
@@ -75,11 +75,11 @@ def _encoder_block(manifest: Manifest) -> adapters.Adapter:
 
 
 @adapters.register_adapter('mit', 'encoder_official')
+@score_scale.takes_scale()
 def _encoder(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('embed_dim')
   c.ignore('qkv_bias', only=(False,))
-  c.ignore('qk_scale', only=(None,))
   options, depth = encoder_options(c), c.get('depth', 3)
   last = f'block_{depth - 1}/attention/qkv'
   return adapters.module_adapter(
@@ -101,10 +101,10 @@ def _across(module: nn.Module, inputs: Arrays, skips: bool) -> Arrays:
 
 
 def _cross_attention(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
+  @score_scale.takes_scale()
   def make(manifest: Manifest) -> adapters.Adapter:
     c = manifest['constructor']
     c.ignore('dim')
-    c.ignore('qk_scale', only=(None,))
     c.ignore_rates('attn_drop', 'proj_drop')
     classes = c['num_classes'] if skips else 0
     return adapters.module_adapter(
@@ -120,11 +120,12 @@ def _cross_attention(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
 
 
 def _decoder_block(skips: bool) -> Callable[[Manifest], adapters.Adapter]:
+  @score_scale.takes_scale()
   def make(manifest: Manifest) -> adapters.Adapter:
     c = manifest['constructor']
     c.ignore('dim')
     c.ignore('qkv_bias', only=(False,))
-    c.ignore('dim_q', 'qk_scale', only=(None,))
+    c.ignore('dim_q', only=(None,))
     c.ignore_rates(
       'drop', 'attn_drop', 'drop_rate', 'attn_drop_rate', 'drop_path', 'drop_path_rate'
     )
@@ -151,11 +152,11 @@ def class_blocks(logits: list[jax.Array], num_classes: int) -> list[jax.Array]:
 
 
 @adapters.register_adapter('mit', 'interlaced_decoder')
+@score_scale.takes_scale()
 def _decoder(manifest: Manifest) -> adapters.Adapter:
   c = manifest['constructor']
   c.ignore('embed_dim')
   c.ignore('qkv_bias', only=(False,))
-  c.ignore('qk_scale', only=(None,))
   c.ignore_rates(*_RATES)
   depth, classes = c.get('depth', 4), c.get('num_classes', 20)
 

@@ -23,12 +23,18 @@ Arrays = dict[str, jax.Array]
 adapters.register_adapter('mmvit', 'loss_soft_ce')(classification_losses.soft_target_adapter)
 
 
+def _strides(value: int | Sequence[int]) -> int | tuple[int, int]:
+  """A stride in both directions, as a number or a pair: a number where they are equal."""
+  rows, columns = (value, value) if isinstance(value, int) else value
+  return rows if rows == columns else (rows, columns)
+
+
 def _stride(name: str, value: int | Sequence[int]) -> int:
-  """A stride in both directions, as a number or a pair."""
-  strides = {value} if isinstance(value, int) else set(value)
-  if len(strides) > 1:
+  """The same stride in both directions."""
+  stride = _strides(value)
+  if not isinstance(stride, int):
     raise arguments.ArgumentError(f'{name} is {value}; rows and columns have the same stride here')
-  return strides.pop()
+  return stride
 
 
 def _check_tokens(tokens: int, grid: Sequence[int], class_token: bool) -> None:
@@ -59,8 +65,7 @@ def _mvit_block(manifest: Manifest) -> adapters.Adapter:
     raise arguments.ArgumentError(f'dim_out is {c["dim_out"]}, neither dim {c["dim"]} nor twice it')
   if _stride('q_stride', c.get('q_stride', 1 + scale)) != 1 + scale:
     raise arguments.ArgumentError('q_stride is 2 where dim_out is twice dim, and else 1')
-  stride = _stride('kv_stride', c['kv_stride'])
-  block = mmvit.PoolingBlock(c['heads'], stride, 0.0, _options(c), scale)
+  block = mmvit.PoolingBlock(c['heads'], _strides(c['kv_stride']), 0.0, _options(c), scale)
   return adapters.module_adapter(
     manifest,
     block,
@@ -78,7 +83,7 @@ def _cross_block(manifest: Manifest) -> adapters.Adapter:
   for v, (name, grid) in enumerate(zip(names, grids, strict=True)):
     _check_tokens(manifest['inputs'][name]['shape'][1], grid, class_token and v == 0)
   c.ignore('dim', only=(manifest['inputs'][names[0]]['shape'][2],))
-  strides = tuple(_stride('kv_strides', value) for value in c['kv_strides'])
+  strides = tuple(map(_strides, c['kv_strides']))
   block = mmvit.CrossViewBlock(
     c['heads'], strides if c.get('pool', True) else None, 0.0, False, _options(c)
   )
