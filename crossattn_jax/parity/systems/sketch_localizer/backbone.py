@@ -1,6 +1,7 @@
 """Cases of the backbone's blocks and stages."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -11,7 +12,7 @@ from crossattn_jax.conversion.mapping import prefixed
 from crossattn_jax.conversion.systems import sketch_localizer as rules
 from crossattn_jax.layers import sine_position
 from crossattn_jax.models.sketch_localizer import backbone
-from crossattn_jax.parity import adapters
+from crossattn_jax.parity import adapters, arguments
 
 Manifest = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
@@ -24,7 +25,12 @@ def _size(manifest: Manifest) -> tuple[int, int]:
     ('det_token_num', 'pos_dim'), inputs['det_pos']['shape'][1:], strict=True
   ):
     c.ignore(name, only=(length,))
-  return c['H'], c['W']
+  size, tokens = (c['H'], c['W']), inputs['tokens']['shape'][1]
+  if math.prod(size) + inputs['det_pos']['shape'][1] != tokens:
+    raise arguments.ArgumentError(
+      f'H and W are {size}, which with the detection tokens are not the {tokens} tokens of the case'
+    )
+  return size
 
 
 @adapters.register_adapter('sketch_localizer', 'ram_block')

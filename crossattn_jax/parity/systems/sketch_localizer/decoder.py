@@ -56,7 +56,8 @@ class _DecoderAndBoxes(nn.Module):
 @adapters.register_adapter('sketch_localizer', 'decoder')
 def _decoder(manifest: Manifest) -> adapters.Adapter:
   c, inputs = manifest['constructor'], manifest['inputs']
-  levels, layers = c['num_feature_levels'], c['num_decoder_layers']
+  levels, layers = sum(name.startswith('src') for name in inputs), c['num_decoder_layers']
+  c.ignore('num_feature_levels', only=(levels,))
   c.ignore('d_model', only=(inputs['tgt']['shape'][-1],))
   c.ignore('bbox_embed')
   decoder = deformable_decoder.DeformableDecoder(

@@ -26,6 +26,8 @@ def _raster(manifest: Mapping[str, Any]) -> adapters.Adapter:
     raise arguments.ArgumentError(f'format is {form!r}; known are {", ".join(_FORMATS)}')
   style = rasters.Style(c['line_width'], c['rescale'], c['invert'], c.get('padding', 10))
   mean, std = c.get('mean'), c.get('std')
+  if (mean is None) != (std is None):
+    raise arguments.ArgumentError(f'mean is {mean} and std {std}: images are normalised by both')
 
   def run(
     stroke_x_y: jax.Array | None = None, stroke3: jax.Array | None = None
