@@ -307,8 +307,8 @@ class Recipe:
 
 
 def row(name: str, record: dict[str, Any]) -> str:
-  """One row of the table, in Markdown."""
-  made = [record['made'], older(record, code_of(record['model']))]
+  """One row of the table, in Markdown; with a star if the code or the compiler is older."""
+  star = ' *' if older(record, code_of(record['model'])) else ''
   setting = Setting(**record['setting'])
   memory = record['memory']
   kernels = f' ({record["kernel_seconds"] * 1e3:.1f})' if record['kernels'] else ''
@@ -322,7 +322,7 @@ def row(name: str, record: dict[str, Any]) -> str:
     f'{record["step_seconds"] * 1e3:.0f}{kernels}',
     f'{speed(record):,.0f}',
     f'{record["mfu"] * 100:.1f} %',
-    ', '.join(filter(None, made)),
+    record['made'] + star,
   )
   return f'| {" | ".join(cells)} |'
 
