@@ -385,7 +385,7 @@ def _run(config: ml_collections.ConfigDict) -> None:
   elif _MODE.value == 'label':
     output = _results('labels', workdir)
     results = labels.write_labels(config, workdir, output)
-    rich.print(metric_writers.summary_table(results))
+    rich.print(metric_writers.summary_table(results, tasks.create_task(config).explain))
     print(f'labels of split {config.dataset.train_split!r} of {config.dataset.name!r} in {output}')
     print(json.dumps(results))
   elif _MODE.value == 'demo':
