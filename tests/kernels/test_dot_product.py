@@ -86,9 +86,9 @@ def test_bfloat16_stays_close_to_float32():
   np.testing.assert_allclose(out.astype(jnp.float32), _closed_form(*qkv, 0.25), atol=0.05)
 
 
-def _tpu_program(tokens, dtype, mesh):
+def _tpu_program(tokens, dtype, mesh, heads=3):
   batch = NamedSharding(mesh, PartitionSpec('data'))
-  qkv = jax.ShapeDtypeStruct((8, tokens, 3, 32), dtype, sharding=batch)
+  qkv = jax.ShapeDtypeStruct((8, tokens, heads, 32), dtype, sharding=batch)
   loss = lambda *qkv: jnp.sum(kernels.dot_product_attention(*qkv).astype(jnp.float32))
   with jax.set_mesh(mesh):
     return jax.jit(jax.grad(loss, (0, 1, 2))).lower(qkv, qkv, qkv).compile().as_text()
@@ -105,6 +105,7 @@ def test_tpus_take_the_kernel_where_there_are_many_tokens():
   assert 'all-gather' not in program
   assert 'tpu_custom_call' not in _tpu_program(300, jnp.float32, mesh)
   assert 'tpu_custom_call' not in _tpu_program(200, jnp.bfloat16, mesh)
+  assert 'tpu_custom_call' in _tpu_program(200, jnp.bfloat16, mesh, heads=6)
 
 
 @pytest.mark.parametrize('tokens', [1, 128, 300])

@@ -10,6 +10,9 @@ from crossattn_jax.kernels.dot_product import cpu, reference, tpu
 
 # From here on, writing the scores to HBM costs a TPU more than computing them again.
 _LEAST_TOKENS = 256
+# With as many queries as keys and many heads already from here on: the scores of fewer heads stay
+# in vector memory, and few keys of many queries are padded.
+_LEAST_SQUARE, _LEAST_HEADS = 192, 6
 # Keys whose scores with a block of queries fit into a TPU's vector memory.
 _MOST_KEYS = 4096
 
@@ -64,5 +67,6 @@ def dot_product_attention(
 
 def kernel_pays(query: jax.Array, key: jax.Array) -> bool:
   """Whether a TPU is faster with the kernel, by static estimates of the compiler."""
-  fewest = min(query.shape[1], key.shape[1])
-  return query.dtype == jnp.bfloat16 and fewest >= _LEAST_TOKENS and key.shape[1] <= _MOST_KEYS
+  (queries, heads), tokens = query.shape[1:3], key.shape[1]
+  least = _LEAST_SQUARE if queries == tokens and heads >= _LEAST_HEADS else _LEAST_TOKENS
+  return query.dtype == jnp.bfloat16 and min(queries, tokens) >= least and tokens <= _MOST_KEYS
