@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_key():
 def test_the_model_is_described_and_its_release_known():
   described = correspondence.describe_model('atfuse', models.create_model('atfuse'))
   assert described.inputs['ir'].shape == (1, 1, 128, 128)
-  assert published.SOURCES['official']['atfuse'].url.endswith('/model/best_ckp.pth')
+  assert published.SOURCES['official']['atfuse'].endswith('/model/best_ckp.pth')
 
 
 def test_the_images_swap_their_roles_on_request(vary, compute):

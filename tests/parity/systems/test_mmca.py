@@ -222,7 +222,7 @@ def test_a_text_encoder_that_is_trained_leaves_the_pooler_out():
 
 
 def test_the_published_bert_is_known():
-  url = published.SOURCES['transformers']['bert_base_uncased'].url
+  url = published.SOURCES['transformers']['bert_base_uncased']
   assert url.endswith('/bert-base-uncased/resolve/main/model.safetensors')
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import runpy
 
 from etils import epath
@@ -15,6 +16,7 @@ from crossattn_jax import models, parallel, tasks
 from crossattn_jax.data.retrieval import batches as data
 from crossattn_jax.metrics import retrieval as metrics
 from crossattn_jax.models import variables_io
+from crossattn_jax.tasks import loading
 from crossattn_jax.tasks.retrieval import scoring, words
 from crossattn_jax.training import config as config_lib
 from crossattn_jax.training import export
@@ -442,8 +444,9 @@ def test_the_served_model_scores_all_pairs_as_the_model_does(trained):
   assert serving.script.exists()
 
 
-def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trained):
+def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trained, monkeypatch):
   task, _, _, _ = trained
+  monkeypatch.syspath_prepend(pathlib.Path(loading.__file__).parent)
   script = runpy.run_path(str(task.Serving(task).script))
   rng = np.random.default_rng(0)
   images = {'regions': rng.random((40, 3)), 'region_mask': np.ones((40, 2), bool)}
@@ -461,12 +464,15 @@ def test_the_served_script_scores_every_pair_in_calls_of_any_or_of_one_size(trai
 
 
 @pytest.mark.extended
-def test_an_exported_model_takes_any_number_of_images_and_of_sentences(trained, tmp_path):
+def test_an_exported_model_takes_any_number_of_images_and_of_sentences(
+  trained, tmp_path, monkeypatch
+):
   task, variables, _, _ = trained
   config = task.config.copy_and_resolve_references()
   config.num_steps, config.weights = 1, str(tmp_path / 'weights.safetensors')
   variables_io.save_variables(config.weights, variables, 'mmca_small', SMALL)
   export.export_model(config, None, epath.Path(tmp_path / 'out'), platforms=['cpu'])
+  monkeypatch.syspath_prepend(tmp_path / 'out')  # As python does for a script.
   script = runpy.run_path(str(tmp_path / 'out' / 'load_and_run.py'))
   spec, model = script['load'](tmp_path / 'out')
   assert spec['outputs']['score']['shape'] == ['images', 'texts']
@@ -477,13 +483,14 @@ def test_an_exported_model_takes_any_number_of_images_and_of_sentences(trained, 
   np.testing.assert_allclose(script['search'](model, images, texts), expected, atol=1e-5)
 
 
-def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path):
+def test_the_served_script_makes_the_inputs_of_the_pipeline(trained, tmp_path, monkeypatch):
   task, _, _, _ = trained
   serving = task.Serving(task)
   batch = {name: x[:1] for name, x in batch_of(task).items()}
   spec = dict(serving.description) | {
     'inputs': {name: {'shape': ['batch', *x.shape]} for name, x in serving.inputs.items()}
   }
+  monkeypatch.syspath_prepend(pathlib.Path(loading.__file__).parent)
   script = runpy.run_path(str(serving.script))
   for sentence in ('A red star, on SAND', 'a ' * 40, 'unknown'):
     for made, expected in zip(
