@@ -276,7 +276,9 @@ def test_what_is_missing_is_named(refusal, arguments, message):
   assert message in refusal(*arguments)
 
 
-@pytest.mark.parametrize(('split', 'count'), [('train', 1442), ('test', 355)])
+@pytest.mark.parametrize(
+  ('split', 'count'), [('test', 355), pytest.param('train', 1442, marks=pytest.mark.extended)]
+)
 def test_another_split_of_a_run_is_evaluated_by_its_name(
   run_here, datasets_dir, capsys, split, count
 ):

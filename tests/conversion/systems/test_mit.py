@@ -81,6 +81,7 @@ def test_its_classes_and_colours_are_told_and_changed(tmp_path, points):
   np.testing.assert_array_equal(params['up_0']['kernel'], points['convtr4p16s2.kernel'])
 
 
+@pytest.mark.extended
 def test_it_starts_from_a_file_of_the_first_stage(tmp_path, points):
   inside = {f'net3d.{key}': x for key, x in points.items() if not key.startswith('final')}
   others = [

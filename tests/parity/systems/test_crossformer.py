@@ -261,6 +261,7 @@ def test_long_distance_is_said_by_the_case_or_by_its_code(reference, given, expe
   assert crossformer_cases.long_distance(manifest) == expected
 
 
+@pytest.mark.extended
 def test_a_recipe_may_have_other_numbers(vary, compute):
   cosine = {'base_lr': 0.1, 'epochs': 10, 'iterations_per_epoch': 1, 'warmup_epochs': 2}
   manifest = vary('crossformer/lr_schedules', {'cosine': {**cosine, 'steps': [0, 5]}})

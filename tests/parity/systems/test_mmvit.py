@@ -35,7 +35,11 @@ def _state(shapes):
 
 
 @pytest.mark.parametrize(
-  ('case', 'name'), [('mmvit_base_224', 'mmvit_base'), ('mmvit_base_audio', 'mmvit_base_audio')]
+  ('case', 'name'),
+  [
+    ('mmvit_base_224', 'mmvit_base'),
+    pytest.param('mmvit_base_audio', 'mmvit_base_audio', marks=pytest.mark.extended),
+  ],
 )
 def test_every_key_is_read_and_written(case, name):
   shapes = _recorded_shapes(case)
